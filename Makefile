@@ -1,0 +1,43 @@
+# The two commands of a new user are `make demo` and `make test`; `make help` lists the rest.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help demo test lint types protos clean
+.DEFAULT_GOAL := help
+
+help: ## list the commands
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(INSTALLED) ## detect objects in real pictures over an emulated 3 Mbit/s link
+	@$(BIN)/splitpoint demo
+
+test: $(INSTALLED) ## run every test
+	@$(BIN)/python -m pytest
+
+lint: $(INSTALLED) ## check style and formatting
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(INSTALLED) ## check types
+	@$(BIN)/mypy
+
+protos: $(INSTALLED) ## regenerate the gRPC stubs from protos/
+	@$(BIN)/python -m grpc_tools.protoc -Icommon/rpc=protos/splitpoint/v1 \
+		--python_out=. --pyi_out=. --grpc_python_out=. protos/splitpoint/v1/splitpoint.proto
+
+clean: ## remove the environment and everything the demo keeps
+	rm -rf $(VENV) .demo *.egg-info
+
+# torch comes first and exactly pinned: a range may resolve to a build with gigabytes of CUDA.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "error: Python 3.11 or newer is needed, found $$($(PYTHON) -V); set PYTHON=..."; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
+		|| { echo "error: python3-venv is missing: apt-get install python3-venv"; rm -rf $(VENV); exit 1; }
+	@echo "installing into $(VENV) ..."
+	@$(BIN)/python -m pip install --progress-bar on -c constraints.txt "$$(grep '^torch==' constraints.txt)"
+	@$(BIN)/python -m pip install --progress-bar on -c constraints.txt -e '.[search,edge,cloud,bench,dev]'
+	@touch $@

@@ -1,0 +1,134 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class EdgeMessage(_message.Message):
+    __slots__ = ("hello", "frame", "report")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    FRAME_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    hello: Hello
+    frame: Frame
+    report: Report
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., frame: _Optional[_Union[Frame, _Mapping]] = ..., report: _Optional[_Union[Report, _Mapping]] = ...) -> None: ...
+
+class CloudMessage(_message.Message):
+    __slots__ = ("welcome", "result", "rejection")
+    WELCOME_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    REJECTION_FIELD_NUMBER: _ClassVar[int]
+    welcome: Welcome
+    result: Result
+    rejection: Rejection
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., result: _Optional[_Union[Result, _Mapping]] = ..., rejection: _Optional[_Union[Rejection, _Mapping]] = ...) -> None: ...
+
+class Hello(_message.Message):
+    __slots__ = ("edge_id", "bundle_digest", "software_version")
+    EDGE_ID_FIELD_NUMBER: _ClassVar[int]
+    BUNDLE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SOFTWARE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    edge_id: str
+    bundle_digest: bytes
+    software_version: str
+    def __init__(self, edge_id: _Optional[str] = ..., bundle_digest: _Optional[bytes] = ..., software_version: _Optional[str] = ...) -> None: ...
+
+class Welcome(_message.Message):
+    __slots__ = ("software_version", "plan_digests")
+    SOFTWARE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    PLAN_DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    software_version: str
+    plan_digests: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, software_version: _Optional[str] = ..., plan_digests: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class Frame(_message.Message):
+    __slots__ = ("frame_id", "plan_digest", "image_width", "image_height", "payloads", "score_threshold")
+    FRAME_ID_FIELD_NUMBER: _ClassVar[int]
+    PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_WIDTH_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    PAYLOADS_FIELD_NUMBER: _ClassVar[int]
+    SCORE_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    frame_id: int
+    plan_digest: bytes
+    image_width: int
+    image_height: int
+    payloads: _containers.RepeatedCompositeFieldContainer[Payload]
+    score_threshold: float
+    def __init__(self, frame_id: _Optional[int] = ..., plan_digest: _Optional[bytes] = ..., image_width: _Optional[int] = ..., image_height: _Optional[int] = ..., payloads: _Optional[_Iterable[_Union[Payload, _Mapping]]] = ..., score_threshold: _Optional[float] = ...) -> None: ...
+
+class Payload(_message.Message):
+    __slots__ = ("data", "crc32")
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    CRC32_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    crc32: int
+    def __init__(self, data: _Optional[bytes] = ..., crc32: _Optional[int] = ...) -> None: ...
+
+class Report(_message.Message):
+    __slots__ = ("frame_id", "plan_digest", "detections")
+    FRAME_ID_FIELD_NUMBER: _ClassVar[int]
+    PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    DETECTIONS_FIELD_NUMBER: _ClassVar[int]
+    frame_id: int
+    plan_digest: bytes
+    detections: Detections
+    def __init__(self, frame_id: _Optional[int] = ..., plan_digest: _Optional[bytes] = ..., detections: _Optional[_Union[Detections, _Mapping]] = ...) -> None: ...
+
+class Detections(_message.Message):
+    __slots__ = ("boxes", "scores", "classes")
+    BOXES_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
+    boxes: _containers.RepeatedScalarFieldContainer[float]
+    scores: _containers.RepeatedScalarFieldContainer[float]
+    classes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, boxes: _Optional[_Iterable[float]] = ..., scores: _Optional[_Iterable[float]] = ..., classes: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Result(_message.Message):
+    __slots__ = ("frame_id", "detections", "times")
+    FRAME_ID_FIELD_NUMBER: _ClassVar[int]
+    DETECTIONS_FIELD_NUMBER: _ClassVar[int]
+    TIMES_FIELD_NUMBER: _ClassVar[int]
+    frame_id: int
+    detections: Detections
+    times: CloudTimes
+    def __init__(self, frame_id: _Optional[int] = ..., detections: _Optional[_Union[Detections, _Mapping]] = ..., times: _Optional[_Union[CloudTimes, _Mapping]] = ...) -> None: ...
+
+class CloudTimes(_message.Message):
+    __slots__ = ("decode_us", "queue_us", "tail_us", "postprocess_us", "total_us")
+    DECODE_US_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_US_FIELD_NUMBER: _ClassVar[int]
+    TAIL_US_FIELD_NUMBER: _ClassVar[int]
+    POSTPROCESS_US_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_US_FIELD_NUMBER: _ClassVar[int]
+    decode_us: int
+    queue_us: int
+    tail_us: int
+    postprocess_us: int
+    total_us: int
+    def __init__(self, decode_us: _Optional[int] = ..., queue_us: _Optional[int] = ..., tail_us: _Optional[int] = ..., postprocess_us: _Optional[int] = ..., total_us: _Optional[int] = ...) -> None: ...
+
+class Rejection(_message.Message):
+    __slots__ = ("frame_id", "reason", "message")
+    class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        REASON_UNSPECIFIED: _ClassVar[Rejection.Reason]
+        REASON_UNKNOWN_PLAN: _ClassVar[Rejection.Reason]
+        REASON_BAD_PAYLOAD: _ClassVar[Rejection.Reason]
+        REASON_INTERNAL: _ClassVar[Rejection.Reason]
+    REASON_UNSPECIFIED: Rejection.Reason
+    REASON_UNKNOWN_PLAN: Rejection.Reason
+    REASON_BAD_PAYLOAD: Rejection.Reason
+    REASON_INTERNAL: Rejection.Reason
+    FRAME_ID_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    frame_id: int
+    reason: Rejection.Reason
+    message: str
+    def __init__(self, frame_id: _Optional[int] = ..., reason: _Optional[_Union[Rejection.Reason, str]] = ..., message: _Optional[str] = ...) -> None: ...

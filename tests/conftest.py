@@ -1,0 +1,18 @@
+"""Fixtures that every test may use."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of test data ($SPLITPOINT_DATA, or shared/data beside the checkout)."""
+    configured = os.environ.get("SPLITPOINT_DATA")
+    folder = Path(configured) if configured else REPOSITORY.parent / "shared" / "data"
+    if not (folder / "coco_val").is_dir():
+        pytest.skip(f"no test data in {folder}: set SPLITPOINT_DATA to a folder with coco_val/")
+    return folder
