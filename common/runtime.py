@@ -17,6 +17,9 @@ from common.errors import ModelError, ParityError
 
 Array = NDArray[Any]
 
+# Nothing about a user's models or machine leaves it.
+onnxruntime.disable_telemetry_events()
+
 
 @dataclass(frozen=True)
 class Port:

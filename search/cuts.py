@@ -1,0 +1,88 @@
+"""Cuts: every way to divide the graph between edge and cloud.
+
+A head is a set of nodes closed under predecessors. Its cut is the set of tensors that must travel:
+those made by the head (or the image itself) that the tail reads, and those outputs of the network
+that the head already holds. The empty head is cloud-only, the whole graph is edge-only.
+"""
+
+from dataclasses import dataclass
+
+from common.errors import ModelError
+from search.graph import Graph, Node
+
+MAX_HEADS = 200_000
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """One cut of a graph.
+
+    Attributes:
+        tensors: What travels, in topological order.
+        head: The nodes on the edge, in execution order; empty for cloud-only.
+        tail: The nodes in the cloud, in execution order; empty for edge-only.
+    """
+
+    tensors: tuple[str, ...]
+    head: tuple[Node, ...]
+    tail: tuple[Node, ...]
+
+    @property
+    def name(self) -> str:
+        """The tensors' names joined by "+"."""
+        return "+".join(self.tensors)
+
+    @property
+    def kind(self) -> str:
+        """As `common.manifest.Plan.kind`."""
+        if not self.head:
+            return "cloud-only"
+        return "split" if self.tail else "edge-only"
+
+
+def enumerate_cuts(graph: Graph, *, max_tensors: int = 4) -> list[Cut]:
+    """All cuts of at most `max_tensors` tensors, cloud-only first and edge-only last.
+
+    Cloud-only and edge-only are always among them, however many outputs the network has. Heads are
+    found by adding one ready node at a time; a bit mask stands for a head.
+
+    Raises:
+        ModelError: If the graph is so wide that it has more than `MAX_HEADS` heads.
+    """
+    body = [node for node in graph.nodes if node.op != "input"]
+    index = {node.name: bit for bit, node in enumerate(body)}
+    needs = [sum(1 << index[i] for i in set(node.inputs) if i in index) for node in body]
+
+    heads = {0}
+    frontier = [0]
+    while frontier:
+        grown = {
+            head | 1 << bit
+            for head in frontier
+            for bit, need in enumerate(needs)
+            if not head >> bit & 1 and head & need == need
+        }
+        frontier = list(grown - heads)
+        heads |= grown
+        if len(heads) > MAX_HEADS:
+            raise ModelError(f"the graph has over {MAX_HEADS} heads: its branches are too many to cut")
+
+    whole = (1 << len(body)) - 1
+    cuts = []
+    for head in sorted(heads, key=lambda mask: (mask.bit_count(), mask)):
+        cut = _cut_of(graph, body, head)
+        if head in (0, whole) or len(cut.tensors) <= max_tensors:
+            cuts.append(cut)
+    return cuts
+
+
+def _cut_of(graph: Graph, body: list[Node], mask: int) -> Cut:
+    head = tuple(node for bit, node in enumerate(body) if mask >> bit & 1)
+    tail = tuple(node for bit, node in enumerate(body) if not mask >> bit & 1)
+    read_later = {name for node in tail for name in node.inputs}
+    tensors = tuple(
+        node.name
+        for node in (graph.nodes[0], *head)
+        if node.name in read_later or node.name in graph.outputs
+    )
+    return Cut(tensors, head, tail)

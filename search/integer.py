@@ -1,0 +1,91 @@
+"""The head in integers, computed in torch: the reference for every runtime.
+
+Sums of 8-bit products are computed in float64, where they are exact; requantization repeats the
+runtime's float32 arithmetic (scale, round half to even, saturate). An edge must reproduce these
+codes before it serves (`common.runtime.check_parity`).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name that every torch user knows
+from numpy.typing import NDArray
+
+from common.errors import ModelError
+from search import execute
+from search.graph import IMAGE, Node
+from search.quantize import Grid, QuantizedGraph
+
+Codes = NDArray[np.uint8]
+
+
+def run(network: QuantizedGraph, image: Codes, fetch: Sequence[str]) -> list[Codes]:
+    """Compute the 8-bit codes of the tensors `fetch`.
+
+    Args:
+        network: The quantized network.
+        image: (N, 3, H, W) pixels.
+        fetch: Names of tensors.
+
+    Raises:
+        ModelError: If a node on the way has no 8-bit form.
+    """
+    codes: dict[str, Codes] = {IMAGE: image}
+    for node in network.graph.ancestors(fetch):
+        if node.name in network.refused:
+            raise ModelError(network.refused[node.name])
+        if node.op != "input":
+            codes[node.name] = _apply(network, node, [codes[name] for name in node.inputs])
+    return [codes[name] for name in fetch]
+
+
+def activation_table(network: QuantizedGraph, node: Node) -> Codes:
+    """256 codes after the activation, indexed by the code before it."""
+    if node.activation is None:
+        raise ModelError(f"{node.name}: no activation")
+    linear = network.before[node.name].dequantize(np.arange(256, dtype=np.uint8))
+    values = execute.activate(node.activation, torch.from_numpy(linear)).numpy()
+    return network.grids[node.name].quantize(values)
+
+
+def _apply(network: QuantizedGraph, node: Node, inputs: list[Codes]) -> Codes:
+    if node.op == "conv":
+        return _conv(network, node, inputs[0])
+    grid = network.grids[node.name]
+    if node.op in ("max_pool", "upsample", "slice"):
+        moved = execute.apply(node, [torch.from_numpy(inputs[0]).float()])
+        return moved.numpy().astype(np.uint8)
+    grids = [network.grids[name] for name in node.inputs]
+    if node.op == "concat" and all(g == grid for g in grids):
+        return np.concatenate(inputs, 1)
+    values = [torch.from_numpy(g.dequantize(q)) for g, q in zip(grids, inputs, strict=True)]
+    return grid.quantize(execute.apply(node, values).numpy())
+
+
+def _conv(network: QuantizedGraph, node: Node, codes: Codes) -> Codes:
+    conv = network.convs[node.name]
+    source = network.grids[node.inputs[0]]
+    target = network.before.get(node.name, network.grids[node.name])
+    sums = F.conv2d(
+        torch.from_numpy(codes.astype(np.float64) - source.zero_point),
+        torch.from_numpy(conv.weight.astype(np.float64)),
+        torch.from_numpy(conv.bias.astype(np.float64)),
+        node.attributes["stride"],
+        node.attributes["pads"][:2],
+        1,
+        node.attributes["groups"],
+    ).numpy()
+    linear = _requantize(sums, source, conv.scale, target)
+    if node.name in network.before:
+        return activation_table(network, node)[linear]
+    return linear
+
+
+def _requantize(
+    sums: NDArray[np.float64], source: Grid, weight_scale: NDArray[np.float32], target: Grid
+) -> Codes:
+    multiplier = np.float32(source.scale) * weight_scale / np.float32(target.scale)
+    scaled = sums.astype(np.float32) * multiplier[None, :, None, None]
+    low, high = -target.zero_point, 255 - target.zero_point
+    return (np.rint(np.clip(scaled, low, high)) + target.zero_point).astype(np.uint8)

@@ -1,0 +1,105 @@
+"""Latency sources: how long a head takes on the edge and a tail in the cloud.
+
+Per-layer times do not add up once a runtime fuses operators, so the prefix and the suffix of every
+cut are timed as the models that would be deployed.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from common.runtime import Model
+from search.cuts import Cut
+from search.graph import IMAGE
+from search.onnx_models import SharedWeights, head_model, tail_model, write_weights
+from search.quantize import QuantizedGraph
+from search.timing import NO_TIME, Timing, interleave
+
+_GROUP = 8
+
+
+@dataclass(frozen=True)
+class CutTimes:
+    """Times of the two sides of a cut, on the machine where they were measured."""
+
+    head: Timing
+    tail: Timing
+
+
+class LatencySource(Protocol):
+    """Where the search's latency table comes from."""
+
+    def times(
+        self, cuts: Sequence[Cut], progress: Callable[[int, int], None]
+    ) -> dict[str, CutTimes]:
+        """Times of every cut, by the cut's name."""
+        ...
+
+
+class MeasuredLatency:
+    """Times the models of each cut with ONNX Runtime on this machine.
+
+    Args:
+        network: The quantized network.
+        folder: For the tails and their weights while they are timed.
+        head_threads: Threads of the edge's runtime.
+        tail_threads: Threads of the cloud's runtime.
+        rounds: Runs of each model.
+    """
+
+    def __init__(
+        self,
+        network: QuantizedGraph,
+        folder: Path,
+        *,
+        head_threads: int = 1,
+        tail_threads: int = 1,
+        rounds: int = 9,
+    ) -> None:
+        self._network = network
+        self._folder = folder
+        self._head_threads = head_threads
+        self._tail_threads = tail_threads
+        self._rounds = rounds
+
+    def times(
+        self, cuts: Sequence[Cut], progress: Callable[[int, int], None]
+    ) -> dict[str, CutTimes]:
+        """As `LatencySource.times`; a few cuts are open at a time, to bound memory."""
+        weights = SharedWeights.of(self._network.graph)
+        write_weights(self._folder, weights)
+        table: dict[str, CutTimes] = {}
+        for start in range(0, len(cuts), _GROUP):
+            group = cuts[start : start + _GROUP]
+            calls = [call for cut in group for call in (self._head(cut), self._tail(cut, weights))]
+            timings = interleave([c for c in calls if c is not None], rounds=self._rounds)
+            measured = iter(timings)
+            each = [NO_TIME if call is None else next(measured) for call in calls]
+            for index, cut in enumerate(group):
+                table[cut.name] = CutTimes(each[2 * index], each[2 * index + 1])
+            progress(start + len(group), len(cuts))
+        return table
+
+    def _head(self, cut: Cut) -> Callable[[], object] | None:
+        if not cut.head:
+            return None
+        model = Model(head_model(self._network, cut.tensors), threads=self._head_threads)
+        shape = self._network.graph[IMAGE].shape
+        image = np.random.default_rng(0).integers(0, 256, (1, *shape), np.uint8)
+        return lambda: model.run({IMAGE: image})
+
+    def _tail(self, cut: Cut, weights: SharedWeights) -> Callable[[], object] | None:
+        if not cut.tail:
+            return None
+        path = self._folder / "tail.onnx"
+        path.write_bytes(tail_model(self._network.graph, cut, weights))
+        model = Model(path, threads=self._tail_threads)
+        rng = np.random.default_rng(0)
+        inputs = {
+            name: rng.standard_normal((1, *self._network.graph[name].shape), np.float32)
+            for name in cut.tensors
+        }
+        return lambda: model.run(inputs)
