@@ -112,7 +112,10 @@ def _linear(node: Node) -> Node:
 
 
 def _release(
-    inputs: Sequence[str], reader: str, values: dict[str, torch.Tensor], waiting: dict[str, set[str]]
+    inputs: Sequence[str],
+    reader: str,
+    values: dict[str, torch.Tensor],
+    waiting: dict[str, set[str]],
 ) -> None:
     for name in set(inputs):
         waiting[name].discard(reader)

@@ -18,7 +18,7 @@ class Cut:
     """One cut of a graph.
 
     Attributes:
-        tensors: What travels, in topological order.
+        tensors: What travels, in topological order; of edge-only, the network's outputs in theirs.
         head: The nodes on the edge, in execution order; empty for cloud-only.
         tail: The nodes in the cloud, in execution order; empty for edge-only.
     """
@@ -65,7 +65,9 @@ def enumerate_cuts(graph: Graph, *, max_tensors: int = 4) -> list[Cut]:
         frontier = list(grown - heads)
         heads |= grown
         if len(heads) > MAX_HEADS:
-            raise ModelError(f"the graph has over {MAX_HEADS} heads: its branches are too many to cut")
+            raise ModelError(
+                f"the graph has over {MAX_HEADS} heads: its branches are too many to cut"
+            )
 
     whole = (1 << len(body)) - 1
     cuts = []
@@ -79,6 +81,8 @@ def enumerate_cuts(graph: Graph, *, max_tensors: int = 4) -> list[Cut]:
 def _cut_of(graph: Graph, body: list[Node], mask: int) -> Cut:
     head = tuple(node for bit, node in enumerate(body) if mask >> bit & 1)
     tail = tuple(node for bit, node in enumerate(body) if not mask >> bit & 1)
+    if not tail:
+        return Cut(graph.outputs, head, tail)
     read_later = {name for node in tail for name in node.inputs}
     tensors = tuple(
         node.name

@@ -40,8 +40,19 @@ def apply(node: Node, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
         weight = torch.from_numpy(node.weight).to(first.dtype)
         bias = None if node.bias is None else torch.from_numpy(node.bias).to(first.dtype)
         output = F.conv2d(
-            first, weight, bias, attributes["stride"], attributes["pads"][:2], 1, attributes["groups"]
+            first,
+            weight,
+            bias,
+            attributes["stride"],
+            attributes["pads"][:2],
+            1,
+            attributes["groups"],
         )
+    elif node.op == "batch_norm":
+        if node.weight is None or node.bias is None:
+            raise ModelError(f"{node.name}: batch normalisation without its constants")
+        scale, offset = torch.from_numpy(node.weight), torch.from_numpy(node.bias)
+        output = first * scale[:, None, None] + offset[:, None, None]
     elif node.op == "max_pool":
         top, left, bottom, right = attributes["pads"]
         padded = F.pad(first, (left, right, top, bottom), value=float("-inf"))

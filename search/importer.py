@@ -154,7 +154,9 @@ class _Importer:
         source, pads, *rest = _arguments(node, (None, None, "constant", None))
         value = rest[-1] if rest[0] == "constant" else rest[0]
         if len(pads) != 4 or value != -math.inf:
-            raise ModelError(f"{node.name}: only padding by -inf in front of max pooling is supported")
+            raise ModelError(
+                f"{node.name}: only padding by -inf in front of max pooling is supported"
+            )
         left, right, top, bottom = pads
         self._pending_pads[node.name] = (self.tensor(source), (top, left, bottom, right))
 
@@ -168,7 +170,12 @@ class _Importer:
         pads = (top, left, top, left)
         if isinstance(source, fx.Node) and source.name in self._pending_pads:
             tensor, before = self._pending_pads[source.name]
-            pads = (pads[0] + before[0], pads[1] + before[1], pads[2] + before[2], pads[3] + before[3])
+            pads = (
+                pads[0] + before[0],
+                pads[1] + before[1],
+                pads[2] + before[2],
+                pads[3] + before[3],
+            )
         else:
             tensor = self.tensor(source)
         attributes = {"kernel": _pair(kernel), "stride": _pair(stride or kernel), "pads": pads}

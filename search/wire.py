@@ -15,7 +15,7 @@ from common.manifest import CodecSpec, WireTensor
 from search.graph import Node
 from search.quantize import Grid
 
-WIDTHS = (2, 4, 6, 8)
+WIDTHS = (2, 3, 4, 6, 8)
 TENSOR_CODECS = (CodecSpec(name="packed"), CodecSpec(name="packed+zstd"))
 IMAGE_CODECS = (
     CodecSpec(name="raw"),

@@ -1,0 +1,136 @@
+"""The cloud's REST API: whole images in, detections out, and whether the process is ready.
+
+    image -> letterbox -> [worker pool: the cloud-only plan's tail] -> detections
+
+This is the path of a caller without an edge, and the reference for every split: the network as it
+is, on the letterboxed pixels, with no lossy codec between them.
+"""
+
+import asyncio
+import time
+from concurrent.futures import Executor
+
+from fastapi import FastAPI, Request
+
+from cloud.tails import DEFAULT_SCORE_THRESHOLD, Tails
+from common.errors import CloudUnavailableError
+from common.images import DEFAULT_LIMITS, ImageLimits, Letterbox, decode_image, letterbox
+from common.rest import (
+    IMAGE_BODY,
+    DetectResponse,
+    Health,
+    ImageSize,
+    PlanName,
+    PlansResponse,
+    ScoreThreshold,
+    detection_records,
+    error_responses,
+    install_error_handlers,
+    plan_record,
+    read_image_body,
+)
+
+
+def create_app(
+    tails: Tails,
+    workers: Executor,
+    *,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    version: str = "",
+) -> FastAPI:
+    """The app over a bundle's tails.
+
+    Args:
+        tails: The opened tails.
+        workers: Where tails run, shared with the gRPC service.
+        limits: The largest image to accept.
+        version: The software's version, for /docs.
+    """
+    app = FastAPI(title="Splitpoint cloud", version=version or "0")
+    install_error_handlers(app)
+
+    @app.post(
+        "/v1/detect",
+        openapi_extra=IMAGE_BODY,
+        responses=error_responses(409, 413, 415, 422, 503),
+    )
+    async def detect(
+        request: Request, score_threshold: ScoreThreshold = DEFAULT_SCORE_THRESHOLD
+    ) -> DetectResponse:
+        """Detect objects in one image with the whole network."""
+        tails.image_runner()  # before the body is read: nothing in it could help
+        body = await read_image_body(request, limits.max_bytes)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(
+            workers, detect_image, tails, body, score_threshold, limits, time.perf_counter()
+        )
+
+    @app.get("/v1/plans")
+    async def plans() -> PlansResponse:
+        """The plans of the bundle."""
+        return PlansResponse(
+            model=tails.bundle.manifest.search.model,
+            plans=[plan_record(plan, digest) for digest, plan in tails.bundle.plans.items()],
+        )
+
+    @app.get("/livez")
+    async def alive() -> Health:
+        """The process lives."""
+        return Health()
+
+    @app.get("/readyz", responses=error_responses(503))
+    async def ready() -> Health:
+        """Every tail has run once."""
+        if not tails.ready:
+            raise CloudUnavailableError("the tails are being warmed up")
+        return Health()
+
+    return app
+
+
+def detect_image(
+    tails: Tails,
+    data: bytes,
+    score_threshold: float,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    arrived_s: float | None = None,
+) -> DetectResponse:
+    """Decode an image and run the whole network on it, in the calling thread.
+
+    Args:
+        tails: The opened tails.
+        data: The encoded image.
+        score_threshold: Lowest score to return.
+        limits: The largest image to decode.
+        arrived_s: When the image arrived, in seconds of `time.perf_counter`; now, if None.
+
+    Raises:
+        ImageError: If it is no image, or too large.
+        UnknownPlanError: If the bundle has no cloud-only plan.
+    """
+    started_s = time.perf_counter()
+    arrived_s = started_s if arrived_s is None else arrived_s
+    runner = tails.image_runner()
+    detector = tails.bundle.manifest.detector
+    image = decode_image(data, limits)
+    height, width = image.shape[:2]
+    size = detector.input_height, detector.input_width
+    pixels = letterbox(image, size)
+    preprocessed_s = time.perf_counter()
+    where = Letterbox.fit(width, height, size)
+    finished = runner.run(runner.symbols([pixels]), where, score_threshold)
+    done_s = time.perf_counter()
+    return DetectResponse(
+        image=ImageSize(width=width, height=height),
+        plan=PlanName(name=runner.plan.name, kind=runner.plan.kind, digest=runner.digest.hex()),
+        detections=detection_records(finished.detections, detector.class_names),
+        times_ms={
+            "queue": (started_s - arrived_s) * 1000,
+            "preprocess": (preprocessed_s - started_s) * 1000,
+            "decode": finished.decode_ms,
+            "tail": finished.tail_ms,
+            "postprocess": finished.postprocess_ms,
+        },
+        latency_ms=(done_s - arrived_s) * 1000,
+        uplink_bytes=len(data),
+    )

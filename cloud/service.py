@@ -1,0 +1,217 @@
+"""The cloud's end of the stream: greets an edge, then answers each of its frames as it finishes.
+
+    Stream: Hello -> Welcome, then  Frame -> [worker pool: TailRunner] -> Result | Rejection
+
+Several frames of one stream are served at once and answered as they finish. When an edge has as many
+under way as it may, its stream is not read: the pressure reaches the edge through HTTP/2 flow control
+and nothing queues without bound. A bad frame costs that frame; only a peer that does not speak the
+protocol loses its stream.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterable
+from concurrent.futures import Executor
+from typing import TYPE_CHECKING, NoReturn
+
+import grpc
+
+from cloud.tails import Tails
+from common.errors import PayloadError, SplitpointError, UnknownPlanError
+from common.messages import (
+    DIGEST_BYTES,
+    MAX_EDGE_ID_CHARACTERS,
+    detections_from_message,
+    detections_to_message,
+    microseconds,
+)
+from common.rpc import splitpoint_pb2 as pb
+from common.rpc.splitpoint_pb2_grpc import SplitServiceServicer
+from common.serving import log_event
+
+if TYPE_CHECKING:
+    Context = grpc.aio.ServicerContext[pb.EdgeMessage, pb.CloudMessage]
+
+_LOG = logging.getLogger("splitpoint.cloud")
+_DRAIN_S = 5.0
+
+
+class ProtocolError(Exception):
+    """A peer that does not speak the protocol; the message tells it why."""
+
+
+class SplitService(SplitServiceServicer):
+    """The gRPC service over a bundle's tails.
+
+    Args:
+        tails: The opened tails.
+        workers: Where tails run; its size is the number of frames served at once, of all edges.
+        in_flight: Frames of one edge that may be under way before its stream is no longer read.
+        version: The software's version, for the Welcome.
+    """
+
+    def __init__(
+        self, tails: Tails, workers: Executor, *, in_flight: int = 8, version: str = ""
+    ) -> None:
+        self._tails = tails
+        self._workers = workers
+        self._in_flight = in_flight
+        self._version = version
+        self._draining = asyncio.Event()
+
+    def drain(self) -> None:
+        """Read no more frames; streams end once the frames under way are answered."""
+        self._draining.set()
+
+    async def Stream(  # noqa: N802
+        self, request_iterator: AsyncIterable[pb.EdgeMessage], context: "Context"
+    ) -> None:
+        """Serve one edge until it hangs up, breaks the protocol or the server drains."""
+        answers: set[asyncio.Task[None]] = set()
+        reading = asyncio.create_task(self._read(context, answers))
+        draining = asyncio.create_task(self._draining.wait())
+        try:
+            await asyncio.wait({reading, draining}, return_when=asyncio.FIRST_COMPLETED)
+            if not reading.done():
+                if answers:
+                    await asyncio.wait(answers, timeout=_DRAIN_S)
+                await _abort(context, grpc.StatusCode.UNAVAILABLE, "the cloud is shutting down")
+            try:
+                reading.result()
+            except ProtocolError as error:
+                await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            if answers:
+                await asyncio.wait(answers)
+        finally:
+            for task in (reading, draining, *answers):
+                task.cancel()
+
+    async def _read(self, context: "Context", answers: set[asyncio.Task[None]]) -> None:
+        hello = await context.read()
+        if hello is grpc.aio.EOF:
+            return
+        self._check_hello(hello)
+        welcome = pb.Welcome(software_version=self._version, plan_digests=self._tails.digests)
+        await context.write(pb.CloudMessage(welcome=welcome))
+        writing = asyncio.Lock()
+        slots = asyncio.Semaphore(self._in_flight)
+        while True:
+            await slots.acquire()
+            message = await context.read()
+            if message is grpc.aio.EOF:
+                return
+            _check_kind(message)
+            task = asyncio.create_task(
+                self._answer(context, message, time.perf_counter(), writing, slots)
+            )
+            answers.add(task)
+            task.add_done_callback(answers.discard)
+
+    async def _answer(
+        self,
+        context: "Context",
+        message: pb.EdgeMessage,
+        arrived_s: float,
+        writing: asyncio.Lock,
+        slots: asyncio.Semaphore,
+    ) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+            answer = await loop.run_in_executor(self._workers, self.serve, message, arrived_s)
+            async with writing:
+                if answer.HasField("result"):
+                    elapsed_ms = (time.perf_counter() - arrived_s) * 1000
+                    answer.result.times.total_us = microseconds(elapsed_ms)
+                await context.write(answer)
+        except asyncio.InvalidStateError:
+            _LOG.debug("an edge left before its answer was ready")
+        finally:
+            slots.release()
+
+    def serve(self, message: pb.EdgeMessage, arrived_s: float) -> pb.CloudMessage:
+        """Answer one Frame or Report, in the calling thread; never raises.
+
+        Args:
+            message: A message that is not a Hello.
+            arrived_s: When it arrived, in seconds of `time.perf_counter`.
+        """
+        is_frame = message.WhichOneof("kind") == "frame"
+        frame_id = message.frame.frame_id if is_frame else message.report.frame_id
+        queue_us = microseconds((time.perf_counter() - arrived_s) * 1000)
+        try:
+            result = self._finish(message.frame) if is_frame else self._record(message.report)
+        except SplitpointError as error:
+            return _rejection(frame_id, _reason(error), str(error))
+        except Exception:
+            _LOG.exception("a frame failed")
+            return _rejection(frame_id, pb.Rejection.REASON_INTERNAL, "see the cloud's log")
+        result.frame_id = frame_id
+        result.times.queue_us = queue_us
+        result.times.total_us = microseconds((time.perf_counter() - arrived_s) * 1000)
+        return pb.CloudMessage(result=result)
+
+    def _finish(self, frame: pb.Frame) -> pb.Result:
+        finished = self._tails.runner(frame.plan_digest).finish(frame)
+        times = pb.CloudTimes(
+            decode_us=microseconds(finished.decode_ms),
+            tail_us=microseconds(finished.tail_ms),
+            postprocess_us=microseconds(finished.postprocess_ms),
+        )
+        return pb.Result(detections=detections_to_message(finished.detections), times=times)
+
+    def _record(self, report: pb.Report) -> pb.Result:
+        classes = self._tails.check_report(report.plan_digest)
+        detections_from_message(report.detections, classes)
+        return pb.Result()
+
+    def _check_hello(self, message: pb.EdgeMessage) -> None:
+        if message.WhichOneof("kind") != "hello":
+            raise ProtocolError(f"expected a Hello first, got {message.WhichOneof('kind')}")
+        hello = message.hello
+        if not 1 <= len(hello.edge_id) <= MAX_EDGE_ID_CHARACTERS:
+            raise ProtocolError(
+                f"edge_id: expected 1 to {MAX_EDGE_ID_CHARACTERS} characters, "
+                f"got {len(hello.edge_id)}"
+            )
+        if len(hello.bundle_digest) != DIGEST_BYTES:
+            raise ProtocolError(
+                f"bundle_digest: expected {DIGEST_BYTES} bytes, got {len(hello.bundle_digest)}"
+            )
+        # Another bundle is no reason to refuse: plans are matched one by one, by digest.
+        log_event(
+            "edge-connected",
+            {
+                "edge_id": hello.edge_id,
+                "bundle": hello.bundle_digest.hex(),
+                "same_bundle": hello.bundle_digest == self._tails.bundle_digest,
+                "version": hello.software_version[:64],
+            },
+        )
+
+
+def _check_kind(message: pb.EdgeMessage) -> None:
+    kind = message.WhichOneof("kind")
+    if kind not in {"frame", "report"}:
+        raise ProtocolError(f"expected a Frame or Report, got {kind or 'a message without a kind'}")
+
+
+def _rejection(
+    frame_id: int, reason: "pb.Rejection.Reason", why: str
+) -> pb.CloudMessage:
+    line = " ".join(why.split())[:300]
+    return pb.CloudMessage(
+        rejection=pb.Rejection(frame_id=frame_id, reason=reason, message=line)
+    )
+
+
+def _reason(error: SplitpointError) -> "pb.Rejection.Reason":
+    if isinstance(error, UnknownPlanError):
+        return pb.Rejection.REASON_UNKNOWN_PLAN
+    if isinstance(error, PayloadError):
+        return pb.Rejection.REASON_BAD_PAYLOAD
+    return pb.Rejection.REASON_INTERNAL
+
+
+async def _abort(context: "Context", code: grpc.StatusCode, why: str) -> NoReturn:
+    await context.abort(code, why)

@@ -1,0 +1,232 @@
+"""The cloud's half of a plan: from a frame's payloads to detections.
+
+    payloads -> count, CRC-32 -> codec -> table look-up -> tail -> decode boxes, NMS -> detections
+
+What arrives is checked against the plan, never against what it says of itself. Tails with the same
+file are opened once: plans that differ only in widths or wire format share one session.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.bundle import Bundle
+from common.codec import check, make_codec
+from common.detections import Detections, DetectorSpec, decode_yolo
+from common.errors import PayloadError, UnknownPlanError
+from common.images import Letterbox, letterbox
+from common.manifest import Plan, Tail, WireTensor
+from common.messages import checked_threshold
+from common.rpc import splitpoint_pb2 as pb
+from common.runtime import Model
+
+DEFAULT_SCORE_THRESHOLD = 0.25
+_MAX_SIDE_PIXELS = 65535
+
+Symbols = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a tail made of one frame, and how long each stage took."""
+
+    detections: Detections
+    decode_ms: float
+    tail_ms: float
+    postprocess_ms: float
+
+
+class TailRunner:
+    """Finishes the frames of one plan; may be called from several threads at once.
+
+    Args:
+        plan: A plan with a tail.
+        digest: The plan's digest.
+        detector: Geometry of the boxes.
+        model: The opened tail.
+    """
+
+    def __init__(self, plan: Plan, digest: bytes, detector: DetectorSpec, model: Model) -> None:
+        assert plan.codec is not None  # noqa: S101 - Plan's validator has checked it
+        self.plan = plan
+        self.digest = digest
+        self._detector = detector
+        self._model = model
+        self._codec = make_codec(plan.codec)
+        self._tables = [WireTable(tensor) for tensor in plan.wire]
+
+    def finish(self, frame: pb.Frame) -> Finished:
+        """Finish a frame as it came over the wire.
+
+        Raises:
+            PayloadError: If its payloads, image size or threshold cannot be.
+        """
+        started_s = time.perf_counter()
+        threshold = checked_threshold(frame.score_threshold, DEFAULT_SCORE_THRESHOLD)
+        where = self._letterbox(frame.image_width, frame.image_height)
+        symbols = self._decode(frame.payloads)
+        return self.run(symbols, where, threshold, started_s=started_s)
+
+    def run(
+        self,
+        symbols: Sequence[Symbols],
+        where: Letterbox,
+        threshold: float,
+        *,
+        started_s: float | None = None,
+    ) -> Finished:
+        """Dequantize, run the tail and decode its maps.
+
+        Args:
+            symbols: One (C, H, W) tensor of symbols per wire tensor.
+            where: Where the image lies in the network's input.
+            threshold: Lowest score to return.
+            started_s: When decoding began, in seconds of `time.perf_counter`; now, if None.
+        """
+        started_s = time.perf_counter() if started_s is None else started_s
+        names = [tensor.name for tensor in self.plan.wire]
+        values = self.values(symbols)
+        inputs = {name: value[None] for name, value in zip(names, values, strict=True)}
+        decoded_s = time.perf_counter()
+        maps = [batch[0] for batch in self._model.run(inputs)]
+        ran_s = time.perf_counter()
+        detections = decode_yolo(maps, self._detector, where, score_threshold=threshold)
+        done_s = time.perf_counter()
+        return Finished(
+            detections=detections,
+            decode_ms=(decoded_s - started_s) * 1000,
+            tail_ms=(ran_s - decoded_s) * 1000,
+            postprocess_ms=(done_s - ran_s) * 1000,
+        )
+
+    def values(self, symbols: Sequence[Symbols]) -> list[NDArray[np.float32]]:
+        """What the tail sees of symbols: one (C, H, W) tensor per wire tensor."""
+        return [table.values(s) for table, s in zip(self._tables, symbols, strict=True)]
+
+    def symbols(self, codes: Sequence[NDArray[np.uint8]]) -> list[Symbols]:
+        """Quantize, as an edge would: of a cloud-only plan, the pixels."""
+        return [table.symbols(c) for table, c in zip(self._tables, codes, strict=True)]
+
+    def warm_up(self) -> None:
+        """Run once, so that no frame pays for the first inference."""
+        symbols = [np.zeros(tensor.shape, np.uint8) for tensor in self.plan.wire]
+        size = self._detector.input_height, self._detector.input_width
+        self.run(symbols, Letterbox.fit(*size[::-1], size), DEFAULT_SCORE_THRESHOLD)
+
+    def _decode(self, payloads: Sequence[pb.Payload]) -> list[Symbols]:
+        if len(payloads) != len(self.plan.wire):
+            raise PayloadError(
+                f"plan {self.plan.name}: expected {len(self.plan.wire)} payloads, "
+                f"got {len(payloads)}"
+            )
+        symbols = []
+        for tensor, payload in zip(self.plan.wire, payloads, strict=True):
+            check(payload.data, payload.crc32)
+            symbols.append(self._codec.decode(payload.data, tensor.shape, tensor.bits))
+        return symbols
+
+    def _letterbox(self, width: int, height: int) -> Letterbox:
+        if not (1 <= width <= _MAX_SIDE_PIXELS and 1 <= height <= _MAX_SIDE_PIXELS):
+            raise PayloadError(
+                f"image size {width}x{height}: expected 1 to {_MAX_SIDE_PIXELS} pixels a side"
+            )
+        size = self._detector.input_height, self._detector.input_width
+        return Letterbox.fit(width, height, size)
+
+
+class Tails:
+    """The tails of a bundle, by plan digest.
+
+    Args:
+        bundle: The opened bundle.
+        threads: Threads within one inference.
+
+    Raises:
+        ModelError: If a tail cannot be opened.
+    """
+
+    def __init__(self, bundle: Bundle, *, threads: int = 1) -> None:
+        self.bundle = bundle
+        self._models: dict[tuple[str, ...], Model] = {}
+        self._runners = {
+            digest: TailRunner(
+                plan, digest, bundle.manifest.detector, self._model(plan.tail, threads)
+            )
+            for digest, plan in bundle.plans.items()
+            if plan.tail is not None
+        }
+        self._ready = False
+
+    @property
+    def bundle_digest(self) -> bytes:
+        """SHA-256 of the bundle's manifest."""
+        return self.bundle.digest
+
+    @property
+    def digests(self) -> tuple[bytes, ...]:
+        """Of the plans that have a tail, in the bundle's order."""
+        return tuple(self._runners)
+
+    @property
+    def ready(self) -> bool:
+        """Whether every tail has run once."""
+        return self._ready
+
+    @property
+    def opened(self) -> int:
+        """Number of models that were opened; plans with the same tail share one."""
+        return len(self._models)
+
+    def warm_up(self) -> None:
+        """Run every tail once."""
+        for runner in self._runners.values():
+            runner.warm_up()
+        self._ready = True
+
+    def runner(self, digest: bytes) -> TailRunner:
+        """The runner of a plan.
+
+        Raises:
+            UnknownPlanError: If no plan with a tail has this digest.
+        """
+        runner = self._runners.get(digest)
+        if runner is None:
+            raise UnknownPlanError(f"no tail for plan {digest.hex()[:12]} in this cloud's bundle")
+        return runner
+
+    def image_runner(self) -> TailRunner:
+        """The runner whose tail is the whole network.
+
+        Raises:
+            UnknownPlanError: If the bundle has no cloud-only plan.
+        """
+        for runner in self._runners.values():
+            if runner.plan.kind == "cloud-only":
+                return runner
+        raise UnknownPlanError(
+            "this bundle has no cloud-only plan, so the cloud cannot take whole images: "
+            "send them to an edge, or add such a plan"
+        )
+
+    def check_report(self, digest: bytes) -> int:
+        """Require an edge-only plan of the bundle; returns its number of classes.
+
+        Raises:
+            UnknownPlanError: If no edge-only plan has this digest.
+        """
+        plan = self.bundle.plans.get(digest)
+        if plan is None or plan.kind != "edge-only":
+            raise UnknownPlanError(
+                f"no edge-only plan {digest.hex()[:12]} in this cloud's bundle"
+            )
+        return len(self.bundle.manifest.detector.class_names)
+
+    def _model(self, tail: Tail, threads: int) -> Model:
+        files = self.bundle.manifest.files
+        key = tuple(files[name].sha256 for name in (tail.file, *tail.files))
+        if key not in self._models:
+            self._models[key] = Model(self.bundle.file(tail.file), threads=threads)
+        return self._models[key]

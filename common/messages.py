@@ -1,0 +1,92 @@
+"""The wire messages as both ends build and read them: detections in columns, payloads with checksums.
+
+    Detections -> detections_to_message -> Result or Report -> detections_from_message -> Detections
+
+Nothing that arrives is believed: a message of the right type may still hold lists of unequal length,
+NaN, or a class that the model does not have.
+"""
+
+import math
+
+import numpy as np
+
+from common.detections import Detections
+from common.errors import PayloadError
+from common.rpc import splitpoint_pb2 as pb
+
+MAX_MESSAGE_BYTES = 16 << 20
+"""Largest message on the stream; a raw 1080p image fits twice."""
+
+MAX_EDGE_ID_CHARACTERS = 128
+DIGEST_BYTES = 32
+
+_KEEPALIVE_MS = 10_000
+
+
+def channel_options() -> list[tuple[str, int]]:
+    """Options that both ends of the stream must share, for `grpc.*_channel` and `grpc.*server`."""
+    return [
+        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        # A link that goes silent is noticed within twice this time, on either side.
+        ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", _KEEPALIVE_MS),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_MS // 2),
+    ]
+
+
+def detections_to_message(detections: Detections) -> pb.Detections:
+    """Detections as columns."""
+    return pb.Detections(
+        boxes=detections.boxes.ravel().tolist(),
+        scores=detections.scores.tolist(),
+        classes=detections.classes.tolist(),
+    )
+
+
+def detections_from_message(message: pb.Detections, classes: int) -> Detections:
+    """Detections from columns.
+
+    Args:
+        message: What arrived.
+        classes: Number of classes of the model.
+
+    Raises:
+        PayloadError: If lengths disagree, a number is not finite, a score is outside [0, 1] or a
+            class is none of the model's.
+    """
+    count = len(message.scores)
+    if len(message.boxes) != 4 * count or len(message.classes) != count:
+        raise PayloadError(
+            f"detections: {len(message.boxes)} box coordinates, {count} scores and "
+            f"{len(message.classes)} classes do not belong together"
+        )
+    boxes = np.asarray(message.boxes, dtype=np.float32).reshape(count, 4)
+    scores = np.asarray(message.scores, dtype=np.float32)
+    indices = np.asarray(message.classes, dtype=np.int64)
+    if not np.isfinite(boxes).all():
+        raise PayloadError("detections: a box coordinate is not finite")
+    if not ((scores >= 0) & (scores <= 1)).all():
+        raise PayloadError("detections: a score is outside [0, 1]")
+    if (indices >= classes).any():
+        raise PayloadError(f"detections: class {indices.max()}, the model has {classes}")
+    return Detections(boxes=boxes, scores=scores, classes=indices.astype(np.int32))
+
+
+def checked_threshold(value: float, default: float) -> float:
+    """The score threshold that a Frame asks for; 0 stands for the default.
+
+    Raises:
+        PayloadError: If it is outside [0, 1].
+    """
+    if not (math.isfinite(value) and 0 <= value <= 1):
+        raise PayloadError(
+            f"score threshold {value}: expected a number in (0, 1], or 0 for default"
+        )
+    return value or default
+
+
+def microseconds(milliseconds: float) -> int:
+    """A duration as CloudTimes carries it, within its 32 bits."""
+    return min(max(round(milliseconds * 1000), 0), 2**32 - 1)

@@ -1,0 +1,189 @@
+"""What the REST apps of both ends share: an image in, detections out, errors as one JSON shape.
+
+    POST body -> read_image_body -> decode -> detect -> DetectResponse
+    SplitpointError -> {"error": {"type": ..., "message": ...}} with its http_status
+
+The image is the raw body, not a form: it is streamed against a hard limit, so an oversized upload
+costs the limit and no more. Only REST apps import this module; the gRPC path does not need it.
+"""
+
+import http
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from fastapi import FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from common.detections import Detections
+from common.errors import ImageError, ImageTooLargeError, SplitpointError
+from common.manifest import Plan, PlanKind, Prediction
+
+ScoreThreshold = Annotated[
+    float,
+    Query(gt=0, le=1, allow_inf_nan=False, description="Lowest score of a detection to return."),
+]
+
+IMAGE_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "The bytes of one image.",
+        "content": {
+            media_type: {"schema": {"type": "string", "format": "binary"}}
+            for media_type in ("image/jpeg", "image/png", "image/webp")
+        },
+    }
+}
+"""`openapi_extra` of a route that takes an image: gives /docs its upload button."""
+
+
+class ImageSize(BaseModel):
+    """Size of the image as it was sent, in pixels."""
+
+    width: int
+    height: int
+
+
+class PlanName(BaseModel):
+    """Which plan served a request."""
+
+    name: str
+    kind: PlanKind
+    digest: str = Field(description="SHA-256 of what the plan does, in hex.")
+
+
+class DetectionRecord(BaseModel):
+    """One detection, in COCO's result format with the class's name beside its id."""
+
+    category_id: int = Field(description="COCO's id of the class, if it is one of COCO's.")
+    class_name: str
+    bbox: tuple[float, float, float, float] = Field(
+        description="x, y, width, height in pixels of the image."
+    )
+    score: float
+
+
+class DetectResponse(BaseModel):
+    """Detections in one image, and where the time went."""
+
+    image: ImageSize
+    plan: PlanName
+    detections: list[DetectionRecord]
+    times_ms: dict[str, float] = Field(description="Milliseconds per stage.")
+    latency_ms: float = Field(description="End to end in this process, as measured.")
+    uplink_bytes: int = Field(description="Bytes sent to the cloud for this frame.")
+
+
+class PlanRecord(PlanName):
+    """A plan, with what the search expects of it."""
+
+    codec: str | None
+    predicted: Prediction
+
+
+class PlansResponse(BaseModel):
+    """The plans of a bundle; the first is the default."""
+
+    model: str
+    plans: list[PlanRecord]
+
+
+class Health(BaseModel):
+    """Whether the process lives, or is ready."""
+
+    status: Literal["ok"] = "ok"
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong: a name for programs, a line for people."""
+
+    type: str
+    message: str
+
+
+class ErrorResponse(BaseModel):
+    """The body of every answer that is not a success."""
+
+    error: ErrorDetail
+
+
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Declare the statuses that a route may answer with, for its OpenAPI description."""
+    return {status: {"model": ErrorResponse} for status in statuses}
+
+
+def detection_records(
+    detections: Detections, class_names: tuple[str, ...]
+) -> list[DetectionRecord]:
+    """Detections as the REST APIs and the JSON files give them."""
+    return [DetectionRecord.model_validate(r) for r in detections.to_json(class_names)]
+
+
+def plan_record(plan: Plan, digest: bytes) -> PlanRecord:
+    """One row of `GET /v1/plans`."""
+    return PlanRecord(
+        name=plan.name,
+        kind=plan.kind,
+        digest=digest.hex(),
+        codec=None if plan.codec is None else str(plan.codec),
+        predicted=plan.predicted,
+    )
+
+
+async def read_image_body(request: Request, limit_bytes: int) -> bytes:
+    """Read the raw body of a request, never more than the limit.
+
+    Raises:
+        ImageError: If the body is empty or a form.
+        ImageTooLargeError: If it is, or says that it is, over the limit; the rest stays unread.
+    """
+    if request.headers.get("content-type", "").startswith("multipart/"):
+        raise ImageError("expected the image's bytes as the body, got a form: curl --data-binary")
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit_bytes:
+        raise _too_large(limit_bytes)
+    body = bytearray()
+    async for chunk in request.stream():
+        if len(body) + len(chunk) > limit_bytes:
+            raise _too_large(limit_bytes)
+        body += chunk
+    if not body:
+        raise ImageError("expected an image as the body, got nothing: curl --data-binary @FILE")
+    return bytes(body)
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Answer every failure in the one shape of `ErrorResponse`."""
+
+    def answer(
+        status: int, kind: str, message: str, headers: Mapping[str, str] | None = None
+    ) -> JSONResponse:
+        body = ErrorResponse(error=ErrorDetail(type=kind, message=message))
+        return JSONResponse(body.model_dump(), status_code=status, headers=headers)
+
+    @app.exception_handler(SplitpointError)
+    async def on_known(_: Request, error: SplitpointError) -> JSONResponse:
+        return answer(error.http_status, type(error).__name__, str(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def on_invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        return answer(422, "SettingsError", "; ".join(faults))
+
+    @app.exception_handler(HTTPException)
+    async def on_http(_: Request, error: HTTPException) -> JSONResponse:
+        name = http.HTTPStatus(error.status_code).phrase.replace(" ", "")
+        return answer(error.status_code, name, str(error.detail), error.headers)
+
+    @app.exception_handler(Exception)
+    async def on_unknown(_: Request, error: Exception) -> JSONResponse:
+        # The stack trace goes to the log; a caller learns only that it was not their fault.
+        return answer(
+            500, "InternalError", f"the server failed ({type(error).__name__}); see its log"
+        )
+
+
+def _too_large(limit_bytes: int) -> ImageTooLargeError:
+    return ImageTooLargeError(f"the image is over the limit of {limit_bytes} bytes")

@@ -1,0 +1,191 @@
+"""What every serving process does alike: bind a port, run uvicorn on a socket, say that it is ready.
+
+Ports are bound before models are opened, so a taken port is reported at once; and a ready file
+appears only when requests are served, so whoever starts a process waits for a file, never for a time.
+"""
+
+import asyncio
+import contextlib
+import errno
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from common.errors import AddressInUseError, SettingsError
+
+Fields = Mapping[str, str | int] | Mapping[str, int | list[str]]
+
+
+class RestServer(uvicorn.Server):
+    """uvicorn on a bound socket, as one task of a larger process.
+
+    Signals are the process's business, so uvicorn is kept from taking them. `ready` is set once
+    requests are accepted.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=5,
+            )
+        )
+        self.ready = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture none."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, then set `ready`."""
+        await super().startup(sockets)
+        self.ready.set()
+
+    async def serve_until(self, stopped: asyncio.Event, listener: socket.socket) -> None:
+        """Serve until the event is set; requests under way are answered first."""
+        serving = asyncio.create_task(self.serve([listener]))
+        stopping = asyncio.create_task(stopped.wait())
+        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        self.should_exit = True
+        await serving
+
+
+def serve_app(
+    app: ASGIApp, listener: socket.socket, fields: Fields, ready_file: Path | None
+) -> None:
+    """Serve one REST app as the whole process, until SIGINT or SIGTERM.
+
+    Args:
+        app: The app.
+        listener: A socket of `bind`.
+        fields: What to say of this process when it is ready.
+        ready_file: Written once requests are served.
+    """
+
+    async def run() -> None:
+        stopped = asyncio.Event()
+        stop_on_signals(stopped)
+        server = RestServer(app)
+        serving = asyncio.create_task(server.serve_until(stopped, listener))
+        try:
+            await server.ready.wait()
+            announce("ready", fields, ready_file)
+            await stopped.wait()
+        finally:
+            stopped.set()
+            await serving
+            retract(ready_file)
+
+    asyncio.run(run())
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Bind a listening TCP socket; port 0 takes a free one.
+
+    Raises:
+        AddressInUseError: If the port is taken or may not be bound.
+        SettingsError: If the host is not an address of this machine, or the port is no port.
+    """
+    if not 0 <= port < 65536:
+        raise SettingsError(f"port {port}: expected a number from 0 to 65535")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except (socket.gaierror, UnicodeError) as error:
+        raise SettingsError(f"host {host!r}: not a name or address that can be found") from error
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(128)
+    except OSError as error:
+        listener.close()
+        raise _explain(error, host, port) from error
+    listener.setblocking(False)
+    return listener
+
+
+def parse_address(address: str) -> tuple[str, int]:
+    """Split HOST:PORT; an IPv6 host is in brackets.
+
+    Raises:
+        SettingsError: If it is not of that form.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
+        raise SettingsError(f"address {address!r}: expected HOST:PORT, like 127.0.0.1:8081")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def port_of(listener: socket.socket) -> int:
+    """The port that a socket was bound to."""
+    port: int = listener.getsockname()[1]
+    return port
+
+
+def announce(event: str, fields: Fields, ready_file: Path | None = None) -> None:
+    """Log one structured line and, if asked, write the same fields to a file, atomically.
+
+    Raises:
+        SettingsError: If the file cannot be written.
+    """
+    log_event(event, fields)
+    if ready_file is None:
+        return
+    partial = ready_file.with_name(f".{ready_file.name}.{os.getpid()}")
+    try:
+        partial.write_text(json.dumps(fields) + "\n")
+        partial.replace(ready_file)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise SettingsError(f"{ready_file}: cannot be written: {error.strerror}") from error
+
+
+def retract(ready_file: Path | None) -> None:
+    """Remove a ready file: one that an earlier process left, or this one's at its end."""
+    if ready_file is not None:
+        with contextlib.suppress(OSError):
+            ready_file.unlink()
+
+
+def log_event(event: str, fields: Fields) -> None:
+    """Log one line of JSON; `logging` adds nothing to it."""
+    logging.getLogger("splitpoint").info(json.dumps({"event": event, **fields}))
+
+
+def configure_logging() -> None:
+    """Send the project's log lines, and the libraries' warnings, to stderr."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("splitpoint").setLevel(logging.INFO)
+
+
+def stop_on_signals(stopped: asyncio.Event) -> None:
+    """Set the event when the running process is asked to end."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopped.set)
+
+
+def _explain(error: OSError, host: str, port: int) -> AddressInUseError | SettingsError:
+    where = f"{host}:{port}"
+    if error.errno == errno.EADDRINUSE:
+        return AddressInUseError(
+            f"{where} is taken by another process: end that one, or choose another port (0 for any)"
+        )
+    if error.errno in {errno.EACCES, errno.EPERM}:
+        return AddressInUseError(f"{where} may not be bound by this user: choose a port over 1023")
+    return SettingsError(f"{where} cannot be bound: {error.strerror}")

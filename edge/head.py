@@ -1,0 +1,160 @@
+"""The edge's half of a plan: from the letterboxed frame to payloads, or to detections.
+
+    split       frame -> head -> table look-up -> codec -> payloads
+    cloud-only  frame ---------> table look-up -> codec -> payload
+    edge-only   frame -> head -> (q - zero point) x scale -> decode boxes, NMS -> detections
+
+A head is opened only if this machine's runtime reproduces the reference in the bundle: a CPU whose
+8-bit products saturate must be found before it serves, not by its detections.
+"""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.bundle import Bundle, read_vector
+from common.codec import make_codec, seal
+from common.detections import Detections, DetectorSpec, decode_yolo
+from common.errors import SettingsError
+from common.images import Letterbox
+from common.manifest import Head, Plan
+from common.quantizer import WireTable
+from common.rpc import splitpoint_pb2 as pb
+from common.runtime import Model, check_parity
+
+INPUT = "image"
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A frame, cut.
+
+    Attributes:
+        payloads: One per wire tensor, in the plan's order.
+        head_ms: Running the head; 0 without one.
+        encode_ms: Look-ups, codec and checksums.
+    """
+
+    payloads: list[pb.Payload]
+    head_ms: float
+    encode_ms: float
+
+
+@dataclass(frozen=True)
+class Local:
+    """What an edge-only plan made of one frame."""
+
+    detections: Detections
+    head_ms: float
+    postprocess_ms: float
+
+
+class EdgePlan:
+    """A plan opened on the edge; may be called from several threads at once.
+
+    Args:
+        plan: The plan.
+        digest: Its digest.
+        detector: Geometry of the boxes.
+        model: Its opened head; None when the plan has none.
+    """
+
+    def __init__(
+        self, plan: Plan, digest: bytes, detector: DetectorSpec, model: Model | None
+    ) -> None:
+        self.plan = plan
+        self.digest = digest
+        self._detector = detector
+        self._model = model
+        self._codec = None if plan.codec is None else make_codec(plan.codec)
+        self._tables = [WireTable(tensor) for tensor in plan.wire]
+
+    def cut(self, frame: NDArray[np.uint8]) -> Cut:
+        """Run the head and encode what travels.
+
+        Args:
+            frame: (3, H, W), letterboxed.
+
+        Raises:
+            SettingsError: If nothing of this plan travels: it is edge-only.
+        """
+        if self._codec is None:
+            raise SettingsError(f"plan {self.plan.name} is edge-only: nothing to send")
+        started_s = time.perf_counter()
+        tensors = self._run(frame)
+        ran_s = time.perf_counter()
+        payloads = []
+        for wire, table, tensor in zip(self.plan.wire, self._tables, tensors, strict=True):
+            data = self._codec.encode(table.symbols(tensor), wire.bits)
+            payloads.append(pb.Payload(data=data, crc32=seal(data)))
+        encoded_s = time.perf_counter()
+        return Cut(payloads, (ran_s - started_s) * 1000, (encoded_s - ran_s) * 1000)
+
+    def infer(self, frame: NDArray[np.uint8], where: Letterbox, threshold: float) -> Local:
+        """Run the whole network here.
+
+        Args:
+            frame: (3, H, W), letterboxed.
+            where: Where the image lies in the frame.
+            threshold: Lowest score to return.
+
+        Raises:
+            SettingsError: If the plan has a tail.
+        """
+        if self.plan.head is None or self.plan.tail is not None:
+            raise SettingsError(f"plan {self.plan.name} needs the cloud: it is not edge-only")
+        started_s = time.perf_counter()
+        tensors = self._run(frame)
+        ran_s = time.perf_counter()
+        maps = [
+            (tensor.astype(np.float32) - np.float32(out.zero_point)) * np.float32(out.scale)
+            for tensor, out in zip(tensors, self.plan.head.outputs, strict=True)
+        ]
+        detections = decode_yolo(maps, self._detector, where, score_threshold=threshold)
+        done_s = time.perf_counter()
+        return Local(detections, (ran_s - started_s) * 1000, (done_s - ran_s) * 1000)
+
+    def _run(self, frame: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+        """The head's outputs, (C, H, W) each; the frame itself without a head."""
+        if self._model is None:
+            return [frame]
+        return [output[0] for output in self._model.run({INPUT: frame[None]})]
+
+
+def open_plans(
+    bundle: Bundle, digests: Iterable[bytes] | None = None, *, threads: int = 1
+) -> dict[bytes, EdgePlan]:
+    """Open plans of a bundle; plans with the same head share one session.
+
+    Args:
+        bundle: The opened bundle.
+        digests: Which of its plans; all, if None.
+        threads: Threads within one run of a head.
+
+    Raises:
+        UnknownPlanError: If the bundle has no such plan.
+        ModelError: If a head cannot be opened.
+        ParityError: If this machine's runtime does not reproduce a head.
+    """
+    models: dict[str, Model] = {}
+    opened = {}
+    for digest in bundle.plans if digests is None else digests:
+        plan = bundle.plan(digest)
+        model = None
+        if plan.head is not None:
+            key = bundle.manifest.files[plan.head.file].sha256
+            if key not in models:
+                models[key] = _open_head(bundle, plan.head, threads)
+            model = models[key]
+        opened[digest] = EdgePlan(plan, digest, bundle.manifest.detector, model)
+    return opened
+
+
+def _open_head(bundle: Bundle, head: Head, threads: int) -> Model:
+    model = Model(bundle.file(head.file), threads=threads)
+    image, expected = read_vector(bundle, head)
+    check_parity(model.run({INPUT: image}), expected, what=head.file)
+    return model

@@ -1,0 +1,120 @@
+"""The edge's REST API: an image in, through the split, detections out.
+
+    POST /v1/detect -> decode -> [thread: Detector.detect -> head, stream, tail] -> DetectResponse
+
+For whoever stands beside the edge: a camera's script, a browser, a health check. The image never
+leaves the machine by this path; what the plan sends does.
+"""
+
+import time
+
+import anyio
+from fastapi import FastAPI, Query, Request
+
+from common.images import DEFAULT_LIMITS, ImageLimits, decode_image
+from common.rest import (
+    IMAGE_BODY,
+    DetectResponse,
+    Health,
+    ImageSize,
+    PlanName,
+    PlansResponse,
+    ScoreThreshold,
+    detection_records,
+    error_responses,
+    install_error_handlers,
+    plan_record,
+    read_image_body,
+)
+from edge.detector import DEFAULT_SCORE_THRESHOLD, Detector, find_plan
+
+_AT_ONCE = 4
+
+
+def create_app(
+    detector: Detector,
+    *,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    score_threshold: float = DEFAULT_SCORE_THRESHOLD,
+    version: str = "",
+) -> FastAPI:
+    """The app over a detector.
+
+    Args:
+        detector: The opened detector.
+        limits: The largest image to accept.
+        score_threshold: For requests that name none.
+        version: The software's version, for /docs.
+    """
+    app = FastAPI(title="Splitpoint edge", version=version or "0")
+    install_error_handlers(app)
+    default_threshold = score_threshold
+    slots = anyio.CapacityLimiter(_AT_ONCE)
+
+    @app.post(
+        "/v1/detect",
+        openapi_extra=IMAGE_BODY,
+        responses=error_responses(400, 409, 413, 415, 422, 503),
+    )
+    async def detect(
+        request: Request,
+        plan: str | None = Query(None, description="A plan's name, or the start of its digest."),
+        score_threshold: ScoreThreshold = default_threshold,
+    ) -> DetectResponse:
+        """Detect objects in one image, through the split."""
+        digest = None if plan is None else find_plan(detector.bundle, plan)
+        body = await read_image_body(request, limits.max_bytes)
+        return await anyio.to_thread.run_sync(
+            detect_image, detector, body, digest, score_threshold, limits, limiter=slots
+        )
+
+    @app.get("/v1/plans")
+    async def plans() -> PlansResponse:
+        """The plans of the bundle; the first is the search's choice."""
+        return PlansResponse(
+            model=detector.bundle.manifest.search.model,
+            plans=[plan_record(plan, digest) for digest, plan in detector.bundle.plans.items()],
+        )
+
+    @app.get("/livez")
+    async def alive() -> Health:
+        """The process lives."""
+        return Health()
+
+    @app.get("/readyz", responses=error_responses(409, 503))
+    async def ready() -> Health:
+        """The default plan can be served: its head is reproduced, its cloud greets."""
+        await anyio.to_thread.run_sync(detector.check_ready)
+        return Health()
+
+    return app
+
+
+def detect_image(
+    detector: Detector,
+    data: bytes,
+    digest: bytes | None,
+    score_threshold: float,
+    limits: ImageLimits = DEFAULT_LIMITS,
+) -> DetectResponse:
+    """Decode an image and detect objects in it, in the calling thread.
+
+    Raises:
+        ImageError: If it is no image, or too large.
+        UnknownPlanError: If the plan is not held on both ends.
+        CloudUnavailableError: If the plan needs the cloud, and it is or goes away.
+    """
+    started_s = time.perf_counter()
+    image = decode_image(data, limits)
+    open_ms = (time.perf_counter() - started_s) * 1000
+    outcome = detector.detect(image, digest, score_threshold)
+    plan = outcome.plan
+    class_names = detector.bundle.manifest.detector.class_names
+    return DetectResponse(
+        image=ImageSize(width=image.shape[1], height=image.shape[0]),
+        plan=PlanName(name=plan.name, kind=plan.kind, digest=outcome.digest.hex()),
+        detections=detection_records(outcome.detections, class_names),
+        times_ms={"open": open_ms, **outcome.times_ms},
+        latency_ms=open_ms + outcome.latency_ms,
+        uplink_bytes=outcome.uplink_bytes,
+    )

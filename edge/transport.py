@@ -1,0 +1,188 @@
+"""How messages reach the cloud: one interface over gRPC, an emulated link, or a function call.
+
+    CloudClient -> Transport.send     -> EdgeMessage  -> cloud
+    CloudClient <- Transport.receive  <- CloudMessage <- cloud
+
+`GrpcTransport` is the real one: a single bidirectional stream. `InProcessTransport` calls a function,
+so that nearly every test runs without a socket. `edge.shaping.ShapedTransport` wraps either of them
+and delays both directions as a slow link would.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
+
+import grpc
+
+from common.errors import CloudUnavailableError, SettingsError
+from common.messages import channel_options
+from common.rpc.splitpoint_pb2 import CloudMessage, EdgeMessage
+from common.rpc.splitpoint_pb2_grpc import SplitServiceStub
+
+
+class Transport(Protocol):
+    """One stream of messages to the cloud and back; lost once, lost for good.
+
+    `send` may be called from several threads, `receive` from one at a time.
+    """
+
+    def send(self, message: EdgeMessage) -> None:
+        """Hand a message over without waiting for an answer.
+
+        Raises:
+            CloudUnavailableError: If the stream is lost.
+        """
+
+    def receive(self, timeout_s: float | None = None) -> CloudMessage:
+        """Wait for the next message; a wait that times out loses the stream.
+
+        Raises:
+            CloudUnavailableError: If the stream is lost, or nothing came within `timeout_s`.
+        """
+
+    def close(self) -> None:
+        """End the stream; a `receive` in another thread is woken. May be called again."""
+
+
+class GrpcTransport:
+    """The stream over gRPC.
+
+    Opening is lazy: an unreachable cloud shows at the first `receive`.
+
+    Args:
+        address: HOST:PORT of the cloud.
+
+    Raises:
+        SettingsError: If the address is not HOST:PORT.
+    """
+
+    def __init__(self, address: str) -> None:
+        check_address(address)
+        self._address = address
+        self._requests: queue.SimpleQueue[EdgeMessage | None] = queue.SimpleQueue()
+        self._closed = False
+        # A private pool: a shared one would hold a new stream back while an older one's failed
+        # connection sits out its retry interval, and a restarted cloud would seem gone for seconds.
+        options = [*channel_options(), ("grpc.use_local_subchannel_pool", 1)]
+        self._channel = grpc.insecure_channel(address, options=options)
+        stub = SplitServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._call: grpc.CallIterator[CloudMessage] = stub.Stream(self._outgoing())
+
+    def send(self, message: EdgeMessage) -> None:
+        """Queue a message for the stream; see `Transport.send`."""
+        if self._closed or not self._call.is_active():
+            raise self._lost(self._why())
+        self._requests.put(message)
+
+    def receive(self, timeout_s: float | None = None) -> CloudMessage:
+        """Read the next message of the stream; see `Transport.receive`."""
+        timer: threading.Timer | None = None
+        if timeout_s is not None:
+            # gRPC reads have no timeout of their own; ending the call is what wakes one.
+            timer = threading.Timer(timeout_s, self._call.cancel)
+            timer.daemon = True
+            timer.start()
+        try:
+            return next(self._call)
+        except StopIteration:
+            raise self._lost("the cloud ended the stream") from None
+        except grpc.RpcError as error:
+            timed_out = timer is not None and timer.finished.is_set() and not self._closed
+            why = f"no answer within {timeout_s:g} s" if timed_out else _reason(error)
+            raise self._lost(why) from error
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def close(self) -> None:
+        """Cancel the call and close its channel."""
+        if not self._closed:
+            self._closed = True
+            self._requests.put(None)
+            self._call.cancel()
+            self._channel.close()
+
+    def _outgoing(self) -> Iterator[EdgeMessage]:
+        while (message := self._requests.get()) is not None:
+            yield message
+
+    def _why(self) -> str:
+        return "the stream is closed" if self._closed else "the stream was lost"
+
+    def _lost(self, why: str) -> CloudUnavailableError:
+        # The request iterator waits in a thread of gRPC's: let it go.
+        self._requests.put(None)
+        return CloudUnavailableError(
+            f"cloud at {self._address}: {why}; is `splitpoint cloud` running there?"
+        )
+
+
+class InProcessTransport:
+    """A cloud that is a function: what it returns is received, in order.
+
+    Args:
+        handler: Gets every message as it is sent, returns the answers to it. If it raises
+            CloudUnavailableError, the stream is lost.
+    """
+
+    def __init__(self, handler: Callable[[EdgeMessage], Iterable[CloudMessage]]) -> None:
+        self._handler = handler
+        self._answers: queue.SimpleQueue[CloudMessage | None] = queue.SimpleQueue()
+        self._lost: str | None = None
+
+    def send(self, message: EdgeMessage) -> None:
+        """Call the handler; see `Transport.send`."""
+        if self._lost is not None:
+            raise CloudUnavailableError(self._lost)
+        try:
+            for answer in self._handler(message):
+                self._answers.put(answer)
+        except CloudUnavailableError as error:
+            self._end(str(error))
+            raise
+
+    def receive(self, timeout_s: float | None = None) -> CloudMessage:
+        """Take the next answer; see `Transport.receive`."""
+        try:
+            answer = self._answers.get(timeout=timeout_s)
+        except queue.Empty:
+            self._end(f"no answer within {timeout_s} s")
+            answer = None
+        if answer is None:
+            self._answers.put(None)
+            raise CloudUnavailableError(self._lost or "the stream is closed")
+        return answer
+
+    def close(self) -> None:
+        """End the stream."""
+        self._end("the stream is closed")
+
+    def _end(self, why: str) -> None:
+        if self._lost is None:
+            self._lost = why
+            self._answers.put(None)
+
+
+def check_address(address: str) -> str:
+    """Return the address if it is HOST:PORT.
+
+    Raises:
+        SettingsError: If it is not.
+    """
+    host, _, port = address.rpartition(":")
+    if not (host and port.isascii() and port.isdecimal() and 0 < int(port) < 65536):
+        raise SettingsError(f"cloud address {address!r}: expected HOST:PORT, like 127.0.0.1:50051")
+    return address
+
+
+def _reason(error: grpc.RpcError) -> str:
+    """What a person needs of a status: its last cause, on one line."""
+    code = error.code() if isinstance(error, grpc.Call) else None
+    details = (error.details() if isinstance(error, grpc.Call) else None) or ""
+    words = " ".join(details.split()).rpartition("Failed to connect to remote host: ")[2][:200]
+    if code is None:
+        return words or "the stream was lost"
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return words or "not reachable"
+    return f"{code.name}: {words}" if words else code.name

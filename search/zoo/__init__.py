@@ -1,0 +1,1 @@
+"""The zoo: trained networks that can be split, and readers for their files."""

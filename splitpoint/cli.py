@@ -1,0 +1,62 @@
+"""The command line: one command per task, one line per mistake.
+
+Commands are functions in `splitpoint.commands`; this module registers them and turns every
+SplitpointError into `error: ...` on stderr with the error's exit code.
+"""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from common.errors import SplitpointError
+from splitpoint import __version__
+from splitpoint.commands import cloud, edge, models, search
+
+app = typer.Typer(
+    name="splitpoint",
+    help="Run one neural network on two machines: a quantized head here, the tail in the cloud.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.add_typer(models.app, name="models")
+app.command("search")(search.run)
+app.command("edge")(edge.run)
+app.command("cloud")(cloud.run)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"splitpoint {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    pass
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns:
+        The exit code of a SplitpointError. Everything else leaves as SystemExit: success, wrong
+        usage (2), Ctrl-C (130), and a reader that left, as `| head` does.
+    """
+    try:
+        app(arguments)
+    except SplitpointError as error:
+        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,35 @@
+"""`splitpoint cloud`: serve a bundle's tails over gRPC and REST."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def run(
+    bundle: Annotated[Path, typer.Option(help="The bundle: a folder or its zip file.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    grpc_port: Annotated[int, typer.Option(help="Port for edges; 0 takes a free one.")] = 50051,
+    rest_port: Annotated[int, typer.Option(help="Port for REST; 0 takes a free one.")] = 8080,
+    threads: Annotated[int, typer.Option(min=1, help="Threads within one inference.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Frames served at once.")] = 2,
+    ready_file: Annotated[
+        Path | None, typer.Option(help="Written, as JSON with the ports, once requests are served.")
+    ] = None,
+) -> None:
+    """Serve the tails of a bundle to edges, and whole images over REST."""
+    from cloud.server import CloudSettings, serve  # heavy: only this command needs it
+    from splitpoint import __version__
+
+    serve(
+        CloudSettings(
+            bundle=bundle,
+            host=host,
+            grpc_port=grpc_port,
+            rest_port=rest_port,
+            threads=threads,
+            workers=workers,
+            ready_file=ready_file,
+            version=__version__,
+        )
+    )

@@ -1,0 +1,224 @@
+"""`splitpoint edge`: run images through the split, or serve REST beside a camera."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from common.errors import ImageError, SettingsError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from common.bundle import Bundle
+    from edge.client import CloudClient
+    from edge.detector import Detector, Outcome
+
+
+def run(
+    bundle: Annotated[Path, typer.Option(help="The bundle: a folder or its zip file.")],
+    images: Annotated[
+        list[Path] | None, typer.Argument(metavar="IMAGE...", help="Images to run, in this order.")
+    ] = None,
+    cloud: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where `splitpoint cloud` listens.")
+    ] = None,
+    link: Annotated[
+        str | None, typer.Option(help="Emulate a link to the cloud, like 3mbit/20ms.")
+    ] = None,
+    plan: Annotated[
+        str | None, typer.Option(help="A plan's name or start of its digest; default: the first.")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads within one run of a head.")] = 1,
+    edge_id: Annotated[str, typer.Option(help="Name of this edge, for the cloud.")] = "edge",
+    score_threshold: Annotated[float, typer.Option(help="Lowest score of a detection.")] = 0.25,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write detections in COCO's result format.")
+    ] = None,
+    annotate: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write pictures with boxes drawn.")
+    ] = None,
+    listen: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Serve REST instead of running images.")
+    ] = None,
+    ready_file: Annotated[
+        Path | None, typer.Option(help="With --listen: written, as JSON, once requests are served.")
+    ] = None,
+) -> None:
+    """Detect objects through the split: in the images given, or for REST callers with --listen."""
+    if bool(images) == (listen is not None):
+        raise SettingsError(
+            "give images to run, or --listen HOST:PORT to serve REST: one of the two"
+        )
+    if not 0 < score_threshold <= 1:
+        raise SettingsError(f"--score-threshold {score_threshold}: expected a number in (0, 1]")
+    if listen is not None:
+        if json_file is not None or annotate is not None:
+            raise SettingsError("--json and --annotate belong to images, not to --listen")
+        _serve(bundle, cloud, link, plan, threads, edge_id, score_threshold, listen, ready_file)
+        return
+    if ready_file is not None:
+        raise SettingsError("--ready-file belongs to --listen")
+    from common.bundle import Bundle
+    from edge.detector import Detector, find_plan
+
+    opened = Bundle.open(bundle)
+    digest = next(iter(opened.plans)) if plan is None else find_plan(opened, plan)
+    client = _client(opened, cloud, link, edge_id)
+    detector = Detector(opened, client, plans=[digest], threads=threads)
+    try:
+        failed = _run_images(detector, images or [], score_threshold, json_file, annotate)
+    finally:
+        detector.close()
+    if failed:
+        raise typer.Exit(ImageError.exit_code)
+
+
+def _serve(
+    bundle: Path,
+    cloud: str | None,
+    link: str | None,
+    plan: str | None,
+    threads: int,
+    edge_id: str,
+    score_threshold: float,
+    listen: str,
+    ready_file: Path | None,
+) -> None:
+    import os
+
+    from common.bundle import Bundle
+    from common.serving import bind, configure_logging, parse_address, port_of, retract, serve_app
+    from edge.detector import Detector, find_plan
+    from edge.rest import create_app
+    from splitpoint import __version__
+
+    configure_logging()
+    retract(ready_file)
+    with bind(*parse_address(listen)) as listener:  # before the models: a taken port shows at once
+        opened = Bundle.open(bundle)
+        digests = list(opened.plans)
+        if plan is not None:
+            wanted = find_plan(opened, plan)
+            digests.sort(key=lambda digest: digest != wanted)  # stable: the default comes first
+        client = _client(opened, cloud, link, edge_id)
+        detector = Detector(opened, client, plans=digests, threads=threads)
+        try:
+            app = create_app(detector, score_threshold=score_threshold, version=__version__)
+            fields = {"rest": port_of(listener), "pid": os.getpid()}
+            serve_app(app, listener, fields, ready_file)
+        finally:
+            detector.close()
+
+
+def _client(
+    bundle: "Bundle", cloud: str | None, link: str | None, edge_id: str
+) -> "CloudClient | None":
+    """The way to the cloud, not yet opened; None without an address."""
+    from common.link import parse_link
+    from common.messages import MAX_EDGE_ID_CHARACTERS
+    from common.rpc.splitpoint_pb2 import Hello
+    from edge.client import CloudClient
+    from edge.shaping import ShapedTransport
+    from edge.transport import GrpcTransport, Transport, check_address
+    from splitpoint import __version__
+
+    emulated = None if link is None else parse_link(link)
+    if not 1 <= len(edge_id) <= MAX_EDGE_ID_CHARACTERS:
+        raise SettingsError(f"--edge-id: expected 1 to {MAX_EDGE_ID_CHARACTERS} characters")
+    if cloud is None:
+        if emulated is not None:
+            raise SettingsError("--link emulates the way to a cloud: give --cloud HOST:PORT too")
+        return None
+    address = check_address(cloud)
+
+    def connect() -> Transport:
+        transport = GrpcTransport(address)
+        return transport if emulated is None else ShapedTransport(transport, emulated)
+
+    hello = Hello(edge_id=edge_id, bundle_digest=bundle.digest, software_version=__version__)
+    return CloudClient(connect, hello)
+
+
+def _run_images(
+    detector: "Detector",
+    images: list[Path],
+    score_threshold: float,
+    json_file: Path | None,
+    annotated: Path | None,
+) -> int:
+    """Run images one by one; returns how many could not be read or written."""
+    from common import coco
+    from common.images import read_image
+
+    category_ids = coco.category_ids(detector.bundle.manifest.detector.class_names)
+    console = Console()
+    records: list[dict[str, object]] = []
+    failed = 0
+    for number, path in enumerate(images, start=1):
+        try:
+            image = read_image(path)
+            outcome = detector.detect(image, score_threshold=score_threshold)
+        except ImageError as error:
+            typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+            failed += 1
+            continue
+        _show(console, path, outcome, detector)
+        records += outcome.detections.to_coco(_image_id(path, number), category_ids)
+        if annotated is not None:
+            _save_annotated(image, path, outcome, detector, annotated)
+    if json_file is not None:
+        _write(json_file, json.dumps(records, indent=1) + "\n")
+    return failed
+
+
+def _show(console: Console, path: Path, outcome: "Outcome", detector: "Detector") -> None:
+    names = detector.bundle.manifest.detector.class_names
+    title = f"{path.name}: {outcome.plan.name} ({outcome.plan.kind})"
+    found = Table("object", "score", "x", "y", "width", "height", title=title, title_justify="left")
+    for row in outcome.detections.to_json(names):
+        x, y, width, height = row["bbox"]
+        cells = (f"{value:.0f}" for value in (x, y, width, height))
+        found.add_row(row["class_name"], f"{row['score']:.2f}", *cells)
+    times = Table("stage", "ms")
+    times.columns[1].justify = "right"
+    for stage, value in outcome.times_ms.items():
+        times.add_row(stage, f"{value:.2f}")
+    times.add_section()
+    times.add_row("latency", f"{outcome.latency_ms:.2f}")
+    console.print(found)
+    console.print(times)
+    console.print(f"{outcome.uplink_bytes} bytes sent\n")
+
+
+def _image_id(path: Path, number: int) -> int:
+    """COCO names its files by image id; other files are counted."""
+    return int(path.stem) if path.stem.isdecimal() and path.stem.isascii() else number
+
+
+def _save_annotated(
+    image: "NDArray[np.uint8]", path: Path, outcome: "Outcome", detector: "Detector", folder: Path
+) -> None:
+    from PIL import Image
+
+    from common.draw import annotate
+
+    names = detector.bundle.manifest.detector.class_names
+    caption = f"{outcome.plan.name}  {outcome.latency_ms:.0f} ms  {outcome.uplink_bytes} B"
+    picture = annotate(image, outcome.detections, names, caption=caption)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(folder / f"{path.stem}.jpg", quality=90)
+    except OSError as error:
+        raise SettingsError(f"{folder}: cannot be written: {error.strerror or error}") from error
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be written: {error.strerror}") from error

@@ -1,0 +1,54 @@
+"""`splitpoint models`: what the zoo knows, and fetching weights."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="List the models of the zoo and fetch their weights.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_models() -> None:
+    """List models, their weights and whether these are in the cache."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from search.weights import cached
+    from search.zoo.registry import MODELS
+
+    table = Table("model", "input", "weights", "sha256", "in the cache")
+    for model in MODELS.values():
+        entry = model.weights
+        path = cached(entry)
+        table.add_row(
+            model.name,
+            "416 x 416",
+            f"{entry.size_bytes / 1e6:.1f} MB",
+            (entry.sha256 or "not known")[:12],
+            "no" if path is None else str(path),
+        )
+    Console().print(table)
+
+
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="Name of a model.")],
+    file: Annotated[
+        Path | None, typer.Option(help="A weights file that you have, instead of a download.")
+    ] = None,
+) -> None:
+    """Fetch and verify the weights of a model."""
+    from search.weights import fetch as fetch_weights
+    from search.zoo.registry import zoo_model
+    from splitpoint.progress import Stages
+
+    with Stages() as stages:
+        progress = stages.stage(f"fetching {name}")
+        path = fetch_weights(
+            zoo_model(name).weights,
+            file=file,
+            progress=progress,
+            notify=lambda text: typer.echo(text, err=True),
+        )
+    typer.echo(path)

@@ -1,0 +1,67 @@
+"""`splitpoint search`: find the plans for a model, a device, a link and limits."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def run(
+    model: Annotated[str, typer.Option(help="Model of the zoo; see `splitpoint models list`.")],
+    link: Annotated[str, typer.Option(help="Bandwidth and round trip, e.g. 3mbit/20ms.")],
+    calibration: Annotated[Path, typer.Option(help="Folder of images like those to come.")],
+    out: Annotated[Path, typer.Option(help="Bundle to write: a folder, or a file ending in .zip.")],
+    weights: Annotated[
+        Path | None, typer.Option(help="Weights file, if not the fetched one.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Device profile of the edge.")] = "this-machine",
+    edge_memory: Annotated[
+        str | None, typer.Option(help="Weights + activations on the edge, e.g. 16MiB.")
+    ] = None,
+    max_drop: Annotated[
+        float, typer.Option(min=0, help="Accuracy that may be lost, in points.")
+    ] = 3.0,
+    evaluation: Annotated[
+        Path | None, typer.Option(help="Folder of images to measure accuracy on.")
+    ] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="COCO instances file of the evaluation images.")
+    ] = None,
+    no_raw_image: Annotated[
+        bool, typer.Option("--no-raw-image", help="Pixels may not leave the edge.")
+    ] = False,
+    cloud_threads: Annotated[int, typer.Option(min=1, help="Threads of the cloud.")] = 1,
+    max_images: Annotated[int, typer.Option(min=8, help="Images used, of each folder.")] = 64,
+) -> None:
+    """Search the cut, the widths and the wire format; write a bundle of Pareto plans."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from common.link import parse_link
+    from search.bundling import search_to  # heavy: brings torch
+    from search.devices import device_profile
+    from search.report import markdown
+    from search.request import Request
+    from splitpoint import __version__
+    from splitpoint.progress import Stages
+    from splitpoint.sizes import parse_size
+
+    request = Request(
+        model=model,
+        link=parse_link(link),
+        device=device_profile(device),
+        calibration=calibration,
+        weights=weights,
+        evaluation=evaluation,
+        annotations=annotations,
+        edge_memory_bytes=None if edge_memory is None else parse_size(edge_memory),
+        max_drop=max_drop,
+        no_raw_image=no_raw_image,
+        cloud_threads=cloud_threads,
+        max_images=max_images,
+        software_version=__version__,
+    )
+    with Stages() as stages:
+        found = search_to(out, request, stages)
+    Console().print(Markdown(markdown(found)))
+    typer.echo(f"wrote {out}")

@@ -1,0 +1,83 @@
+"""Cuts: all of them, none twice, and head after tail is the whole network."""
+
+import itertools
+
+import pytest
+import torch
+
+from common.errors import ModelError
+from search import execute
+from search.cuts import enumerate_cuts
+from search.graph import Graph, Node
+from tests.networks import SIZE, branched_graph
+
+
+def test_head_then_tail_is_the_whole_network_exactly_for_every_cut() -> None:
+    graph = branched_graph()
+    image = torch.rand(1, 3, *SIZE, generator=torch.Generator().manual_seed(2))
+    whole = execute.run(graph, {"image": image}, graph.outputs)
+    cuts = enumerate_cuts(graph, max_tensors=8)
+    assert any(len(cut.tensors) > 1 for cut in cuts)
+    for cut in cuts:
+        sent = execute.run(graph, {"image": image}, cut.tensors)
+        joined = execute.run(graph, sent, graph.outputs)
+        for name in graph.outputs:
+            assert (joined[name] - whole[name]).abs().max() == 0, cut.name
+
+
+def test_the_ends_are_cloud_only_and_edge_only() -> None:
+    graph = branched_graph()
+    cuts = enumerate_cuts(graph, max_tensors=1)
+    assert (cuts[0].kind, cuts[0].tensors) == ("cloud-only", ("image",))
+    assert (cuts[-1].kind, cuts[-1].tensors) == ("edge-only", graph.outputs)
+    assert all(len(cut.tensors) == 1 for cut in cuts[:-1])
+
+
+def test_cuts_equal_a_brute_force_over_all_sets_of_nodes() -> None:
+    graph = _diamond()
+    body = [node for node in graph.nodes if node.op != "input"]
+    heads = set()
+    for size in range(len(body) + 1):
+        for chosen in itertools.combinations(body, size):
+            names = {node.name for node in chosen}
+            if all(set(node.inputs) <= names | {"image"} for node in chosen):
+                heads.add(frozenset(names))
+    found = {frozenset(n.name for n in cut.head) for cut in enumerate_cuts(graph, max_tensors=9)}
+    assert found == heads
+
+
+def test_a_head_that_holds_an_output_sends_it() -> None:
+    cuts = {frozenset(n.name for n in cut.head): cut for cut in enumerate_cuts(_diamond())}
+    assert cuts[frozenset({"a", "b"})].tensors == ("a", "b")
+    assert cuts[frozenset({"a", "c"})].tensors == ("a", "c")
+
+
+def test_head_and_tail_divide_the_graph() -> None:
+    graph = branched_graph()
+    for cut in enumerate_cuts(graph):
+        assert {n.name for n in cut.head}.isdisjoint(n.name for n in cut.tail)
+        assert len(cut.head) + len(cut.tail) == len(graph.nodes) - 1
+        if cut.tail:
+            assert {n.name for n in graph.between(cut.tensors)} == {n.name for n in cut.tail}
+
+
+def test_tensors_that_do_not_separate_are_no_cut() -> None:
+    with pytest.raises(ModelError, match="does not separate"):
+        _diamond().between(("b",))
+
+
+def test_a_graph_too_wide_to_cut_is_refused() -> None:
+    image = Node("image", "input", (), (1, 1, 1))
+    leaves = tuple(Node(f"n{k}", "activation", ("image",), (1, 1, 1)) for k in range(20))
+    with pytest.raises(ModelError, match="too many to cut"):
+        enumerate_cuts(Graph((image, *leaves), tuple(n.name for n in leaves)))
+
+
+def _diamond() -> Graph:
+    """image -> a -> {b (an output), c} -> d."""
+
+    def node(name: str, *inputs: str) -> Node:
+        return Node(name, "add" if inputs else "input", inputs, (1, 2, 2))
+
+    nodes = (node("image"), node("a", "image"), node("b", "a"), node("c", "a"), node("d", "b", "c"))
+    return Graph(nodes, ("d", "b"))

@@ -1,0 +1,134 @@
+"""From a torch module to the graph: same function, right shapes and counts, clear refusals."""
+
+import pytest
+import torch
+from torch import nn
+
+from common.errors import ModelError
+from search import execute
+from search.graph import Activation, Graph, Node
+from search.importer import import_module
+from search.passes import optimise
+from tests.networks import SIZE, Branched, ConvBlock, branched_graph, seeded
+
+IMAGE = torch.rand(2, 3, *SIZE, generator=torch.Generator().manual_seed(1))
+
+
+def test_import_keeps_the_function_exactly() -> None:
+    module = seeded(Branched())
+    graph = import_module(module, SIZE)
+    ours = execute.run(graph.renamed(), {"image": IMAGE}, graph.renamed().outputs)
+    with torch.inference_mode():
+        theirs = module(IMAGE)
+    # Batch normalisation is imported as scale and offset, which rounds differently in the last bit.
+    for name, expected in zip(graph.renamed().outputs, theirs, strict=True):
+        assert torch.allclose(ours[name], expected, atol=1e-5)
+
+
+def test_optimised_graph_computes_the_same_with_fewer_nodes() -> None:
+    module = seeded(Branched())
+    graph = branched_graph()
+    ours = execute.run(graph, {"image": IMAGE}, graph.outputs)
+    with torch.inference_mode():
+        theirs = module(IMAGE)
+    for name, expected in zip(graph.outputs, theirs, strict=True):
+        assert torch.allclose(ours[name], expected, atol=1e-5)
+    assert {node.op for node in graph.nodes} == {
+        "input", "conv", "max_pool", "upsample", "concat", "add", "slice",
+    }  # fmt: skip
+
+
+def test_names_tell_operator_and_rank() -> None:
+    names = [node.name for node in branched_graph().nodes]
+    assert names[:4] == ["image", "conv_0", "max_pool_1", "conv_2"]
+
+
+def test_counts_are_those_of_the_formula() -> None:
+    stem = branched_graph()["conv_0"]
+    assert stem.shape == (8, 32, 32)
+    assert stem.elements == 8 * 32 * 32
+    assert stem.parameters == 8 * 3 * 3 * 3 + 8
+    assert stem.macs == 8 * 3 * 3 * 3 * 32 * 32
+    assert stem.activation == Activation("leaky_relu", 0.1)
+
+
+def test_stride_one_same_pooling_pads_right_and_bottom() -> None:
+    pools = [n for n in branched_graph().nodes if n.op == "max_pool"]
+    assert [n.attributes["pads"] for n in pools] == [(0, 0, 0, 0), (0, 0, 1, 1), (2, 2, 2, 2)]
+
+
+def test_convolution_read_twice_keeps_its_activation_apart() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.conv(x)
+            return y + torch.relu(y)
+
+    graph = optimise(import_module(seeded(Shared()), SIZE))
+    assert [node.op for node in graph.nodes] == ["input", "conv", "activation", "add"]
+
+
+def test_peak_counts_tensors_that_live_together() -> None:
+    # a chain of 4 elements each with a skip from `a` to `d`
+    def node(name: str, *inputs: str) -> Node:
+        return Node(name, "add" if inputs else "input", inputs, (4, 1, 1))
+
+    nodes = (node("image"), node("a", "image"), node("b", "a"), node("c", "b"), node("d", "c", "a"))
+    graph = Graph(nodes, ("d",))
+    assert graph.peak_elements(nodes, ("d",)) == 12
+    assert graph.peak_elements(nodes[:2], ("a",)) == 8
+    assert graph.peak_elements(nodes[:3], ("a", "b")) == 8
+
+
+class Unknown(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cumsum(x, 1)
+
+
+class Dilated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, dilation=2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x)
+
+
+class LoneNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x)
+
+
+class Flat(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = ConvBlock(3, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.block(x).flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (Unknown(), "aten.cumsum"),  # an operator without a meaning here
+        (Dilated(), "dilated"),  # a known operator with settings that are not
+        (LoneNorm(), "does not follow a convolution"),  # nothing to fold into
+        (Flat(), "flatten"),  # not a (N, C, H, W) tensor
+    ],
+)
+def test_unsupported_modules_are_refused_by_name(module: nn.Module, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        optimise(import_module(module.eval(), SIZE))
+
+
+def test_training_mode_is_refused() -> None:
+    with pytest.raises(ModelError, match="eval"):
+        import_module(Branched().train(), SIZE)
