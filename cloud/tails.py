@@ -21,6 +21,7 @@ from common.images import Letterbox, letterbox
 from common.manifest import Plan, Tail, WireTensor
 from common.messages import checked_threshold
 from common.rpc import splitpoint_pb2 as pb
+from common.quantizer import WireTable
 from common.runtime import Model
 
 DEFAULT_SCORE_THRESHOLD = 0.25

@@ -10,11 +10,11 @@ anything: values that are not finite are ignored, huge ones are clamped, and not
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from common import coco
 from common.errors import ModelError, SettingsError
@@ -28,6 +28,9 @@ MAX_CANDIDATES: Final = 1000
 # A sigmoid is 0 or 1 in float32 beyond this, and a box e^16 times its anchor is beyond any image.
 _MAX_LOGIT = 30.0
 _MAX_LOG_SCALE = 16.0
+
+
+_Side = Annotated[float, Field(gt=0, le=65536)]
 
 
 class _Spec(BaseModel):
@@ -44,7 +47,7 @@ class YoloHeadSpec(_Spec):
     """
 
     stride: int = Field(ge=1, le=4096)
-    anchors: tuple[tuple[PositiveFloat, PositiveFloat], ...] = Field(min_length=1, max_length=64)
+    anchors: tuple[tuple[_Side, _Side], ...] = Field(min_length=1, max_length=64)
     classes: int = Field(ge=1, le=65536)
 
     @property
@@ -245,8 +248,7 @@ def decode_yolo(
     kept = suppress(boxes, scores, classes, iou_threshold)
     # A box may lie in the padding altogether: clipped to the image, nothing of it remains.
     corners = letterbox.to_image(boxes[kept])
-    visible = ((corners[:, 2] > corners[:, 0]) & (corners[:, 3] > corners[:, 1])).nonzero()[0]
-    visible = visible[:max_detections]
+    visible = np.flatnonzero((corners[:, 2:] > corners[:, :2]).all(axis=1))[:max_detections]
     kept = kept[visible]
     return Detections(corners[visible], scores[kept], classes[kept])
 
@@ -290,18 +292,13 @@ def box_iou(first: Floats, second: Floats) -> Floats:
     Returns:
         (N, M) in [0, 1].
     """
-    low = np.maximum(first[:, None, :2], second[:, :2])
-    high = np.minimum(first[:, None, 2:], second[:, 2:])
-    sides = np.maximum(high - low, np.float32(0))
-    shared = sides[..., 0] * sides[..., 1]
-    union = _areas(first)[:, None] + _areas(second) - shared
-    quotient: Floats = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
-    return quotient
-
-
-def _areas(boxes: Floats) -> Floats:
-    areas: Floats = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    return areas
+    x1, y1, x2, y2 = np.ascontiguousarray(first.T)[:, :, None]
+    u1, v1, u2, v2 = np.ascontiguousarray(second.T)
+    shared: Floats = (np.minimum(x2, u2) - np.maximum(x1, u1)).clip(0)
+    shared *= (np.minimum(y2, v2) - np.maximum(y1, v1)).clip(0)
+    union = (x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1) - shared
+    shared /= np.where(union > 0, union, np.float32(1))
+    return shared
 
 
 def _candidates(
@@ -311,8 +308,7 @@ def _candidates(
     columns = values.shape[2]
     cells = values.reshape(len(head.anchors), 5 + head.classes, -1)
     # A score is at most its objectness, so most cells end here, having cost one comparison.
-    objectness = cells[:, 4]
-    anchor, cell = (objectness >= _logit(score_threshold)).nonzero()
+    anchor, cell = (cells[:, 4] >= _logit(score_threshold)).nonzero()
     rows = cells[anchor, :, cell]
     finite = np.isfinite(rows).all(axis=1)
     if not finite.all():

@@ -6,6 +6,7 @@ Colours are those of Okabe and Ito (2008), which stay apart under every common c
 deficiency; lines and letters grow with the image.
 """
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final
@@ -49,7 +50,7 @@ def annotate(
     class_names: Sequence[str],
     caption: str | None = None,
 ) -> Image.Image:
-    """Draw boxes and labels onto a copy of an image; the best detections lie on top.
+    """Draw boxes and labels onto a copy of an image; the best detection's box lies on top.
 
     Args:
         image: (H, W, 3) RGB.
@@ -65,7 +66,6 @@ def annotate(
     scale = min(picture.size)
     line = max(1, round(scale / 200))
     font = _font(max(11, round(scale / 30)))
-    # Labels after all boxes, so that no line crosses a label.
     drawable = [
         (index, score, _clip(box, picture.size))
         for index, score, box in zip(
@@ -74,14 +74,19 @@ def annotate(
             detections.boxes.tolist(),
             strict=True,
         )
-        if all(map(np.isfinite, box))
-    ][::-1]
-    for index, _, corners in drawable:
+        if all(map(math.isfinite, box))
+    ]
+    for index, _, corners in reversed(drawable):
         _draw_box(draw, corners, class_colour(index), line)
+    # Labels after all boxes, so that no line crosses a label.
+    taken: list[_Corners] = []
     for index, score, corners in drawable:
         name = class_names[index] if 0 <= index < len(class_names) else f"class {index}"
-        _draw_label(draw, f"{name} {score:.2f}", corners, class_colour(index), line, font)
-    return picture if caption is None else _captioned(picture, caption)
+        text = f"{name} {score:.2f}"
+        taken.append(_draw_label(draw, text, corners, class_colour(index), line, font, taken))
+    if caption is None:
+        return picture
+    return _captioned(picture, caption, _caption_letters(picture, caption))
 
 
 def side_by_side(images: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image:
@@ -100,9 +105,11 @@ def side_by_side(images: Sequence[Image.Image], captions: Sequence[str]) -> Imag
     if not images:
         raise ValueError("expected at least one picture")
     height = min(image.height for image in images)
+    pictures = [_scaled_to(image.convert("RGB"), height) for image in images]
+    letters = min(map(_caption_letters, pictures, captions))
     panels = [
-        _captioned(_scaled_to(image.convert("RGB"), height), caption, height)
-        for image, caption in zip(images, captions, strict=True)
+        _captioned(picture, caption, letters)
+        for picture, caption in zip(pictures, captions, strict=True)
     ]
     gap = max(2, round(height / 60))
     width = sum(panel.width for panel in panels) + gap * (len(panels) - 1)
@@ -128,32 +135,47 @@ def _draw_label(
     colour: Colour,
     line: int,
     font: _Font,
-) -> None:
-    """Above the box where there is room, else inside its top; never outside the picture."""
+    taken: Sequence[_Corners],
+) -> _Corners:
+    """Draw a label inside the picture and return where it is.
+
+    Above the box where there is room, else inside its top, else further down; where labels are too
+    many to keep apart, over another.
+    """
     picture_width, picture_height = draw.im.size
     pad = 2 * line
     font = _fitting(text, font, picture_width - 2 * pad)
     width, height = _text_size(text, font)
     width, height = width + 2 * pad, height + 2 * pad
     x1, y1, _, _ = corners
-    left = max(0, min(x1, picture_width - width))
-    top = y1 - height if y1 >= height else y1
-    top = max(0, min(top, picture_height - height))
-    draw.rectangle((left, top, left + width - 1, top + height - 1), fill=colour)
-    middle = (left + pad, top + height / 2)
+    left = max(0, min(round(x1), picture_width - width))
+    places = [
+        (left, top, left + width - 1, top + height - 1)
+        for top in (round(y1) + step * height for step in range(-1, 5))
+        if 0 <= top <= picture_height - height
+    ] or [(left, 0, left + width - 1, height - 1)]
+    place = next((p for p in places if not any(_overlap(p, t) for t in taken)), places[0])
+    draw.rectangle(place, fill=colour)
+    middle = (place[0] + pad, place[1] + height / 2)
     draw.text(middle, text, fill=_text_colour(colour), font=font, anchor="lm")
+    return place
 
 
-def _captioned(picture: Image.Image, caption: str, scale: int | None = None) -> Image.Image:
-    """The picture under a strip with its caption; `scale` sets the letters, else the picture."""
-    size = max(12, round((min(picture.size) if scale is None else scale) / 22))
-    pad = size // 2
-    font = _fitting(caption, _font(size), picture.width - 2 * pad)
-    strip = size + 2 * pad
+def _caption_letters(picture: Image.Image, caption: str) -> int:
+    """Size of letters, in pixels, that suits the picture and lets the caption fit its width."""
+    size = max(12, round(min(picture.size) / 22))
+    font = _fitting(caption, _font(size), picture.width - size)
+    return int(font.size) if isinstance(font, ImageFont.FreeTypeFont) else size
+
+
+def _captioned(picture: Image.Image, caption: str, letters: int) -> Image.Image:
+    """The picture under a strip with its caption."""
+    strip = 2 * letters
     canvas = Image.new("RGB", (picture.width, picture.height + strip), _CAPTION_GROUND)
     canvas.paste(picture, (0, strip))
     draw = ImageDraw.Draw(canvas)
-    draw.text((pad, strip / 2), caption, fill=_WHITE, font=font, anchor="lm")
+    middle = (letters / 2, strip / 2)
+    draw.text(middle, caption, fill=_WHITE, font=_font(letters), anchor="lm")
     return canvas
 
 
@@ -169,6 +191,15 @@ def _clip(box: Sequence[float], size: tuple[int, int]) -> _Corners:
     right, bottom = size[0] - 1, size[1] - 1
     x1, y1 = min(max(box[0], 0), right), min(max(box[1], 0), bottom)
     return x1, y1, min(max(box[2], x1), right), min(max(box[3], y1), bottom)
+
+
+def _overlap(first: _Corners, second: _Corners) -> bool:
+    return (
+        first[0] <= second[2]
+        and second[0] <= first[2]
+        and first[1] <= second[3]
+        and second[1] <= first[3]
+    )
 
 
 @lru_cache(maxsize=32)
@@ -194,4 +225,4 @@ def _text_size(text: str, font: _Font) -> tuple[int, int]:
 def _text_colour(ground: Colour) -> Colour:
     """Black or white, whichever has more contrast (luma of ITU-R BT.601)."""
     red, green, blue = ground
-    return _BLACK if 299 * red + 587 * green + 114 * blue > 128_000 else _WHITE
+    return _BLACK if 299 * red + 587 * green + 114 * blue > 100_000 else _WHITE

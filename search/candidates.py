@@ -154,5 +154,19 @@ def pareto(judged: Sequence[Judged]) -> list[Judged]:
     return front
 
 
+def worth_keeping(judged: Sequence[Judged]) -> list[Judged]:
+    """The Pareto front, and the fastest of each kind even if it is beaten, fastest first.
+
+    The planner needs the front; a user needs to see on the own link what leaving the split out, or
+    not leaving it out, would cost.
+    """
+    kept = pareto(judged)
+    for kind in ("cloud-only", "split", "edge-only"):
+        of_kind = [j for j in judged if j.candidate.cut.kind == kind]
+        if of_kind and not any(j.candidate.cut.kind == kind for j in kept):
+            kept.append(min(of_kind, key=lambda j: j.latency_ms))
+    return sorted(kept, key=lambda j: j.latency_ms)
+
+
 def _dominates(one: Judged, other: Judged) -> bool:
     return all(a <= b for a, b in zip(one.axes, other.axes, strict=True))

@@ -1,4 +1,4 @@
-"""Deployment: the plans of a Pareto front, written as a bundle.
+"""Deployment: the plans that a search kept, written as a bundle.
 
 Each head is written with a vector, one calibration image and the codes that the integer reference
 computes for it, and is checked against it here, before anybody downloads it. Tails share one file of
@@ -36,7 +36,7 @@ def write_plans(
     weights_sha256: str,
     found: Found,
 ) -> Manifest:
-    """Write a bundle with the plans of `found.front`.
+    """Write a bundle with the plans of `found.kept`.
 
     Args:
         out: Folder to write; replaced if it is a bundle.
@@ -53,13 +53,13 @@ def write_plans(
     writer = BundleWriter(out)
     heads: dict[str, Head] = {}
     tails: dict[str, Tail] = {}
-    for cut in {j.candidate.cut.name: j.candidate.cut for j in found.front}.values():
+    for cut in {j.candidate.cut.name: j.candidate.cut for j in found.kept}.values():
         if cut.head:
             heads[cut.name] = _add_head(writer, network, cut, vector_image)
         if cut.tail:
             tails[cut.name] = _add_tail(writer, network, cut)
     plans = tuple(
-        _plan(judged, heads.get(judged.candidate.cut.name), tails, found) for judged in found.front
+        _plan(judged, heads.get(judged.candidate.cut.name), tails, found) for judged in found.kept
     )
     writer.add(REPORT, markdown(found).encode())
     request = found.request

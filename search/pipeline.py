@@ -1,7 +1,7 @@
 """The search: from a trained network and a set of limits to a bundle of plans.
 
     model -> graph -> calibration -> 8-bit network -> cuts -> latency table + wire sizes
-          -> candidates -> shortlist -> measured accuracy -> Pareto front -> bundle
+          -> candidates -> shortlist -> measured accuracy -> plans worth keeping -> bundle
 
 Every stage reports its progress. What is ranked is measured: prefix and suffix times, coded bytes,
 accuracy of the plan as deployed.
@@ -18,7 +18,7 @@ from common.errors import NoFeasiblePlanError, SettingsError
 from common.manifest import Manifest
 from search.accuracy import AccuracySource, Agreement, CocoAccuracy
 from search.calibration import observe
-from search.candidates import Candidate, Judged, World, judge, pareto, shortlist
+from search.candidates import Candidate, Judged, World, judge, shortlist, worth_keeping
 from search.cuts import Cut, enumerate_cuts
 from search.deploy import write_plans
 from search.evaluate import Evaluator
@@ -80,7 +80,7 @@ def _rank(
     evaluation: Frames,
     reporter: Reporter,
 ) -> Found:
-    """Measure what the limits allow and keep the Pareto front."""
+    """Measure what the limits allow and keep the plans worth it."""
     cuts = allowed_cuts(
         network,
         every_cut,
@@ -125,8 +125,8 @@ def _rank(
         if j.candidate.name in accuracy
     ]
     best = source.accuracy(reference)
-    front = pareto([j for j in measured if best - (j.accuracy or 0.0) <= request.max_drop])
-    if not front:
+    kept = worth_keeping([j for j in measured if best - (j.accuracy or 0.0) <= request.max_drop])
+    if not kept:
         raise NoFeasiblePlanError(_nothing_fits(measured, best, request))
     return Found(
         request=request,
@@ -138,7 +138,7 @@ def _rank(
         world=world,
         judged=tuple(judged),
         measured=tuple(measured),
-        front=tuple(front),
+        kept=tuple(kept),
     )
 
 

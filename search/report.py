@@ -11,7 +11,7 @@ _STAGES = ("preprocess", "head", "encode", "uplink", "rtt", "decode", "tail", "p
 def markdown(found: Found) -> str:
     """The whole report."""
     request, world = found.request, found.world
-    best = found.front[0]
+    best = found.kept[0]
     memory = (
         "no limit"
         if request.edge_memory_bytes is None
@@ -25,32 +25,33 @@ def markdown(found: Found) -> str:
         f"{request.max_drop:g} points of {found.metric} below {found.reference_accuracy:.1f} "
         f"(floating point, {found.evaluation_images} images). {found.cuts} cuts, {timed} timed, "
         f"{len(found.judged)} candidates, {len(found.measured)} with measured accuracy, "
-        f"{len(found.front)} plans kept.",
+        f"{len(found.kept)} plans kept.",
         "",
         _why(found),
         "",
         "## Plans",
         "",
-        "Not beaten by another one in latency, bytes, edge memory and accuracy at once.",
+        "Not beaten by another one in latency, bytes, edge memory and accuracy at once; and the "
+        "fastest of each kind.",
         "",
-        *_table(found, found.front),
+        *_table(found, found.kept),
         "",
         "## Measured, but not kept",
         "",
-        *_table(found, [j for j in found.measured if j not in found.front]),
+        *_table(found, [j for j in found.measured if j not in found.kept]),
         "",
         "## Where the time of each plan should go (ms)",
         "",
         "| plan | " + " | ".join(_STAGES) + " |",
         "|---" * (len(_STAGES) + 1) + "|",
-        *(_stages_row(found, judged) for judged in found.front),
+        *(_stages_row(found, judged) for judged in found.kept),
         "",
     ]
     return "\n".join(lines)
 
 
 def _why(found: Found) -> str:
-    best = found.front[0]
+    best = found.kept[0]
     rivals = []
     for kind in ("cloud-only", "edge-only"):
         allowed = [

@@ -70,7 +70,7 @@ class Found:
         world: Times that all plans share, device and link.
         judged: All candidates, fastest first.
         measured: Those whose accuracy was measured, fastest first.
-        front: The plans of the bundle, fastest first.
+        kept: The plans of the bundle, fastest first.
     """
 
     request: Request
@@ -82,4 +82,4 @@ class Found:
     world: World
     judged: tuple[Judged, ...]
     measured: tuple[Judged, ...]
-    front: tuple[Judged, ...]
+    kept: tuple[Judged, ...]

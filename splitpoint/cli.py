@@ -11,7 +11,7 @@ import typer
 
 from common.errors import SplitpointError
 from splitpoint import __version__
-from splitpoint.commands import cloud, edge, models, search
+from splitpoint.commands import cloud, demo, edge, models, search
 
 app = typer.Typer(
     name="splitpoint",
@@ -21,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.command("demo")(demo.run)
 app.add_typer(models.app, name="models")
 app.command("search")(search.run)
 app.command("edge")(edge.run)

@@ -23,9 +23,7 @@ def request(
     async def send() -> httpx.Response:
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            return await client.request(
-                method, path, content=body, params=params, headers=headers
-            )
+            return await client.request(method, path, content=body, params=params, headers=headers)
 
     return asyncio.run(send())
 

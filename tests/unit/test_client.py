@@ -31,9 +31,7 @@ def cloud(on_frame: Handler) -> Handler:
 
 
 def client_of(on_frame: Handler) -> CloudClient:
-    return CloudClient(
-        lambda: InProcessTransport(cloud(on_frame)), HELLO, answer_timeout_s=60
-    )
+    return CloudClient(lambda: InProcessTransport(cloud(on_frame)), HELLO, answer_timeout_s=60)
 
 
 def result(frame_id: int) -> pb.CloudMessage:
@@ -99,9 +97,7 @@ def test_a_rejection_is_the_right_error_on_one_line(
     reason: pb.Rejection.Reason, error: type[SplitpointError]
 ) -> None:
     def refuse(message: pb.EdgeMessage) -> Iterable[pb.CloudMessage]:
-        rejection = pb.Rejection(
-            frame_id=message.frame.frame_id, reason=reason, message="no\ngood"
-        )
+        rejection = pb.Rejection(frame_id=message.frame.frame_id, reason=reason, message="no\ngood")
         return [pb.CloudMessage(rejection=rejection)]
 
     client = client_of(refuse)
@@ -174,9 +170,7 @@ def test_a_cloud_that_greets_wrongly_is_unavailable() -> None:
 
 
 def test_no_answer_in_time_costs_the_frame_only() -> None:
-    client = CloudClient(
-        lambda: InProcessTransport(cloud(lambda _: [])), HELLO, answer_timeout_s=0
-    )
+    client = CloudClient(lambda: InProcessTransport(cloud(lambda _: [])), HELLO, answer_timeout_s=0)
     with pytest.raises(CloudUnavailableError, match="did not answer frame 1"):
         client.request(frame())
     assert client.connected

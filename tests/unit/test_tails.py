@@ -31,9 +31,7 @@ def frame_of(bundle: Bundle, name: str) -> pb.Frame:
     digest = find_plan(bundle, name)
     pixels = letterbox(tiny.image(), (tiny.SIZE, tiny.SIZE))
     cut = open_plans(bundle, [digest])[digest].cut(pixels)
-    return pb.Frame(
-        plan_digest=digest, image_width=48, image_height=40, payloads=cut.payloads
-    )
+    return pb.Frame(plan_digest=digest, image_width=48, image_height=40, payloads=cut.payloads)
 
 
 @pytest.mark.parametrize("name", [tiny.SPLIT, tiny.SPLIT_8, tiny.CLOUD_ONLY])

@@ -180,7 +180,9 @@ class TestGrpc:
 
     def test_a_cloud_that_is_not_there_is_one_line(self) -> None:
         transport = GrpcTransport("127.0.0.1:1")  # a port that nothing serves
-        with pytest.raises(CloudUnavailableError, match=r"127\.0\.0\.1:1: .*`splitpoint cloud`") as e:
+        with pytest.raises(
+            CloudUnavailableError, match=r"127\.0\.0\.1:1: .*`splitpoint cloud`"
+        ) as e:
             transport.receive(timeout_s=30)
         assert "\n" not in str(e.value)
         transport.close()

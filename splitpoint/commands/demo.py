@@ -1,0 +1,17 @@
+"""`splitpoint demo`: the whole product on this machine, on real pictures."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def run(
+    folder: Annotated[
+        Path, typer.Option(help="For pictures, and for what is kept between runs.")
+    ] = Path(".demo"),
+) -> None:
+    """Fetch weights and pictures, search, and compare three ways over an emulated 3 Mbit/s link."""
+    from splitpoint.demo.run import run_demo
+
+    run_demo(folder)

@@ -1,0 +1,154 @@
+"""Darknet networks: layers against hand-computed values, files against their exact length."""
+
+import struct
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from common.errors import ModelError, WeightsError
+from search.importer import import_module
+from search.passes import optimise
+from search.zoo.darknet import DarknetModule, MaxPool, load_darknet
+from search.zoo.registry import MODELS
+
+HEADER = struct.pack("<iiiQ", 0, 2, 0, 0)
+NET = "[net]\nwidth=64\nheight=64\nchannels=3\n"
+YOLO = "[yolo]\nmask=0\nanchors=4,6\nclasses=1\nnum=1\n"
+
+
+def _conv(filters: int, size: int = 1, stride: int = 1, *, norm: bool = True) -> str:
+    return (
+        f"[convolutional]\nbatch_normalize={int(norm)}\nfilters={filters}\nsize={size}\n"
+        f"stride={stride}\npad=1\nactivation={'leaky' if norm else 'linear'}\n"
+    )
+
+
+EVERYTHING = (
+    NET
+    + _conv(8, 3)
+    + "[maxpool]\nsize=2\nstride=2\n"
+    + _conv(16, 3, 2)
+    + _conv(16)
+    + "[shortcut]\nfrom=-2\nactivation=linear\n"
+    + "[maxpool]\nsize=2\nstride=1\n"
+    + "[maxpool]\nsize=5\nstride=1\n"
+    + _conv(8)
+    + "[upsample]\nstride=2\n"
+    + "[route]\nlayers=-1,1\n"
+    + _conv(6, norm=False)
+    + YOLO
+)
+
+
+def _random_weights(cfg: str, seed: int = 0) -> bytes:
+    module = DarknetModule(cfg)
+    rng = np.random.default_rng(seed)
+    values = []
+    for tensor in module._file_order():
+        # Variances are positive; small kernels keep values near one, where 1e-4 means something.
+        draw = rng.uniform(0.5, 1.5, tensor.numel()) if tensor.ndim == 1 else None
+        kernel = rng.normal(0, 1 / np.sqrt(tensor[0].numel()), tensor.numel())
+        values.append((kernel if draw is None else draw).astype("<f4"))
+    return HEADER + np.concatenate(values).tobytes()
+
+
+def _with_weights(cfg: str, seed: int = 0) -> DarknetModule:
+    module = DarknetModule(cfg)
+    module.load_weights(_random_weights(cfg, seed))
+    return module.eval()
+
+
+def test_every_layer_agrees_with_opencv(tmp_path: Path) -> None:
+    (tmp_path / "net.cfg").write_text(EVERYTHING)
+    (tmp_path / "net.weights").write_bytes(_random_weights(EVERYTHING))
+    image = np.random.default_rng(1).random((1, 3, 64, 64), np.float32)
+    network = cv2.dnn.readNetFromDarknet(str(tmp_path / "net.cfg"), str(tmp_path / "net.weights"))
+    network.enableWinograd(False)
+    network.setInput(image)
+    theirs = network.forward("conv_10")
+    module = load_darknet(EVERYTHING, tmp_path / "net.weights")
+    with torch.inference_mode():
+        (ours,) = module(torch.from_numpy(image))
+    assert ours.shape == theirs.shape == (1, 6, 32, 32)
+    np.testing.assert_allclose(ours.numpy(), theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=lambda model: model.name)
+def test_shipped_cfgs_need_exactly_the_published_files(model: object) -> None:
+    assert model.weights.size_bytes == len(HEADER) + 4 * DarknetModule(model.cfg).weight_count  # type: ignore[attr-defined]
+
+
+def test_tiny_has_the_anchors_that_its_weights_were_trained_with() -> None:
+    coarse, fine = DarknetModule(MODELS["yolov3-tiny"].cfg).heads
+    assert (coarse.stride, coarse.anchors) == (32, ((81, 82), (135, 169), (344, 319)))
+    assert (fine.stride, fine.anchors) == (16, ((23, 27), (37, 58), (81, 82)))
+
+
+def test_the_graph_of_every_operator_can_be_imported() -> None:
+    graph = optimise(import_module(_with_weights(EVERYTHING), (64, 64)))
+    assert graph.outputs == ("conv_10",)
+    assert {node.op for node in graph.nodes} >= {"conv", "max_pool", "upsample", "concat", "add"}
+
+
+def test_stride_one_pooling_keeps_the_size_and_looks_right_and_down() -> None:
+    pool = MaxPool(_section("[maxpool]\nsize=2\nstride=1\n"))
+    values = torch.tensor([[[[1.0, -2.0], [3.0, -4.0]]]])
+    assert pool(values).tolist() == [[[[3.0, -2.0], [3.0, -4.0]]]]
+
+
+def test_grouped_route_takes_its_part_of_the_channels() -> None:
+    cfg = NET + _conv(12) + "[route]\nlayers=-1\ngroups=2\ngroup_id=1\n" + YOLO
+    module = _with_weights(cfg)
+    image = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        whole = module.layers[0](image)
+        (part,) = module(image)
+    assert torch.equal(part, whole[:, 6:])
+
+
+@pytest.mark.parametrize(
+    ("cfg", "message"),
+    [
+        (NET + _conv(6) + "[route]\nlayers=3\n" + YOLO, "not all before"),  # a layer to come
+        (NET + _conv(6), "no \\[yolo\\]"),  # nothing to decode
+        (NET + _conv(7) + YOLO, "needs 6 channels"),  # channels that do not fit the anchors
+        (NET + _conv(6) + YOLO.replace("mask=0", "mask=1"), "mask"),  # an anchor that is not there
+        (NET + _conv(6).replace("leaky", "mish") + YOLO, "mish"),  # an unknown activation
+        (NET + _conv(6) + _conv(4) + "[shortcut]\nfrom=-2\n" + YOLO, "adds"),  # unequal channels
+        (NET.replace("64", "60") + _conv(6) + YOLO, "multiples of 32"),  # a size that cannot be
+    ],
+)
+def test_impossible_networks_are_refused(cfg: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        DarknetModule(cfg)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data[:-4], "cut off"),  # one value short
+        (lambda data: data + bytes(4), "another cfg"),  # one value too many
+        (lambda data: data[:-2], "middle of a value"),  # half a value
+        (lambda data: data[:12], "header"),  # not even a header
+        (lambda data: data[:-4] + struct.pack("<f", float("nan")), "not finite"),  # damaged
+    ],
+)
+def test_wrong_weights_are_refused(change: object, message: str) -> None:
+    module = DarknetModule(NET + _conv(6) + YOLO)
+    data = change(_random_weights(NET + _conv(6) + YOLO))  # type: ignore[operator]
+    with pytest.raises(WeightsError, match=message):
+        module.load_weights(data)
+
+
+def test_missing_weights_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="cannot be read"):
+        load_darknet(EVERYTHING, tmp_path / "none.weights")
+
+
+def _section(text: str) -> object:
+    from search.zoo.cfg import parse_cfg
+
+    return parse_cfg(NET + text)[1]
