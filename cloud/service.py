@@ -196,13 +196,9 @@ def _check_kind(message: pb.EdgeMessage) -> None:
         raise ProtocolError(f"expected a Frame or Report, got {kind or 'a message without a kind'}")
 
 
-def _rejection(
-    frame_id: int, reason: "pb.Rejection.Reason", why: str
-) -> pb.CloudMessage:
+def _rejection(frame_id: int, reason: "pb.Rejection.Reason", why: str) -> pb.CloudMessage:
     line = " ".join(why.split())[:300]
-    return pb.CloudMessage(
-        rejection=pb.Rejection(frame_id=frame_id, reason=reason, message=line)
-    )
+    return pb.CloudMessage(rejection=pb.Rejection(frame_id=frame_id, reason=reason, message=line))
 
 
 def _reason(error: SplitpointError) -> "pb.Rejection.Reason":

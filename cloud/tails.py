@@ -17,11 +17,11 @@ from common.bundle import Bundle
 from common.codec import check, make_codec
 from common.detections import Detections, DetectorSpec, decode_yolo
 from common.errors import PayloadError, UnknownPlanError
-from common.images import Letterbox, letterbox
-from common.manifest import Plan, Tail, WireTensor
+from common.images import Letterbox
+from common.manifest import Plan, Tail
 from common.messages import checked_threshold
-from common.rpc import splitpoint_pb2 as pb
 from common.quantizer import WireTable
+from common.rpc import splitpoint_pb2 as pb
 from common.runtime import Model
 
 DEFAULT_SCORE_THRESHOLD = 0.25
@@ -220,9 +220,7 @@ class Tails:
         """
         plan = self.bundle.plans.get(digest)
         if plan is None or plan.kind != "edge-only":
-            raise UnknownPlanError(
-                f"no edge-only plan {digest.hex()[:12]} in this cloud's bundle"
-            )
+            raise UnknownPlanError(f"no edge-only plan {digest.hex()[:12]} in this cloud's bundle")
         return len(self.bundle.manifest.detector.class_names)
 
     def _model(self, tail: Tail, threads: int) -> Model:

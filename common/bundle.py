@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import BinaryIO, Self
+from typing import IO, BinaryIO, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -134,9 +134,8 @@ class BundleWriter:
     """
 
     def __init__(self, folder: Path) -> None:
-        if folder.exists() and not (folder / MANIFEST).is_file():
-            if not folder.is_dir() or any(folder.iterdir()):
-                raise BundleError(f"{folder} exists and is no bundle: choose another place")
+        if folder.exists() and not _may_replace(folder):
+            raise BundleError(f"{folder} exists and is no bundle: choose another place")
         self._folder = folder
         self._files: dict[str, FileEntry] = {}
         try:
@@ -176,6 +175,12 @@ class BundleWriter:
     def discard(self) -> None:
         """Remove what was written so far."""
         shutil.rmtree(self._part, ignore_errors=True)
+
+
+def _may_replace(folder: Path) -> bool:
+    if not folder.is_dir():
+        return False
+    return (folder / MANIFEST).is_file() or not any(folder.iterdir())
 
 
 def zip_bundle(folder: Path, path: Path) -> None:
@@ -299,7 +304,7 @@ def _extract(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, limi
         _copy_at_most(source, sink, limit, info.filename)
 
 
-def _copy_at_most(source: BinaryIO, sink: BinaryIO, limit: int, name: str) -> None:
+def _copy_at_most(source: IO[bytes], sink: BinaryIO, limit: int, name: str) -> None:
     done = 0
     while chunk := source.read(min(_CHUNK, limit - done + 1)):
         done += len(chunk)

@@ -1,7 +1,7 @@
 """Links: bandwidth and round-trip time, written "3mbit/20ms", and when a message gets through one.
 
-The arithmetic is pure: times come in and go out as numbers, so it is tested without waiting, and the
-emulated transport (`edge.shaping`) only waits until the time that it is told.
+The arithmetic is pure: times come in and go out as numbers, so it is tested without waiting, and
+the emulated transport (`edge.shaping`) only waits until the time that it is told.
 """
 
 import math

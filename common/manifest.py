@@ -10,8 +10,8 @@ Every tensor leaves the head as uint8 on its calibrated activation grid, so a wi
 table of 256 symbols, and its reconstruction a table of 2^bits values: any step, clip range, dead
 zone and reconstruction point can be written that way, and both ends do integer look-ups only.
 
-Cloud-only is the plan without a head (the wire carries the image), edge-only the plan without a tail
-(the wire carries nothing, the edge reports detections).
+Cloud-only is the plan without a head (the wire carries the image), edge-only the plan without a
+tail (the wire carries nothing, the edge reports detections).
 """
 
 import hashlib
@@ -124,8 +124,8 @@ class Head(_Record):
         weight_bytes: Weights as stored on the edge.
         peak_activation_bytes: Largest sum of live activations over the execution order.
         bits: Weight width of each layer, by name.
-        vector: Folder with `input.npy` and one `output-K.npy` per output: the reference that an edge
-            must reproduce before it serves.
+        vector: Folder with `input.npy` and one `output-K.npy` per output: the reference that an
+            edge must reproduce before it serves.
     """
 
     file: str
@@ -147,7 +147,7 @@ class Tail(_Record):
 
 
 class Prediction(_Record):
-    """What the search expects of a plan on the device and link it was run for; times are medians."""
+    """What the search expects of a plan on its device and link; times are medians."""
 
     latency_ms: float = Field(ge=0)
     preprocess_ms: float = Field(ge=0)

@@ -1,9 +1,10 @@
-"""The wire messages as both ends build and read them: detections in columns, payloads with checksums.
+"""The wire messages as both ends build and read them: detections in columns, payloads with
+checksums.
 
     Detections -> detections_to_message -> Result or Report -> detections_from_message -> Detections
 
-Nothing that arrives is believed: a message of the right type may still hold lists of unequal length,
-NaN, or a class that the model does not have.
+Nothing that arrives is believed: a message of the right type may still hold lists of unequal
+length, NaN, or a class that the model does not have.
 """
 
 import math

@@ -1,7 +1,7 @@
 """Running an ONNX model with ONNX Runtime: the one place that touches it.
 
-Edge, cloud and search open their models here, so threads, graph optimisation and errors are the same
-everywhere and a time measured by the search is a time of what is deployed.
+Edge, cloud and search open their models here, so threads, graph optimisation and errors are the
+same everywhere and a time measured by the search is a time of what is deployed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -67,7 +67,7 @@ class Model:
         """
         try:
             outputs: Sequence[Array] = self._session.run(None, dict(inputs))
-        except (*_RUNTIME_ERRORS, ValueError) as error:
+        except _RUN_ERRORS as error:
             raise ModelError(f"ONNX Runtime failed: {_one_line(error)}") from error
         return list(outputs)
 
@@ -81,7 +81,8 @@ def check_parity(actual: Sequence[Array], expected: Sequence[Array], *, what: st
     for got, want in zip(actual, expected, strict=True):
         if got.shape != want.shape or got.dtype != want.dtype:
             raise ParityError(
-                f"{what}: expected {want.dtype}{want.shape}, the runtime gave {got.dtype}{got.shape}"
+                f"{what}: expected {want.dtype}{want.shape}, "
+                f"the runtime gave {got.dtype}{got.shape}"
             )
         off = np.abs(got.astype(np.int32) - want.astype(np.int32))
         equal = float(np.mean(off == 0))
@@ -112,3 +113,4 @@ _RUNTIME_ERRORS: tuple[type[Exception], ...] = (
     _state.NotImplemented,
     _state.RuntimeException,
 )
+_RUN_ERRORS: tuple[type[Exception], ...] = (*_RUNTIME_ERRORS, ValueError)

@@ -1,7 +1,8 @@
-"""What every serving process does alike: bind a port, run uvicorn on a socket, say that it is ready.
+"""What every serving process does alike: bind a port, run uvicorn, say that it is ready.
 
 Ports are bound before models are opened, so a taken port is reported at once; and a ready file
-appears only when requests are served, so whoever starts a process waits for a file, never for a time.
+appears only when requests are served, so whoever starts a process waits for a file, never for a
+time.
 """
 
 import asyncio

@@ -118,9 +118,7 @@ class Detector:
         times_ms["other"] = latency_ms - sum(times_ms.values())
         if opened.plan.kind == "edge-only":
             self._report(opened, detections)
-        return Outcome(
-            detections, opened.plan, opened.digest, uplink_bytes, times_ms, latency_ms
-        )
+        return Outcome(detections, opened.plan, opened.digest, uplink_bytes, times_ms, latency_ms)
 
     def check_ready(self) -> None:
         """Require that the default plan can be served.
@@ -155,9 +153,7 @@ class Detector:
             score_threshold=threshold,
         )
         answer = client.request(message)
-        detections = detections_from_message(
-            answer.result.detections, len(self._spec.class_names)
-        )
+        detections = detections_from_message(answer.result.detections, len(self._spec.class_names))
         times = answer.result.times
         stages = {
             "head": cut.head_ms,
@@ -190,7 +186,9 @@ class Detector:
 
     def _cloud(self, plan: Plan) -> CloudClient:
         if self._client is None:
-            raise CloudUnavailableError(f"plan {plan.name} needs the cloud, and no address was given")
+            raise CloudUnavailableError(
+                f"plan {plan.name} needs the cloud, and no address was given"
+            )
         return self._client
 
 
@@ -206,5 +204,7 @@ def find_plan(bundle: Bundle, wanted: str) -> bytes:
     if len(named) != 1:
         names = ", ".join(plan.name for plan in bundle.plans.values())
         what = "is the name of several plans" if named else "is none of this bundle's plans"
-        raise UnknownPlanError(f"plan {wanted!r} {what}; it has {names} (a digest's start also does)")
+        raise UnknownPlanError(
+            f"plan {wanted!r} {what}; it has {names} (a digest's start also does)"
+        )
     return named[0]

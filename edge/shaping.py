@@ -143,9 +143,7 @@ class ShapedTransport:
         try:
             while True:
                 message = self._inner.receive()
-                arrival_s = self._shaper.downlink_arrival_s(
-                    self._clock.now_s(), message.ByteSize()
-                )
+                arrival_s = self._shaper.downlink_arrival_s(self._clock.now_s(), message.ByteSize())
                 self._downlink.put(message, arrival_s)
         except CloudUnavailableError as error:
             self._end(error)

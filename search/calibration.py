@@ -1,7 +1,8 @@
 """Calibration: how every tensor of the network is distributed on real images.
 
 Two passes of the floating-point network: the first finds each tensor's range, the second its
-histogram over that range. A convolution with a fused activation is observed twice, before and after.
+histogram over that range. A convolution with a fused activation is observed twice, before and
+after.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -30,12 +31,12 @@ class Distribution:
     def centres(self) -> NDArray[np.float64]:
         """Middle of each bin."""
         width = (self.high - self.low) / len(self.counts)
-        return self.low + width * (np.arange(len(self.counts)) + 0.5)
+        return np.asarray(self.low + width * (np.arange(len(self.counts)) + 0.5), np.float64)
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Distributions by tensor: `before` the fused activation (where there is one) and `after` it."""
+    """Distributions by tensor, `before` the fused activation (if there is one) and `after` it."""
 
     before: dict[str, Distribution]
     after: dict[str, Distribution]
@@ -44,7 +45,7 @@ class Statistics:
 def observe(
     graph: Graph,
     frames: NDArray[np.uint8],
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Statistics:
     """Observe all tensors of a network.
 

@@ -2,8 +2,9 @@
 
     latency = preprocess + head + encode + bytes / uplink + rtt + decode + tail + postprocess
 
-Head and tail times come from a latency source, bytes and coding times from coding calibration images.
-Work on the edge is multiplied by the device's slowdown. Edge-only sends nothing before it answers.
+Head and tail times come from a latency source, bytes and coding times from coding calibration
+images. Work on the edge is multiplied by the device's slowdown. Edge-only sends nothing before it
+answers.
 """
 
 from collections.abc import Iterable, Sequence
@@ -127,8 +128,8 @@ def shortlist(
     """The candidates whose accuracy is worth measuring.
 
     Accuracy is the dear part of a search. A narrower wire format of the same cut is faster and less
-    accurate, so for every width the fastest few are kept, at the link asked for and at a quarter and
-    four times of its bandwidth. All ways of leaving the split out are kept.
+    accurate, so for every width the fastest few are kept, at the link asked for and at a quarter
+    and four times of its bandwidth. All ways of leaving the split out are kept.
     """
     keep: dict[str, Candidate] = {c.name: c for c in candidates if c.cut.kind != "split"}
     for factor in (1.0, 0.25, 4.0):

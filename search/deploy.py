@@ -1,8 +1,8 @@
 """Deployment: the plans that a search kept, written as a bundle.
 
 Each head is written with a vector, one calibration image and the codes that the integer reference
-computes for it, and is checked against it here, before anybody downloads it. Tails share one file of
-weights.
+computes for it, and is checked against it here, before anybody downloads it. Tails share one file
+of weights.
 """
 
 import io

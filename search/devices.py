@@ -1,8 +1,8 @@
 """Device profiles: how an edge differs from the machine that the search runs on.
 
-Times are measured here and multiplied by `slowdown`. A profile with a slowdown stands for a share of
-one of this machine's cores (a CPU quota), not for another architecture: measure on the device itself
-where that matters.
+Times are measured here and multiplied by `slowdown`. A profile with a slowdown stands for a share
+of one of this machine's cores (a CPU quota), not for another architecture: measure on the device
+itself where that matters.
 """
 
 from dataclasses import dataclass

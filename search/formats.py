@@ -1,7 +1,8 @@
 """Wire formats of cuts: every cut that the limits allow, with every format worth having.
 
 Per tensor and width one quantizer; per cut and width the codec that is fastest on the device and
-link at hand; for the cut at the input the image codecs, all of them, because they differ in accuracy.
+link at hand; for the cut at the input the image codecs, all of them, because they differ in
+accuracy.
 """
 
 from collections.abc import Sequence

@@ -3,7 +3,8 @@
     torch module --search.importer--> Graph --search.passes--> Graph (BN folded, activations fused)
 
 A node makes one tensor and carries that tensor's name. Shapes leave out the batch: (C, H, W). Names
-are `operator_rank`, the rank counting nodes in topological order, so "conv_8" is the ninth operator.
+are `operator_rank`, the rank counting nodes in topological order, so "conv_8" is the ninth
+operator.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,7 +34,7 @@ class Activation:
 
     @property
     def is_monotone(self) -> bool:
-        """Whether a larger input never gives a smaller output (then it commutes with max pooling)."""
+        """Whether a larger input never gives a smaller output: max pooling commutes with it."""
         return self.kind != "silu"
 
 
@@ -43,8 +44,8 @@ class Node:
 
     Attributes:
         name: Name of the operator and of its output.
-        op: What it does; `attributes` hold its settings (stride, pads as (top, left, bottom, right),
-            groups, kernel, factor, start, stop).
+        op: What it does; `attributes` hold its settings (stride, pads as (top, left, bottom,
+            right), groups, kernel, factor, start, stop).
         inputs: Names of the tensors read, in order.
         shape: (C, H, W) of the output.
         weight: Convolution kernel (C_out, C_in / groups, kH, kW), float32.
@@ -83,7 +84,7 @@ class Node:
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """Nodes in topological order, the first of them the image; `outputs` name the detector's maps."""
+    """Nodes in topological order, the image first; `outputs` name the detector's maps."""
 
     nodes: tuple[Node, ...]
     outputs: tuple[str, ...]
@@ -129,7 +130,7 @@ class Graph:
         return tuple(node for node in self.nodes if node.name in needed)
 
     def between(self, cut: Sequence[str]) -> tuple[Node, ...]:
-        """The tail of a cut: the nodes that the outputs still need once the cut's tensors are given.
+        """The tail of a cut: what the outputs still need once the cut's tensors are given.
 
         Raises:
             ModelError: If the cut does not separate the image from the outputs.
@@ -147,7 +148,7 @@ class Graph:
         return tuple(node for node in self.nodes if node.name in needed)
 
     def peak_elements(self, nodes: Sequence[Node], keep: Sequence[str]) -> int:
-        """Largest number of live elements while `nodes` run in order and `keep` are held to the end.
+        """Largest number of live elements while `nodes` run in order and `keep` stay to the end.
 
         A tensor lives from its node to its last reader; a node's inputs and output live together.
         """

@@ -26,7 +26,8 @@ def import_module(module: torch.nn.Module, input_size: tuple[int, int]) -> Graph
         input_size: (H, W).
 
     Raises:
-        ModelError: If the module cannot be exported or holds an operator that the graph does not know.
+        ModelError: If the module cannot be exported or holds an operator that the graph does not
+            know.
     """
     if module.training:
         raise ModelError("the module is in training mode: call .eval() first")
@@ -39,7 +40,7 @@ def import_module(module: torch.nn.Module, input_size: tuple[int, int]) -> Graph
 
 
 class _Importer:
-    """Walks an exported program once, keeping a node for each tensor and a value for each constant."""
+    """Walks an exported program once; keeps a node per tensor and a value per constant."""
 
     def __init__(self, program: torch.export.ExportedProgram) -> None:
         self._program = program

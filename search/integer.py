@@ -88,4 +88,4 @@ def _requantize(
     multiplier = np.float32(source.scale) * weight_scale / np.float32(target.scale)
     scaled = sums.astype(np.float32) * multiplier[None, :, None, None]
     low, high = -target.zero_point, 255 - target.zero_point
-    return (np.rint(np.clip(scaled, low, high)) + target.zero_point).astype(np.uint8)
+    return np.asarray(np.rint(np.clip(scaled, low, high)) + target.zero_point, np.uint8)

@@ -4,8 +4,9 @@
     tail: float32 tensors of the cut, (N, C, H, W) each -> the detector's maps, float32
 
 Operators that only move data (max pooling, upsampling, slices, concatenation on one grid) work on
-the codes themselves; the others stand between DequantizeLinear and QuantizeLinear, which ONNX Runtime
-fuses into integer kernels. Tails keep their weights in one file beside them, shared by all tails.
+the codes themselves; the others stand between DequantizeLinear and QuantizeLinear, which ONNX
+Runtime fuses into integer kernels. Tails keep their weights in one file beside them, shared by all
+tails.
 """
 
 from collections.abc import Mapping, Sequence

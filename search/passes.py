@@ -28,7 +28,7 @@ def optimise(graph: Graph) -> Graph:
 
 
 def _fold_batch_norm(conv: Node, norm: Node) -> Node:
-    """y = scale (W x + b) + offset; done in float64, so the only rounding is the last."""
+    """Y = scale (W x + b) + offset; done in float64, so the only rounding is the last."""
     if conv.weight is None or norm.weight is None or norm.bias is None:
         raise ModelError(f"{norm.name}: batch normalisation without its constants")
     scale = norm.weight.astype(np.float64)

@@ -180,6 +180,6 @@ def _nothing_fits(measured: Sequence[Judged], best: float, request: Request) -> 
     closest = max(measured, key=lambda j: j.accuracy or 0.0)
     drop = best - (closest.accuracy or 0.0)
     return (
-        f"no plan keeps its accuracy within {request.max_drop:g} points of {best:.1f}; the closest, "
-        f"{closest.candidate.name}, loses {drop:.2f}: raise --max-drop or --edge-memory"
+        f"no plan keeps its accuracy within {request.max_drop:g} points of {best:.1f}; the "
+        f"closest, {closest.candidate.name}, loses {drop:.2f}: raise --max-drop or --edge-memory"
     )

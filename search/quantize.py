@@ -4,8 +4,9 @@ Activations are unsigned 8-bit on one grid per tensor, weights signed 8-bit per 
 biases 32-bit, sums 32-bit. The image is its own grid: a pixel p stands for p / 255. Because the
 grids do not depend on the cut, the tensor that a head sends is the same in every plan.
 
-A convolution with a leaky ReLU has two grids: its sums are quantized before the activation, which is
-then a table from 256 values to 256 values. A ReLU costs nothing: its grid has no negative values.
+A convolution with a leaky ReLU has two grids: its sums are quantized before the activation, which
+is then a table from 256 values to 256 values. A ReLU costs nothing: its grid has no negative
+values.
 """
 
 from collections.abc import Mapping
@@ -36,7 +37,7 @@ class Grid:
     def quantize(self, values: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Nearest grid point, ties to even, saturating."""
         steps = np.rint(np.asarray(values, np.float32) / np.float32(self.scale)) + self.zero_point
-        return np.clip(steps, 0, 255).astype(np.uint8)
+        return np.asarray(np.clip(steps, 0, 255), np.uint8)
 
     def dequantize(self, codes: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Values of grid points."""

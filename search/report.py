@@ -21,18 +21,22 @@ def markdown(found: Found) -> str:
     lines = [
         f"# {request.model}: {best.candidate.name}",
         "",
-        f"Link {world.link}, device {request.device.name}, edge memory {memory}, accuracy may drop "
-        f"{request.max_drop:g} points of {found.metric} below {found.reference_accuracy:.1f} "
-        f"(floating point, {found.evaluation_images} images). {found.cuts} cuts, {timed} timed, "
-        f"{len(found.judged)} candidates, {len(found.measured)} with measured accuracy, "
-        f"{len(found.kept)} plans kept.",
+        (
+            f"Link {world.link}, device {request.device.name}, edge memory {memory}, accuracy may drop "
+            f"{request.max_drop:g} points of {found.metric} below {found.reference_accuracy:.1f} "
+            f"(floating point, {found.evaluation_images} images). {found.cuts} cuts, {timed} timed, "
+            f"{len(found.judged)} candidates, {len(found.measured)} with measured accuracy, "
+            f"{len(found.kept)} plans kept."
+        ),
         "",
         _why(found),
         "",
         "## Plans",
         "",
-        "Not beaten by another one in latency, bytes, edge memory and accuracy at once; and the "
-        "fastest of each kind.",
+        (
+            "Not beaten by another one in latency, bytes, edge memory and accuracy at once; and the "
+            "fastest of each kind."
+        ),
         "",
         *_table(found, found.kept),
         "",

@@ -1,8 +1,8 @@
 """Weights and other published files: fetched from several sources, verified, cached.
 
-Sources are tried in order. A file is checked while it streams into the cache folder under a temporary
-name, and takes its own name only when size and SHA-256 are right: the cache never holds a wrong or
-half file.
+Sources are tried in order. A file is checked while it streams into the cache folder under a
+temporary name, and takes its own name only when size and SHA-256 are right: the cache never holds a
+wrong or half file.
 """
 
 import contextlib
@@ -180,8 +180,8 @@ def fetch(
     entry: WeightsEntry,
     *,
     file: Path | None = None,
-    progress: Progress = lambda done, total: None,
-    notify: Notify = lambda text: None,
+    progress: Progress = lambda _done, _total: None,
+    notify: Notify = lambda _text: None,
 ) -> Path:
     """The verified file, from the cache or from the first source that gives it.
 

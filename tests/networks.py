@@ -58,6 +58,8 @@ def seeded(module: nn.Module, seed: int = 0) -> nn.Module:
                 if layer.bias is not None:
                     layer.bias.copy_(torch.randn(layer.bias.shape, generator=generator) * 0.1)
             elif isinstance(layer, nn.BatchNorm2d):
+                assert layer.running_mean is not None
+                assert layer.running_var is not None
                 shape = layer.weight.shape
                 layer.weight.copy_(torch.rand(shape, generator=generator) + 0.5)
                 layer.bias.copy_(torch.randn(shape, generator=generator) * 0.2)

@@ -1,4 +1,5 @@
-"""A bundle small enough to build in a test: a real int8 head, a real tail, one YOLO map of two classes.
+"""A bundle small enough to build in a test: a real int8 head, a real tail, one YOLO map of two
+classes.
 
     image (3, 32, 32) -> conv 3x3/2, ReLU -> cut (8, 16, 16) -> conv 4x4/4 -> map (14, 4, 4)
 

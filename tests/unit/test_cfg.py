@@ -37,5 +37,5 @@ def test_a_wrong_or_missing_number_is_blamed_on_its_line() -> None:
         conv.integer("filters")
     with pytest.raises(ModelError, match="line 5: size=0"):
         conv.integer("size", least=1)
-    with pytest.raises(ModelError, match="line 3.*lacks stride"):
+    with pytest.raises(ModelError, match=r"line 3.*lacks stride"):
         conv.integer("stride")

@@ -1,6 +1,7 @@
 """Darknet networks: layers against hand-computed values, files against their exact length."""
 
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -11,8 +12,9 @@ import torch
 from common.errors import ModelError, WeightsError
 from search.importer import import_module
 from search.passes import optimise
+from search.zoo.cfg import Section, parse_cfg
 from search.zoo.darknet import DarknetModule, MaxPool, load_darknet
-from search.zoo.registry import MODELS
+from search.zoo.registry import MODELS, ZooModel
 
 HEADER = struct.pack("<iiiQ", 0, 2, 0, 0)
 NET = "[net]\nwidth=64\nheight=64\nchannels=3\n"
@@ -77,8 +79,9 @@ def test_every_layer_agrees_with_opencv(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=lambda model: model.name)
-def test_shipped_cfgs_need_exactly_the_published_files(model: object) -> None:
-    assert model.weights.size_bytes == len(HEADER) + 4 * DarknetModule(model.cfg).weight_count  # type: ignore[attr-defined]
+def test_shipped_cfgs_need_exactly_the_published_files(model: ZooModel) -> None:
+    values = DarknetModule(model.cfg).weight_count
+    assert model.weights.size_bytes == len(HEADER) + 4 * values
 
 
 def test_tiny_has_the_anchors_that_its_weights_were_trained_with() -> None:
@@ -136,9 +139,9 @@ def test_impossible_networks_are_refused(cfg: str, message: str) -> None:
         (lambda data: data[:-4] + struct.pack("<f", float("nan")), "not finite"),  # damaged
     ],
 )
-def test_wrong_weights_are_refused(change: object, message: str) -> None:
+def test_wrong_weights_are_refused(change: Callable[[bytes], bytes], message: str) -> None:
     module = DarknetModule(NET + _conv(6) + YOLO)
-    data = change(_random_weights(NET + _conv(6) + YOLO))  # type: ignore[operator]
+    data = change(_random_weights(NET + _conv(6) + YOLO))
     with pytest.raises(WeightsError, match=message):
         module.load_weights(data)
 
@@ -148,7 +151,5 @@ def test_missing_weights_are_one_line(tmp_path: Path) -> None:
         load_darknet(EVERYTHING, tmp_path / "none.weights")
 
 
-def _section(text: str) -> object:
-    from search.zoo.cfg import parse_cfg
-
+def _section(text: str) -> Section:
     return parse_cfg(NET + text)[1]
