@@ -6,37 +6,24 @@ from search.candidates import Judged, predict
 from search.request import Found
 
 _STAGES = ("preprocess", "head", "encode", "uplink", "rtt", "decode", "tail", "postprocess")
+_KEPT = (
+    "Not beaten by another one in latency, bytes, edge memory and accuracy at once; "
+    "and the fastest of each kind."
+)
 
 
 def markdown(found: Found) -> str:
     """The whole report."""
-    request, world = found.request, found.world
-    best = found.kept[0]
-    memory = (
-        "no limit"
-        if request.edge_memory_bytes is None
-        else f"{request.edge_memory_bytes / 2**20:g} MiB"
-    )
-    timed = len({j.candidate.cut.name for j in found.judged})
     lines = [
-        f"# {request.model}: {best.candidate.name}",
+        f"# {found.request.model}: {found.kept[0].candidate.name}",
         "",
-        (
-            f"Link {world.link}, device {request.device.name}, edge memory {memory}, accuracy may drop "
-            f"{request.max_drop:g} points of {found.metric} below {found.reference_accuracy:.1f} "
-            f"(floating point, {found.evaluation_images} images). {found.cuts} cuts, {timed} timed, "
-            f"{len(found.judged)} candidates, {len(found.measured)} with measured accuracy, "
-            f"{len(found.kept)} plans kept."
-        ),
+        _summary(found),
         "",
         _why(found),
         "",
         "## Plans",
         "",
-        (
-            "Not beaten by another one in latency, bytes, edge memory and accuracy at once; and the "
-            "fastest of each kind."
-        ),
+        _KEPT,
         "",
         *_table(found, found.kept),
         "",
@@ -52,6 +39,20 @@ def markdown(found: Found) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _summary(found: Found) -> str:
+    request = found.request
+    limit = request.edge_memory_bytes
+    memory = "no limit" if limit is None else f"{limit / 2**20:g} MiB"
+    timed = len({j.candidate.cut.name for j in found.judged})
+    return (
+        f"Link {found.world.link}, device {request.device.name}, edge memory {memory}. Accuracy is "
+        f"{found.metric} on {found.evaluation_images} images, {found.reference_accuracy:.1f} in "
+        f"floating point, and may drop by {request.max_drop:g} points. {found.cuts} cuts, {timed} "
+        f"timed, {len(found.judged)} candidates, {len(found.measured)} with measured accuracy, "
+        f"{len(found.kept)} plans kept."
+    )
 
 
 def _why(found: Found) -> str:

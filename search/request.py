@@ -15,7 +15,7 @@ Progress = Callable[[int, int], None]
 class Reporter(Protocol):
     """Where a search says how far it is."""
 
-    def stage(self, title: str) -> Progress:
+    def stage(self, title: str, /) -> Progress:
         """Begin a stage; the result is called with steps done and steps in all."""
         ...
 

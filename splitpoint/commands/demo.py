@@ -10,8 +10,11 @@ def run(
     folder: Annotated[
         Path, typer.Option(help="For pictures, and for what is kept between runs.")
     ] = Path(".demo"),
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Where the figures go; default: in the folder.")
+    ] = None,
 ) -> None:
     """Fetch weights and pictures, search, and compare three ways over an emulated 3 Mbit/s link."""
     from splitpoint.demo.run import run_demo
 
-    run_demo(folder)
+    run_demo(folder, json_file)

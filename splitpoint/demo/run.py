@@ -4,12 +4,14 @@ import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 
 from common.bundle import Bundle
 from common.coco import CLASS_NAMES
+from common.detections import Detections
 from common.draw import annotate, side_by_side
 from common.errors import BundleError
 from common.images import read_image
@@ -17,8 +19,9 @@ from common.link import parse_link
 from common.manifest import Manifest
 from splitpoint import __version__
 from splitpoint.demo.frames import prepare_frames
-from splitpoint.demo.tables import detections_table, stages_table, verdict, ways_table
-from splitpoint.demo.ways import Way, choose, measure, reference, to_detections
+from splitpoint.demo.tables import detections_table, plan_lines, stages_table, verdict, ways_table
+from splitpoint.demo.ways import Way, choose, measure, reference, same_boxes, to_detections
+from splitpoint.machine import machine
 from splitpoint.processes import Service
 from splitpoint.progress import Stages
 
@@ -31,11 +34,12 @@ _HOST = "127.0.0.1"
 _ROOMS = ("common", "search")
 
 
-def run_demo(folder: Path) -> None:
+def run_demo(folder: Path, json_file: Path | None = None) -> None:
     """Everything: weights, pictures, search, two processes, measurements, tables, pictures.
 
     Args:
         folder: For what is kept between runs, and for the annotated pictures.
+        json_file: For the figures; in `folder` if not given.
 
     Raises:
         SplitpointError: If a step cannot be done; what was finished before it is kept.
@@ -63,11 +67,17 @@ def run_demo(folder: Path) -> None:
                 progress=stages.stage(f"sending pictures over {LINK}"),
             )
         pictures = _draw(ways, images, folder / "pictures")
+        _write_figures(ways, truth, manifest, json_file or folder / "figures.json")
     shown = next((way for way in ways if way.plan.kind == "split"), ways[0])
     console.print(detections_table(shown))
     console.print(stages_table(ways))
     console.print(ways_table(ways, truth, parse_link(LINK)))
+    console.print(plan_lines(ways), highlight=False)
     console.print(verdict(ways, SMALL_EDGE_BYTES))
+    if shown.plan.kind != "split":
+        console.print(
+            "No split kept its accuracy here; see the report for those that were measured."
+        )
     console.print(
         f"Same boxes: class and place as the whole network in floating point finds them, "
         f"{len(images)} pictures; medians of {ROUNDS * len(images)} requests each."
@@ -135,7 +145,7 @@ def _edge(bundle: Path, grpc_port: int, folder: Path) -> Service:
 
 
 def _draw(ways: Sequence[Way], images: Sequence[Path], folder: Path) -> Path:
-    """One picture per image with all ways side by side, and the figures as JSON."""
+    """One picture per image with all ways side by side."""
     folder.mkdir(parents=True, exist_ok=True)
     for image in images:
         pixels = read_image(image)
@@ -148,15 +158,32 @@ def _draw(ways: Sequence[Way], images: Sequence[Path], folder: Path) -> Path:
             )
             captions.append(f"{way.title}: {way.latency_ms:.0f} ms, {sent}")
         side_by_side(drawn, captions).save(folder / f"{image.stem}.png")
-    figures = {
+    return folder
+
+
+def _write_figures(
+    ways: Sequence[Way], truth: dict[Path, Detections], manifest: Manifest, path: Path
+) -> None:
+    """What was measured, with what it was measured on."""
+    measured = {
         way.title: {
             "plan": way.plan.name,
+            "latency_ms": way.latency_ms,
             "latencies_ms": way.latencies_ms,
             "uplink_bytes": way.uplink_bytes,
             "stages_ms": {stage: way.stage_ms(stage) for stage in way.stages_ms},
+            "same_boxes": asdict(same_boxes(way, truth)),
             "predicted": way.plan.predicted.model_dump(),
         }
         for way in ways
     }
-    (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
-    return folder
+    figures = {
+        "machine": machine(),
+        "search": manifest.search.model_dump(),
+        "link": LINK,
+        "images": [image.name for image in truth],
+        "rounds": ROUNDS,
+        "ways": measured,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(figures, indent=1) + "\n")

@@ -56,8 +56,7 @@ def stages_table(ways: Sequence[Way]) -> Table:
 def ways_table(ways: Sequence[Way], truth: dict[Path, Detections], link: Link) -> Table:
     """The three ways side by side."""
     table = Table(title=f"Three ways over {link}", title_justify="left")
-    for column in ("way", "plan"):
-        table.add_column(column)
+    table.add_column("way")
     for column in ("latency ms", "bytes up", "edge memory", "same boxes", "missing", "extra"):
         table.add_column(column, justify="right")
     for way in ways:
@@ -65,7 +64,6 @@ def ways_table(ways: Sequence[Way], truth: dict[Path, Detections], link: Link) -
         sent = sum(way.uplink_bytes) / len(way.uplink_bytes)
         table.add_row(
             way.title,
-            way.plan.name,
             f"{way.latency_ms:.0f}",
             f"{sent:,.0f}",
             f"{way.plan.predicted.edge_memory_bytes / 2**20:.1f} MiB",
@@ -74,6 +72,11 @@ def ways_table(ways: Sequence[Way], truth: dict[Path, Detections], link: Link) -
             str(agreed.extra),
         )
     return table
+
+
+def plan_lines(ways: Sequence[Way]) -> str:
+    """The plan behind each way."""
+    return "\n".join(f"{way.title}: {way.plan.name}" for way in ways)
 
 
 def verdict(ways: Sequence[Way], memory_bytes: int) -> str:
