@@ -3,7 +3,7 @@
     manifest.json   plans and the size and SHA-256 of every other file
     models/...      heads and tails, ONNX
     vectors/...     parity vectors, .npy
-    report.md       why these plans
+    report.md       why these plans; report.json has all candidates
 
 Opening checks everything: nothing may be missing, changed, added, linked or placed outside.
 """
@@ -17,7 +17,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType, TracebackType
 from typing import IO, BinaryIO, Self
 
@@ -148,7 +148,13 @@ class BundleWriter:
         return name in self._files
 
     def add(self, name: str, data: bytes) -> None:
-        """Add one file."""
+        """Add one file.
+
+        Raises:
+            BundleError: If `name` is not a plain relative path inside the bundle.
+        """
+        if name in {"", ".", MANIFEST} or not _is_plain(name):
+            raise BundleError(f"{name!r}: expected a relative path inside the bundle")
         path = self._part / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
@@ -167,14 +173,22 @@ class BundleWriter:
         )
         (self._part / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
         self._part.chmod(0o755)
+        older = self._part.with_name(f"{self._part.name}.older")
         if self._folder.exists():
-            shutil.rmtree(self._folder)
+            self._folder.replace(older)  # moved, not removed: at no time is there half a bundle
         self._part.replace(self._folder)
+        shutil.rmtree(older, ignore_errors=True)
         return manifest
 
     def discard(self) -> None:
         """Remove what was written so far."""
         shutil.rmtree(self._part, ignore_errors=True)
+
+
+def _is_plain(name: str) -> bool:
+    path = PurePosixPath(name)
+    escapes = path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name
+    return str(path) == name and not escapes
 
 
 def _may_replace(folder: Path) -> bool:
@@ -238,7 +252,7 @@ def _parse(data: bytes) -> Manifest:
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{MANIFEST}: not JSON: {error}; {_AGAIN}") from error
     version = document.get("schema_version") if isinstance(document, dict) else None
-    if version != SCHEMA_VERSION:
+    if type(version) is not int or version != SCHEMA_VERSION:  # True equals 1
         raise BundleVersionError(
             f"the bundle has schema {version!r}, this Splitpoint reads {SCHEMA_VERSION}: search "
             "again with this version, or install the one that wrote it"
@@ -280,9 +294,11 @@ def _unpack(path: Path, folder: Path) -> None:
     """Unpack a zip, manifest first: only what that lists comes out, and no more bytes of it."""
     try:
         with zipfile.ZipFile(path) as archive:
-            infos = {info.filename: info for info in archive.infolist()}
-            if len(infos) != len(archive.infolist()):
-                raise BundleError(f"{path}: two entries have one name; {_AGAIN}")
+            infos: dict[str, zipfile.ZipInfo] = {}
+            for info in archive.infolist():
+                if info.filename in infos:
+                    raise BundleError(f"{info.filename!r}: in the zip file twice; {_AGAIN}")
+                infos[info.filename] = info
             if MANIFEST not in infos:
                 raise BundleError(f"{path}: no {MANIFEST}: this is not a bundle")
             _extract(archive, infos.pop(MANIFEST), folder / MANIFEST, _MAX_MANIFEST_BYTES)
@@ -298,8 +314,12 @@ def _unpack(path: Path, folder: Path) -> None:
 
 
 def _extract(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, limit: int) -> None:
-    if info.flag_bits & 1 or info.is_dir() or stat.S_ISLNK(info.external_attr >> 16):
+    if info.flag_bits & 1:
+        raise BundleError(f"{info.filename!r}: encrypted: zip the bundle without a password")
+    if info.is_dir() or stat.S_ISLNK(info.external_attr >> 16):
         raise BundleError(f"{info.filename!r}: only plain files are allowed")
+    if info.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+        raise BundleError(f"{info.filename!r}: neither stored nor deflated: zip the bundle anew")
     with archive.open(info) as source, target.open("xb") as sink:
         _copy_at_most(source, sink, limit, info.filename)
 

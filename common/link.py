@@ -7,12 +7,13 @@ the emulated transport (`edge.shaping`) only waits until the time that it is tol
 import math
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 
 from common.errors import SettingsError
 
 _UNITS = {"bit": 1.0, "kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
 _RATE = r"(\d+(?:\.\d+)?)\s*(bit|kbit|mbit|gbit)"
-_LINK = re.compile(rf"{_RATE}(?::{_RATE})?(?:/(\d+(?:\.\d+)?)\s*ms)?", re.IGNORECASE)
+_LINK = re.compile(rf"{_RATE}(?::{_RATE})?(?:/(\d+(?:\.\d+)?)\s*ms)?", re.IGNORECASE | re.ASCII)
 _MIN_BPS, _MAX_BPS = 1e3, 1e12
 _MAX_RTT_MS = 60_000.0
 
@@ -117,4 +118,4 @@ def _rate(bps: float) -> str:
 
 
 def _number(value: float) -> str:
-    return repr(value).removesuffix(".0")
+    return format(Decimal(repr(value)).normalize(), "f")

@@ -1,5 +1,4 @@
-"""The wire messages as both ends build and read them: detections in columns, payloads with
-checksums.
+"""The wire messages as both ends build and read them: detections in columns, sealed payloads.
 
     Detections -> detections_to_message -> Result or Report -> detections_from_message -> Detections
 

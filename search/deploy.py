@@ -6,6 +6,7 @@ of weights.
 """
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,9 @@ from search.cuts import Cut
 from search.graph import IMAGE
 from search.onnx_models import WEIGHTS_FILE, SharedWeights, head_model, tail_model
 from search.quantize import QuantizedGraph
-from search.report import markdown
+from search.report import as_json, markdown
 from search.request import Found
 
-REPORT = "report.md"
 _MODELS = "models"
 
 
@@ -61,7 +61,8 @@ def write_plans(
     plans = tuple(
         _plan(judged, heads.get(judged.candidate.cut.name), tails, found) for judged in found.kept
     )
-    writer.add(REPORT, markdown(found).encode())
+    writer.add("report.md", markdown(found).encode())
+    writer.add("report.json", json.dumps(as_json(found), indent=1).encode())
     request = found.request
     return writer.finish(
         detector=detector,

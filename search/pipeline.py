@@ -134,7 +134,7 @@ def _rank(
         reference_accuracy=best,
         cuts=len(every_cut),
         calibration_images=len(calibration.names),
-        evaluation_images=len(evaluation.names),
+        evaluation_images=evaluation.names,
         world=world,
         judged=tuple(judged),
         measured=tuple(measured),

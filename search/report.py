@@ -1,6 +1,7 @@
-"""The report of a search: what was chosen, against what, and why, in Markdown."""
+"""The report of a search: what was chosen, against what, and why, in Markdown and in JSON."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from search.candidates import Judged, predict
 from search.request import Found
@@ -41,16 +42,54 @@ def markdown(found: Found) -> str:
     return "\n".join(lines)
 
 
+def as_json(found: Found) -> dict[str, Any]:
+    """Everything in the report as JSON: the request, and all candidates, fastest first."""
+    request = found.request
+    measured = {j.candidate.name: j.accuracy for j in found.measured}
+    kept = {j.candidate.name for j in found.kept}
+    return {
+        "request": {
+            "model": request.model,
+            "link": str(found.world.link),
+            "device": request.device.name,
+            "edge_memory_bytes": request.edge_memory_bytes,
+            "max_drop": request.max_drop,
+            "no_raw_image": request.no_raw_image,
+            "cloud_threads": request.cloud_threads,
+            "software_version": request.software_version,
+        },
+        "accuracy_metric": found.metric,
+        "reference_accuracy": found.reference_accuracy,
+        "cuts": found.cuts,
+        "calibration_images": found.calibration_images,
+        "evaluation_images": list(found.evaluation_images),
+        "candidates": [
+            {
+                "name": j.candidate.name,
+                "kind": j.candidate.cut.kind,
+                "kept": j.candidate.name in kept,
+                "accuracy": measured.get(j.candidate.name),
+                "payload_bytes": j.candidate.payload_bytes,
+                "predicted": predict(j.candidate, j.times, found.world).model_dump(
+                    exclude={"accuracy", "accuracy_drop"}
+                ),
+            }
+            for j in found.judged
+        ],
+    }
+
+
 def _summary(found: Found) -> str:
     request = found.request
     limit = request.edge_memory_bytes
     memory = "no limit" if limit is None else f"{limit / 2**20:g} MiB"
     timed = len({j.candidate.cut.name for j in found.judged})
     return (
-        f"Link {found.world.link}, device {request.device.name}, edge memory {memory}. Accuracy is "
-        f"{found.metric} on {found.evaluation_images} images, {found.reference_accuracy:.1f} in "
-        f"floating point, and may drop by {request.max_drop:g} points. {found.cuts} cuts, {timed} "
-        f"timed, {len(found.judged)} candidates, {len(found.measured)} with measured accuracy, "
+        f"Link {found.world.link}, device {request.device.name}, edge memory {memory}. Accuracy "
+        f"is {found.metric} on {len(found.evaluation_images)} images, "
+        f"{found.reference_accuracy:.1f} in floating point, and may drop by "
+        f"{request.max_drop:g} points. {found.cuts} cuts, {timed} timed, "
+        f"{len(found.judged)} candidates, {len(found.measured)} with measured accuracy, "
         f"{len(found.kept)} plans kept."
     )
 

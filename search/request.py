@@ -66,7 +66,7 @@ class Found:
         reference_accuracy: Of the floating-point network.
         cuts: How many the network has.
         calibration_images: How many were used.
-        evaluation_images: How many were used.
+        evaluation_images: Names of those that accuracy was measured on.
         world: Times that all plans share, device and link.
         judged: All candidates, fastest first.
         measured: Those whose accuracy was measured, fastest first.
@@ -78,7 +78,7 @@ class Found:
     reference_accuracy: float
     cuts: int
     calibration_images: int
-    evaluation_images: int
+    evaluation_images: tuple[str, ...]
     world: World
     judged: tuple[Judged, ...]
     measured: tuple[Judged, ...]

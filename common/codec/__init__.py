@@ -9,7 +9,7 @@ Shape and width come from the plan, never from the bytes.
 import zlib
 
 from common.codec.base import Codec
-from common.codec.image import ImageCodec
+from common.codec.image import JpegCodec, PngCodec, WebPCodec
 from common.codec.packed import Packed
 from common.codec.packed_zstd import PackedZstd
 from common.codec.raw import Raw
@@ -21,15 +21,19 @@ __all__ = ["Codec", "check", "make_codec", "seal"]
 
 def make_codec(spec: CodecSpec) -> Codec:
     """The codec that a plan names."""
-    if spec.name == "jpeg":
-        return ImageCodec("JPEG", quality=spec.quality or 75)
-    if spec.name == "webp":
-        # Method 0 is four times as fast as the default and a tenth larger.
-        return ImageCodec("WEBP", quality=spec.quality or 75, method=0)
-    if spec.name == "png":
-        return ImageCodec("PNG", compress_level=1)
-    codecs: dict[str, type[Codec]] = {"raw": Raw, "packed": Packed, "packed+zstd": PackedZstd}
-    return codecs[spec.name]()
+    match spec.name, spec.quality:
+        case "jpeg", int(quality):
+            return JpegCodec(quality)
+        case "webp", int(quality):
+            return WebPCodec(quality)
+        case "png", _:
+            return PngCodec()
+        case "packed+zstd", _:
+            return PackedZstd()
+        case "packed", _:
+            return Packed()
+        case _:
+            return Raw()
 
 
 def seal(data: bytes) -> int:
