@@ -102,8 +102,11 @@ def side_by_side(images: Sequence[Image.Image], captions: Sequence[str]) -> Imag
     Raises:
         ValueError: If there is no picture, or not one caption for each.
     """
-    if not images:
-        raise ValueError("expected at least one picture")
+    if not images or len(images) != len(captions):
+        raise ValueError(
+            "expected pictures and one caption for each, "
+            f"got {len(images)} pictures and {len(captions)} captions"
+        )
     height = min(image.height for image in images)
     pictures = [_scaled_to(image.convert("RGB"), height) for image in images]
     letters = min(map(_caption_letters, pictures, captions))

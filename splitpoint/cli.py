@@ -13,6 +13,18 @@ from common.errors import SplitpointError
 from splitpoint import __version__
 from splitpoint.commands import cloud, demo, edge, models, search
 
+# What an installation without all extras may lack, and the extra that brings it.
+_EXTRA_OF = {
+    "av": "search,edge,cloud,bench",
+    "fastapi": "edge,cloud",
+    "httpx": "search,edge,cloud,bench",
+    "onnx": "search",
+    "pycocotools": "search",
+    "torch": "search",
+    "uvicorn": "edge,cloud",
+}
+_EX_UNAVAILABLE = 69
+
 app = typer.Typer(
     name="splitpoint",
     help="Run one neural network on two machines: a quantized head here, the tail in the cloud.",
@@ -56,6 +68,16 @@ def main(arguments: list[str] | None = None) -> int:
     except SplitpointError as error:
         typer.echo(f"error: {' '.join(str(error).split())}", err=True)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        extra = _EXTRA_OF.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        typer.echo(
+            f"error: this needs {error.name}, which is not installed: run "
+            f"pip install -c constraints.txt -e '.[{extra}]' in the checkout",
+            err=True,
+        )
+        return _EX_UNAVAILABLE
     return 0
 
 
