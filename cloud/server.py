@@ -1,6 +1,6 @@
 """One process that serves the cloud's half: gRPC for edges, REST for everyone, one event loop.
 
-    bind both ports -> open tails -> REST (not ready) -> warm up -> gRPC -> ready file -> until SIGTERM
+    bind both ports -> open tails -> REST, not ready -> warm up -> gRPC -> ready file -> SIGTERM
 
 A port that is taken is reported before any model is opened. Ending is graceful: no new frames are
 read, those under way are answered, and the process exits with 0.

@@ -2,10 +2,10 @@
 
     Stream: Hello -> Welcome, then  Frame -> [worker pool: TailRunner] -> Result | Rejection
 
-Several frames of one stream are served at once and answered as they finish. When an edge has as many
-under way as it may, its stream is not read: the pressure reaches the edge through HTTP/2 flow control
-and nothing queues without bound. A bad frame costs that frame; only a peer that does not speak the
-protocol loses its stream.
+Several frames of one stream are served at once and answered as they finish. When an edge has as
+many under way as it may, its stream is not read: the pressure reaches the edge through HTTP/2 flow
+control and nothing queues without bound. A bad frame costs that frame; only a peer that does not
+speak the protocol loses its stream.
 """
 
 import asyncio
@@ -65,7 +65,9 @@ class SplitService(SplitServiceServicer):
         self._draining.set()
 
     async def Stream(  # noqa: N802
-        self, request_iterator: AsyncIterable[pb.EdgeMessage], context: "Context"
+        self,
+        request_iterator: AsyncIterable[pb.EdgeMessage],  # noqa: ARG002 - read by context.read
+        context: "Context",
     ) -> None:
         """Serve one edge until it hangs up, breaks the protocol or the server drains."""
         answers: set[asyncio.Task[None]] = set()
@@ -88,8 +90,8 @@ class SplitService(SplitServiceServicer):
                 task.cancel()
 
     async def _read(self, context: "Context", answers: set[asyncio.Task[None]]) -> None:
-        hello = await context.read()
-        if hello is grpc.aio.EOF:
+        hello = await _next(context)
+        if hello is None:
             return
         self._check_hello(hello)
         welcome = pb.Welcome(software_version=self._version, plan_digests=self._tails.digests)
@@ -98,8 +100,8 @@ class SplitService(SplitServiceServicer):
         slots = asyncio.Semaphore(self._in_flight)
         while True:
             await slots.acquire()
-            message = await context.read()
-            if message is grpc.aio.EOF:
+            message = await _next(context)
+            if message is None:
                 return
             _check_kind(message)
             task = asyncio.create_task(
@@ -143,7 +145,7 @@ class SplitService(SplitServiceServicer):
             result = self._finish(message.frame) if is_frame else self._record(message.report)
         except SplitpointError as error:
             return _rejection(frame_id, _reason(error), str(error))
-        except Exception:
+        except Exception:  # noqa: BLE001 - whatever a frame does, its stream goes on
             _LOG.exception("a frame failed")
             return _rejection(frame_id, pb.Rejection.REASON_INTERNAL, "see the cloud's log")
         result.frame_id = frame_id
@@ -188,6 +190,12 @@ class SplitService(SplitServiceServicer):
                 "version": hello.software_version[:64],
             },
         )
+
+
+async def _next(context: "Context") -> pb.EdgeMessage | None:
+    """The next message of a stream; None at its end, which gRPC's types leave out."""
+    message: object = await context.read()
+    return message if isinstance(message, pb.EdgeMessage) else None
 
 
 def _check_kind(message: pb.EdgeMessage) -> None:

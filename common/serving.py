@@ -22,7 +22,7 @@ from starlette.types import ASGIApp
 
 from common.errors import AddressInUseError, SettingsError
 
-Fields = Mapping[str, str | int] | Mapping[str, int | list[str]]
+Fields = Mapping[str, object]
 
 
 class RestServer(uvicorn.Server):

@@ -133,6 +133,14 @@ class CloudClient:
             return self._stream
 
 
+def _welcome(message: pb.CloudMessage) -> pb.Welcome:
+    if message.WhichOneof("kind") != "welcome":
+        raise CloudUnavailableError(
+            f"expected a Welcome, the cloud sent {message.WhichOneof('kind')}"
+        )
+    return message.welcome
+
+
 class _Stream:
     """One stream, from its handshake to its loss."""
 
@@ -144,15 +152,11 @@ class _Stream:
         self._error: CloudUnavailableError | None = None
         try:
             transport.send(pb.EdgeMessage(hello=hello))
-            greeting = transport.receive(timeout_s)
-            if greeting.WhichOneof("kind") != "welcome":
-                raise CloudUnavailableError(
-                    f"expected a Welcome, the cloud sent {greeting.WhichOneof('kind')}"
-                )
+            greeting = _welcome(transport.receive(timeout_s))
         except CloudUnavailableError:
             transport.close()
             raise
-        self.plan_digests = frozenset(greeting.welcome.plan_digests)
+        self.plan_digests = frozenset(greeting.plan_digests)
         threading.Thread(target=self._read, name="cloud-reader", daemon=True).start()
 
     @property
@@ -160,8 +164,7 @@ class _Stream:
         return self._error is not None
 
     def submit(self, message: pb.Frame | pb.Report) -> "Future[Answer]":
-        is_frame = isinstance(message, pb.Frame)
-        if is_frame and message.plan_digest not in self.plan_digests:
+        if isinstance(message, pb.Frame) and message.plan_digest not in self.plan_digests:
             raise UnknownPlanError(
                 f"the cloud does not hold plan {message.plan_digest.hex()[:12]}: "
                 "both ends need the same bundle"
@@ -173,7 +176,10 @@ class _Stream:
             message.frame_id = self._next_id
             self._next_id += 1
             self._waiting[message.frame_id] = waiting
-        wrapped = pb.EdgeMessage(frame=message) if is_frame else pb.EdgeMessage(report=message)
+        if isinstance(message, pb.Frame):
+            wrapped = pb.EdgeMessage(frame=message)
+        else:
+            wrapped = pb.EdgeMessage(report=message)
         try:
             self._transport.send(wrapped)
         except CloudUnavailableError as error:

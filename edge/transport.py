@@ -3,15 +3,15 @@
     CloudClient -> Transport.send     -> EdgeMessage  -> cloud
     CloudClient <- Transport.receive  <- CloudMessage <- cloud
 
-`GrpcTransport` is the real one: a single bidirectional stream. `InProcessTransport` calls a function,
-so that nearly every test runs without a socket. `edge.shaping.ShapedTransport` wraps either of them
-and delays both directions as a slow link would.
+`GrpcTransport` is the real one: a single bidirectional stream. `InProcessTransport` calls a
+function, so that nearly every test runs without a socket. `edge.shaping.ShapedTransport` wraps
+either of them and delays both directions as a slow link would.
 """
 
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from typing import Protocol, cast
 
 import grpc
 
@@ -45,6 +45,16 @@ class Transport(Protocol):
         """End the stream; a `receive` in another thread is woken. May be called again."""
 
 
+class _StreamCall(Protocol):
+    """What this module uses of gRPC's call object, which has no public type."""
+
+    def __next__(self) -> CloudMessage: ...
+
+    def is_active(self) -> bool: ...
+
+    def cancel(self) -> bool: ...
+
+
 class GrpcTransport:
     """The stream over gRPC.
 
@@ -67,7 +77,7 @@ class GrpcTransport:
         options = [*channel_options(), ("grpc.use_local_subchannel_pool", 1)]
         self._channel = grpc.insecure_channel(address, options=options)
         stub = SplitServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        self._call: grpc.CallIterator[CloudMessage] = stub.Stream(self._outgoing())
+        self._call: _StreamCall = stub.Stream(self._outgoing())
 
     def send(self, message: EdgeMessage) -> None:
         """Queue a message for the stream; see `Transport.send`."""
@@ -178,9 +188,13 @@ def check_address(address: str) -> str:
 
 def _reason(error: grpc.RpcError) -> str:
     """What a person needs of a status: its last cause, on one line."""
-    code = error.code() if isinstance(error, grpc.Call) else None
-    details = (error.details() if isinstance(error, grpc.Call) else None) or ""
-    words = " ".join(details.split()).rpartition("Failed to connect to remote host: ")[2][:200]
+    # The error of a call is the call itself, which gRPC's types do not say.
+    call = cast("grpc.Call", error) if hasattr(error, "code") else None
+    code = None if call is None else call.code()
+    details = None if call is None else call.details()
+    words = " ".join((details or "").split()).rpartition("Failed to connect to remote host: ")[2][
+        :200
+    ]
     if code is None:
         return words or "the stream was lost"
     if code is grpc.StatusCode.UNAVAILABLE:

@@ -85,7 +85,7 @@ def build(
             accuracy_metric="none",
             software_version="0",
         ),
-        plans=made,
+        plans=tuple(made),
     )
     return Bundle.open(folder)
 
@@ -201,7 +201,7 @@ class _Conv:
         self._name = name
         self._scale = float(np.float32(np.abs(weights).max() / 63))  # 7 bits: exact on any CPU
         self._codes = np.rint(weights / self._scale).astype(np.int8)
-        self._attributes = {"strides": [stride, stride], "pads": pads}
+        self._attributes: dict[str, Any] = {"strides": [stride, stride], "pads": pads}
 
     def append(
         self,

@@ -49,7 +49,7 @@ def test_there_and_back(count: int) -> None:
     ],
 )
 def test_what_does_not_fit_the_model_is_refused(message: pb.Detections) -> None:
-    with pytest.raises(PayloadError, match="^detections: "):
+    with pytest.raises(PayloadError, match=r"^detections: "):
         detections_from_message(message, classes=2)
 
 

@@ -43,7 +43,7 @@ class ScriptedTransport:
     def send(self, message: pb.EdgeMessage) -> None:
         self.sent.put((self._clock.now_s(), message))
 
-    def receive(self, timeout_s: float | None = None) -> pb.CloudMessage:
+    def receive(self, timeout_s: float | None = None) -> pb.CloudMessage:  # noqa: ARG002
         message = self.incoming.get()
         if message is None:
             raise CloudUnavailableError("gone")
