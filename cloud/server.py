@@ -77,9 +77,11 @@ async def _serve(settings: CloudSettings) -> None:
     stopped = asyncio.Event()
     stop_on_signals(stopped)
     retract(settings.ready_file)
-    listener = bind(settings.host, settings.rest_port)
-    grpc_server, grpc_port = _bind_grpc(settings.host, settings.grpc_port)
-    with ThreadPoolExecutor(settings.workers, thread_name_prefix="tail") as workers:
+    with (
+        bind(settings.host, settings.rest_port) as listener,
+        ThreadPoolExecutor(settings.workers, thread_name_prefix="tail") as workers,
+    ):
+        grpc_server, grpc_port = _bind_grpc(settings.host, settings.grpc_port)
         try:
             bundle = await asyncio.to_thread(Bundle.open, settings.bundle)
             tails = await asyncio.to_thread(Tails, bundle, threads=settings.threads)
@@ -96,7 +98,6 @@ async def _serve(settings: CloudSettings) -> None:
             await asyncio.gather(grpc_server.stop(_GRACE_S), serving_rest)
             log_event("stopped", {"pid": os.getpid()})
         finally:
-            listener.close()
             await grpc_server.stop(None)
             retract(settings.ready_file)
 

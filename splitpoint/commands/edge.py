@@ -203,8 +203,6 @@ def _image_id(path: Path, number: int) -> int:
 def _save_annotated(
     image: "NDArray[np.uint8]", path: Path, outcome: "Outcome", detector: "Detector", folder: Path
 ) -> None:
-    from PIL import Image
-
     from common.draw import annotate
 
     names = detector.bundle.manifest.detector.class_names
@@ -212,7 +210,7 @@ def _save_annotated(
     picture = annotate(image, outcome.detections, names, caption=caption)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(folder / f"{path.stem}.jpg", quality=90)
+        picture.save(folder / f"{path.stem}.jpg", quality=90)
     except OSError as error:
         raise SettingsError(f"{folder}: cannot be written: {error.strerror or error}") from error
 

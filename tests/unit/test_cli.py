@@ -1,0 +1,184 @@
+"""The command line: every mistake is one line that says what to do, with its own exit code."""
+
+import json
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from splitpoint import __version__
+from splitpoint.cli import main
+from tests import tiny
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    tiny.build(tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "picture.png"
+    path.write_bytes(tiny.png())
+    return path
+
+
+@pytest.fixture
+def taken_port() -> Iterable[int]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+def _run(*arguments: object) -> int:
+    """The exit code, whichever way the command line ends."""
+    try:
+        return main([str(argument) for argument in arguments])
+    except SystemExit as end:
+        return int(end.code or 0)
+
+
+def _one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run("--version") == 0
+    assert capsys.readouterr().out.strip() == f"splitpoint {__version__}"
+    assert _run("--help") == 0
+    for command in ("cloud", "demo", "edge", "models", "search"):
+        assert command in capsys.readouterr().out or _run(command, "--help") == 0
+
+
+def test_edge_only_runs_without_a_cloud(
+    bundle: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, drawn = tmp_path / "found.json", tmp_path / "drawn"
+    code = _run(
+        *("edge", "--bundle", bundle, "--plan", tiny.EDGE_ONLY),
+        *("--json", out, "--annotate", drawn, picture),
+    )
+    assert code == 0
+    found = json.loads(out.read_text())
+    assert found
+    assert set(found[0]) >= {"image_id", "category_id", "bbox", "score"}
+    assert len(list(drawn.iterdir())) == 1
+    assert "picture.png" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["edge", "--bundle", "{none}", "{picture}"], 65, "no such bundle"),
+        (["cloud", "--bundle", "{none}"], 65, "no such bundle"),
+        (["edge", "--bundle", "{bundle}", "--plan", "nope", "{picture}"], 65, "split-4"),
+        (["edge", "--bundle", "{bundle}"], 64, "give images"),
+        (
+            ["edge", "--bundle", "{bundle}", "--cloud", "nowhere", "{picture}"],
+            64,
+            "HOST:PORT",
+        ),
+        (
+            ["edge", "--bundle", "{bundle}", "--cloud", "127.0.0.1:1", "{picture}"],
+            69,
+            "is `splitpoint cloud` running there",
+        ),
+        (
+            ["edge", "--bundle", "{bundle}", "--cloud", "c:1", "--link", "fast", "{picture}"],
+            64,
+            "3mbit/20ms",
+        ),
+        (
+            ["edge", "--bundle", "{bundle}", "--plan", "edge-only", "{none}"],
+            65,
+            "No such file",
+        ),
+        (
+            ["edge", "--bundle", "{bundle}", "--listen", "127.0.0.1:{taken}"],
+            71,
+            "is taken by another process",
+        ),
+        (
+            ["cloud", "--bundle", "{bundle}", "--rest-port", "{taken}"],
+            71,
+            "is taken by another process",
+        ),
+        (
+            ["cloud", "--bundle", "{bundle}", "--rest-port", "0", "--grpc-port", "{taken}"],
+            71,
+            "is taken by another process",
+        ),
+        (["cloud", "--bundle", "{bundle}", "--rest-port", "99999"], 64, "0 to 65535"),
+        (["models", "fetch", "resnet"], 65, "yolov3-tiny"),
+    ],
+)
+def test_a_mistake_is_one_line_and_its_exit_code(
+    bundle: Path,
+    picture: Path,
+    taken_port: int,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    code: int,
+    message: str,
+) -> None:
+    names = {"bundle": bundle, "picture": picture, "none": tmp_path / "none", "taken": taken_port}
+    assert _run(*(argument.format(**names) for argument in arguments)) == code
+    assert message in _one_line(capsys)
+
+
+def test_one_bad_picture_does_not_stop_the_others(
+    bundle: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"not a picture")
+    assert _run("edge", "--bundle", bundle, "--plan", tiny.EDGE_ONLY, bad, picture) == 65
+    streams = capsys.readouterr()
+    assert "bad.jpg" in streams.err
+    assert "picture.png" in streams.out
+
+
+def test_a_bundle_of_another_version_says_what_to_do(
+    bundle: Path, picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = bundle / "manifest.json"
+    document = json.loads(manifest.read_text())
+    document["schema_version"] = 99
+    manifest.write_text(json.dumps(document))
+    assert _run("edge", "--bundle", bundle, picture) == 65
+    assert "schema 99" in _one_line(capsys)
+
+
+def test_a_head_that_is_not_reproduced_stops_the_edge(
+    tmp_path: Path, picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny.build(tmp_path / "wrong", wrong_vector=True)
+    code = _run("edge", "--bundle", tmp_path / "wrong", "--plan", tiny.EDGE_ONLY, picture)
+    assert code == 70
+    assert "does not reproduce the head" in _one_line(capsys)
+
+
+def test_weights_that_are_missing_name_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SPLITPOINT_CACHE", str(tmp_path / "empty"))
+    arguments = ["--model", "yolov3", "--link", "3mbit", "--calibration", tmp_path]
+    assert _run("search", *arguments, "--out", tmp_path / "out") == 66
+    assert "splitpoint models fetch yolov3" in capsys.readouterr().err
+
+
+def test_a_missing_extra_names_what_to_install(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lack(_: object) -> None:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    monkeypatch.setattr("cloud.server.serve", lack)
+    assert _run("cloud", "--bundle", bundle) == 69
+    assert ".[search]" in _one_line(capsys)

@@ -1,0 +1,149 @@
+"""Answering one message of a stream: results, rejections, and nothing that escapes."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from cloud.service import ProtocolError, SplitService, _check_kind
+from cloud.tails import Tails
+from common.bundle import Bundle
+from common.codec import make_codec, seal
+from common.rpc import splitpoint_pb2 as pb
+from edge.head import open_plans
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return tiny.build(tmp_path_factory.mktemp("bundle") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def service(bundle: Bundle) -> SplitService:
+    return SplitService(Tails(bundle), ThreadPoolExecutor(1), version="test")
+
+
+def _digest(bundle: Bundle, name: str) -> bytes:
+    return next(digest for digest, plan in bundle.plans.items() if plan.name == name)
+
+
+def _frame(bundle: Bundle, name: str = tiny.SPLIT) -> pb.Frame:
+    digest = _digest(bundle, name)
+    plan = open_plans(bundle, [digest])[digest]
+    image = tiny.image(width=tiny.SIZE, height=tiny.SIZE).transpose(2, 0, 1).copy()
+    return pb.Frame(
+        frame_id=7,
+        plan_digest=digest,
+        image_width=tiny.SIZE,
+        image_height=tiny.SIZE,
+        payloads=plan.cut(image).payloads,
+    )
+
+
+@pytest.mark.parametrize("name", [tiny.SPLIT, tiny.CLOUD_ONLY])
+def test_a_frame_becomes_a_result_with_its_times(
+    service: SplitService, bundle: Bundle, name: str
+) -> None:
+    arrived_s = time.perf_counter()
+    answer = service.serve(pb.EdgeMessage(frame=_frame(bundle, name)), arrived_s)
+    result = answer.result
+    assert result.frame_id == 7
+    assert len(result.detections.scores) > 0
+    times = result.times
+    stages = times.decode_us + times.queue_us + times.tail_us + times.postprocess_us
+    assert 0 < stages <= times.total_us + 4  # four roundings
+
+
+def test_a_report_is_acknowledged_without_detections(service: SplitService, bundle: Bundle) -> None:
+    found = pb.Detections(boxes=[1, 2, 3, 4], scores=[0.5], classes=[1])
+    report = pb.Report(frame_id=9, plan_digest=_digest(bundle, tiny.EDGE_ONLY), detections=found)
+    answer = service.serve(pb.EdgeMessage(report=report), arrived_s=0.0)
+    assert answer.result.frame_id == 9
+    assert len(answer.result.detections.scores) == 0
+
+
+def test_an_unknown_plan_is_rejected_and_named(service: SplitService) -> None:
+    frame = pb.Frame(frame_id=3, plan_digest=bytes(32))
+    rejection = service.serve(pb.EdgeMessage(frame=frame), arrived_s=0.0).rejection
+    assert (rejection.frame_id, rejection.reason) == (3, pb.Rejection.REASON_UNKNOWN_PLAN)
+    assert "000000000000" in rejection.message
+
+
+def _flip(frame: pb.Frame) -> None:
+    data = bytearray(frame.payloads[0].data)
+    data[-1] ^= 1
+    frame.payloads[0].data = bytes(data)
+
+
+def _truncate(frame: pb.Frame) -> None:
+    data = frame.payloads[0].data[:-1]
+    frame.payloads[0].CopyFrom(pb.Payload(data=data, crc32=seal(data)))
+
+
+def _double(frame: pb.Frame) -> None:
+    frame.payloads.append(frame.payloads[0])
+
+
+def _no_size(frame: pb.Frame) -> None:
+    frame.image_width = 0
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        _flip,  # a bit flipped on the way
+        _truncate,  # a payload cut short, honestly sealed
+        _double,  # one tensor too many
+        _no_size,  # an image without width
+    ],
+)
+def test_a_spoilt_frame_costs_itself_only(
+    service: SplitService, bundle: Bundle, spoil: object
+) -> None:
+    frame = _frame(bundle)
+    spoil(frame)  # type: ignore[operator]
+    rejection = service.serve(pb.EdgeMessage(frame=frame), arrived_s=0.0).rejection
+    assert rejection.reason == pb.Rejection.REASON_BAD_PAYLOAD
+    assert "\n" not in rejection.message
+    good = service.serve(pb.EdgeMessage(frame=_frame(bundle)), arrived_s=0.0)
+    assert good.HasField("result")
+
+
+def test_a_failure_inside_is_no_detail_for_the_peer(
+    service: SplitService, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: pb.Frame) -> pb.Result:
+        raise ZeroDivisionError("secret")
+
+    monkeypatch.setattr(service, "_finish", fail)
+    rejection = service.serve(pb.EdgeMessage(frame=_frame(bundle)), arrived_s=0.0).rejection
+    assert rejection.reason == pb.Rejection.REASON_INTERNAL
+    assert "secret" not in rejection.message
+
+
+@pytest.mark.parametrize("message", [pb.EdgeMessage(), pb.EdgeMessage(hello=pb.Hello())])
+def test_only_frames_and_reports_follow_the_hello(message: pb.EdgeMessage) -> None:
+    with pytest.raises(ProtocolError):
+        _check_kind(message)
+
+
+@pytest.mark.parametrize(
+    "hello",
+    [
+        pb.Hello(edge_id="", bundle_digest=bytes(32)),  # no name
+        pb.Hello(edge_id="x" * 129, bundle_digest=bytes(32)),  # a name too long
+        pb.Hello(edge_id="edge", bundle_digest=bytes(31)),  # no digest
+    ],
+)
+def test_a_hello_is_checked(service: SplitService, hello: pb.Hello) -> None:
+    with pytest.raises(ProtocolError):
+        service._check_hello(pb.EdgeMessage(hello=hello))
+
+
+def test_the_codec_of_the_plan_is_the_codec_of_the_payload(bundle: Bundle) -> None:
+    plan = bundle.plan(_digest(bundle, tiny.SPLIT))
+    assert plan.codec is not None
+    payload = _frame(bundle).payloads[0]
+    wire = plan.wire[0]
+    assert make_codec(plan.codec).decode(payload.data, wire.shape, wire.bits).shape == wire.shape
