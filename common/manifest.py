@@ -72,6 +72,10 @@ class CodecSpec(_Record):
         return self.name if self.quality is None else f"{self.name} q{self.quality}"
 
 
+USUAL_UPLOAD = CodecSpec(name="jpeg", quality=75)
+"""What anybody would do without Splitpoint: the rival that every bundle keeps to compare with."""
+
+
 class WireTensor(_Record):
     """How one tensor of the cut travels.
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from common.link import Link
-from common.manifest import CodecSpec, Prediction, WireTensor
+from common.manifest import USUAL_UPLOAD, CodecSpec, Prediction, WireTensor
 from search.cuts import Cut
 from search.devices import DeviceProfile
 from search.latency import CutTimes
@@ -156,12 +156,13 @@ def pareto(judged: Sequence[Judged]) -> list[Judged]:
 
 
 def worth_keeping(judged: Sequence[Judged]) -> list[Judged]:
-    """The Pareto front, and the fastest of each kind even if it is beaten, fastest first.
+    """The Pareto front, and plans to compare with even if they are beaten, fastest first.
 
-    The planner needs the front; a user needs to see on the own link what leaving the split out, or
-    not leaving it out, would cost.
+    The planner needs the front. A user needs to see, on the own link, the fastest plan of each kind
+    and what would be done without a search: an upload of JPEG at the usual quality.
     """
     kept = pareto(judged)
+    kept += [j for j in judged if j.candidate.codec == USUAL_UPLOAD and j not in kept]
     for kind in ("cloud-only", "split", "edge-only"):
         of_kind = [j for j in judged if j.candidate.cut.kind == kind]
         if of_kind and not any(j.candidate.cut.kind == kind for j in kept):

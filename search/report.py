@@ -9,7 +9,7 @@ from search.request import Found
 _STAGES = ("preprocess", "head", "encode", "uplink", "rtt", "decode", "tail", "postprocess")
 _KEPT = (
     "Not beaten by another one in latency, bytes, edge memory and accuracy at once; "
-    "and the fastest of each kind."
+    "the fastest of each kind; and the usual upload."
 )
 
 

@@ -20,7 +20,7 @@ from common.manifest import Manifest
 from splitpoint import __version__
 from splitpoint.demo.frames import prepare_frames
 from splitpoint.demo.tables import detections_table, plan_lines, stages_table, verdict, ways_table
-from splitpoint.demo.ways import Way, choose, measure, reference, same_boxes, to_detections
+from splitpoint.demo.ways import KINDS, Way, choose, measure, reference, same_boxes, to_detections
 from splitpoint.machine import machine
 from splitpoint.processes import Service
 from splitpoint.progress import Stages
@@ -66,7 +66,7 @@ def run_demo(folder: Path, json_file: Path | None = None) -> None:
                 rounds=ROUNDS,
                 progress=stages.stage(f"sending pictures over {LINK}"),
             )
-        pictures = _draw(ways, images, folder / "pictures")
+        pictures = _draw(ways[: len(KINDS)], images, folder / "pictures")
         _write_figures(ways, truth, manifest, json_file or folder / "figures.json")
     shown = next((way for way in ways if way.plan.kind == "split"), ways[0])
     console.print(detections_table(shown))

@@ -55,7 +55,7 @@ def stages_table(ways: Sequence[Way]) -> Table:
 
 def ways_table(ways: Sequence[Way], truth: dict[Path, Detections], link: Link) -> Table:
     """The three ways side by side."""
-    table = Table(title=f"Three ways over {link}", title_justify="left")
+    table = Table(title=f"Side by side over {link}", title_justify="left")
     table.add_column("way")
     for column in ("latency ms", "bytes up", "edge memory", "same boxes", "missing", "extra"):
         table.add_column(column, justify="right")

@@ -1,5 +1,7 @@
 """The search's own arithmetic: predictions, what is kept, wire quantizers, sizes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 
 from common.errors import NoFeasiblePlanError, SettingsError
 from common.link import parse_link
-from common.manifest import CodecSpec
+from common.manifest import USUAL_UPLOAD, CodecSpec
 from search.calibration import observe
 from search.candidates import (
     FRAME_OVERHEAD_BYTES,
@@ -100,6 +102,13 @@ def test_the_fastest_of_a_beaten_kind_is_kept() -> None:
     edge = _judged(10, 0, 0, 90, "edge-only")
     slow, slower = _judged(20, 10, 10, 80), _judged(30, 20, 20, 80)
     assert worth_keeping([slower, slow, edge]) == [edge, slow]
+
+
+def test_the_usual_upload_is_kept_to_compare_with() -> None:
+    usual = _judged(50, 50, 0, 80, "cloud-only")
+    usual = replace(usual, candidate=replace(usual.candidate, codec=USUAL_UPLOAD))
+    better = _judged(40, 40, 0, 90, "cloud-only")
+    assert worth_keeping([usual, better]) == [better, usual]
 
 
 def test_the_shortlist_has_every_width_and_all_that_is_no_split() -> None:
