@@ -16,6 +16,7 @@ from concurrent.futures import Executor
 from typing import TYPE_CHECKING, NoReturn
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from cloud.tails import Tails
 from common.errors import PayloadError, SplitpointError, UnknownPlanError
@@ -193,8 +194,15 @@ class SplitService(SplitServiceServicer):
 
 
 async def _next(context: "Context") -> pb.EdgeMessage | None:
-    """The next message of a stream; None at its end, which gRPC's types leave out."""
-    message: object = await context.read()
+    """The next message of a stream; None at its end, which gRPC's types leave out.
+
+    Raises:
+        ProtocolError: If the bytes are no message at all.
+    """
+    try:
+        message: object = await context.read()
+    except DecodeError as error:
+        raise ProtocolError("expected an EdgeMessage, got bytes that are none") from error
     return message if isinstance(message, pb.EdgeMessage) else None
 
 

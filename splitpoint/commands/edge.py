@@ -71,6 +71,7 @@ def run(
     client = _client(opened, cloud, link, edge_id)
     detector = Detector(opened, client, plans=[digest], threads=threads)
     try:
+        detector.check_ready()  # so that the first image does not pay for connecting
         failed = _run_images(detector, images or [], score_threshold, json_file, annotate)
     finally:
         detector.close()

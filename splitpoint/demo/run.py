@@ -1,28 +1,23 @@
 """The demo, step by step; a step that was finished before is kept."""
 
 import hashlib
-import json
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 
 from common.bundle import Bundle
 from common.coco import CLASS_NAMES
-from common.detections import Detections
 from common.draw import annotate, side_by_side
 from common.errors import BundleError
 from common.images import read_image
 from common.link import parse_link
 from common.manifest import Manifest
 from splitpoint import __version__
+from splitpoint.demo.comparison import compare
 from splitpoint.demo.frames import prepare_frames
 from splitpoint.demo.tables import detections_table, plan_lines, stages_table, verdict, ways_table
-from splitpoint.demo.ways import KINDS, Way, choose, measure, reference, same_boxes, to_detections
-from splitpoint.machine import machine
-from splitpoint.processes import Service
+from splitpoint.demo.ways import KINDS, Way, to_detections
 from splitpoint.progress import Stages
 
 MODEL = "yolov3-tiny"
@@ -50,28 +45,16 @@ def run_demo(folder: Path, json_file: Path | None = None) -> None:
         calibration, images = _fetch(folder, stages)
         bundle = folder / "bundle"
         manifest = _search(bundle, calibration, stages)
-        ways, truth = [], {}
-        with ExitStack() as stack:
-            progress = stages.stage("starting cloud and edge")
-            cloud = stack.enter_context(_cloud(bundle, folder))
-            progress(1, 2)
-            edge = stack.enter_context(_edge(bundle, cloud.ready["grpc"], folder))
-            progress(2, 2)
-            ways = choose(manifest)
-            truth = reference(images, f"http://{_HOST}:{cloud.ready['rest']}")
-            measure(
-                ways,
-                images,
-                f"http://{_HOST}:{edge.ready['rest']}",
-                rounds=ROUNDS,
-                progress=stages.stage(f"sending pictures over {LINK}"),
-            )
+        comparison = compare(
+            bundle, manifest, images, parse_link(LINK), rounds=ROUNDS, logs=folder, stages=stages
+        )
+        ways = comparison.ways
         pictures = _draw(ways[: len(KINDS)], images, folder / "pictures")
-        _write_figures(ways, truth, manifest, json_file or folder / "figures.json")
+        comparison.write_json(json_file or folder / "figures.json")
     shown = next((way for way in ways if way.plan.kind == "split"), ways[0])
     console.print(detections_table(shown))
     console.print(stages_table(ways))
-    console.print(ways_table(ways, truth, parse_link(LINK)))
+    console.print(ways_table(comparison))
     console.print(plan_lines(ways), highlight=False)
     console.print(verdict(ways, SMALL_EDGE_BYTES))
     if shown.plan.kind != "split":
@@ -134,16 +117,6 @@ def _search_key(calibration: Path) -> str:
     return digest.hexdigest()
 
 
-def _cloud(bundle: Path, folder: Path) -> Service:
-    ports = ("--grpc-port", "0", "--rest-port", "0")
-    return Service(["cloud", "--bundle", str(bundle), *ports], folder / "cloud.log")
-
-
-def _edge(bundle: Path, grpc_port: int, folder: Path) -> Service:
-    options = ("--cloud", f"{_HOST}:{grpc_port}", "--link", LINK, "--listen", f"{_HOST}:0")
-    return Service(["edge", "--bundle", str(bundle), *options], folder / "edge.log")
-
-
 def _draw(ways: Sequence[Way], images: Sequence[Path], folder: Path) -> Path:
     """One picture per image with all ways side by side."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -159,31 +132,3 @@ def _draw(ways: Sequence[Way], images: Sequence[Path], folder: Path) -> Path:
             captions.append(f"{way.title}: {way.latency_ms:.0f} ms, {sent}")
         side_by_side(drawn, captions).save(folder / f"{image.stem}.png")
     return folder
-
-
-def _write_figures(
-    ways: Sequence[Way], truth: dict[Path, Detections], manifest: Manifest, path: Path
-) -> None:
-    """What was measured, with what it was measured on."""
-    measured = {
-        way.title: {
-            "plan": way.plan.name,
-            "latency_ms": way.latency_ms,
-            "latencies_ms": way.latencies_ms,
-            "uplink_bytes": way.uplink_bytes,
-            "stages_ms": {stage: way.stage_ms(stage) for stage in way.stages_ms},
-            "same_boxes": asdict(same_boxes(way, truth)),
-            "predicted": way.plan.predicted.model_dump(),
-        }
-        for way in ways
-    }
-    figures = {
-        "machine": machine(),
-        "search": manifest.search.model_dump(),
-        "link": LINK,
-        "images": [image.name for image in truth],
-        "rounds": ROUNDS,
-        "ways": measured,
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(figures, indent=1) + "\n")

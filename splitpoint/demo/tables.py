@@ -1,12 +1,10 @@
 """The demo's tables, as rich renderables."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.table import Table
 
-from common.detections import Detections
-from common.link import Link
+from splitpoint.demo.comparison import Comparison
 from splitpoint.demo.ways import Way, same_boxes
 
 _STAGES = {
@@ -53,14 +51,14 @@ def stages_table(ways: Sequence[Way]) -> Table:
     return table
 
 
-def ways_table(ways: Sequence[Way], truth: dict[Path, Detections], link: Link) -> Table:
+def ways_table(comparison: Comparison) -> Table:
     """The three ways side by side."""
-    table = Table(title=f"Side by side over {link}", title_justify="left")
+    table = Table(title=f"Side by side over {comparison.link}", title_justify="left")
     table.add_column("way")
     for column in ("latency ms", "bytes up", "edge memory", "same boxes", "missing", "extra"):
         table.add_column(column, justify="right")
-    for way in ways:
-        agreed = same_boxes(way, truth)
+    for way in comparison.ways:
+        agreed = same_boxes(way, comparison.truth)
         sent = sum(way.uplink_bytes) / len(way.uplink_bytes)
         table.add_row(
             way.title,

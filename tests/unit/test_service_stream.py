@@ -1,0 +1,310 @@
+"""A whole stream as the cloud serves it: the protocol, backpressure and draining."""
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.message import DecodeError
+
+from cloud.service import SplitService
+from cloud.tails import Tails
+from common.bundle import Bundle
+from common.images import letterbox
+from common.messages import detections_to_message
+from common.rpc import splitpoint_pb2 as pb
+from edge.detector import find_plan
+from edge.head import open_plans
+from tests import tiny
+
+HELLO = pb.EdgeMessage(hello=pb.Hello(edge_id="test", bundle_digest=bytes(32)))
+
+
+class Aborted(Exception):  # noqa: N818
+    def __init__(self, code: grpc.StatusCode, details: str) -> None:
+        super().__init__(details)
+        self.code = code
+
+
+class FakeContext:
+    """The service's side of a stream, without a network."""
+
+    def __init__(self, *messages: pb.EdgeMessage, hang_up: bool = True) -> None:
+        self.written: list[pb.CloudMessage] = []
+        self.reads = 0
+        self.wrote = asyncio.Event()
+        self._messages: asyncio.Queue[Any] = asyncio.Queue()
+        for message in messages:
+            self._messages.put_nowait(message)
+        if hang_up:
+            self._messages.put_nowait(grpc.aio.EOF)
+
+    async def read(self) -> Any:
+        message = await self._messages.get()
+        self.reads += 1
+        if isinstance(message, Exception):
+            raise message
+        return message
+
+    async def write(self, message: pb.CloudMessage) -> None:
+        self.written.append(message)
+        self.wrote.set()
+
+    async def abort(self, code: grpc.StatusCode, details: str) -> None:
+        raise Aborted(code, details)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return tiny.build(tmp_path_factory.mktemp("bundle") / "b")
+
+
+@pytest.fixture(scope="module")
+def tails(bundle: Bundle) -> Tails:
+    return Tails(bundle)
+
+
+@pytest.fixture
+def workers() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(2) as pool:
+        yield pool
+
+
+def frame(bundle: Bundle, frame_id: int, name: str = tiny.SPLIT) -> pb.EdgeMessage:
+    digest = find_plan(bundle, name)
+    pixels = letterbox(tiny.image(), (tiny.SIZE, tiny.SIZE))
+    payloads = open_plans(bundle, [digest])[digest].cut(pixels).payloads
+    return pb.EdgeMessage(
+        frame=pb.Frame(
+            frame_id=frame_id,
+            plan_digest=digest,
+            image_width=48,
+            image_height=40,
+            payloads=payloads,
+        )
+    )
+
+
+def stream(
+    tails: Tails, workers: ThreadPoolExecutor, *messages: pb.EdgeMessage
+) -> list[pb.CloudMessage]:
+    """What the cloud writes to an edge that sends these messages and hangs up."""
+
+    async def run() -> list[pb.CloudMessage]:
+        context = FakeContext(*messages)
+        await serve(SplitService(tails, workers), context)
+        return context.written
+
+    return asyncio.run(run())
+
+
+def serve(service: SplitService, context: FakeContext) -> Awaitable[None]:
+    untyped: Any = context
+    return service.Stream(untyped, untyped)
+
+
+def test_a_hello_is_welcomed_with_the_plans_that_have_tails(
+    tails: Tails, workers: ThreadPoolExecutor
+) -> None:
+    (message,) = stream(tails, workers, HELLO)
+    assert tuple(message.welcome.plan_digests) == tails.digests
+
+
+def test_every_frame_is_answered_by_its_id(
+    bundle: Bundle, tails: Tails, workers: ThreadPoolExecutor
+) -> None:
+    names = {7: tiny.SPLIT, 9: tiny.CLOUD_ONLY, 8: tiny.SPLIT}
+    frames = [frame(bundle, frame_id, name) for frame_id, name in names.items()]
+
+    _, *answers = stream(tails, workers, HELLO, *frames)
+
+    assert {answer.result.frame_id for answer in answers} == {7, 8, 9}
+    for answer in answers:
+        times = answer.result.times
+        assert len(answer.result.detections.scores) > 0
+        parts = times.decode_us + times.queue_us + times.tail_us + times.postprocess_us
+        assert times.total_us >= parts - 4  # each of the four is rounded
+
+
+def test_a_report_is_answered_without_detections(
+    bundle: Bundle, tails: Tails, workers: ThreadPoolExecutor
+) -> None:
+    report = pb.Report(
+        frame_id=3,
+        plan_digest=find_plan(bundle, tiny.EDGE_ONLY),
+        detections=pb.Detections(boxes=[0, 0, 1, 1], scores=[0.5], classes=[1]),
+    )
+    _, answer = stream(tails, workers, HELLO, pb.EdgeMessage(report=report))
+
+    assert answer.result.frame_id == 3
+    assert not answer.result.detections.scores
+
+
+class TestProtocolErrors:
+    @pytest.mark.parametrize(
+        "messages",
+        [
+            pytest.param([pb.EdgeMessage()], id="nothing first"),
+            pytest.param([pb.EdgeMessage(frame=pb.Frame())], id="a Frame first"),
+            pytest.param([HELLO, HELLO], id="a second Hello"),
+            pytest.param([HELLO, pb.EdgeMessage()], id="no kind"),
+            pytest.param(
+                [pb.EdgeMessage(hello=pb.Hello(bundle_digest=bytes(32)))], id="no edge_id"
+            ),
+            pytest.param(
+                [pb.EdgeMessage(hello=pb.Hello(edge_id="x" * 129, bundle_digest=bytes(32)))],
+                id="long edge_id",
+            ),
+            pytest.param(
+                [pb.EdgeMessage(hello=pb.Hello(edge_id="x", bundle_digest=bytes(31)))],
+                id="short digest",
+            ),
+        ],
+    )
+    def test_end_the_stream(
+        self, tails: Tails, workers: ThreadPoolExecutor, messages: list[pb.EdgeMessage]
+    ) -> None:
+        with pytest.raises(Aborted, match="expected") as caught:
+            stream(tails, workers, *messages)
+        assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
+
+    def test_bytes_that_are_no_message_end_the_stream(
+        self, tails: Tails, workers: ThreadPoolExecutor
+    ) -> None:
+        garbage: Any = DecodeError("Wire format was corrupt")
+        for messages in ([garbage], [HELLO, garbage]):
+            with pytest.raises(Aborted, match="expected an EdgeMessage") as caught:
+                stream(tails, workers, *messages)
+            assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
+
+    def test_hanging_up_without_a_word_is_none(
+        self, tails: Tails, workers: ThreadPoolExecutor
+    ) -> None:
+        assert stream(tails, workers) == []
+
+
+class TestHostileFrames:
+    """Each costs its frame; the good frame behind it is still answered."""
+
+    @pytest.mark.parametrize(
+        ("spoil", "reason"),
+        [
+            (lambda f: f.ClearField("plan_digest"), pb.Rejection.REASON_UNKNOWN_PLAN),
+            (lambda f: f.ClearField("payloads"), pb.Rejection.REASON_BAD_PAYLOAD),
+            (lambda f: f.ClearField("image_width"), pb.Rejection.REASON_BAD_PAYLOAD),
+            (lambda f: setattr(f.payloads[0], "crc32", 0), pb.Rejection.REASON_BAD_PAYLOAD),
+            (lambda f: setattr(f.payloads[0], "data", b""), pb.Rejection.REASON_BAD_PAYLOAD),
+        ],
+    )
+    def test_are_rejected(
+        self,
+        bundle: Bundle,
+        tails: Tails,
+        workers: ThreadPoolExecutor,
+        spoil: Callable[[pb.Frame], None],
+        reason: pb.Rejection.Reason,
+    ) -> None:
+        bad = frame(bundle, 1)
+        spoil(bad.frame)
+
+        _, *answers = stream(tails, workers, HELLO, bad, frame(bundle, 2))
+
+        by_kind = {answer.WhichOneof("kind"): answer for answer in answers}
+        assert by_kind["rejection"].rejection.frame_id == 1
+        assert by_kind["rejection"].rejection.reason == reason
+        assert "\n" not in by_kind["rejection"].rejection.message
+        assert by_kind["result"].result.frame_id == 2
+
+    def test_a_report_with_a_class_that_is_none_is_rejected(
+        self, bundle: Bundle, tails: Tails, workers: ThreadPoolExecutor
+    ) -> None:
+        report = pb.Report(
+            plan_digest=find_plan(bundle, tiny.EDGE_ONLY),
+            detections=pb.Detections(boxes=[0, 0, 1, 1], scores=[0.5], classes=[2]),
+        )
+        _, answer = stream(tails, workers, HELLO, pb.EdgeMessage(report=report))
+        assert answer.rejection.reason == pb.Rejection.REASON_BAD_PAYLOAD
+
+    def test_a_failure_of_the_cloud_tells_nothing_of_its_inside(
+        self, bundle: Bundle, tails: Tails, workers: ThreadPoolExecutor, monkeypatch: Any
+    ) -> None:
+        monkeypatch.setattr(tails, "runner", lambda _: 1 / 0)
+        _, answer = stream(tails, workers, HELLO, frame(bundle, 1))
+        assert answer.rejection.reason == pb.Rejection.REASON_INTERNAL
+        assert "division" not in answer.rejection.message
+
+
+def test_a_full_edge_is_not_read(tails: Tails) -> None:
+    """With every slot taken, the next frame stays on the wire until an answer is out."""
+
+    class HeldWorkers(ThreadPoolExecutor):
+        def __init__(self) -> None:
+            super().__init__(1)
+            self.held: list[Future[Any]] = []
+
+        def submit(self, *_: Any, **__: Any) -> Future[Any]:
+            self.held.append(Future())
+            return self.held[-1]
+
+    async def run() -> tuple[int, int]:
+        workers = HeldWorkers()
+        reports = [pb.EdgeMessage(report=pb.Report(frame_id=i)) for i in range(5)]
+        context = FakeContext(HELLO, *reports, hang_up=False)
+        service = SplitService(tails, workers, in_flight=2)
+        serving = asyncio.ensure_future(serve(service, context))
+        while len(workers.held) < 2:
+            await asyncio.sleep(0)
+        for _ in range(100):  # whatever it would do more, it does now
+            await asyncio.sleep(0)
+        before = context.reads
+        workers.held[0].set_result(pb.CloudMessage(result=pb.Result()))
+        while len(workers.held) < 3:
+            await asyncio.sleep(0)
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+        return before, context.reads
+
+    assert asyncio.run(run()) == (1 + 2, 1 + 3)
+
+
+def test_draining_answers_what_is_under_way_then_ends_the_stream(
+    bundle: Bundle, tails: Tails, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = threading.Event()
+    entered = threading.Event()
+    original = tails.runner
+
+    def slow(digest: bytes) -> Any:
+        entered.set()
+        release.wait()
+        return original(digest)
+
+    monkeypatch.setattr(tails, "runner", slow)
+
+    async def run(workers: ThreadPoolExecutor) -> list[pb.CloudMessage]:
+        service = SplitService(tails, workers)
+        context = FakeContext(HELLO, frame(bundle, 1), hang_up=False)
+        serving = asyncio.ensure_future(serve(service, context))
+        await asyncio.to_thread(entered.wait)
+        service.drain()
+        release.set()
+        with pytest.raises(Aborted) as caught:
+            await serving
+        assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+        return context.written
+
+    with ThreadPoolExecutor(1) as workers:
+        _, answer = asyncio.run(run(workers))
+    assert answer.result.frame_id == 1
+
+
+def test_detections_survive_the_wire(bundle: Bundle, tails: Tails, tmp_path: Path) -> None:
+    message = frame(bundle, 1).frame
+    expected = tails.runner(message.plan_digest).finish(message).detections
+    with ThreadPoolExecutor(1) as workers:
+        answer = SplitService(tails, workers).serve(pb.EdgeMessage(frame=message), 0.0)
+    assert answer.result.detections == detections_to_message(expected)
