@@ -18,7 +18,7 @@ from common.codec import check, make_codec
 from common.detections import Detections, DetectorSpec, decode_yolo
 from common.errors import PayloadError, UnknownPlanError
 from common.images import Letterbox
-from common.manifest import Plan, Tail
+from common.manifest import LOSSLESS_UPLOADS, Plan, Tail
 from common.messages import checked_threshold
 from common.quantizer import WireTable
 from common.rpc import splitpoint_pb2 as pb
@@ -199,14 +199,14 @@ class Tails:
         return runner
 
     def image_runner(self) -> TailRunner:
-        """The runner whose tail is the whole network.
+        """The runner whose tail is the whole network, of a lossless plan if there is one.
 
         Raises:
             UnknownPlanError: If the bundle has no cloud-only plan.
         """
-        for runner in self._runners.values():
-            if runner.plan.kind == "cloud-only":
-                return runner
+        whole = [r for r in self._runners.values() if r.plan.kind == "cloud-only"]
+        if whole:
+            return next((r for r in whole if r.plan.codec in LOSSLESS_UPLOADS), whole[0])
         raise UnknownPlanError(
             "this bundle has no cloud-only plan, so the cloud cannot take whole images: "
             "send them to an edge, or add such a plan"

@@ -75,6 +75,9 @@ class CodecSpec(_Record):
 USUAL_UPLOAD = CodecSpec(name="jpeg", quality=75)
 """What anybody would do without Splitpoint: the rival that every bundle keeps to compare with."""
 
+LOSSLESS_UPLOADS = (CodecSpec(name="raw"), CodecSpec(name="png"))
+"""Image codecs behind which the network sees every pixel as it was."""
+
 
 class WireTensor(_Record):
     """How one tensor of the cut travels.
