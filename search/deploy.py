@@ -19,6 +19,7 @@ from common.runtime import Model, check_parity
 from search import integer
 from search.candidates import Judged, predict
 from search.cuts import Cut
+from search.formats import edge_memory
 from search.graph import IMAGE
 from search.onnx_models import WEIGHTS_FILE, SharedWeights, head_model, tail_model
 from search.quantize import QuantizedGraph
@@ -51,13 +52,29 @@ def write_plans(
         BundleError: If `out` may not be replaced.
     """
     writer = BundleWriter(out)
+    try:
+        return _write(writer, network, detector, vector_image, weights_sha256, found)
+    except BaseException:
+        writer.discard()
+        raise
+
+
+def _write(
+    writer: BundleWriter,
+    network: QuantizedGraph,
+    detector: DetectorSpec,
+    vector_image: NDArray[np.uint8],
+    weights_sha256: str,
+    found: Found,
+) -> Manifest:
+    weights = SharedWeights.of(network.graph)
     heads: dict[str, Head] = {}
     tails: dict[str, Tail] = {}
     for cut in {j.candidate.cut.name: j.candidate.cut for j in found.kept}.values():
         if cut.head:
             heads[cut.name] = _add_head(writer, network, cut, vector_image)
         if cut.tail:
-            tails[cut.name] = _add_tail(writer, network, cut)
+            tails[cut.name] = _add_tail(writer, network, cut, weights)
     plans = tuple(
         _plan(judged, heads.get(judged.candidate.cut.name), tails, found) for judged in found.kept
     )
@@ -93,6 +110,7 @@ def _add_head(
     writer.add(f"{vector}/input.npy", _npy(image))
     for index, codes in enumerate(expected):
         writer.add(f"{vector}/output-{index}.npy", _npy(codes))
+    weight_bytes, activation_bytes = edge_memory(network, cut)
     return Head(
         file=file,
         outputs=tuple(
@@ -104,18 +122,17 @@ def _add_head(
             )
             for name in cut.tensors
         ),
-        weight_bytes=network.weight_bytes(cut.head),
-        peak_activation_bytes=network.graph.peak_elements(
-            (network.graph[IMAGE], *cut.head), cut.tensors
-        ),
+        weight_bytes=weight_bytes,
+        peak_activation_bytes=activation_bytes,
         bits={node.name: 8 for node in cut.head if node.name in network.convs},
         vector=vector,
     )
 
 
-def _add_tail(writer: BundleWriter, network: QuantizedGraph, cut: Cut) -> Tail:
+def _add_tail(
+    writer: BundleWriter, network: QuantizedGraph, cut: Cut, weights: SharedWeights
+) -> Tail:
     file, weights_file = f"{_MODELS}/tail-{cut.name}.onnx", f"{_MODELS}/{WEIGHTS_FILE}"
-    weights = SharedWeights.of(network.graph)
     writer.add(file, tail_model(network.graph, cut, weights))
     if weights_file not in writer:
         writer.add(weights_file, weights.data)

@@ -129,24 +129,6 @@ class Graph:
                 stack.extend(self.by_name[name].inputs)
         return tuple(node for node in self.nodes if node.name in needed)
 
-    def between(self, cut: Sequence[str]) -> tuple[Node, ...]:
-        """The tail of a cut: what the outputs still need once the cut's tensors are given.
-
-        Raises:
-            ModelError: If the cut does not separate the image from the outputs.
-        """
-        given = set(cut)
-        needed: set[str] = set()
-        stack = [name for name in self.outputs if name not in given]
-        while stack:
-            name = stack.pop()
-            if name == self.nodes[0].name:
-                raise ModelError(f"cut {tuple(cut)} does not separate the image from the outputs")
-            if name not in needed:
-                needed.add(name)
-                stack.extend(i for i in self.by_name[name].inputs if i not in given)
-        return tuple(node for node in self.nodes if node.name in needed)
-
     def peak_elements(self, nodes: Sequence[Node], keep: Sequence[str]) -> int:
         """Largest number of live elements while `nodes` run in order and `keep` stay to the end.
 

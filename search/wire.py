@@ -6,8 +6,6 @@ images, and each symbol is reconstructed at the mean of the values that fall int
 condition of Lloyd and Max). At 8 bits the symbols are the codes themselves.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -62,14 +60,6 @@ def wire_tensor(node: Node, grid: Grid, bits: int, counts: NDArray[np.int64]) ->
 def image_tensor(node: Node) -> WireTensor:
     """The image as it is: symbols are pixels, the tail sees pixel / 255."""
     return _table(node, 8, _CODES, _CODES / 255)
-
-
-def code_counts(batches: Sequence[NDArray[np.uint8]]) -> NDArray[np.int64]:
-    """Histogram (256,) of codes."""
-    total = np.zeros(256, np.int64)
-    for codes in batches:
-        total += np.bincount(codes.ravel(), minlength=256)
-    return total
 
 
 def _candidates(end: int, zero: int) -> list[int]:

@@ -17,13 +17,12 @@ def list_models() -> None:
     from search.weights import cached
     from search.zoo.registry import MODELS
 
-    table = Table("model", "input", "weights", "sha256", "in the cache")
+    table = Table("model", "weights", "sha256", "in the cache")
     for model in MODELS.values():
         entry = model.weights
         path = cached(entry)
         table.add_row(
             model.name,
-            "416 x 416",
             f"{entry.size_bytes / 1e6:.1f} MB",
             (entry.sha256 or "not known")[:12],
             "no" if path is None else str(path),
