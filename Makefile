@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test lint types protos clean
+.PHONY: help demo test fuzz lint types protos clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -16,6 +16,9 @@ demo: $(INSTALLED) ## detect objects in real pictures over an emulated 3 Mbit/s 
 
 test: $(INSTALLED) ## run every test
 	@$(BIN)/python -m pytest
+
+fuzz: $(INSTALLED) ## feed hostile bytes to every decoder for a minute
+	@$(BIN)/python -m tests.fuzz.decoders -max_total_time=60 -print_final_stats=1
 
 lint: $(INSTALLED) ## check style and formatting
 	@$(BIN)/ruff check .

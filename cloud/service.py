@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, NoReturn
 import grpc
 from google.protobuf.message import DecodeError
 
+from cloud.history import History
 from cloud.tails import Tails
-from common.errors import PayloadError, SplitpointError, UnknownPlanError
+from common.errors import PayloadError, SplitpointError, StaleReferenceError, UnknownPlanError
 from common.messages import (
     DIGEST_BYTES,
     MAX_EDGE_ID_CHARACTERS,
@@ -98,6 +99,7 @@ class SplitService(SplitServiceServicer):
         welcome = pb.Welcome(software_version=self._version, plan_digests=self._tails.digests)
         await context.write(pb.CloudMessage(welcome=welcome))
         writing = asyncio.Lock()
+        history = History()
         slots = asyncio.Semaphore(self._in_flight)
         while True:
             await slots.acquire()
@@ -106,7 +108,7 @@ class SplitService(SplitServiceServicer):
                 return
             _check_kind(message)
             task = asyncio.create_task(
-                self._answer(context, message, time.perf_counter(), writing, slots)
+                self._answer(context, message, time.perf_counter(), history, writing, slots)
             )
             answers.add(task)
             task.add_done_callback(answers.discard)
@@ -116,12 +118,15 @@ class SplitService(SplitServiceServicer):
         context: "Context",
         message: pb.EdgeMessage,
         arrived_s: float,
+        history: History,
         writing: asyncio.Lock,
         slots: asyncio.Semaphore,
     ) -> None:
         try:
             loop = asyncio.get_running_loop()
-            answer = await loop.run_in_executor(self._workers, self.serve, message, arrived_s)
+            answer = await loop.run_in_executor(
+                self._workers, self.serve, message, arrived_s, history
+            )
             async with writing:
                 if answer.HasField("result"):
                     elapsed_ms = (time.perf_counter() - arrived_s) * 1000
@@ -132,18 +137,22 @@ class SplitService(SplitServiceServicer):
         finally:
             slots.release()
 
-    def serve(self, message: pb.EdgeMessage, arrived_s: float) -> pb.CloudMessage:
+    def serve(self, message: pb.EdgeMessage, arrived_s: float, history: History) -> pb.CloudMessage:
         """Answer one Frame or Report, in the calling thread; never raises.
 
         Args:
             message: A message that is not a Hello.
             arrived_s: When it arrived, in seconds of `time.perf_counter`.
+            history: Of the stream that it came by.
         """
         is_frame = message.WhichOneof("kind") == "frame"
         frame_id = message.frame.frame_id if is_frame else message.report.frame_id
         queue_us = microseconds((time.perf_counter() - arrived_s) * 1000)
         try:
-            result = self._finish(message.frame) if is_frame else self._record(message.report)
+            if is_frame:
+                result = self._finish(message.frame, history)
+            else:
+                result = self._record(message.report)
         except SplitpointError as error:
             return _rejection(frame_id, _reason(error), str(error))
         except Exception:  # noqa: BLE001 - whatever a frame does, its stream goes on
@@ -154,8 +163,11 @@ class SplitService(SplitServiceServicer):
         result.times.total_us = microseconds((time.perf_counter() - arrived_s) * 1000)
         return pb.CloudMessage(result=result)
 
-    def _finish(self, frame: pb.Frame) -> pb.Result:
-        finished = self._tails.runner(frame.plan_digest).finish(frame)
+    def _finish(self, frame: pb.Frame, history: History) -> pb.Result:
+        runner = self._tails.runner(frame.plan_digest)
+        finished = runner.finish(frame, history.find(frame))
+        if runner.plan.looks_back:
+            history.keep(frame, finished.symbols)
         times = pb.CloudTimes(
             decode_us=microseconds(finished.decode_ms),
             tail_us=microseconds(finished.tail_ms),
@@ -220,6 +232,8 @@ def _rejection(frame_id: int, reason: "pb.Rejection.Reason", why: str) -> pb.Clo
 def _reason(error: SplitpointError) -> "pb.Rejection.Reason":
     if isinstance(error, UnknownPlanError):
         return pb.Rejection.REASON_UNKNOWN_PLAN
+    if isinstance(error, StaleReferenceError):
+        return pb.Rejection.REASON_STALE_REFERENCE
     if isinstance(error, PayloadError):
         return pb.Rejection.REASON_BAD_PAYLOAD
     return pb.Rejection.REASON_INTERNAL

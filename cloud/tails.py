@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from common.bundle import Bundle
-from common.codec import check, make_codec
+from common.bundle import Bundle, open_codecs
+from common.codec import Codec, ContextCoded, check
 from common.detections import Detections, DetectorSpec, decode_yolo
 from common.errors import PayloadError, UnknownPlanError
 from common.images import Letterbox
@@ -32,9 +32,13 @@ Symbols = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Finished:
-    """What a tail made of one frame, and how long each stage took."""
+    """What a tail made of one frame, and how long each stage took.
+
+    `symbols` are what the payloads held, (C, H, W) each.
+    """
 
     detections: Detections
+    symbols: Sequence[Symbols]
     decode_ms: float
     tail_ms: float
     postprocess_ms: float
@@ -47,20 +51,31 @@ class TailRunner:
         plan: A plan with a tail.
         digest: The plan's digest.
         detector: Geometry of the boxes.
+        codecs: One per wire tensor.
         model: The opened tail.
     """
 
-    def __init__(self, plan: Plan, digest: bytes, detector: DetectorSpec, model: Model) -> None:
-        assert plan.codec is not None  # noqa: S101 - Plan's validator has checked it
+    def __init__(
+        self,
+        plan: Plan,
+        digest: bytes,
+        detector: DetectorSpec,
+        codecs: Sequence[Codec],
+        model: Model,
+    ) -> None:
         self.plan = plan
         self.digest = digest
         self._detector = detector
         self._model = model
-        self._codec = make_codec(plan.codec)
+        self._codecs = codecs
         self._tables = [WireTable(tensor) for tensor in plan.wire]
 
-    def finish(self, frame: pb.Frame) -> Finished:
+    def finish(self, frame: pb.Frame, previous: Sequence[Symbols] | None = None) -> Finished:
         """Finish a frame as it came over the wire.
+
+        Args:
+            frame: Names this plan.
+            previous: Symbols of the frame that it looks back at, if it does.
 
         Raises:
             PayloadError: If its payloads, image size or threshold cannot be.
@@ -68,7 +83,7 @@ class TailRunner:
         started_s = time.perf_counter()
         threshold = checked_threshold(frame.score_threshold, DEFAULT_SCORE_THRESHOLD)
         where = self._letterbox(frame.image_width, frame.image_height)
-        symbols = self._decode(frame.payloads)
+        symbols = self._decode(frame.payloads, previous)
         return self.run(symbols, where, threshold, started_s=started_s)
 
     def run(
@@ -98,6 +113,7 @@ class TailRunner:
         done_s = time.perf_counter()
         return Finished(
             detections=detections,
+            symbols=symbols,
             decode_ms=(decoded_s - started_s) * 1000,
             tail_ms=(ran_s - decoded_s) * 1000,
             postprocess_ms=(done_s - ran_s) * 1000,
@@ -117,16 +133,23 @@ class TailRunner:
         size = self._detector.input_height, self._detector.input_width
         self.run(symbols, Letterbox.fit(*size[::-1], size), DEFAULT_SCORE_THRESHOLD)
 
-    def _decode(self, payloads: Sequence[pb.Payload]) -> list[Symbols]:
+    def _decode(
+        self, payloads: Sequence[pb.Payload], previous: Sequence[Symbols] | None
+    ) -> list[Symbols]:
         if len(payloads) != len(self.plan.wire):
             raise PayloadError(
                 f"plan {self.plan.name}: expected {len(self.plan.wire)} payloads, "
                 f"got {len(payloads)}"
             )
         symbols = []
-        for tensor, payload in zip(self.plan.wire, payloads, strict=True):
-            check(payload.data, payload.crc32)
-            symbols.append(self._codec.decode(payload.data, tensor.shape, tensor.bits))
+        for index, (tensor, codec) in enumerate(zip(self.plan.wire, self._codecs, strict=True)):
+            data = payloads[index].data
+            check(data, payloads[index].crc32)
+            if previous is not None and isinstance(codec, ContextCoded):
+                known = previous[index]
+                symbols.append(codec.decode_after(data, tensor.shape, tensor.bits, known))
+            else:
+                symbols.append(codec.decode(data, tensor.shape, tensor.bits))
         return symbols
 
     def _letterbox(self, width: int, height: int) -> Letterbox:
@@ -146,6 +169,7 @@ class Tails:
         threads: Threads within one inference.
 
     Raises:
+        BundleError: If a context model cannot be used.
         ModelError: If a tail cannot be opened.
     """
 
@@ -154,7 +178,11 @@ class Tails:
         self._models: dict[tuple[str, ...], Model] = {}
         self._runners = {
             digest: TailRunner(
-                plan, digest, bundle.manifest.detector, self._model(plan.tail, threads)
+                plan,
+                digest,
+                bundle.manifest.detector,
+                open_codecs(bundle, plan),
+                self._model(plan.tail, threads),
             )
             for digest, plan in bundle.plans.items()
             if plan.tail is not None

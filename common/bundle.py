@@ -2,6 +2,7 @@
 
     manifest.json   plans and the size and SHA-256 of every other file
     models/...      heads and tails, ONNX
+    contexts/...    models of the context coder
     vectors/...     parity vectors, .npy
     report.md       why these plans; report.json has all candidates
 
@@ -10,6 +11,7 @@ Opening checks everything: nothing may be missing, changed, added, linked or pla
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import stat
@@ -17,6 +19,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType, TracebackType
 from typing import IO, BinaryIO, Self
@@ -25,11 +28,23 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from common.codec import Codec, ContextModel, make_codec
+from common.codec.context import FAST
 from common.detections import DetectorSpec
 from common.errors import BundleError, BundleVersionError, UnknownPlanError
-from common.manifest import SCHEMA_VERSION, FileEntry, Head, Manifest, Plan, Search
+from common.manifest import (
+    SCHEMA_VERSION,
+    FileEntry,
+    Head,
+    Manifest,
+    Plan,
+    Search,
+    WireTensor,
+)
 
 MANIFEST = "manifest.json"
+
+_LOG = logging.getLogger("splitpoint")
 _MAX_MANIFEST_BYTES = 16 << 20
 _CHUNK = 1 << 20
 _AGAIN = "search again or copy it anew"
@@ -84,7 +99,7 @@ class Bundle:
     def _checked(cls, root: Path, temporary: Path | None) -> "Bundle":
         try:
             data = _read_manifest(root)
-            manifest = _parse(data)
+            manifest = parse_manifest(data)
             _check_files(root, manifest)
         except OSError as error:
             raise BundleError(f"{error.filename}: cannot be read: {error.strerror}") from error
@@ -211,6 +226,46 @@ def zip_bundle(folder: Path, path: Path) -> None:
     part.replace(path)
 
 
+def open_codecs(bundle: Bundle, plan: Plan) -> list[Codec]:
+    """The codec of each of a plan's wire tensors.
+
+    Raises:
+        BundleError: If a context model is not one, or is not of the tensor's size.
+    """
+    if plan.codec is None:
+        return []
+    if plan.codec.name == "context" and not FAST:
+        _warn_that_coding_is_slow()
+    return [
+        make_codec(
+            plan.codec,
+            _context(bundle, tensor, tensor.context, looks_back=False),
+            _context(bundle, tensor, tensor.context_after, looks_back=True),
+        )
+        for tensor in plan.wire
+    ]
+
+
+@cache
+def _warn_that_coding_is_slow() -> None:
+    _LOG.warning(
+        "context coding runs in Python, fifty times slower than it could: install a C compiler and "
+        "Python's headers, then install Splitpoint again"
+    )
+
+
+def _context(
+    bundle: Bundle, tensor: WireTensor, name: str | None, *, looks_back: bool
+) -> ContextModel | None:
+    if name is None:
+        return None
+    model = ContextModel.from_bytes(bundle.file(name).read_bytes(), name)
+    found = model.channels, model.levels, model.looks_back
+    if found != (tensor.shape[0], 1 << tensor.bits, looks_back):
+        raise BundleError(f"{name}: not a model of {tensor.name}; {_AGAIN}")
+    return model
+
+
 def read_vector(bundle: Bundle, head: Head) -> tuple[NDArray[np.uint8], list[NDArray[np.uint8]]]:
     """The parity vector of a head: its input (1, 3, H, W) and its outputs (1, C, H, W), all uint8.
 
@@ -246,7 +301,13 @@ def _read_manifest(root: Path) -> bytes:
     return path.read_bytes()
 
 
-def _parse(data: bytes) -> Manifest:
+def parse_manifest(data: bytes) -> Manifest:
+    """Read the bytes of a manifest.
+
+    Raises:
+        BundleVersionError: If it was written for another schema.
+        BundleError: If it is not a manifest.
+    """
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -302,14 +363,14 @@ def _unpack(path: Path, folder: Path) -> None:
             if MANIFEST not in infos:
                 raise BundleError(f"{path}: no {MANIFEST}: this is not a bundle")
             _extract(archive, infos.pop(MANIFEST), folder / MANIFEST, _MAX_MANIFEST_BYTES)
-            files = _parse(_read_manifest(folder)).files
+            files = parse_manifest(_read_manifest(folder)).files
             for name, info in infos.items():
                 if name not in files:
                     raise BundleError(f"{name!r}: not listed in {MANIFEST}; {_AGAIN}")
                 target = folder / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 _extract(archive, info, target, files[name].size_bytes)
-    except (zipfile.BadZipFile, NotImplementedError, zlib.error, OSError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, zlib.error, OSError) as error:
         raise BundleError(f"{path}: not a zip file that can be read: {error}") from error
 
 

@@ -178,11 +178,19 @@ class Detections:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How many detections two lists share, how many only the expected or only the found one has."""
+    """How many detections two lists share, how many only the expected or only the found one has.
 
-    matched: int
-    missing: int
-    extra: int
+    Those of several images add up.
+    """
+
+    matched: int = 0
+    missing: int = 0
+    extra: int = 0
+
+    def __add__(self, other: "Agreement") -> "Agreement":
+        return Agreement(
+            self.matched + other.matched, self.missing + other.missing, self.extra + other.extra
+        )
 
 
 def agreement(expected: Detections, found: Detections, iou: float = 0.5) -> Agreement:

@@ -12,6 +12,7 @@
       │    └─ BundleVersionError   a bundle of another schema version
       ├─ ParityError           this machine's runtime does not reproduce the head
       ├─ PayloadError          bytes on the wire that cannot be decoded
+      │    └─ StaleReferenceError  coded after a frame that the cloud does not remember
       ├─ UnknownPlanError      a plan digest that the receiver does not hold
       ├─ CloudUnavailableError the cloud cannot be reached, or went away
       └─ AddressInUseError     a port that another process holds
@@ -96,6 +97,10 @@ class PayloadError(SplitpointError):
 
     exit_code = 65
     http_status = 400
+
+
+class StaleReferenceError(PayloadError):
+    """A frame that is coded after one that the receiver does not remember."""
 
 
 class UnknownPlanError(SplitpointError):

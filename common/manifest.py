@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from common.detections import DetectorSpec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Shape = tuple[
     Annotated[int, Field(ge=1, le=65536)],
@@ -59,7 +59,7 @@ class FileEntry(_Record):
 class CodecSpec(_Record):
     """A wire codec by name; `quality` is for the lossy image codecs only."""
 
-    name: Literal["raw", "packed", "packed+zstd", "jpeg", "webp", "png"]
+    name: Literal["raw", "packed", "packed+zstd", "symbols+zstd", "context", "jpeg", "webp", "png"]
     quality: int | None = Field(default=None, ge=1, le=100)
 
     @model_validator(mode="after")
@@ -88,6 +88,8 @@ class WireTensor(_Record):
         bits: Width of a symbol; symbols are below 2^bits.
         to_symbol: 256 symbols, indexed by the head's uint8 output.
         to_value: 2^bits float values, indexed by symbol: what the tail sees.
+        context: The file of its context model, if the codec is the context coder.
+        context_after: The same for frames of a sequence, which may look back at earlier ones.
     """
 
     name: str
@@ -97,6 +99,8 @@ class WireTensor(_Record):
         min_length=256, max_length=256
     )
     to_value: tuple[float, ...]
+    context: str | None = None
+    context_after: str | None = None
 
     @model_validator(mode="after")
     def _tables_fit_the_width(self) -> Self:
@@ -104,6 +108,8 @@ class WireTensor(_Record):
             raise ValueError(f"{self.name}: to_value needs {1 << self.bits} entries")
         if max(self.to_symbol) >= 1 << self.bits:
             raise ValueError(f"{self.name}: a symbol does not fit into {self.bits} bits")
+        if self.context_after is not None and self.context is None:
+            raise ValueError(f"{self.name}: the first frame of a sequence needs a model too")
         return self
 
     @property
@@ -127,6 +133,7 @@ class Head(_Record):
 
     Attributes:
         file: The ONNX file.
+        weights: Its weights, packed, where some have fewer than 8 bits; else they are in `file`.
         outputs: In the order of the plan's wire tensors, or of the detector's maps when edge-only.
         weight_bytes: Weights as stored on the edge.
         peak_activation_bytes: Largest sum of live activations over the execution order.
@@ -136,6 +143,7 @@ class Head(_Record):
     """
 
     file: str
+    weights: str | None = None
     outputs: tuple[HeadOutput, ...] = Field(min_length=1)
     weight_bytes: int = Field(ge=0)
     peak_activation_bytes: int = Field(ge=0)
@@ -188,12 +196,20 @@ class Plan(_Record):
             raise ValueError(f"{self.name}: a plan needs a head, a tail or both")
         if (self.tail is None) != (not self.wire) or (self.tail is None) != (self.codec is None):
             raise ValueError(f"{self.name}: wire and codec belong to a tail")
+        contexts = self.codec is not None and self.codec.name == "context"
+        if any((tensor.context is not None) != contexts for tensor in self.wire):
+            raise ValueError(f"{self.name}: the context coder needs a model for every tensor")
         if self.head is not None and self.tail is not None:
             sent = [(tensor.name, tensor.shape) for tensor in self.wire]
             made = [(output.name, output.shape) for output in self.head.outputs]
             if sent != made:
                 raise ValueError(f"{self.name}: the head makes {made}, the wire carries {sent}")
         return self
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether a frame may be coded after an earlier one."""
+        return any(tensor.context_after is not None for tensor in self.wire)
 
     @property
     def kind(self) -> PlanKind:
@@ -250,10 +266,13 @@ def plan_files(plan: Plan) -> list[str]:
     names: list[str] = []
     if plan.head is not None:
         names.append(plan.head.file)
+        names += [plan.head.weights] if plan.head.weights is not None else []
         names.append(f"{plan.head.vector}/input.npy")
         names += [f"{plan.head.vector}/output-{k}.npy" for k in range(len(plan.head.outputs))]
     if plan.tail is not None:
         names += [plan.tail.file, *plan.tail.files]
+    for tensor in plan.wire:
+        names += [name for name in (tensor.context, tensor.context_after) if name is not None]
     return names
 
 

@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 
+from common.codec import seal
 from common.detections import Detections
 from common.errors import PayloadError
 from common.rpc import splitpoint_pb2 as pb
@@ -72,6 +73,12 @@ def detections_from_message(message: pb.Detections, classes: int) -> Detections:
     if (indices >= classes).any():
         raise PayloadError(f"detections: class {indices.max()}, the model has {classes}")
     return Detections(boxes=boxes, scores=scores, classes=indices.astype(np.int32))
+
+
+def reference_to(frame: pb.Frame) -> pb.Reference:
+    """How a later frame names this one."""
+    sums = b"".join(payload.crc32.to_bytes(4, "little") for payload in frame.payloads)
+    return pb.Reference(frame_id=frame.frame_id, crc32=seal(sums))
 
 
 def checked_threshold(value: float, default: float) -> float:

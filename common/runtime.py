@@ -7,6 +7,7 @@ same everywhere and a time measured by the search is a time of what is deployed.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -35,12 +36,19 @@ class Model:
     Args:
         source: A file, or the model's bytes.
         threads: Threads within one run; runs may be called from several threads at once.
+        weights: Tensors by name that the model expects from outside.
 
     Raises:
         ModelError: If the runtime cannot read or build the model.
     """
 
-    def __init__(self, source: Path | bytes, *, threads: int = 1) -> None:
+    def __init__(
+        self,
+        source: Path | bytes,
+        *,
+        threads: int = 1,
+        weights: Mapping[str, Array] = MappingProxyType({}),
+    ) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -48,6 +56,9 @@ class Model:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
         name = source if isinstance(source, Path) else "model in memory"
+        # The session keeps no copy of what it did not repack: they live as long as it does.
+        self._weights = [onnxruntime.OrtValue.ortvalue_from_numpy(w) for w in weights.values()]
+        options.add_external_initializers(list(weights), self._weights)
         try:
             self._session = onnxruntime.InferenceSession(
                 str(source) if isinstance(source, Path) else source,

@@ -16,7 +16,13 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
 
-from common.errors import CloudUnavailableError, PayloadError, SplitpointError, UnknownPlanError
+from common.errors import (
+    CloudUnavailableError,
+    PayloadError,
+    SplitpointError,
+    StaleReferenceError,
+    UnknownPlanError,
+)
 from common.rpc import splitpoint_pb2 as pb
 from edge.transport import Transport
 
@@ -92,7 +98,7 @@ class CloudClient:
             CloudUnavailableError: If no stream can be opened, or it is lost.
             UnknownPlanError: If the cloud does not hold the frame's plan.
         """
-        return self._open().submit(message)
+        return self._send(message)[1]
 
     def request(self, message: pb.Frame | pb.Report) -> Answer:
         """Send a frame or report and wait for its answer.
@@ -100,10 +106,10 @@ class CloudClient:
         Raises:
             CloudUnavailableError: If the cloud is or goes away, fails, or does not answer in time.
             UnknownPlanError: If the cloud does not hold the plan.
+            StaleReferenceError: If the cloud does not remember the frame's reference.
             PayloadError: If the cloud cannot decode the payload.
         """
-        stream = self._open()
-        future = stream.submit(message)
+        stream, future = self._send(message)
         try:
             return future.result(self._answer_timeout_s)
         except FutureTimeoutError:
@@ -119,6 +125,15 @@ class CloudClient:
         with self._opening:
             if self._stream is not None:
                 self._stream.close()
+
+    def _send(self, message: pb.Frame | pb.Report) -> "tuple[_Stream, Future[Answer]]":
+        stream = self._open()
+        try:
+            return stream, stream.submit(message)
+        except CloudUnavailableError:
+            # The stream had ended unnoticed, and the message never left: a new one may carry it.
+            stream = self._open()
+            return stream, stream.submit(message)
 
     def _open(self) -> "_Stream":
         stream = self._stream
@@ -279,6 +294,8 @@ def _rejected(rejection: pb.Rejection) -> SplitpointError:
     line = " ".join(rejection.message.split())[:300]
     if rejection.reason == pb.Rejection.REASON_UNKNOWN_PLAN:
         return UnknownPlanError(f"the cloud refused the frame: {line}")
+    if rejection.reason == pb.Rejection.REASON_STALE_REFERENCE:
+        return StaleReferenceError(f"the cloud refused the frame: {line}")
     if rejection.reason == pb.Rejection.REASON_BAD_PAYLOAD:
         return PayloadError(f"the cloud refused the frame: {line}")
     return CloudUnavailableError(f"the cloud failed on this frame, which may be sent again: {line}")

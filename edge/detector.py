@@ -18,10 +18,15 @@ from numpy.typing import NDArray
 
 from common.bundle import Bundle
 from common.detections import Detections
-from common.errors import CloudUnavailableError, SettingsError, UnknownPlanError
+from common.errors import (
+    CloudUnavailableError,
+    SettingsError,
+    StaleReferenceError,
+    UnknownPlanError,
+)
 from common.images import Letterbox, letterbox
 from common.manifest import Plan
-from common.messages import detections_from_message, detections_to_message
+from common.messages import detections_from_message, detections_to_message, reference_to
 from common.rpc import splitpoint_pb2 as pb
 from edge.client import CloudClient, Reporter
 from edge.head import EdgePlan, open_plans
@@ -53,6 +58,14 @@ class Outcome:
     latency_ms: float
 
 
+@dataclass(frozen=True)
+class _Answered:
+    """A frame that the cloud has answered, for the next one to look back at."""
+
+    reference: pb.Reference
+    symbols: list[NDArray[np.uint8]]
+
+
 class Detector:
     """Runs frames through the plans of a bundle; may be called from several threads at once.
 
@@ -81,6 +94,7 @@ class Detector:
         self._client = client
         self._plans = open_plans(bundle, plans, threads=threads)
         self.reporter = None if client is None else Reporter(client)
+        self._answered: dict[bytes, _Answered] = {}
 
     @property
     def default(self) -> bytes:
@@ -144,7 +158,8 @@ class Detector:
         self, opened: EdgePlan, frame: NDArray[np.uint8], where: Letterbox, threshold: float
     ) -> tuple[Detections, int, dict[str, float]]:
         client = self._cloud(opened.plan)
-        cut = opened.cut(frame)
+        earlier = self._answered.get(opened.digest)
+        cut = opened.cut(frame, None if earlier is None else earlier.symbols)
         message = pb.Frame(
             plan_digest=opened.digest,
             image_width=where.image_width,
@@ -152,7 +167,17 @@ class Detector:
             payloads=cut.payloads,
             score_threshold=threshold,
         )
-        answer = client.request(message)
+        if cut.looks_back and earlier is not None:
+            message.reference.CopyFrom(earlier.reference)
+        try:
+            answer = client.request(message)
+        except StaleReferenceError:  # a new stream, or a restarted cloud: stand alone this once
+            message.ClearField("reference")
+            del message.payloads[:]
+            message.payloads.extend(opened.encode(cut.symbols))
+            answer = client.request(message)
+        if opened.plan.looks_back:
+            self._answered[opened.digest] = _Answered(reference_to(message), cut.symbols)
         detections = detections_from_message(answer.result.detections, len(self._spec.class_names))
         times = answer.result.times
         stages = {

@@ -9,18 +9,19 @@ A head is opened only if this machine's runtime reproduces the reference in the 
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from common.bundle import Bundle, read_vector
-from common.codec import make_codec, seal
+from common.bundle import Bundle, open_codecs, read_vector
+from common.codec import Codec, ContextCoded, seal
 from common.detections import Detections, DetectorSpec, decode_yolo
 from common.errors import SettingsError
 from common.images import Letterbox
 from common.manifest import Head, Plan
+from common.packed_weights import unpack_weights
 from common.quantizer import WireTable
 from common.rpc import splitpoint_pb2 as pb
 from common.runtime import Model, check_parity
@@ -34,11 +35,15 @@ class Cut:
 
     Attributes:
         payloads: One per wire tensor, in the plan's order.
+        symbols: What they code, (C, H, W) each.
+        looks_back: Whether a payload may need the earlier frame.
         head_ms: Running the head; 0 without one.
         encode_ms: Look-ups, codec and checksums.
     """
 
     payloads: list[pb.Payload]
+    symbols: list[NDArray[np.uint8]]
+    looks_back: bool
     head_ms: float
     encode_ms: float
 
@@ -59,39 +64,63 @@ class EdgePlan:
         plan: The plan.
         digest: Its digest.
         detector: Geometry of the boxes.
+        codecs: One per wire tensor.
         model: Its opened head; None when the plan has none.
     """
 
     def __init__(
-        self, plan: Plan, digest: bytes, detector: DetectorSpec, model: Model | None
+        self,
+        plan: Plan,
+        digest: bytes,
+        detector: DetectorSpec,
+        codecs: Sequence[Codec],
+        model: Model | None,
     ) -> None:
         self.plan = plan
         self.digest = digest
         self._detector = detector
         self._model = model
-        self._codec = None if plan.codec is None else make_codec(plan.codec)
+        self._codecs = codecs
         self._tables = [WireTable(tensor) for tensor in plan.wire]
 
-    def cut(self, frame: NDArray[np.uint8]) -> Cut:
+    def cut(
+        self, frame: NDArray[np.uint8], previous: Sequence[NDArray[np.uint8]] | None = None
+    ) -> Cut:
         """Run the head and encode what travels.
 
         Args:
             frame: (3, H, W), letterboxed.
+            previous: Symbols of an earlier frame, to look back at where the plan allows it.
 
         Raises:
             SettingsError: If nothing of this plan travels: it is edge-only.
         """
-        if self._codec is None:
+        if self.plan.tail is None:
             raise SettingsError(f"plan {self.plan.name} is edge-only: nothing to send")
         started_s = time.perf_counter()
         tensors = self._run(frame)
         ran_s = time.perf_counter()
-        payloads = []
-        for wire, table, tensor in zip(self.plan.wire, self._tables, tensors, strict=True):
-            data = self._codec.encode(table.symbols(tensor), wire.bits)
-            payloads.append(pb.Payload(data=data, crc32=seal(data)))
+        symbols = [t.symbols(codes) for t, codes in zip(self._tables, tensors, strict=True)]
+        payloads = self.encode(symbols, previous)
         encoded_s = time.perf_counter()
-        return Cut(payloads, (ran_s - started_s) * 1000, (encoded_s - ran_s) * 1000)
+        looks_back = previous is not None and self.plan.looks_back
+        head_ms, encode_ms = (ran_s - started_s) * 1000, (encoded_s - ran_s) * 1000
+        return Cut(payloads, symbols, looks_back, head_ms, encode_ms)
+
+    def encode(
+        self,
+        symbols: Sequence[NDArray[np.uint8]],
+        previous: Sequence[NDArray[np.uint8]] | None = None,
+    ) -> list[pb.Payload]:
+        """Payloads of symbols (C, H, W), one per wire tensor."""
+        payloads = []
+        for index, (wire, codec) in enumerate(zip(self.plan.wire, self._codecs, strict=True)):
+            if previous is not None and isinstance(codec, ContextCoded):
+                data = codec.encode_after(symbols[index], wire.bits, previous[index])
+            else:
+                data = codec.encode(symbols[index], wire.bits)
+            payloads.append(pb.Payload(data=data, crc32=seal(data)))
+        return payloads
 
     def infer(self, frame: NDArray[np.uint8], where: Letterbox, threshold: float) -> Local:
         """Run the whole network here.
@@ -136,25 +165,35 @@ def open_plans(
 
     Raises:
         UnknownPlanError: If the bundle has no such plan.
+        BundleError: If a context model or packed weights cannot be used.
         ModelError: If a head cannot be opened.
         ParityError: If this machine's runtime does not reproduce a head.
     """
-    models: dict[str, Model] = {}
+    models: dict[tuple[str, ...], Model] = {}
     opened = {}
     for digest in bundle.plans if digests is None else digests:
         plan = bundle.plan(digest)
         model = None
         if plan.head is not None:
-            key = bundle.manifest.files[plan.head.file].sha256
+            key = _content(bundle, plan.head)
             if key not in models:
                 models[key] = _open_head(bundle, plan.head, threads)
             model = models[key]
-        opened[digest] = EdgePlan(plan, digest, bundle.manifest.detector, model)
+        codecs = open_codecs(bundle, plan)
+        opened[digest] = EdgePlan(plan, digest, bundle.manifest.detector, codecs, model)
     return opened
 
 
+def _content(bundle: Bundle, head: Head) -> tuple[str, ...]:
+    names = (head.file,) if head.weights is None else (head.file, head.weights)
+    return tuple(bundle.manifest.files[name].sha256 for name in names)
+
+
 def _open_head(bundle: Bundle, head: Head, threads: int) -> Model:
-    model = Model(bundle.file(head.file), threads=threads)
+    weights = {}
+    if head.weights is not None:
+        weights = unpack_weights(bundle.file(head.weights).read_bytes(), head.weights)
+    model = Model(bundle.file(head.file), threads=threads, weights=weights)
     image, expected = read_vector(bundle, head)
     check_parity(model.run({INPUT: image}), expected, what=head.file)
     return model

@@ -149,8 +149,7 @@ class InProcessTransport:
             for answer in self._handler(message):
                 self._answers.put(answer)
         except CloudUnavailableError as error:
-            self._end(str(error))
-            raise
+            self._end(str(error))  # it was sent: the loss is learned by receiving
 
     def receive(self, timeout_s: float | None = None) -> CloudMessage:
         """Take the next answer; see `Transport.receive`."""

@@ -9,18 +9,24 @@ Shape and width come from the plan, never from the bytes.
 import zlib
 
 from common.codec.base import Codec
+from common.codec.context import ContextCoded
+from common.codec.context_model import ContextModel
 from common.codec.image import JpegCodec, PngCodec, WebPCodec
 from common.codec.packed import Packed
-from common.codec.packed_zstd import PackedZstd
 from common.codec.raw import Raw
+from common.codec.zstd import Zstd
 from common.errors import PayloadError
 from common.manifest import CodecSpec
 
-__all__ = ["Codec", "check", "make_codec", "seal"]
+__all__ = ["Codec", "ContextCoded", "ContextModel", "check", "make_codec", "seal"]
 
 
-def make_codec(spec: CodecSpec) -> Codec:
-    """The codec that a plan names."""
+def make_codec(
+    spec: CodecSpec, model: ContextModel | None = None, after: ContextModel | None = None
+) -> Codec:
+    """The codec that a plan names, with the context models of the tensor if it needs any."""
+    if model is not None:
+        return ContextCoded(model, after)
     match spec.name, spec.quality:
         case "jpeg", int(quality):
             return JpegCodec(quality)
@@ -29,7 +35,9 @@ def make_codec(spec: CodecSpec) -> Codec:
         case "png", _:
             return PngCodec()
         case "packed+zstd", _:
-            return PackedZstd()
+            return Zstd(Packed())
+        case "symbols+zstd", _:
+            return Zstd(Raw())
         case "packed", _:
             return Packed()
         case _:

@@ -23,6 +23,10 @@ from common.errors import PayloadError
 class Packed:
     """Symbols at their nominal width, in the order C, H, W."""
 
+    def size(self, count: int, bits: int) -> int:
+        """Bytes of `count` symbols."""
+        return -(-count * bits // 8)
+
     def encode(self, symbols: Symbols, bits: int) -> bytes:
         """As `Codec.encode`."""
         if bits == 8:
@@ -32,15 +36,14 @@ class Packed:
         packed = np.empty((len(rows), len(group.by_byte)), np.uint8)
         for byte, parts in enumerate(group.by_byte):
             packed[:, byte] = _merged(rows, parts)
-        return packed.tobytes()[: packed_size(symbols.size, bits)]
+        return packed.tobytes()[: self.size(symbols.size, bits)]
 
     def decode(self, data: bytes, shape: Shape, bits: int) -> Symbols:
         """As `Codec.decode`."""
         count = math.prod(shape)
-        if len(data) != packed_size(count, bits):
+        if len(data) != self.size(count, bits):
             raise PayloadError(
-                f"expected {packed_size(count, bits)} bytes of {bits}-bit symbols, "
-                f"found {len(data)}"
+                f"expected {self.size(count, bits)} bytes of {bits}-bit symbols, found {len(data)}"
             )
         if data[-1] & ((1 << (len(data) * 8 - count * bits)) - 1):
             raise PayloadError("the bits after the last symbol are not zero")
@@ -54,11 +57,6 @@ class Packed:
         for symbol, parts in enumerate(group.by_symbol):
             np.bitwise_and(_merged(rows, parts), mask, out=symbols[:, symbol])
         return symbols.reshape(-1)[:count].reshape(shape)
-
-
-def packed_size(count: int, bits: int) -> int:
-    """Bytes of `count` symbols."""
-    return -(-count * bits // 8)
 
 
 class _Part(NamedTuple):

@@ -11,6 +11,10 @@ from common.errors import PayloadError
 class Raw:
     """Symbols as they are."""
 
+    def size(self, count: int, bits: int) -> int:  # noqa: ARG002 - a byte, whatever its bits
+        """Bytes of `count` symbols."""
+        return count
+
     def encode(self, symbols: Symbols, bits: int) -> bytes:  # noqa: ARG002 - the interface's
         """As `Codec.encode`."""
         return symbols.tobytes()

@@ -46,20 +46,30 @@ class Welcome(_message.Message):
     def __init__(self, software_version: _Optional[str] = ..., plan_digests: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Frame(_message.Message):
-    __slots__ = ("frame_id", "plan_digest", "image_width", "image_height", "payloads", "score_threshold")
+    __slots__ = ("frame_id", "plan_digest", "image_width", "image_height", "payloads", "score_threshold", "reference")
     FRAME_ID_FIELD_NUMBER: _ClassVar[int]
     PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
     IMAGE_WIDTH_FIELD_NUMBER: _ClassVar[int]
     IMAGE_HEIGHT_FIELD_NUMBER: _ClassVar[int]
     PAYLOADS_FIELD_NUMBER: _ClassVar[int]
     SCORE_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
     frame_id: int
     plan_digest: bytes
     image_width: int
     image_height: int
     payloads: _containers.RepeatedCompositeFieldContainer[Payload]
     score_threshold: float
-    def __init__(self, frame_id: _Optional[int] = ..., plan_digest: _Optional[bytes] = ..., image_width: _Optional[int] = ..., image_height: _Optional[int] = ..., payloads: _Optional[_Iterable[_Union[Payload, _Mapping]]] = ..., score_threshold: _Optional[float] = ...) -> None: ...
+    reference: Reference
+    def __init__(self, frame_id: _Optional[int] = ..., plan_digest: _Optional[bytes] = ..., image_width: _Optional[int] = ..., image_height: _Optional[int] = ..., payloads: _Optional[_Iterable[_Union[Payload, _Mapping]]] = ..., score_threshold: _Optional[float] = ..., reference: _Optional[_Union[Reference, _Mapping]] = ...) -> None: ...
+
+class Reference(_message.Message):
+    __slots__ = ("frame_id", "crc32")
+    FRAME_ID_FIELD_NUMBER: _ClassVar[int]
+    CRC32_FIELD_NUMBER: _ClassVar[int]
+    frame_id: int
+    crc32: int
+    def __init__(self, frame_id: _Optional[int] = ..., crc32: _Optional[int] = ...) -> None: ...
 
 class Payload(_message.Message):
     __slots__ = ("data", "crc32")
@@ -121,10 +131,12 @@ class Rejection(_message.Message):
         REASON_UNKNOWN_PLAN: _ClassVar[Rejection.Reason]
         REASON_BAD_PAYLOAD: _ClassVar[Rejection.Reason]
         REASON_INTERNAL: _ClassVar[Rejection.Reason]
+        REASON_STALE_REFERENCE: _ClassVar[Rejection.Reason]
     REASON_UNSPECIFIED: Rejection.Reason
     REASON_UNKNOWN_PLAN: Rejection.Reason
     REASON_BAD_PAYLOAD: Rejection.Reason
     REASON_INTERNAL: Rejection.Reason
+    REASON_STALE_REFERENCE: Rejection.Reason
     FRAME_ID_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]

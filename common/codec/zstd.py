@@ -1,12 +1,14 @@
-"""Packed symbols behind Zstandard (RFC 8878): the general-purpose codec for cut tensors.
+"""Symbols behind Zstandard (RFC 8878): the general-purpose codecs for cut tensors.
 
     byte 0      0: packed symbols follow; 1: one Zstandard frame follows
     bytes 1...
 
-The encoder takes the frame only if it is smaller, so this codec costs at most one byte more than
-packing alone. The decoder reads the frame's header before the frame: the content must have exactly
-the size that the plan implies and the window must not be larger, so that a frame cannot ask for
-more memory than its symbols take.
+What is in the frame is the codec's choice: Zstandard models bytes, so packed symbols suit it where
+a byte holds whole neighbours (1, 2, 4 bits), one symbol per byte where symbols would straddle bytes
+(5 to 7 bits). The search measures both. The encoder takes the frame only if it is smaller than
+packed symbols, so these codecs cost at most one byte more than packing alone. The decoder reads the
+frame's header before the frame: the content must have exactly the size that the plan implies and
+the window must not be larger, so that a frame cannot ask for more memory than its symbols take.
 """
 
 import math
@@ -15,7 +17,7 @@ import threading
 import zstandard
 
 from common.codec.base import Shape, Symbols
-from common.codec.packed import Packed, packed_size
+from common.codec.packed import Packed
 from common.codec.raw import Raw
 from common.errors import PayloadError
 
@@ -23,27 +25,25 @@ from common.errors import PayloadError
 # and the fastest but -1, which takes a quarter to a half more bytes.
 LEVEL = 1
 
-# Zstandard models bytes. On the same activations, frames of packed symbols are 10 to 39 % smaller
-# than frames of one symbol per byte at 1, 2 and 4 bits, where a byte holds whole neighbours, and
-# mostly 4 to 14 % at 3 bits. At 5 to 7 bits symbols straddle bytes, and frames of unpacked symbols
-# are 12 to 56 % smaller.
-_ONE_PER_BYTE = frozenset({5, 6, 7})
 _PACKED, _ZSTD = b"\x00", b"\x01"
 
 
-class PackedZstd:
-    """Never more than one byte larger than packed symbols."""
+class Zstd:
+    """Never more than one byte larger than packed symbols.
 
-    def __init__(self) -> None:
+    Args:
+        content: What makes the bytes in a frame.
+    """
+
+    def __init__(self, content: Packed | Raw) -> None:
+        self._content = content
         self._packed = Packed()
-        self._raw = Raw()
         self._contexts = _Contexts()
 
     def encode(self, symbols: Symbols, bits: int) -> bytes:
         """As `Codec.encode`."""
-        content = self._inner(bits).encode(symbols, bits)
-        frame = self._contexts.compressor.compress(content)
-        if len(frame) < packed_size(symbols.size, bits):
+        frame = self._contexts.compressor.compress(self._content.encode(symbols, bits))
+        if len(frame) < self._packed.size(symbols.size, bits):
             return _ZSTD + frame
         return _PACKED + self._packed.encode(symbols, bits)
 
@@ -54,17 +54,13 @@ class PackedZstd:
             return self._packed.decode(body, shape, bits)
         if mode != _ZSTD:
             raise PayloadError(f"expected mode 0 or 1, found {mode.hex() or 'no bytes'}")
-        count = math.prod(shape)
-        longest = packed_size(count, bits) - 1
+        longest = self._packed.size(math.prod(shape), bits) - 1
         if len(body) > longest:
             raise PayloadError(f"expected a frame of at most {longest} bytes, found {len(body)}")
-        size = count if bits in _ONE_PER_BYTE else longest + 1
-        return self._inner(bits).decode(self._content(body, size), shape, bits)
+        content = self._inflated(body, self._content.size(math.prod(shape), bits))
+        return self._content.decode(content, shape, bits)
 
-    def _inner(self, bits: int) -> Packed | Raw:
-        return self._raw if bits in _ONE_PER_BYTE else self._packed
-
-    def _content(self, frame: bytes, size: int) -> bytes:
+    def _inflated(self, frame: bytes, size: int) -> bytes:
         """Decompress exactly one frame of exactly `size` bytes."""
         if not frame.startswith(zstandard.FRAME_HEADER):  # or a skippable frame, without content
             raise PayloadError("expected a zstd frame, found something else")
