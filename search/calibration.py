@@ -5,7 +5,7 @@ histogram over that range. A convolution with a fused activation is observed twi
 after.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -33,6 +33,17 @@ class Distribution:
         width = (self.high - self.low) / len(self.counts)
         return np.asarray(self.low + width * (np.arange(len(self.counts)) + 0.5), np.float64)
 
+    @property
+    def mean(self) -> float:
+        """Of all values, to the width of a bin."""
+        return float(np.dot(self.counts, self.centres) / self.counts.sum())
+
+    @property
+    def std(self) -> float:
+        """Standard deviation, to the width of a bin."""
+        squared = np.dot(self.counts, (self.centres - self.mean) ** 2) / self.counts.sum()
+        return float(np.sqrt(squared))
+
 
 @dataclass(frozen=True)
 class Statistics:
@@ -40,6 +51,23 @@ class Statistics:
 
     before: dict[str, Distribution]
     after: dict[str, Distribution]
+
+    def to_arrays(self) -> dict[str, NDArray[np.float64]]:
+        """As arrays to keep: low, high and the counts of each."""
+        return {
+            f"{side}:{name}": np.concatenate([[each.low, each.high], each.counts])
+            for side, table in (("before", self.before), ("after", self.after))
+            for name, each in table.items()
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[np.float64]]) -> "Statistics":
+        """From what `to_arrays` gave."""
+        sides: dict[str, dict[str, Distribution]] = {"before": {}, "after": {}}
+        for key, values in arrays.items():
+            side, _, name = key.partition(":")
+            sides[side][name] = Distribution(float(values[0]), float(values[1]), values[2:])
+        return cls(sides["before"], sides["after"])
 
 
 def observe(

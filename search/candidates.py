@@ -9,7 +9,9 @@ answers.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
+from common.codec import Codec, ContextModel, make_codec
 from common.link import Link
 from common.manifest import USUAL_UPLOAD, CodecSpec, Prediction, WireTensor
 from search.cuts import Cut
@@ -33,6 +35,9 @@ class Candidate:
         decode_ms: Decoding and dequantizing, one thread of this machine.
         weight_bytes: Edge memory for weights.
         activation_bytes: Edge memory for activations, at their peak.
+        contexts: One model per wire tensor if the codec is the context coder.
+        contexts_after: The same for frames of a sequence.
+        label: Of the wire format, where its width does not tell it from others.
     """
 
     cut: Cut
@@ -43,20 +48,33 @@ class Candidate:
     decode_ms: float
     weight_bytes: int
     activation_bytes: int
+    contexts: tuple[ContextModel, ...] = ()
+    contexts_after: tuple[ContextModel, ...] = ()
+    label: str = ""
 
     @property
     def name(self) -> str:
         """Unique among the candidates of a network."""
         if self.codec is None:
-            return "edge-only"
+            return f"edge-only {self.cut.widths}".rstrip()
         if not self.cut.head:
             return f"cloud-only {self.codec}"
-        return f"{self.cut.name} {self.wire[0].bits}-bit {self.codec}"
+        words = self.cut.label, self.label or f"{self.wire[0].bits}-bit", str(self.codec)
+        return " ".join((*words, "adapted") if self.cut.adapted_to else words)
 
     @property
     def edge_memory_bytes(self) -> int:
         """Weights and peak activations on the edge."""
         return self.weight_bytes + self.activation_bytes
+
+    @cached_property
+    def codecs(self) -> list[Codec]:
+        """One per wire tensor."""
+        if self.codec is None:
+            return []
+        none = (None,) * len(self.wire)
+        models = zip(self.contexts or none, self.contexts_after or none, strict=True)
+        return [make_codec(self.codec, model, after) for model, after in models]
 
 
 @dataclass(frozen=True)

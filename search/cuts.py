@@ -21,16 +21,26 @@ class Cut:
         tensors: What travels, in topological order; of edge-only, the network's outputs in theirs.
         head: The nodes on the edge, in execution order; empty for cloud-only.
         tail: The nodes in the cloud, in execution order; empty for edge-only.
+        widths: Name of the widths of the head's weights; empty for 8 bits.
+        adapted_to: The wire format that the tail's weights were adapted to; empty for the network's
+            own weights.
     """
 
     tensors: tuple[str, ...]
     head: tuple[Node, ...]
     tail: tuple[Node, ...]
+    widths: str = ""
+    adapted_to: str = ""
 
     @property
     def name(self) -> str:
         """The tensors' names joined by "+"."""
         return "+".join(self.tensors)
+
+    @property
+    def label(self) -> str:
+        """Its name, and the widths of its head where these are not 8 bits."""
+        return f"{self.name} {self.widths}" if self.widths else self.name
 
     @property
     def kind(self) -> str:

@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 
 from common.bundle import BundleWriter
 from common.detections import DetectorSpec
-from common.manifest import Head, HeadOutput, Manifest, Plan, Search, Tail
+from common.manifest import Head, HeadOutput, Manifest, Plan, Search, Tail, WireTensor
+from common.packed_weights import unpack_weights
 from common.runtime import Model, check_parity
-from search import integer
-from search.candidates import Judged, predict
+from search.candidates import Candidate, Judged, predict
 from search.cuts import Cut
-from search.formats import edge_memory
-from search.graph import IMAGE
-from search.onnx_models import WEIGHTS_FILE, SharedWeights, head_model, tail_model
-from search.quantize import QuantizedGraph
+from search.graph import IMAGE, Graph
+from search.heads import Heads
+from search.onnx_models import SharedWeights, head_model, packed_weights, tail_model
+from search.quantization import integer
 from search.report import as_json, markdown
 from search.request import Found
 
@@ -31,7 +31,7 @@ _MODELS = "models"
 
 def write_plans(
     out: Path,
-    network: QuantizedGraph,
+    networks: Heads,
     detector: DetectorSpec,
     vector_image: NDArray[np.uint8],
     weights_sha256: str,
@@ -41,7 +41,7 @@ def write_plans(
 
     Args:
         out: Folder to write; replaced if it is a bundle.
-        network: The quantized network.
+        networks: The integer networks.
         detector: How its maps become boxes.
         vector_image: (1, 3, H, W) uint8, the input of the parity vectors.
         weights_sha256: Digest of the network's weights file.
@@ -53,7 +53,7 @@ def write_plans(
     """
     writer = BundleWriter(out)
     try:
-        return _write(writer, network, detector, vector_image, weights_sha256, found)
+        return _write(writer, networks, detector, vector_image, weights_sha256, found)
     except BaseException:
         writer.discard()
         raise
@@ -61,23 +61,25 @@ def write_plans(
 
 def _write(
     writer: BundleWriter,
-    network: QuantizedGraph,
+    networks: Heads,
     detector: DetectorSpec,
     vector_image: NDArray[np.uint8],
     weights_sha256: str,
     found: Found,
 ) -> Manifest:
-    weights = SharedWeights.of(network.graph)
+    graph = networks.network.graph
+    weights = SharedWeights.of(graph.nodes)
     heads: dict[str, Head] = {}
     tails: dict[str, Tail] = {}
-    for cut in {j.candidate.cut.name: j.candidate.cut for j in found.kept}.values():
-        if cut.head:
-            heads[cut.name] = _add_head(writer, network, cut, vector_image)
+    for cut in {_sides(j.candidate.cut): j.candidate.cut for j in found.kept}.values():
+        if cut.head and cut.label not in heads:
+            heads[cut.label] = _add_head(writer, networks, cut, vector_image)
         if cut.tail:
-            tails[cut.name] = _add_tail(writer, network, cut, weights)
-    plans = tuple(
-        _plan(judged, heads.get(judged.candidate.cut.name), tails, found) for judged in found.kept
-    )
+            tails[_tail_name(cut)] = _add_tail(writer, graph, cut, weights)
+    plans = []
+    for judged in found.kept:
+        cut, wire = judged.candidate.cut, _add_contexts(writer, judged.candidate)
+        plans.append(_plan(judged, heads.get(cut.label), wire, tails.get(_tail_name(cut)), found))
     writer.add("report.md", markdown(found).encode())
     writer.add("report.json", json.dumps(as_json(found), indent=1).encode())
     request = found.request
@@ -95,24 +97,35 @@ def _write(
             accuracy_metric=found.metric,
             software_version=request.software_version,
         ),
-        plans=plans,
+        plans=tuple(plans),
     )
 
 
-def _add_head(
-    writer: BundleWriter, network: QuantizedGraph, cut: Cut, image: NDArray[np.uint8]
-) -> Head:
-    file, vector = f"{_MODELS}/head-{cut.name}.onnx", f"vectors/{cut.name}"
-    model = head_model(network, cut.tensors)
+def _sides(cut: Cut) -> tuple[str, str]:
+    """What tells the models of a cut from those of others."""
+    return cut.label, _tail_name(cut)
+
+
+def _add_head(writer: BundleWriter, networks: Heads, cut: Cut, image: NDArray[np.uint8]) -> Head:
+    network, name = networks.of(cut), _slug(cut.label)
+    file, vector = f"{_MODELS}/head-{name}.onnx", f"vectors/{name}"
+    packed = packed_weights(network, cut.tensors)
+    model = head_model(network, cut.tensors, outside_weights=packed is not None)
+    unpacked = {} if packed is None else unpack_weights(packed, file)
     expected = integer.run(network, image, cut.tensors)
-    check_parity(Model(model).run({IMAGE: image}), expected, what=f"head of {cut.name}")
+    made = Model(model, weights=unpacked).run({IMAGE: image})
+    check_parity(made, expected, what=f"head of {cut.name}")
     writer.add(file, model)
+    weights = None if packed is None else f"{_MODELS}/head-{name}.weights"
+    if packed is not None and weights is not None:
+        writer.add(weights, packed)
     writer.add(f"{vector}/input.npy", _npy(image))
     for index, codes in enumerate(expected):
         writer.add(f"{vector}/output-{index}.npy", _npy(codes))
-    weight_bytes, activation_bytes = edge_memory(network, cut)
+    weight_bytes, activation_bytes = networks.memory_bytes(cut)
     return Head(
         file=file,
+        weights=weights,
         outputs=tuple(
             HeadOutput(
                 name=name,
@@ -124,22 +137,53 @@ def _add_head(
         ),
         weight_bytes=weight_bytes,
         peak_activation_bytes=activation_bytes,
-        bits={node.name: 8 for node in cut.head if node.name in network.convs},
+        bits={n.name: network.convs[n.name].bits for n in cut.head if n.name in network.convs},
         vector=vector,
     )
 
 
-def _add_tail(
-    writer: BundleWriter, network: QuantizedGraph, cut: Cut, weights: SharedWeights
-) -> Tail:
-    file, weights_file = f"{_MODELS}/tail-{cut.name}.onnx", f"{_MODELS}/{WEIGHTS_FILE}"
-    writer.add(file, tail_model(network.graph, cut, weights))
+def _add_tail(writer: BundleWriter, graph: Graph, cut: Cut, weights: SharedWeights) -> Tail:
+    name = _tail_name(cut)
+    if cut.adapted_to:
+        weights = SharedWeights.of(cut.tail, f"weights-{name}.bin")
+    file, weights_file = f"{_MODELS}/tail-{name}.onnx", f"{_MODELS}/{weights.file}"
+    writer.add(file, tail_model(graph, cut, weights))
     if weights_file not in writer:
         writer.add(weights_file, weights.data)
     return Tail(file=file, files=(weights_file,))
 
 
-def _plan(judged: Judged, head: Head | None, tails: dict[str, Tail], found: Found) -> Plan:
+def _tail_name(cut: Cut) -> str:
+    return f"{_slug(cut.label)}-{_slug(cut.adapted_to)}" if cut.adapted_to else cut.name
+
+
+def _slug(name: str) -> str:
+    return name.replace(" ", "-")
+
+
+def _add_contexts(writer: BundleWriter, candidate: Candidate) -> tuple[WireTensor, ...]:
+    """Write the context models of a candidate; returns its wire with the files' names."""
+    if not candidate.contexts:
+        return candidate.wire
+    named = list(candidate.wire)
+    for field, models in (
+        ("context", candidate.contexts),
+        ("context_after", candidate.contexts_after),
+    ):
+        for index, model in enumerate(models):
+            file = f"contexts/{_slug(candidate.name)}-{named[index].name}-{field}.bin"
+            writer.add(file, model.to_bytes())
+            named[index] = named[index].model_copy(update={field: file})
+    return tuple(named)
+
+
+def _plan(
+    judged: Judged,
+    head: Head | None,
+    wire: tuple[WireTensor, ...],
+    tail: Tail | None,
+    found: Found,
+) -> Plan:
     candidate = judged.candidate
     accuracy = judged.accuracy or 0.0
     prediction = predict(candidate, judged.times, found.world).model_copy(
@@ -149,9 +193,9 @@ def _plan(judged: Judged, head: Head | None, tails: dict[str, Tail], found: Foun
         name=candidate.name,
         cut=candidate.cut.tensors,
         head=head,
-        wire=candidate.wire,
+        wire=wire,
         codec=candidate.codec,
-        tail=tails.get(candidate.cut.name),
+        tail=tail,
         predicted=prediction,
     )
 

@@ -11,18 +11,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from common.codec import make_codec
 from common.detections import Detections, DetectorSpec, decode_yolo
 from common.images import Letterbox
 from common.manifest import CodecSpec
 from common.quantizer import WireTable
 from common.runtime import Model
 from search.accuracy import EVALUATION_SCORE
+from search.cache import digest
 from search.candidates import Candidate
 from search.cuts import Cut
 from search.graph import IMAGE
+from search.heads import Heads
 from search.onnx_models import SharedWeights, head_model, tail_model, write_weights
-from search.quantize import QuantizedGraph
 from search.wire import image_tensor
 
 Maps = list[NDArray[np.float32]]
@@ -34,7 +34,7 @@ class Evaluator:
     Models of the last cut are kept: evaluate candidates of one cut one after the other.
 
     Args:
-        network: The quantized network.
+        heads: The integer networks.
         detector: How its maps become boxes.
         frames: (N, 3, H, W) letterboxed images.
         letterboxes: One per image.
@@ -44,7 +44,7 @@ class Evaluator:
 
     def __init__(
         self,
-        network: QuantizedGraph,
+        heads: Heads,
         detector: DetectorSpec,
         frames: NDArray[np.uint8],
         letterboxes: Sequence[Letterbox],
@@ -52,14 +52,16 @@ class Evaluator:
         *,
         threads: int,
     ) -> None:
-        self._network = network
+        self._heads = heads
+        self._network = network = heads.network
         self._detector = detector
         self._frames = frames
         self._letterboxes = letterboxes
         self._folder = folder
         self._threads = threads
-        self._weights = SharedWeights.of(network.graph)
+        self._weights = SharedWeights.of(network.graph.nodes)
         self._cut: Cut | None = None
+        self._head: str | None = None
         self._codes: list[list[NDArray[np.uint8]]] = []
         self._tail: Model | None = None
         write_weights(folder, self._weights)
@@ -75,6 +77,36 @@ class Evaluator:
             decode_yolo(each, self._detector, box, score_threshold=EVALUATION_SCORE)
             for each, box in zip(maps, self._letterboxes, strict=True)
         ]
+
+    def identity(self, candidate: Candidate) -> str:
+        """Digest of all that decides what a candidate finds on an image."""
+        models = (*candidate.contexts, *candidate.contexts_after)
+        adapted = candidate.cut.tail if candidate.cut.adapted_to else ()
+        return digest(
+            self._heads.digest(candidate.cut),
+            candidate.wire,
+            candidate.codec,
+            [model.to_bytes() for model in models],
+            [(node.weight, node.bias) for node in adapted],
+        )
+
+    def payload_bytes(self, candidate: Candidate) -> float:
+        """Mean bytes of a frame's payloads over the images."""
+        self._open(candidate.cut)
+        tables = [WireTable(wire) for wire in candidate.wire]
+        sizes = [
+            len(codec.encode(table.symbols(each[0]), wire.bits))
+            for codes in self._codes
+            for wire, table, codec, each in zip(
+                candidate.wire, tables, candidate.codecs, codes, strict=True
+            )
+        ]
+        return sum(sizes) / len(self._codes)
+
+    def codes(self, candidate: Candidate) -> list[list[NDArray[np.uint8]]]:
+        """What the candidate's head makes of each image: (C, H, W) codes per tensor."""
+        self._open(candidate.cut)
+        return [[each[0] for each in codes] for codes in self._codes]
 
     def reference(self, cloud_only: Cut) -> tuple[list[Detections], float]:
         """What the floating-point network finds, and the median time of postprocessing in ms."""
@@ -94,16 +126,24 @@ class Evaluator:
         if self._cut is cut:
             return
         self._cut = cut
-        if cut.head:
-            head = Model(head_model(self._network, cut.tensors), threads=self._threads)
-            self._codes = [head.run({IMAGE: frame[None]}) for frame in self._frames]
-        else:
-            self._codes = [[frame[None]] for frame in self._frames]
+        if cut.label != self._head:
+            self._head = cut.label
+            self._codes = self._run_head(cut)
         self._tail = None
         if cut.tail:
+            weights = self._weights
+            if cut.adapted_to:
+                weights = SharedWeights.of(cut.tail, "adapted.bin")
+                write_weights(self._folder, weights)
             path = self._folder / "evaluated.onnx"
-            path.write_bytes(tail_model(self._network.graph, cut, self._weights))
+            path.write_bytes(tail_model(self._network.graph, cut, weights))
             self._tail = Model(path, threads=self._threads)
+
+    def _run_head(self, cut: Cut) -> list[list[NDArray[np.uint8]]]:
+        if not cut.head:
+            return [[frame[None]] for frame in self._frames]
+        head = Model(head_model(self._heads.of(cut), cut.tensors), threads=self._threads)
+        return [head.run({IMAGE: frame[None]}) for frame in self._frames]
 
     def _edge_maps(self, cut: Cut, codes: list[NDArray[np.uint8]]) -> Maps:
         grids = [self._network.grids[name] for name in cut.tensors]
@@ -112,9 +152,8 @@ class Evaluator:
     def _cloud_maps(self, candidate: Candidate, codes: list[NDArray[np.uint8]]) -> Maps:
         if self._tail is None or candidate.codec is None:
             raise RuntimeError("a candidate with a tail was expected")
-        codec = make_codec(candidate.codec)
         inputs = {}
-        for wire, each in zip(candidate.wire, codes, strict=True):
+        for wire, codec, each in zip(candidate.wire, candidate.codecs, codes, strict=True):
             table = WireTable(wire)
             data = codec.encode(table.symbols(each[0]), wire.bits)
             inputs[wire.name] = table.values(codec.decode(data, wire.shape, wire.bits))[None]

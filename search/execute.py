@@ -30,15 +30,29 @@ def run(
     return {name: values[name] for name in fetch}
 
 
-def apply(node: Node, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Run one node in floating point."""
+def apply(
+    node: Node,
+    inputs: Sequence[torch.Tensor],
+    parameters: Mapping[str, torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """Run one node in floating point.
+
+    Args:
+        node: The node.
+        inputs: What it reads, (N, C, H, W) each.
+        parameters: Weights ("conv_8.weight") and biases of convolutions in place of the node's own.
+    """
     attributes = node.attributes
     first = inputs[0]
     if node.op == "conv":
         if node.weight is None:
             raise ModelError(f"{node.name}: a convolution without weights")
-        weight = torch.from_numpy(node.weight).to(first.dtype)
-        bias = None if node.bias is None else torch.from_numpy(node.bias).to(first.dtype)
+        if parameters is None:
+            weight = torch.from_numpy(node.weight).to(first)
+            bias = None if node.bias is None else torch.from_numpy(node.bias).to(first)
+        else:
+            weight = parameters[f"{node.name}.weight"]
+            bias = parameters.get(f"{node.name}.bias")
         output = F.conv2d(
             first,
             weight,
@@ -51,7 +65,7 @@ def apply(node: Node, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
     elif node.op == "batch_norm":
         if node.weight is None or node.bias is None:
             raise ModelError(f"{node.name}: batch normalisation without its constants")
-        scale, offset = torch.from_numpy(node.weight), torch.from_numpy(node.bias)
+        scale, offset = (torch.from_numpy(part).to(first) for part in (node.weight, node.bias))
         output = first * scale[:, None, None] + offset[:, None, None]
     elif node.op == "max_pool":
         top, left, bottom, right = attributes["pads"]

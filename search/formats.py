@@ -1,65 +1,55 @@
 """Wire formats of cuts: every cut that the limits allow, with every format worth having.
 
 Per tensor and width one quantizer; per cut and width the codec that is fastest on the device and
-link at hand; for the cut at the input the image codecs, all of them, because they differ in
-accuracy.
+link at hand; for the cut at the input the image codecs, because they differ in accuracy.
 """
 
+import math
 from collections.abc import Sequence
 
-from common.errors import NoFeasiblePlanError
+from common.codec import make_codec
 from common.link import Link
 from common.manifest import CodecSpec, WireTensor
 from search.candidates import Candidate, World, judge
 from search.cuts import Cut
 from search.graph import IMAGE, Graph
+from search.heads import Heads
 from search.latency import CutTimes
-from search.quantize import QuantizedGraph
 from search.sampling import Coded, Samples, code
-from search.wire import IMAGE_CODECS, TENSOR_CODECS, WIDTHS, image_tensor, wire_tensor
+from search.wire import IMAGE_CODECS, WIDTHS, image_tensor, tensor_codecs, wire_tensor
 
 # Cuts that are timed; of more, those with the best rough estimate.
 MAX_TIMED_CUTS = 40
 
 
-def edge_memory(network: QuantizedGraph, cut: Cut) -> tuple[int, int]:
-    """(weights, peak activations) of a head in bytes; a code takes one byte."""
-    if not cut.head:
-        return 0, 0
-    nodes = (network.graph[IMAGE], *cut.head)
-    return network.weight_bytes(cut.head), network.graph.peak_elements(nodes, cut.tensors)
+def fitting_cuts(heads: Heads, cuts: Sequence[Cut], memory_bytes: int | None) -> list[Cut]:
+    """Cuts whose heads keep the limit on weights and peak activations."""
+    limit = math.inf if memory_bytes is None else memory_bytes
+    return [cut for cut in cuts if sum(heads.memory_bytes(cut)) <= limit]
 
 
-def allowed_cuts(
-    network: QuantizedGraph,
-    cuts: Sequence[Cut],
-    link: Link,
-    *,
-    edge_memory_bytes: int | None,
-    no_raw_image: bool,
-) -> list[Cut]:
-    """Cuts that run in 8 bits and keep the limits, the most promising of them if they are many.
-
-    Raises:
-        NoFeasiblePlanError: If there is none.
-    """
-    runnable = [c for c in cuts if not any(node.name in network.refused for node in c.head)]
-    if no_raw_image:
-        runnable = [c for c in runnable if c.head]
-    needs = {c.name: sum(edge_memory(network, c)) for c in runnable}
-    limit = float("inf") if edge_memory_bytes is None else edge_memory_bytes
-    fitting = [c for c in runnable if needs[c.name] <= limit]
-    if not fitting:
-        least = min(needs.values(), default=0)
-        raise NoFeasiblePlanError(
-            "no head fits into the edge's memory and pixels may not leave it: the smallest head "
-            f"needs {least / 2**20:.2f} MiB; raise --edge-memory or drop --no-raw-image"
-        )
-    ends = [c for c in fitting if c.kind != "split"]
-    splits = sorted(
-        (c for c in fitting if c.kind == "split"), key=lambda c: _rough_ms(network.graph, c, link)
-    )
+def promising_cuts(graph: Graph, cuts: Sequence[Cut], link: Link) -> list[Cut]:
+    """All cuts, or the most promising of them if they are too many to be timed."""
+    ends = [cut for cut in cuts if cut.kind != "split"]
+    splits = [cut for cut in cuts if cut.kind == "split"]
+    splits.sort(key=lambda cut: _rough_ms(graph, cut, link))
     return ends + splits[: MAX_TIMED_CUTS - len(ends)]
+
+
+def no_head_fits(heads: Heads, cuts: Sequence[Cut]) -> str:
+    """What to do if no head keeps the limits."""
+    least = min((sum(heads.memory_bytes(cut)) for cut in cuts), default=0)
+    return (
+        "no head fits into the edge's memory and pixels may not leave it: the smallest head "
+        f"needs {least / 2**20:.2f} MiB; raise --edge-memory or drop --no-raw-image"
+    )
+
+
+def runnable_cuts(heads: Heads, cuts: Sequence[Cut], *, no_raw_image: bool) -> list[Cut]:
+    """Cuts whose heads have an integer form, those at the input only if pixels may travel."""
+    refused = heads.network.refused
+    runnable = [c for c in cuts if not any(node.name in refused for node in c.head)]
+    return [c for c in runnable if c.head] if no_raw_image else runnable
 
 
 def _rough_ms(graph: Graph, cut: Cut, link: Link) -> float:
@@ -73,7 +63,7 @@ class FormatTable:
     """Measures wire formats of cuts, each tensor once.
 
     Args:
-        network: The quantized network.
+        heads: The integer networks.
         samples: Codes of its tensors on calibration images.
         times: Latency table of the cuts.
         world: The device and link for which a codec is chosen.
@@ -81,12 +71,13 @@ class FormatTable:
 
     def __init__(
         self,
-        network: QuantizedGraph,
+        heads: Heads,
         samples: Samples,
         times: dict[str, CutTimes],
         world: World,
     ) -> None:
-        self._network = network
+        self._heads = heads
+        self._network = heads.network
         self._samples = samples
         self._times = times
         self._world = world
@@ -97,14 +88,18 @@ class FormatTable:
         if cut.kind == "edge-only":
             return [self._candidate(cut, (), None)]
         if cut.kind == "cloud-only":
-            image = image_tensor(self._network.graph[IMAGE])
-            return [self._candidate(cut, (image,), spec) for spec in IMAGE_CODECS]
+            return [self.upload(cut, spec) for spec in IMAGE_CODECS]
         found = []
         for bits in WIDTHS:
             wires = tuple(self._quantizer(name, bits) for name in cut.tensors)
-            options = [self._candidate(cut, wires, spec) for spec in TENSOR_CODECS]
+            options = [self._candidate(cut, wires, spec) for spec in tensor_codecs(wires)]
             found.append(judge(options, self._times, self._world)[0].candidate)
         return found
+
+    def upload(self, cloud_only: Cut, spec: CodecSpec) -> Candidate:
+        """The image itself, behind an image codec."""
+        image = image_tensor(self._network.graph[IMAGE])
+        return self._candidate(cloud_only, (image,), spec)
 
     def _quantizer(self, name: str, bits: int) -> WireTensor:
         grid = self._network.grids[name]
@@ -114,7 +109,7 @@ class FormatTable:
         self, cut: Cut, wires: tuple[WireTensor, ...], spec: CodecSpec | None
     ) -> Candidate:
         costs = [] if spec is None else [self._cost(wire, spec) for wire in wires]
-        weight_bytes, activation_bytes = edge_memory(self._network, cut)
+        weight_bytes, activation_bytes = self._heads.memory_bytes(cut)
         return Candidate(
             cut=cut,
             wire=wires,
@@ -129,5 +124,5 @@ class FormatTable:
     def _cost(self, wire: WireTensor, spec: CodecSpec) -> Coded:
         key = (wire.name, wire.bits, spec)
         if key not in self._coded:
-            self._coded[key] = code(self._samples, wire, spec)
+            self._coded[key] = code(self._samples.codes[wire.name], wire, make_codec(spec))
         return self._coded[key]

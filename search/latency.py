@@ -4,18 +4,22 @@ Per-layer times do not add up once a runtime fuses operators, so the prefix and 
 cut are timed as the models that would be deployed.
 """
 
+import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import onnxruntime
 
 from common.runtime import Model
+from search.cache import Cache
 from search.cuts import Cut
 from search.graph import IMAGE
 from search.onnx_models import SharedWeights, head_model, tail_model, write_weights
-from search.quantize import QuantizedGraph
+from search.quantization.network import QuantizedGraph
 from search.timing import NO_TIME, Timing, interleave
 
 _GROUP = 8
@@ -44,6 +48,8 @@ class MeasuredLatency:
 
     Args:
         network: The quantized network.
+        cache: For measured times.
+        origin: Digest of what the network was made from.
         folder: For the tails and their weights while they are timed.
         head_threads: Threads of the edge's runtime.
         tail_threads: Threads of the cloud's runtime.
@@ -55,12 +61,16 @@ class MeasuredLatency:
         network: QuantizedGraph,
         folder: Path,
         *,
+        cache: Cache,
+        origin: str,
         head_threads: int = 1,
         tail_threads: int = 1,
         rounds: int = 9,
     ) -> None:
         self._network = network
         self._folder = folder
+        self._cache = cache
+        self._inputs = (origin, head_threads, tail_threads, rounds, _here())
         self._head_threads = head_threads
         self._tail_threads = tail_threads
         self._rounds = rounds
@@ -69,19 +79,27 @@ class MeasuredLatency:
         self, cuts: Sequence[Cut], progress: Callable[[int, int], None]
     ) -> dict[str, CutTimes]:
         """As `LatencySource.times`; a few cuts are open at a time, to bound memory."""
-        weights = SharedWeights.of(self._network.graph)
+        weights = SharedWeights.of(self._network.graph.nodes)
         write_weights(self._folder, weights)
         table: dict[str, CutTimes] = {}
         for start in range(0, len(cuts), _GROUP):
             group = cuts[start : start + _GROUP]
-            calls = [call for cut in group for call in (self._head(cut), self._tail(cut, weights))]
-            timings = interleave([c for c in calls if c is not None], rounds=self._rounds)
-            measured = iter(timings)
-            each = [NO_TIME if call is None else next(measured) for call in calls]
-            for index, cut in enumerate(group):
-                table[cut.name] = CutTimes(each[2 * index], each[2 * index + 1])
+            rows = self._cache.json(
+                "latency",
+                [self._inputs, [cut.name for cut in group]],
+                partial(self._measured, group, weights),
+            )
+            for cut, (head, tail) in zip(group, rows, strict=True):
+                table[cut.name] = CutTimes(Timing(*head), Timing(*tail))
             progress(start + len(group), len(cuts))
         return table
+
+    def _measured(self, cuts: Sequence[Cut], weights: SharedWeights) -> list[tuple[Timing, Timing]]:
+        """Times of the heads and tails of some cuts, interleaved."""
+        calls = [call for cut in cuts for call in (self._head(cut), self._tail(cut, weights))]
+        measured = iter(interleave([c for c in calls if c is not None], rounds=self._rounds))
+        each = [NO_TIME if call is None else next(measured) for call in calls]
+        return list(zip(each[::2], each[1::2], strict=True))
 
     def _head(self, cut: Cut) -> Callable[[], object] | None:
         if not cut.head:
@@ -103,3 +121,8 @@ class MeasuredLatency:
             for name in cut.tensors
         }
         return lambda: model.run(inputs)
+
+
+def _here() -> tuple[str, ...]:
+    """What a time was measured with: processor and runtime."""
+    return platform.machine(), platform.processor(), platform.node(), onnxruntime.__version__

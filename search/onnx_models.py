@@ -9,7 +9,7 @@ Runtime fuses into integer kernels. Tails keep their weights in one file beside 
 tails.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,46 +20,53 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from common.errors import ModelError
+from common.packed_weights import Packable, pack_weights
 from search.cuts import Cut
 from search.graph import IMAGE, Graph, Node
-from search.quantize import Grid, QuantizedGraph
+from search.quantization.grids import Grid
+from search.quantization.network import QuantizedGraph
 
 OPSET = 19
 IR_VERSION = 10
 WEIGHTS_FILE = "weights.bin"
+OUTSIDE = "packed"
+"""Where a head says that its weights are: whoever opens it must hand them over."""
+
 _ALIGNMENT = 64
 
 
 @dataclass(frozen=True, eq=False)
 class SharedWeights:
-    """All floating-point weights of a network in one block, found by tensor name."""
+    """Floating-point weights in one block, found by tensor name; `file` is where tails look."""
 
+    file: str
     data: bytes
     offsets: Mapping[str, int]
 
     @classmethod
-    def of(cls, graph: Graph) -> "SharedWeights":
+    def of(cls, nodes: Iterable[Node], file: str = WEIGHTS_FILE) -> "SharedWeights":
         """Lay out the weights of every convolution."""
         block = bytearray()
         offsets = {}
-        for node in graph.nodes:
+        for node in nodes:
             for suffix, array in (("weight", node.weight), ("bias", node.bias)):
                 if array is not None:
                     block.extend(bytes(-len(block) % _ALIGNMENT))
                     offsets[f"{node.name}.{suffix}"] = len(block)
                     block.extend(np.ascontiguousarray(array, "<f4").tobytes())
-        return cls(bytes(block), offsets)
+        return cls(file, bytes(block), offsets)
 
 
 def write_weights(folder: Path, weights: SharedWeights) -> Path:
-    """Put the shared weights where the tails in `folder` look for them."""
-    path = folder / WEIGHTS_FILE
+    """Put weights where the tails in `folder` look for them."""
+    path = folder / weights.file
     path.write_bytes(weights.data)
     return path
 
 
 @dataclass
 class _Builder:
+    outside_weights: bool = False
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     initializers: list[TensorProto] = field(default_factory=list)
     known: set[str] = field(default_factory=set)
@@ -70,12 +77,30 @@ class _Builder:
             self.initializers.append(numpy_helper.from_array(np.asarray(array), name))
         return name
 
+    def weight(self, name: str, array: NDArray[np.int8]) -> str:
+        if not self.outside_weights:
+            return self.constant(name, array)
+        tensor = TensorProto(
+            name=name,
+            dims=array.shape,
+            data_type=TensorProto.INT8,
+            data_location=TensorProto.EXTERNAL,
+        )
+        tensor.external_data.add(key="location", value=OUTSIDE)
+        self.initializers.append(tensor)
+        return name
+
     def add(self, op: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
         self.nodes.append(helper.make_node(op, inputs, [output], output, **attributes))
         return output
 
-    def quantize(self, source: str, grid: Grid, output: str) -> str:
-        return self.add("QuantizeLinear", (source, *self._grid(grid)), output)
+    def quantize(self, source: str, grid: Grid, output: str, *, saturates: bool = True) -> str:
+        """Codes of values; where values may lie above a grid of few bits, they are cut off."""
+        if not saturates or grid.bits == 8:
+            return self.add("QuantizeLinear", (source, *self._grid(grid)), output)
+        wide = self.add("QuantizeLinear", (source, *self._grid(grid)), f"{output}.wide")
+        top = self.constant(f"top_{grid.bits}", np.array(grid.top, np.uint8))
+        return self.add("Clip", (wide, "", top), output)
 
     def dequantize(self, source: str, grid: Grid, output: str) -> str:
         return self.add("DequantizeLinear", (source, *self._grid(grid)), output)
@@ -110,13 +135,34 @@ def tail_model(graph: Graph, cut: Cut, weights: SharedWeights) -> bytes:
     return builder.model(f"tail after {cut.name}", inputs, outputs)
 
 
-def head_model(network: QuantizedGraph, fetch: Sequence[str]) -> bytes:
-    """The 8-bit prefix of the network that makes the codes of the tensors `fetch`.
+def packed_weights(network: QuantizedGraph, fetch: Sequence[str]) -> bytes | None:
+    """The weights of a head in a file of their own; None if all have 8 bits."""
+    convs = {
+        node.name: network.convs[node.name]
+        for node in network.graph.ancestors(fetch)
+        if node.name in network.convs
+    }
+    if all(conv.bits == 8 for conv in convs.values()):
+        return None
+    return pack_weights(
+        {_weight_name(name): Packable(conv.weight, conv.bits) for name, conv in convs.items()}
+    )
+
+
+def head_model(
+    network: QuantizedGraph, fetch: Sequence[str], *, outside_weights: bool = False
+) -> bytes:
+    """The integer prefix of the network that makes the codes of the tensors `fetch`.
+
+    Args:
+        network: The quantized network.
+        fetch: The tensors of a cut.
+        outside_weights: Whether the weights are left to `packed_weights`.
 
     Raises:
-        ModelError: If a node of the prefix has no 8-bit form.
+        ModelError: If a node of the prefix has no integer form.
     """
-    builder = _Builder()
+    builder = _Builder(outside_weights=outside_weights)
     prefix = network.graph.ancestors(fetch)
     readers: dict[str, list[Node]] = {node.name: [] for node in prefix}
     for node in prefix:
@@ -226,7 +272,7 @@ def _conv_codes(
     weight = builder.add(
         "DequantizeLinear",
         (
-            builder.constant(f"{node.name}.weight", conv.weight),
+            builder.weight(_weight_name(node.name), conv.weight),
             builder.constant(f"{node.name}.weight.scale", conv.scale),
             builder.constant(f"{node.name}.weight.zero", np.zeros(len(conv.scale), np.int8)),
         ),
@@ -253,7 +299,14 @@ def _activate(
 ) -> None:
     real = builder.dequantize(codes, network.before[node.name], f"{output}.before")
     _float_activation(builder, node, real, f"{output}.after")
-    builder.quantize(f"{output}.after", network.grids[node.name], output)
+    grid = network.grids[node.name]
+    highest = float(network.before[node.name].dequantize(np.array(255, np.uint8)))
+    beyond = highest / grid.scale + grid.zero_point > grid.top + 0.5
+    builder.quantize(f"{output}.after", grid, output, saturates=beyond)
+
+
+def _weight_name(conv: str) -> str:
+    return f"{conv}.weight"
 
 
 def _combine(builder: _Builder, node: Node, inputs: Sequence[str], output: str) -> None:
@@ -320,7 +373,7 @@ def _external(
         data_location=TensorProto.EXTERNAL,
     )
     entries = {
-        "location": WEIGHTS_FILE,
+        "location": weights.file,
         "offset": str(weights.offsets[name]),
         "length": str(array.nbytes),
     }

@@ -1,5 +1,6 @@
 """The report of a search: what was chosen, against what, and why, in Markdown and in JSON."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -38,6 +39,7 @@ def markdown(found: Found) -> str:
         "|---" * (len(_STAGES) + 1) + "|",
         *(_stages_row(found, judged) for judged in found.kept),
         "",
+        *_curve_tables(found),
     ]
     return "\n".join(lines)
 
@@ -63,6 +65,19 @@ def as_json(found: Found) -> dict[str, Any]:
         "cuts": found.cuts,
         "calibration_images": found.calibration_images,
         "evaluation_images": list(found.evaluation_images),
+        "curves": {
+            cut: [
+                {
+                    "step": point.step,
+                    "dead_zone": point.dead_zone,
+                    "clip": None if math.isinf(point.clip) else point.clip,
+                    "payload_bytes": point.payload_bytes,
+                    "error": point.error,
+                }
+                for point in points
+            ]
+            for cut, points in found.curves.items()
+        },
         "candidates": [
             {
                 "name": j.candidate.name,
@@ -77,6 +92,31 @@ def as_json(found: Found) -> dict[str, Any]:
             for j in found.judged
         ],
     }
+
+
+def _curve_tables(found: Found) -> Iterable[str]:
+    """The rate curve of each refined cut, in Markdown."""
+    measured = {id(j.candidate.wire): j for j in found.measured}
+    for cut, points in found.curves.items():
+        yield f"## What {cut} costs, from the fewest bytes to the least error"
+        yield ""
+        yield (
+            "Bytes by the context coder and loss of the unadapted tail, both on held-out "
+            f"calibration images; {found.metric} of those that were tried, as deployed."
+        )
+        yield ""
+        yield f"| step | dead zone | clip | levels | bytes | loss | {found.metric} |"
+        yield "|--:|--:|--:|--:|--:|--:|--:|"
+        for point in points:
+            tried = measured.get(id(point.wire))
+            accuracy = "" if tried is None else f"{tried.accuracy or 0.0:.1f}"
+            levels = "+".join(str(max(tensor.to_symbol) + 1) for tensor in point.wire)
+            clip = "none" if math.isinf(point.clip) else f"{point.clip:g}"
+            yield (
+                f"| {point.step:.2f} | {point.dead_zone:g} | {clip} | {levels} "
+                f"| {point.payload_bytes:,.0f} | {point.error:.3f} | {accuracy} |"
+            )
+        yield ""
 
 
 def _summary(found: Found) -> str:

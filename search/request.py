@@ -1,6 +1,5 @@
 """What a search is asked, and what it found: the two ends of the pipeline."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -8,15 +7,22 @@ from typing import Protocol
 from common.link import Link
 from search.candidates import Judged, World
 from search.devices import DeviceProfile
+from search.rate_curve import RatePoint
 
-Progress = Callable[[int, int], None]
+
+class Progress(Protocol):
+    """Called with steps done, steps in all, and what else is worth showing."""
+
+    def __call__(self, done: int, total: int, note: str = "", /) -> None:
+        """Show how far a stage is."""
+        ...
 
 
 class Reporter(Protocol):
     """Where a search says how far it is."""
 
     def stage(self, title: str, /) -> Progress:
-        """Begin a stage; the result is called with steps done and steps in all."""
+        """Begin a stage."""
         ...
 
 
@@ -38,6 +44,12 @@ class Request:
         no_raw_image: Whether pixels must stay on the edge.
         cloud_threads: Threads of the cloud's runtime.
         max_images: Images used at the most, of each folder.
+        narrow_cuts: How many cuts that do not fit at 8 bits get weights of fewer.
+        refined_cuts: How many cuts get searched quantizers, context models and adapted tails.
+        format_trials: How many wire formats are tried of each of them.
+        video: Whether frames will come in sequence: context models then also look back.
+        adapt_steps: Steps of tail adaptation for each; 0 leaves the tails as they are.
+        cache: Folder for what is worked out on the way, so that it need not be again.
         software_version: Written into the bundle.
     """
 
@@ -53,6 +65,12 @@ class Request:
     no_raw_image: bool = False
     cloud_threads: int = 1
     max_images: int = 64
+    narrow_cuts: int = 2
+    refined_cuts: int = 1
+    format_trials: int = 3
+    adapt_steps: int = 200
+    video: bool = False
+    cache: Path | None = None
     software_version: str = "unknown"
 
 
@@ -71,6 +89,7 @@ class Found:
         judged: All candidates, fastest first.
         measured: Those whose accuracy was measured, fastest first.
         kept: The plans of the bundle, fastest first.
+        curves: By name of a refined cut, its wire formats from the fewest bytes to the least error.
     """
 
     request: Request
@@ -83,3 +102,4 @@ class Found:
     judged: tuple[Judged, ...]
     measured: tuple[Judged, ...]
     kept: tuple[Judged, ...]
+    curves: dict[str, tuple[RatePoint, ...]]

@@ -6,19 +6,19 @@ deployed; a cut of several tensors costs their sum.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from common.codec import make_codec
-from common.manifest import CodecSpec, WireTensor
+from common.codec import Codec
+from common.manifest import WireTensor
 from common.quantizer import WireTable
 from common.runtime import Model
 from search.graph import IMAGE
 from search.onnx_models import head_model
-from search.quantize import QuantizedGraph
+from search.quantization.network import QuantizedGraph
 
 # Coded to measure sizes and times; histograms are of all calibration images.
 CODED_FRAMES = 8
@@ -26,7 +26,7 @@ CODED_FRAMES = 8
 
 @dataclass(frozen=True)
 class Samples:
-    """Per tensor: `counts` (256,) over all images, `codes` (1, C, H, W) of a few images."""
+    """Per tensor: `counts` (256,) over all images, `codes` (C, H, W) of a few images."""
 
     counts: dict[str, NDArray[np.int64]]
     codes: dict[str, list[NDArray[np.uint8]]]
@@ -64,23 +64,22 @@ def sample(
         for name, output in zip(tensors, outputs, strict=True):
             counts[name] += np.bincount(output.ravel(), minlength=256)
             if index in coded:
-                codes[name].append(output)
+                codes[name].append(output[0])
         if index in coded:
-            codes[IMAGE].append(frame[None])
+            codes[IMAGE].append(frame)
         progress(index + 1, len(frames))
     return Samples(counts, codes)
 
 
-def code(samples: Samples, wire: WireTensor, codec_spec: CodecSpec) -> Coded:
-    """Measure one wire format of one tensor on the sampled codes."""
-    codec = make_codec(codec_spec)
+def code(frames: Iterable[NDArray[np.uint8]], wire: WireTensor, codec: Codec) -> Coded:
+    """Measure one wire format of one tensor on its codes (C, H, W) of some images."""
     table = WireTable(wire)
     sizes: list[int] = []
     encode: list[float] = []
     decode: list[float] = []
-    for codes in samples.codes[wire.name]:
+    for codes in frames:
         start = time.perf_counter()
-        data = codec.encode(table.symbols(codes[0]), wire.bits)
+        data = codec.encode(table.symbols(codes), wire.bits)
         encode.append(time.perf_counter() - start)
         start = time.perf_counter()
         table.values(codec.decode(data, wire.shape, wire.bits))

@@ -5,13 +5,12 @@ Calls to be compared are interleaved, so that a slow spell hits all alike, and t
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 
-@dataclass(frozen=True)
-class Timing:
+class Timing(NamedTuple):
     """Times of one call: median and 90th percentile in ms over n runs."""
 
     median_ms: float

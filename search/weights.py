@@ -172,11 +172,11 @@ class FileSource:
             yield stream
 
 
-def cache_folder() -> Path:
-    """Where verified files are kept: $SPLITPOINT_CACHE, or the user's cache folder."""
+def cache_folder(what: str = "weights") -> Path:
+    """Where verified files, or other things, are kept: in $SPLITPOINT_CACHE or the user's cache."""
     configured = os.environ.get(CACHE_VARIABLE)
     root = Path(configured) if configured else platformdirs.user_cache_path("splitpoint")
-    return root / "weights"
+    return root / what
 
 
 def cached(entry: WeightsEntry, *, cache: Path | None = None) -> Path | None:

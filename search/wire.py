@@ -6,25 +6,25 @@ images, and each symbol is reconstructed at the mean of the values that fall int
 condition of Lloyd and Max). At 8 bits the symbols are the codes themselves.
 """
 
+from collections.abc import Sequence
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 
-from common.manifest import CodecSpec, WireTensor
+from common.manifest import LOSSLESS_UPLOADS, USUAL_UPLOAD, CodecSpec, WireTensor
 from search.graph import Node
-from search.quantize import Grid
+from search.quantization.grids import Grid
 
 WIDTHS = (2, 3, 4, 6, 8)
-TENSOR_CODECS = (CodecSpec(name="packed"), CodecSpec(name="packed+zstd"))
-IMAGE_CODECS = (
-    CodecSpec(name="raw"),
-    CodecSpec(name="png"),
-    CodecSpec(name="jpeg", quality=95),
-    CodecSpec(name="jpeg", quality=75),
-    CodecSpec(name="jpeg", quality=50),
-    CodecSpec(name="webp", quality=75),
-)
+IMAGE_CODECS = (*LOSSLESS_UPLOADS, USUAL_UPLOAD)
+LOSSY_IMAGE_CODECS: tuple[Literal["jpeg", "webp"], ...] = ("jpeg", "webp")
+QUALITIES = tuple(range(10, 100, 5))
+"""Of the lossy image codecs, searched for the lowest that is accurate enough."""
 
 _CODES = np.arange(256)
+_MOST_LEVELS = 100
+_RARE = 2e-3
 
 
 def wire_tensor(node: Node, grid: Grid, bits: int, counts: NDArray[np.int64]) -> WireTensor:
@@ -55,6 +55,57 @@ def wire_tensor(node: Node, grid: Grid, bits: int, counts: NDArray[np.int64]) ->
         symbols = np.zeros(256, np.int64)
         return _table(node, bits, symbols, _centroids(symbols, values, counts, bits))
     return _table(node, bits, best[1], best[2])
+
+
+def stepped_tensor(
+    node: Node,
+    grid: Grid,
+    counts: NDArray[np.int64],
+    *,
+    dead_zone: float,
+    step: float,
+    clip: float,
+) -> WireTensor:
+    """A quantizer of any step: zero, then steps outwards from a dead zone, up to a clip point.
+
+    Args:
+        node: The node that makes the tensor.
+        grid: The grid of its codes.
+        counts: (256,) how often each code occurs on calibration images.
+        dead_zone: Values below it in magnitude are zero.
+        step: Width of every other level.
+        clip: Magnitudes above it fall into the last level.
+    """
+    values = grid.dequantize(_CODES.astype(np.uint8)).astype(np.float64)
+    reach = np.minimum(np.abs(values), clip)
+    levels = np.where(reach < dead_zone, 0, 1 + np.floor((reach - dead_zone) / step))
+    signed = (np.sign(values) * np.minimum(levels, _MOST_LEVELS)).astype(np.int64)
+    lowest = int(signed.min())
+    if counts[signed < 0].sum() < _RARE * counts.sum():
+        lowest = 0  # behind a (leaky) ReLU: what is left below zero is not worth a symbol
+    # Steps finer than the codes skip levels: only those that a code reaches are numbered.
+    symbols = np.unique(np.maximum(signed, lowest), return_inverse=True)[1].astype(np.int64)
+    bits = max(1, int(symbols.max()).bit_length())
+    return _table(node, bits, symbols, _centroids(symbols, values, counts, bits))
+
+
+def tensor_codecs(wire: Sequence[WireTensor]) -> list[CodecSpec]:
+    """The codecs to measure on cut tensors, none of them ever larger than packing by a few bytes.
+
+    One byte per symbol is as small as packing at 8 bits only.
+    """
+    names: list[Literal["raw", "packed", "packed+zstd", "symbols+zstd"]]
+    names = ["packed", "packed+zstd", "symbols+zstd"]
+    if all(tensor.bits == 8 for tensor in wire):
+        names.append("raw")
+    return [CodecSpec(name=name) for name in names]
+
+
+def code_tensor(node: Node, grid: Grid) -> WireTensor:
+    """The codes as they are: nothing is lost but what the head has lost already."""
+    symbols = np.minimum(_CODES, grid.top)
+    values = grid.dequantize(np.arange(grid.top + 1).astype(np.uint8)).astype(np.float64)
+    return _table(node, grid.bits, symbols, values)
 
 
 def image_tensor(node: Node) -> WireTensor:

@@ -1,12 +1,19 @@
 """Progress on a terminal: one line per stage, with a bar and the time left."""
 
-from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.progress import TimeElapsedColumn as Elapsed
+
+
+class Stage(Protocol):
+    """Shows how far a stage is."""
+
+    def __call__(self, done: int, total: int, note: str = "", /) -> None:
+        """Called with steps done, steps in all, and what else is worth showing."""
+        ...
 
 
 class Stages:
@@ -20,6 +27,7 @@ class Stages:
             MofNCompleteColumn(),
             Elapsed(),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
             console=self._console,
             disable=not self._console.is_terminal,
         )
@@ -36,13 +44,17 @@ class Stages:
     ) -> None:
         self._progress.stop()
 
-    def stage(self, title: str) -> Callable[[int, int], None]:
-        """Begin a stage; call the result with steps done and steps in all."""
-        task = self._progress.add_task(title, total=None)
+    def stage(self, title: str) -> Stage:
+        """Begin a stage; call the result with steps done, steps in all, and perhaps a note."""
+        task = self._progress.add_task(title, total=None, note="")
 
-        def update(done: int, total: int) -> None:
-            self._progress.update(task, completed=done, total=total)
-            if done >= total and self._progress.disable:
-                self._console.print(f"{title}: done", highlight=False)
+        finished = False
+
+        def update(done: int, total: int, note: str = "", /) -> None:
+            nonlocal finished
+            self._progress.update(task, completed=done, total=total, note=note)
+            if done >= total and self._progress.disable and not finished:
+                finished = True
+                self._console.print(f"{title}: done {note}".rstrip(), highlight=False)
 
         return update

@@ -32,6 +32,28 @@ def run(
     ] = False,
     cloud_threads: Annotated[int, typer.Option(min=1, help="Threads of the cloud.")] = 1,
     max_images: Annotated[int, typer.Option(min=8, help="Images used, of each folder.")] = 64,
+    narrow_cuts: Annotated[
+        int, typer.Option(min=0, help="Cuts that get weights of fewer than 8 bits, to fit.")
+    ] = 2,
+    refined_cuts: Annotated[
+        int, typer.Option(min=0, help="Cuts with searched formats, context coding, adapted tails.")
+    ] = 1,
+    format_trials: Annotated[int, typer.Option(min=1, help="Formats tried of each of them.")] = 3,
+    adapt_steps: Annotated[
+        int, typer.Option(min=0, help="Steps of tail adaptation for each; 0 for none.")
+    ] = 200,
+    video: Annotated[
+        bool, typer.Option("--video", help="Frames will come in sequence: code them by the last.")
+    ] = False,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder for intermediate results, if not the usual one.")
+    ] = None,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Work everything out again, keep nothing.")
+    ] = False,
+    explain: Annotated[
+        Path | None, typer.Option(help="Also plot bytes against accuracy (.svg, .png or .pdf).")
+    ] = None,
 ) -> None:
     """Search the cut, the widths and the wire format; write a bundle of Pareto plans."""
     from rich.console import Console
@@ -40,8 +62,10 @@ def run(
     from common.link import parse_link
     from search.bundling import search_to  # heavy: brings torch
     from search.devices import device_profile
+    from search.plot import check_format, plot_found
     from search.report import markdown
     from search.request import Request
+    from search.weights import cache_folder
     from splitpoint import __version__
     from splitpoint.progress import Stages
     from splitpoint.sizes import parse_size
@@ -59,9 +83,20 @@ def run(
         no_raw_image=no_raw_image,
         cloud_threads=cloud_threads,
         max_images=max_images,
+        narrow_cuts=narrow_cuts,
+        refined_cuts=refined_cuts,
+        format_trials=format_trials,
+        adapt_steps=adapt_steps,
+        video=video,
+        cache=None if no_cache else cache or cache_folder("search"),
         software_version=__version__,
     )
+    if explain is not None:
+        check_format(explain)
     with Stages() as stages:
         found = search_to(out, request, stages)
     Console().print(Markdown(markdown(found)))
+    if explain is not None:
+        plot_found(found, explain)
+        typer.echo(f"wrote {explain}")
     typer.echo(f"wrote {out}")

@@ -27,6 +27,9 @@ ROUNDS = 3
 
 _HOST = "127.0.0.1"
 _ROOMS = ("common", "search")
+# Fewer than a search takes by itself: nobody should wait long for a first impression.
+_FORMAT_TRIALS = 2
+_ADAPT_STEPS = 60
 
 
 def run_demo(folder: Path, json_file: Path | None = None) -> None:
@@ -100,6 +103,8 @@ def _search(bundle: Path, calibration: Path, stages: Stages) -> Manifest:
         link=parse_link(LINK),
         device=device_profile("this-machine"),
         calibration=calibration,
+        format_trials=_FORMAT_TRIALS,
+        adapt_steps=_ADAPT_STEPS,
         software_version=__version__,
     )
     manifest, _ = search(request, bundle, stages)
@@ -110,7 +115,9 @@ def _search(bundle: Path, calibration: Path, stages: Stages) -> Manifest:
 def _search_key(calibration: Path) -> str:
     """Digest of what the search depends on: its images and its own code."""
     root = Path(__file__).resolve().parents[2]
-    sources = sorted(path for room in _ROOMS for path in (root / room).rglob("*.py"))
+    sources = sorted(
+        path for room in _ROOMS for kind in ("*.py", "*.c") for path in (root / room).rglob(kind)
+    )
     digest = hashlib.sha256(f"{MODEL} {LINK} {__version__}".encode())
     for path in (*sources, *sorted(calibration.iterdir())):
         digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())

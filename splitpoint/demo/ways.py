@@ -128,9 +128,5 @@ def to_detections(response: dict[str, Any]) -> Detections:
 
 def same_boxes(way: Way, truth: dict[Path, Detections]) -> Agreement:
     """How a way's boxes agree with the reference, over all images."""
-    each = [agreement(found, to_detections(way.responses[image])) for image, found in truth.items()]
-    return Agreement(
-        matched=sum(a.matched for a in each),
-        missing=sum(a.missing for a in each),
-        extra=sum(a.extra for a in each),
-    )
+    each = (agreement(found, to_detections(way.responses[image])) for image, found in truth.items())
+    return sum(each, start=Agreement())

@@ -1,6 +1,6 @@
 """The head in integers, computed in torch: the reference for every runtime.
 
-Sums of 8-bit products are computed in float64, where they are exact; requantization repeats the
+Sums of products are computed in float64, where they are exact; requantization repeats the
 runtime's float32 arithmetic (scale, round half to even, saturate). An edge must reproduce these
 codes before it serves (`common.runtime.check_parity`).
 """
@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from common.errors import ModelError
 from search import execute
 from search.graph import IMAGE, Node
-from search.quantize import Grid, QuantizedGraph
+from search.quantization.grids import Grid
+from search.quantization.network import QuantizedGraph
 
 Codes = NDArray[np.uint8]
 
 
 def run(network: QuantizedGraph, image: Codes, fetch: Sequence[str]) -> list[Codes]:
-    """Compute the 8-bit codes of the tensors `fetch`.
+    """Compute the codes of the tensors `fetch`.
 
     Args:
         network: The quantized network.
@@ -29,19 +30,19 @@ def run(network: QuantizedGraph, image: Codes, fetch: Sequence[str]) -> list[Cod
         fetch: Names of tensors.
 
     Raises:
-        ModelError: If a node on the way has no 8-bit form.
+        ModelError: If a node on the way has no integer form.
     """
     codes: dict[str, Codes] = {IMAGE: image}
     for node in network.graph.ancestors(fetch):
         if node.name in network.refused:
             raise ModelError(network.refused[node.name])
         if node.op != "input":
-            codes[node.name] = _apply(network, node, [codes[name] for name in node.inputs])
+            codes[node.name] = apply(network, node, [codes[name] for name in node.inputs])
     return [codes[name] for name in fetch]
 
 
 def activation_table(network: QuantizedGraph, node: Node) -> Codes:
-    """256 codes after the activation, indexed by the code before it."""
+    """(256,) codes after the activation, indexed by the code before it."""
     if node.activation is None:
         raise ModelError(f"{node.name}: no activation")
     linear = network.before[node.name].dequantize(np.arange(256, dtype=np.uint8))
@@ -49,7 +50,8 @@ def activation_table(network: QuantizedGraph, node: Node) -> Codes:
     return network.grids[node.name].quantize(values)
 
 
-def _apply(network: QuantizedGraph, node: Node, inputs: list[Codes]) -> Codes:
+def apply(network: QuantizedGraph, node: Node, inputs: list[Codes]) -> Codes:
+    """Codes (N, C, H, W) that one node makes of the codes it reads."""
     if node.op == "conv":
         return _conv(network, node, inputs[0])
     grid = network.grids[node.name]
@@ -57,6 +59,8 @@ def _apply(network: QuantizedGraph, node: Node, inputs: list[Codes]) -> Codes:
         moved = execute.apply(node, [torch.from_numpy(inputs[0]).float()])
         return moved.numpy().astype(np.uint8)
     grids = [network.grids[name] for name in node.inputs]
+    if node.op == "add":
+        return _add(inputs, grids, grid)
     if node.op == "concat" and all(g == grid for g in grids):
         return np.concatenate(inputs, 1)
     values = [torch.from_numpy(g.dequantize(q)) for g, q in zip(grids, inputs, strict=True)]
@@ -82,10 +86,20 @@ def _conv(network: QuantizedGraph, node: Node, codes: Codes) -> Codes:
     return linear
 
 
+def _add(inputs: list[Codes], sources: list[Grid], target: Grid) -> Codes:
+    """In units of the target's step from the start, as the runtime's kernel does it."""
+    ratios = [np.float32(source.scale) / np.float32(target.scale) for source in sources]
+    offset = np.float32(target.zero_point) - sum(
+        np.float32(source.zero_point) * ratio for source, ratio in zip(sources, ratios, strict=True)
+    )
+    left, right = (q.astype(np.float32) * r for q, r in zip(inputs, ratios, strict=True))
+    return np.asarray(np.clip(np.rint(left + (right + offset)), 0, target.top), np.uint8)
+
+
 def _requantize(
     sums: NDArray[np.float64], source: Grid, weight_scale: NDArray[np.float32], target: Grid
 ) -> Codes:
     multiplier = np.float32(source.scale) * weight_scale / np.float32(target.scale)
     scaled = sums.astype(np.float32) * multiplier[None, :, None, None]
-    low, high = -target.zero_point, 255 - target.zero_point
+    low, high = -target.zero_point, target.top - target.zero_point
     return np.asarray(np.rint(np.clip(scaled, low, high)) + target.zero_point, np.uint8)

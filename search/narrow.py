@@ -1,0 +1,183 @@
+"""Narrow heads: cuts whose weights fit into the edge's memory only at fewer than 8 bits.
+
+    cut + memory limit -> widths of least error (allocate/exact.py) -> weights rounded together
+                       -> measured; if too much is lost, the most harmful layer gets more bits
+
+Activations keep 8 bits: a CPU holds each code in a byte, whatever its width, and fewer bits would
+save nothing there.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import NoFeasiblePlanError
+from search.allocate.exact import solve_exact
+from search.allocate.problem import Choice, Problem
+from search.cache import Cache
+from search.cuts import Cut
+from search.graph import Node
+from search.heads import Heads
+from search.quantization.network import QuantizedConv, QuantizedGraph, integer_bias
+from search.quantization.recipe import DEFAULT, Recipe, rounded_together
+from search.quantization.weights import CLIPS, round_nearest, scale_of
+from search.quantization.widths import WIDTHS
+from search.request import Progress
+from search.sensitivity import Errors
+
+_FRAMES = 32
+
+
+class Narrower:
+    """Makes heads fit.
+
+    Args:
+        heads: Where the networks are known.
+        errors: Of each convolution's weights, at every width.
+        frames: (N, 3, H, W) calibration images; the first 32 are used to round weights together.
+        memory_bytes: Limit on weights and peak activations.
+        cache: For weights that were rounded together.
+        origin: Digest of the network and the frames.
+        how: How weights of few bits are rounded.
+    """
+
+    def __init__(
+        self,
+        heads: Heads,
+        errors: Errors,
+        frames: NDArray[np.uint8],
+        memory_bytes: int,
+        cache: Cache | None = None,
+        origin: str = "",
+        how: Recipe = DEFAULT,
+    ) -> None:
+        self._heads = heads
+        self._errors = errors
+        self._frames = frames[:_FRAMES]
+        self._memory_bytes = memory_bytes
+        self._cache = cache or Cache()
+        self._origin = origin
+        self._how = how
+        self._least: dict[str, dict[str, int]] = {}
+
+    def narrowed(self, cuts: Sequence[Cut]) -> list[Cut]:
+        """The cuts that need fewer bits and then fit, their weights rounded to the nearest."""
+        found = []
+        for cut in cuts:
+            if not cut.head or sum(self._heads.memory_bytes(cut)) <= self._memory_bytes:
+                continue
+            widths = self._allocated(cut)
+            if widths is not None:
+                found.append(self._heads.narrowed(cut, self._nearest(widths)))
+        return found
+
+    def rounded_together(self, cut: Cut, progress: Progress) -> Cut:
+        """A narrow cut with weights that make up for each other's errors."""
+        network = self._heads.of(cut)
+
+        def together() -> dict[str, NDArray[Any]]:
+            better = rounded_together(network, cut.tensors, self._frames, self._how, progress)
+            return _to_arrays([better.convs[n.name] for n in cut.head if n.name in better.convs])
+
+        inputs = [self._origin, self._heads.digest(cut), self._how]
+        arrays = self._cache.arrays("rounded", inputs, together)
+        progress(1, 1)
+        names = [node.name for node in cut.head if node.name in network.convs]
+        convs = {**network.convs, **dict(zip(names, _from_arrays(arrays), strict=True))}
+        return self._heads.narrowed(cut, replace(network, convs=convs))
+
+    def promoted(self, cut: Cut) -> Cut | None:
+        """The cut with more bits for the layer that harms most; None if memory has no room for it.
+
+        The program is solved again, that layer's present width excluded: others may have to give.
+        """
+        network = self._heads.of(cut)
+        now = {n.name: network.convs[n.name].bits for n in cut.head if n.name in network.convs}
+        for name in sorted(now, key=lambda name: -self._errors[name][now[name]]):
+            if now[name] == max(WIDTHS):
+                continue
+            least = self._least.setdefault(cut.name, {})
+            before, least[name] = least.get(name), min(w for w in WIDTHS if w > now[name])
+            widths = self._allocated(cut)
+            if widths is not None:
+                return self._heads.narrowed(replace(cut, widths=""), self._nearest(widths))
+            least.pop(name)
+            if before is not None:
+                least[name] = before
+        return None
+
+    def _allocated(self, cut: Cut) -> dict[str, int] | None:
+        """Widths by convolution; None if nothing fits."""
+        convs = [node for node in cut.head if node.name in self._heads.network.convs]
+        for reserve in (_context_bytes(self._heads.network, cut), 0):
+            try:
+                return solve_exact(self._problem(cut, convs, reserve)).weights
+            except NoFeasiblePlanError:
+                continue
+        return None
+
+    def _problem(self, cut: Cut, convs: Sequence[Node], reserve: int) -> Problem:
+        network, least = self._heads.network, self._least.get(cut.name, {})
+        fixed = sum(
+            network.convs[n.name].stored_bytes - network.convs[n.name].weight.size for n in convs
+        )
+        _, activations = self._heads.memory_bytes(replace(cut, widths=""))
+        choices = []
+        for node in convs:
+            widths = [w for w in WIDTHS if w >= least.get(node.name, 0)]
+            choices.append(
+                Choice(
+                    name=node.name,
+                    elements=network.convs[node.name].weight.size,
+                    widths=tuple(widths),
+                    errors=tuple(self._errors[node.name][width] for width in widths),
+                )
+            )
+        room = self._memory_bytes - activations - fixed - reserve
+        return Problem(tuple(choices), (), (), memory_bits=max(0, 8 * room))
+
+    def _nearest(self, widths: dict[str, int]) -> QuantizedGraph:
+        network = self._heads.network
+        convs = dict(network.convs)
+        for name, bits in widths.items():
+            if bits == 8:
+                continue
+            node, source = network.graph[name], network.grids[network.graph[name].inputs[0]]
+            if node.weight is None:
+                raise ValueError(f"{name} is no convolution")
+            scale = scale_of(CLIPS["mse"](node.weight, bits), bits)
+            convs[name] = replace(
+                convs[name],
+                weight=round_nearest(node.weight, scale, bits),
+                scale=scale,
+                bias=integer_bias(node.bias, source, scale),
+                bits=bits,
+            )
+        return replace(network, convs=convs)
+
+
+def _context_bytes(network: QuantizedGraph, cut: Cut) -> int:
+    """About what the context models of a cut's tensors take on the edge."""
+    return sum(6 * network.graph[name].shape[0] ** 2 + 8192 for name in cut.tensors)
+
+
+_PARTS = ("weight", "scale", "bias", "bits")
+
+
+def _to_arrays(convs: Sequence[QuantizedConv]) -> dict[str, NDArray[Any]]:
+    return {
+        f"{index}:{part}": np.asarray(getattr(conv, part))
+        for index, conv in enumerate(convs)
+        for part in _PARTS
+    }
+
+
+def _from_arrays(arrays: dict[str, NDArray[Any]]) -> list[QuantizedConv]:
+    found = []
+    for index in range(len(arrays) // len(_PARTS)):
+        weight, scale, bias, bits = (arrays[f"{index}:{part}"] for part in _PARTS)
+        found.append(QuantizedConv(weight, scale, bias, int(bits)))
+    return found

@@ -1,0 +1,203 @@
+"""A network rounded to integers; a head is a prefix of it.
+
+    graph + statistics --choose_clips--> Clips --quantize--> QuantizedGraph
+
+Activations are unsigned codes of at most 8 bits on one grid per tensor, weights signed integers of
+at most 8 bits per output channel, biases 32-bit, sums 32-bit. The image is its own grid: a pixel p
+stands for p / 255. Because the grids do not depend on the cut, the tensor that a head sends is the
+same in every plan.
+
+A convolution with a leaky ReLU has two grids: its sums are quantized before the activation, which
+is then a table from codes to codes. A ReLU costs nothing: its grid has no negative values. Most
+CPUs compute in 8 bits; fewer bits are carried in 8-bit containers, with the values of their own
+coarser grids.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import ModelError
+from search.calibration import Statistics
+from search.graph import IMAGE, Activation, Graph, Node
+from search.quantization.grids import RANGES, Clipping, Grid, Range
+from search.quantization.weights import CLIPS, Floats, round_nearest, scale_of
+from search.quantization.widths import FULL, Configuration
+
+IMAGE_GRID = Grid(float(np.float32(1 / 255)), 0)
+
+
+Rounding = Literal["nearest", "adaround", "descent"]
+
+
+@dataclass(frozen=True, eq=False)
+class Clips:
+    """Where grids end.
+
+    Attributes:
+        after: (low, high) of every tensor that has a grid of its own.
+        before: The same of sums that a table turns into a tensor.
+        weights: By convolution, (C_out,) largest magnitudes.
+    """
+
+    after: Mapping[str, Range]
+    before: Mapping[str, Range]
+    weights: Mapping[str, Floats]
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedConv:
+    """Integer weights of one convolution.
+
+    Attributes:
+        weight: (C_out, C_in / groups, kH, kW) int8, symmetric about zero.
+        scale: (C_out,) float32.
+        bias: (C_out,) int32 in units of input scale x weight scale.
+        bits: Of a weight.
+    """
+
+    weight: NDArray[np.int8]
+    scale: NDArray[np.float32]
+    bias: NDArray[np.int32]
+    bits: int = 8
+
+    @property
+    def stored_bytes(self) -> int:
+        """Weights packed, scales and biases."""
+        return (self.weight.size * self.bits + 7) // 8 + self.scale.nbytes + self.bias.nbytes
+
+    @property
+    def real(self) -> Floats:
+        """The weights that the integers stand for."""
+        return np.asarray(self.weight * self.scale[:, None, None, None], np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedGraph:
+    """A graph with its grids.
+
+    Attributes:
+        graph: The floating-point network.
+        grids: Grid of every tensor.
+        before: Grid of a convolution's sums, for convolutions whose activation is a table.
+        convs: Integer weights by convolution.
+        refused: Why a node has no integer form, for nodes that have none; a head may not hold them.
+    """
+
+    graph: Graph
+    grids: Mapping[str, Grid]
+    before: Mapping[str, Grid]
+    convs: Mapping[str, QuantizedConv]
+    refused: Mapping[str, str]
+
+    def weight_bytes(self, nodes: tuple[Node, ...]) -> int:
+        """Bytes of weights, scales and biases of a head as stored."""
+        return sum(self.convs[n.name].stored_bytes for n in nodes if n.name in self.convs)
+
+
+def choose_clips(
+    graph: Graph,
+    statistics: Statistics,
+    widths: Configuration,
+    *,
+    clipping: Clipping,
+    weight_clipping: Clipping,
+) -> Clips:
+    """Choose ranges tensor by tensor.
+
+    Args:
+        graph: The network, optimised.
+        statistics: Distributions of its tensors on calibration images.
+        widths: Bits by node.
+        clipping: How, for activations.
+        weight_clipping: How, for weights of fewer than 8 bits.
+    """
+    choose = RANGES[clipping]
+    after: dict[str, Range] = {}
+    before: dict[str, Range] = {}
+    weights: dict[str, Floats] = {}
+    for node in graph.nodes[1:]:
+        each = widths.get(node.name, FULL)
+        if not moves_values(node):
+            after[node.name] = choose(statistics.after[node.name], each.activation)
+        if has_table(node):
+            before[node.name] = choose(statistics.before[node.name], 8)
+        if node.op == "conv":
+            method = "minmax" if each.weight == 8 else weight_clipping
+            weights[node.name] = CLIPS[method](_weight(node), each.weight)
+    return Clips(after, before, weights)
+
+
+def quantize(
+    graph: Graph, clips: Clips, widths: Configuration, *, reduced_range: bool = False
+) -> QuantizedGraph:
+    """Lay grids over the ranges and round all weights to the nearest.
+
+    Args:
+        graph: The network, optimised.
+        clips: Its ranges.
+        widths: Bits by node.
+        reduced_range: Use at most 7 bits of each weight: on x86 without VNNI the sum of two 8-bit
+            products saturates in 16 bits.
+    """
+    grids = {IMAGE: IMAGE_GRID}
+    before: dict[str, Grid] = {}
+    convs: dict[str, QuantizedConv] = {}
+    refused: dict[str, str] = {}
+    for node in graph.nodes[1:]:
+        each = widths.get(node.name, FULL)
+        if moves_values(node):
+            grids[node.name] = grids[node.inputs[0]]
+        else:
+            grids[node.name] = Grid.over(*clips.after[node.name], each.activation)
+        if has_table(node):
+            before[node.name] = _below(node, clips)
+        if node.op == "conv":
+            bits = min(each.weight, 7) if reduced_range else each.weight
+            scale = scale_of(clips.weights[node.name], bits)
+            weight = round_nearest(_weight(node), scale, bits)
+            bias = integer_bias(node.bias, grids[node.inputs[0]], scale)
+            convs[node.name] = QuantizedConv(weight, scale, bias, each.weight)
+        if node.op == "activation" or _unsupported(node.activation):
+            refused[node.name] = f"{node.name}: {node.activation} has no integer form"
+    return QuantizedGraph(graph, grids, before, convs, refused)
+
+
+def integer_bias(
+    bias: NDArray[np.floating] | None, source: Grid, scale: Floats
+) -> NDArray[np.int32]:
+    """A bias (C_out,) in units of input scale x weight scale."""
+    real = np.zeros(len(scale)) if bias is None else bias.astype(np.float64)
+    steps = np.rint(real / (np.float64(source.scale) * scale.astype(np.float64)))
+    bounds = np.iinfo(np.int32)
+    return np.clip(steps, bounds.min, bounds.max).astype(np.int32)
+
+
+def has_table(node: Node) -> bool:
+    """Whether the codes of a convolution's sums pass a table to become its output."""
+    return node.activation is not None and node.activation.kind != "relu"
+
+
+def moves_values(node: Node) -> bool:
+    """Whether a node's output holds values of its input only, on the same grid."""
+    return node.op in ("max_pool", "upsample", "slice")
+
+
+def _below(node: Node, clips: Clips) -> Grid:
+    """The grid of sums: what a leaky ReLU would put above the tensor's range is cut off here."""
+    (low, high), top = clips.before[node.name], clips.after[node.name][1]
+    leaky = node.activation is not None and node.activation.kind == "leaky_relu"
+    return Grid.over(low, min(high, top) if leaky and top > 0 else high)
+
+
+def _weight(node: Node) -> Floats:
+    if node.weight is None:
+        raise ModelError(f"{node.name}: a convolution without weights")
+    return node.weight
+
+
+def _unsupported(activation: Activation | None) -> bool:
+    return activation is not None and activation.kind not in ("relu", "leaky_relu")

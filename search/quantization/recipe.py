@@ -1,0 +1,115 @@
+"""Recipes: the steps of post-training quantization, each of which can be switched.
+
+    equalise -> choose ranges -> round to the nearest -> round together, correct biases
+
+At 8 bits the second step is all that a network needs; the last one is for few bits. Named recipes
+are the published methods, to compare with.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import SettingsError
+from search.calibration import Statistics
+from search.graph import Graph
+from search.quantization.grids import Clipping
+from search.quantization.network import QuantizedGraph, Rounding, choose_clips, quantize
+from search.quantization.reconstruct import reconstruct
+from search.quantization.widths import Configuration
+
+EIGHT_BITS: Configuration = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is rounded.
+
+    Attributes:
+        clipping: How ranges of activations are chosen.
+        weight_clipping: How those of weights are chosen, where they have fewer than 8 bits.
+        rounding: How weights of 6 bits and less are rounded.
+        correct_bias: Whether the mean error of each channel is taken out of its bias.
+    """
+
+    clipping: Clipping = "mse"
+    weight_clipping: Clipping = "mse"
+    rounding: Rounding = "descent"
+    correct_bias: bool = True
+
+
+DEFAULT = Recipe()
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
+    {
+        "default": DEFAULT,
+        "adaround": Recipe(rounding="adaround"),
+        "aciq": Recipe("aciq", "aciq", "nearest"),
+        "nearest": Recipe(rounding="nearest"),
+        "minmax": Recipe("minmax", "minmax", "nearest", correct_bias=False),
+    }
+)
+
+
+def recipe(name: str) -> Recipe:
+    """Look a recipe up.
+
+    Raises:
+        SettingsError: If there is none of that name.
+    """
+    try:
+        return RECIPES[name]
+    except KeyError:
+        known = ", ".join(RECIPES)
+        raise SettingsError(f"unknown quantizer {name!r}: choose one of {known}") from None
+
+
+def rounded(
+    graph: Graph,
+    statistics: Statistics,
+    widths: Configuration = EIGHT_BITS,
+    how: Recipe = DEFAULT,
+    *,
+    reduced_range: bool = False,
+) -> QuantizedGraph:
+    """A network on the ranges of a recipe, its weights rounded to the nearest.
+
+    Args:
+        graph: The network, optimised.
+        statistics: Distributions of its tensors on calibration images.
+        widths: Bits by node.
+        how: The recipe; its last step is `rounded_together`.
+        reduced_range: As for `network.quantize`.
+    """
+    clips = choose_clips(
+        graph, statistics, widths, clipping=how.clipping, weight_clipping=how.weight_clipping
+    )
+    return quantize(graph, clips, widths, reduced_range=reduced_range)
+
+
+def rounded_together(
+    network: QuantizedGraph,
+    fetch: Sequence[str],
+    frames: NDArray[np.uint8],
+    how: Recipe = DEFAULT,
+    progress: Callable[[int, int, str], None] = lambda _done, _total, _note: None,
+) -> QuantizedGraph:
+    """The last step of a recipe: better integers for the layers that make the tensors `fetch`.
+
+    Args:
+        network: From `rounded`.
+        fetch: The tensors of a cut.
+        frames: (N, 3, H, W) calibration images; 32 are enough.
+        how: The recipe.
+        progress: Called with layers done, in all, and the name of the last one.
+    """
+    return reconstruct(
+        network,
+        fetch,
+        frames,
+        rounding=how.rounding,
+        correct_bias=how.correct_bias,
+        progress=progress,
+    )

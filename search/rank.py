@@ -1,0 +1,400 @@
+"""Ranking: which plans are worth keeping, by measurement.
+
+    cuts -> latency table + wire sizes -> candidates -> shortlist -> measured accuracy
+         -> more bits for narrow heads, image qualities, refined wire formats -> plans worth keeping
+
+What is ranked is measured: prefix and suffix times, coded bytes, accuracy of the plan as deployed.
+"""
+
+import math
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from common.detections import Detections, DetectorSpec
+from common.errors import NoFeasiblePlanError
+from common.manifest import CodecSpec
+from search.accuracy import AccuracySource, Agreement, CocoAccuracy
+from search.adapt import distillation_loss
+from search.cache import Cache, digest
+from search.calibration import Statistics
+from search.candidates import Candidate, Judged, World, judge, shortlist, worth_keeping
+from search.cuts import Cut
+from search.evaluate import Evaluator
+from search.examples import collect, collect_pairs, copies_of
+from search.formats import FormatTable, fitting_cuts, no_head_fits, promising_cuts, runnable_cuts
+from search.frames import Frames
+from search.heads import Heads
+from search.latency import CutTimes, MeasuredLatency
+from search.narrow import Narrower
+from search.rate_curve import RatePoint
+from search.refine import Refiner, cheapest
+from search.remembered import Remembered
+from search.request import Found, Progress, Reporter, Request
+from search.sampling import sample
+from search.sensitivity import Sensitivity, measured
+from search.wire import LOSSY_IMAGE_CODECS, QUALITIES
+
+_EVALUATION_THREADS = 2
+_REFINED_SHARE = 0.5
+_SENSITIVITY_FRAMES = 16
+_PROMOTIONS = 2
+
+
+@dataclass(frozen=True)
+class Network:
+    """What a search knows of its network before it ranks anything.
+
+    Attributes:
+        heads: Its integer networks.
+        statistics: Distributions of its tensors on calibration images.
+        detector: How its maps become boxes.
+        cuts: All of them, cloud-only first.
+        origin: Digest of the graph and the calibration images.
+    """
+
+    heads: Heads
+    statistics: Statistics
+    detector: DetectorSpec
+    cuts: Sequence[Cut]
+    origin: str
+
+
+def rank(
+    request: Request,
+    network: Network,
+    calibration: Frames,
+    evaluation: Frames,
+    cache: Cache,
+    reporter: Reporter,
+) -> Found:
+    """Measure what the limits allow and keep the plans worth it.
+
+    Raises:
+        NoFeasiblePlanError: If nothing fits the limits.
+    """
+    with tempfile.TemporaryDirectory(prefix="splitpoint-") as scratch:
+        folder = Path(scratch)
+        ranking = _Ranking(request, network, calibration, evaluation, cache, reporter, folder)
+        return ranking.run()
+
+
+class _Ranking:
+    """One search: what was measured so far, step by step."""
+
+    def __init__(
+        self,
+        request: Request,
+        network: Network,
+        calibration: Frames,
+        evaluation: Frames,
+        cache: Cache,
+        reporter: Reporter,
+        folder: Path,
+    ) -> None:
+        self._request = request
+        self._heads = network.heads
+        self._network = network
+        self._calibration = calibration
+        self._evaluation = evaluation
+        self._cache = cache
+        self._reporter = reporter
+        self._folder = folder
+        self._narrower: Narrower | None = None
+        self._cuts, self._narrow = self._allowed()
+        evaluator = Evaluator(
+            network.heads,
+            network.detector,
+            evaluation.pixels,
+            evaluation.letterboxes,
+            folder,
+            threads=_EVALUATION_THREADS,
+        )
+        reference, postprocess_ms = evaluator.reference(network.cuts[0])
+        self._source = _accuracy_source(request, evaluation, reference)
+        self._best = self._source.accuracy(reference)
+        judged_on = digest(
+            network.origin,
+            evaluation.pixels,
+            request.annotations and request.annotations.read_bytes(),
+        )
+        self._meter = _Meter(evaluator, self._source, cache, judged_on)
+        self._world = World(request.link, request.device, calibration.letterbox_ms, postprocess_ms)
+
+    def run(self) -> Found:
+        """All steps."""
+        request, reporter = self._request, self._reporter
+        cuts = self._cuts + self._narrow
+        tensors = list(dict.fromkeys(name for cut in cuts if cut.head for name in cut.tensors))
+        samples = sample(
+            self._heads.network,
+            tensors,
+            self._calibration.pixels,
+            reporter.stage("sampling the wire"),
+        )
+        source = MeasuredLatency(
+            self._heads.network,
+            self._folder,
+            cache=self._cache,
+            origin=self._network.origin,
+            tail_threads=request.cloud_threads,
+        )
+        times = source.times(cuts, reporter.stage("timing heads and tails"))
+        table = FormatTable(self._heads, samples, times, self._world)
+        progress = reporter.stage("coding tensors")
+        candidates: list[Candidate] = []
+        for done, cut in enumerate(cuts, 1):
+            candidates += table.candidates(cut)
+            progress(done, len(cuts))
+        candidates = self._without_hopeless(candidates, times)
+        self._meter.measure(
+            shortlist(candidates, times, self._world),
+            reporter.stage("measuring accuracy as deployed"),
+        )
+        self._promote(table)
+        if not request.no_raw_image:
+            self._search_qualities(table)
+        curves = self._refine(times)
+        known = {candidate.name for candidate in candidates}
+        candidates += [c for c in self._meter.candidates if c.name not in known]
+        return self._found(candidates, times, curves)
+
+    def _allowed(self) -> tuple[list[Cut], list[Cut]]:
+        """Cuts that keep the limits at 8 bits, and those that keep them at fewer."""
+        request, heads = self._request, self._heads
+        runnable = runnable_cuts(heads, self._network.cuts, no_raw_image=request.no_raw_image)
+        limit = request.edge_memory_bytes
+        fitting = fitting_cuts(heads, runnable, limit)
+        narrow: list[Cut] = []
+        if limit is not None and len(fitting) < len(runnable) and request.narrow_cuts:
+            progress = self._reporter.stage("measuring sensitivity")
+            arrays = self._cache.arrays(
+                "sensitivity",
+                [self._network.origin],
+                lambda: measured(
+                    heads.network.graph,
+                    self._network.statistics,
+                    self._calibration.pixels[:_SENSITIVITY_FRAMES],
+                    distillation_loss(self._network.detector),
+                    progress,
+                ).to_arrays(),
+            )
+            progress(1, 1)
+            errors = Sensitivity.from_arrays(arrays).weights
+            self._narrower = Narrower(
+                heads, errors, self._calibration.pixels, limit, self._cache, self._network.origin
+            )
+            narrow = self._narrower.narrowed(runnable)
+        if not fitting and not narrow:
+            raise NoFeasiblePlanError(no_head_fits(heads, runnable))
+        graph = heads.network.graph
+        return (
+            promising_cuts(graph, fitting, request.link),
+            promising_cuts(graph, narrow, request.link),
+        )
+
+    def _without_hopeless(
+        self, candidates: list[Candidate], times: dict[str, CutTimes]
+    ) -> list[Candidate]:
+        """Only the narrow heads that may be the fastest somewhere, rounded as well as can be."""
+        if self._narrower is None:
+            return candidates
+        hopeful: dict[str, Cut] = {}
+        for factor in (1.0, 0.25, 4.0):
+            link = replace(self._world.link, uplink_bps=self._world.link.uplink_bps * factor)
+            ranked = judge(candidates, times, replace(self._world, link=link))
+            fastest = next(j for j in ranked if not j.candidate.cut.widths)
+            for judged in ranked[: ranked.index(fastest)]:
+                hopeful.setdefault(judged.candidate.cut.label, judged.candidate.cut)
+        chosen = list(hopeful.values())[: self._request.narrow_cuts]
+        for cut in chosen:
+            self._narrower.rounded_together(cut, self._reporter.stage(f"rounding {cut.label}"))
+        kept = {cut.label for cut in chosen}
+        return [c for c in candidates if not c.cut.widths or c.cut.label in kept]
+
+    def _promote(self, table: FormatTable) -> None:
+        """More bits for the narrow heads that lose too much whatever travels."""
+        if self._narrower is None:
+            return
+        for first in {c.cut.label: c.cut for c in self._meter.candidates if c.cut.widths}.values():
+            cut: Cut | None = first
+            for _ in range(_PROMOTIONS):
+                if cut is None or any(self._is_good(c) for c in self._meter.of(cut)):
+                    break
+                cut = self._narrower.promoted(cut)
+                if cut is not None:
+                    progress = self._reporter.stage(f"rounding {cut.label}")
+                    cut = self._narrower.rounded_together(cut, progress)
+                    progress = self._reporter.stage(f"measuring {cut.label}")
+                    self._meter.measure(table.candidates(cut), progress)
+
+    def _is_good(self, candidate: Candidate) -> bool:
+        # Context models take memory on the edge that no cut was charged for.
+        fits = candidate.edge_memory_bytes <= (self._request.edge_memory_bytes or math.inf)
+        return fits and self._best - self._meter.accuracy(candidate) <= self._request.max_drop
+
+    def _search_qualities(self, table: FormatTable) -> None:
+        """Measure lossy uploads on the way to the lowest quality that is good."""
+        progress = self._reporter.stage("searching image qualities")
+        trials = len(QUALITIES).bit_length()
+        for done, name in enumerate(LOSSY_IMAGE_CODECS, 1):
+
+            def is_good_at(quality: int, name: Literal["jpeg", "webp"] = name) -> bool:
+                spec = CodecSpec(name=name, quality=quality)
+                return self._is_good(table.upload(self._network.cuts[0], spec))
+
+            cheapest(QUALITIES, is_good_at, trials=trials)
+            progress(done, len(LOSSY_IMAGE_CODECS))
+
+    def _refine(self, times: dict[str, CutTimes]) -> dict[str, tuple[RatePoint, ...]]:
+        """Search wire formats of the most promising cuts; returns their rate curves."""
+        good = [c for c in self._meter.candidates if self._is_good(c)] or self._meter.candidates
+        curves = {}
+        for cut in _promising(good, times, self._world)[: self._request.refined_cuts]:
+            refiner = Remembered(
+                partial(self._refiner, cut, times),
+                self._heads,
+                self._cache,
+                [self._network.origin, self._request.adapt_steps, self._request.video],
+                [self._world.link, self._request.device, times[cut.name]],
+            )
+            curve = refiner.curve(cut)
+
+            def is_good_at(point: RatePoint, cut: Cut = cut, refiner: Remembered = refiner) -> bool:
+                return self._is_good(refiner.candidate(cut, curve, point))  # noqa: B023
+
+            cheapest(curve.points, is_good_at, trials=self._request.format_trials)
+            curves[cut.label] = curve.points
+        return curves
+
+    def _refiner(self, cut: Cut, times: dict[str, CutTimes]) -> Refiner:
+        """With what tails, and context models of sequences, are fitted to."""
+        network, threads = self._heads.of(cut), _EVALUATION_THREADS
+        pixels, pairs = self._calibration.pixels, None
+        examples = collect(
+            network,
+            self._network.cuts[0],
+            cut.tensors,
+            pixels,
+            self._folder,
+            copies=copies_of(len(pixels)),
+            threads=threads,
+            progress=self._reporter.stage("collecting examples"),
+        )
+        if self._request.video:
+            progress = self._reporter.stage("collecting sequences")
+            pairs = collect_pairs(network, cut.tensors, pixels, threads=threads, progress=progress)
+        return Refiner(
+            self._heads,
+            examples,
+            distillation_loss(self._network.detector),
+            times,
+            self._world,
+            self._request.adapt_steps,
+            self._reporter,
+            pairs=pairs,
+        )
+
+    def _found(
+        self,
+        candidates: Sequence[Candidate],
+        times: dict[str, CutTimes],
+        curves: dict[str, tuple[RatePoint, ...]],
+    ) -> Found:
+        judged = judge(candidates, times, self._world)
+        with_accuracy = [
+            replace(j, accuracy=self._meter.accuracy(j.candidate))
+            for j in judged
+            if j.candidate.name in self._meter
+        ]
+        kept = worth_keeping([j for j in with_accuracy if self._is_good(j.candidate)])
+        if not kept:
+            raise NoFeasiblePlanError(_nothing_fits(with_accuracy, self._best, self._request))
+        return Found(
+            request=self._request,
+            metric=self._source.metric,
+            reference_accuracy=self._best,
+            cuts=len(self._network.cuts),
+            calibration_images=len(self._calibration.names),
+            evaluation_images=self._evaluation.names,
+            world=self._world,
+            judged=tuple(judged),
+            measured=tuple(with_accuracy),
+            kept=tuple(kept),
+            curves=curves,
+        )
+
+
+def _accuracy_source(
+    request: Request, evaluation: Frames, reference: Sequence[Detections]
+) -> AccuracySource:
+    if request.annotations is not None:
+        return CocoAccuracy(request.annotations, evaluation.names)
+    return Agreement(reference)
+
+
+class _Meter:
+    """Accuracies by candidate name, each measured once."""
+
+    def __init__(
+        self, evaluator: Evaluator, source: AccuracySource, cache: Cache, judged_on: str
+    ) -> None:
+        self._evaluator = evaluator
+        self._source = source
+        self._cache = cache
+        self._judged_on = judged_on
+        self._known: dict[str, tuple[Candidate, float]] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._known
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        """All that were measured."""
+        return [candidate for candidate, _ in self._known.values()]
+
+    def of(self, cut: Cut) -> list[Candidate]:
+        """Those of a cut with the widths that it has."""
+        return [c for c in self.candidates if c.cut.label == cut.label]
+
+    def accuracy(self, candidate: Candidate) -> float:
+        """Of a candidate as deployed."""
+        if candidate.name not in self._known:
+            accuracy = self._cache.json(
+                "accuracy",
+                [self._judged_on, self._evaluator.identity(candidate)],
+                lambda: self._source.accuracy(self._evaluator.detections(candidate)),
+            )
+            self._known[candidate.name] = candidate, accuracy
+        return self._known[candidate.name][1]
+
+    def measure(self, candidates: Sequence[Candidate], progress: Progress) -> None:
+        """Measure many; candidates of one cut follow each other."""
+        for done, candidate in enumerate(sorted(candidates, key=lambda c: c.cut.label), 1):
+            self.accuracy(candidate)
+            progress(done, len(candidates))
+
+
+def _promising(
+    candidates: Sequence[Candidate], times: dict[str, CutTimes], world: World
+) -> list[Cut]:
+    """Cuts by the latency that refined formats may bring: context coding takes half of zstd."""
+    splits = [
+        replace(c, payload_bytes=_REFINED_SHARE * c.payload_bytes)
+        for c in candidates
+        if c.cut.kind == "split"
+    ]
+    ranked = (j.candidate.cut for j in judge(splits, times, world))
+    return list({cut.label: cut for cut in ranked}.values())
+
+
+def _nothing_fits(measured: Sequence[Judged], best: float, request: Request) -> str:
+    closest = max(measured, key=lambda j: j.accuracy or 0.0)
+    drop = best - (closest.accuracy or 0.0)
+    return (
+        f"no plan keeps its accuracy within {request.max_drop:g} points of {best:.1f}; the "
+        f"closest, {closest.candidate.name}, loses {drop:.2f}: raise --max-drop or --edge-memory"
+    )

@@ -1,0 +1,195 @@
+"""Refinement: the wire format that a cut deserves.
+
+    cut -> rate curve -> cheapest point whose tail, adapted, is accurate enough -> candidates
+
+Along a rate curve accuracy is bought with bytes, so bisection finds the cheapest point within the
+limit. Each point tried gets context models and an adapted tail of its own, and the codec that is
+fastest at hand.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from common.codec import Codec, ContextModel, make_codec
+from common.codec.context import ContextCoded
+from common.manifest import CodecSpec
+from search.adapt import Loss, Wire, adapt_tail
+from search.candidates import Candidate, World, judge
+from search.context import fit_context
+from search.cuts import Cut
+from search.examples import Examples, Pairs
+from search.heads import Heads
+from search.latency import CutTimes
+from search.rate_curve import RateCurve, RatePoint, rate_curve, symbols_of
+from search.request import Progress, Reporter
+from search.sampling import code
+from search.wire import tensor_codecs
+
+Option = TypeVar("Option")
+
+CONTEXT = CodecSpec(name="context")
+
+
+class Refiner:
+    """Searches wire formats of cuts.
+
+    Args:
+        heads: The integer networks.
+        examples: With codes of the cuts' tensors.
+        loss: Of the tail's maps against the teacher's.
+        times: Latency table of the cuts.
+        world: The device and link for which a codec is chosen.
+        adapt_steps: Of tail adaptation; 0 leaves the tails as they are.
+        reporter: Where it says how far it is.
+        pairs: Frames and those before them, if frames will come in sequence.
+        context_steps: Of fitting context models to a cut; half as many to each of its formats.
+    """
+
+    def __init__(
+        self,
+        heads: Heads,
+        examples: Examples,
+        loss: Loss,
+        times: dict[str, CutTimes],
+        world: World,
+        adapt_steps: int,
+        reporter: Reporter,
+        *,
+        pairs: Pairs | None = None,
+        context_steps: int = 500,
+    ) -> None:
+        self._heads = heads
+        self._network = heads.network
+        self._examples = examples
+        self._loss = loss
+        self._times = times
+        self._world = world
+        self._adapt_steps = adapt_steps
+        self._reporter = reporter
+        self._pairs = pairs
+        self._context_steps = context_steps
+        self._adapted: dict[str, Cut] = {}
+
+    def curve(self, cut: Cut) -> RateCurve:
+        """The wire formats of a cut."""
+        return rate_curve(
+            self._network,
+            cut,
+            self._examples,
+            self._loss,
+            context_steps=self._context_steps,
+            progress=self._reporter.stage(f"searching formats of {cut.name}"),
+        )
+
+    def candidate(self, cut: Cut, curve: RateCurve, point: RatePoint) -> Candidate:
+        """A point of the curve with its context models, its fastest codec and its adapted tail."""
+        contexts = self._fit(cut, point.wire, curve.contexts)
+        options = [self._candidate(cut, point.wire, CONTEXT, contexts)]
+        # The bytes of a format tell it from the others of its cut.
+        label = f"{options[0].payload_bytes / 1000:.2f} KB"
+        options += [
+            self._candidate(cut, point.wire, spec, ()) for spec in tensor_codecs(point.wire)
+        ]
+        fastest = judge(options, self._times, self._world)[0].candidate
+        fastest = replace(fastest, label=label)
+        if fastest.contexts and self._pairs is not None:
+            after = self._fit_after(self._pairs, label, point.wire, contexts)
+            more = sum(len(model.to_bytes()) for model in after)
+            fastest = replace(
+                fastest, contexts_after=after, weight_bytes=fastest.weight_bytes + more
+            )
+        if not self._adapt_steps:
+            return fastest
+        adapted = adapt_tail(
+            self._network.graph.outputs,
+            cut,
+            point.wire,
+            self._examples,
+            self._loss,
+            steps=self._adapt_steps,
+            adapted_to=label,
+            start=self._adapted.get(cut.name),
+            progress=self._reporter.stage(f"adapting the tail to {label}"),
+        )
+        if not adapted.is_better:
+            return fastest
+        self._adapted[cut.name] = adapted.cut
+        return replace(fastest, cut=adapted.cut)
+
+    def _fit(
+        self, cut: Cut, wire: Wire, start: tuple[ContextModel, ...]
+    ) -> tuple[ContextModel, ...]:
+        progress = self._reporter.stage(f"fitting contexts of {cut.name}")
+        return tuple(
+            fit_context(
+                symbols_of(tensor, self._examples.codes[tensor.name][self._examples.held_out :]),
+                1 << tensor.bits,
+                start=known,
+                most_steps=self._context_steps // 2,
+                progress=_part(progress, index, len(wire)),
+            )
+            for index, (tensor, known) in enumerate(zip(wire, start, strict=True))
+        )
+
+    def _fit_after(
+        self, pairs: Pairs, label: str, wire: Wire, start: tuple[ContextModel, ...]
+    ) -> tuple[ContextModel, ...]:
+        progress = self._reporter.stage(f"fitting sequences to {label}")
+        return tuple(
+            fit_context(
+                symbols_of(tensor, pairs.codes[tensor.name]),
+                1 << tensor.bits,
+                previous=symbols_of(tensor, pairs.before[tensor.name]),
+                start=known,
+                most_steps=self._context_steps // 2,
+                progress=_part(progress, index, len(wire)),
+            )
+            for index, (tensor, known) in enumerate(zip(wire, start, strict=True))
+        )
+
+    def _candidate(
+        self,
+        cut: Cut,
+        wire: Wire,
+        spec: CodecSpec,
+        contexts: tuple[ContextModel, ...],
+    ) -> Candidate:
+        weight_bytes, activation_bytes = self._heads.memory_bytes(cut)
+        codecs: Sequence[Codec] = [ContextCoded(model) for model in contexts]
+        costs = [
+            code(self._examples.codes[tensor.name][: self._examples.held_out], tensor, codec)
+            for tensor, codec in zip(wire, codecs or [make_codec(spec)] * len(wire), strict=True)
+        ]
+        return Candidate(
+            cut=cut,
+            wire=wire,
+            codec=spec,
+            payload_bytes=sum(cost.payload_bytes for cost in costs),
+            encode_ms=sum(cost.encode_ms for cost in costs),
+            decode_ms=sum(cost.decode_ms for cost in costs),
+            weight_bytes=weight_bytes + sum(len(model.to_bytes()) for model in contexts),
+            activation_bytes=activation_bytes,
+            contexts=contexts,
+        )
+
+
+def _part(progress: Progress, index: int, parts: int) -> Callable[[int, int], None]:
+    """Progress of one of several equal parts."""
+    return lambda done, total: progress(index * total + done, parts * total)
+
+
+def cheapest(
+    options: Sequence[Option], is_good: Callable[[Option], bool], *, trials: int
+) -> Option | None:
+    """Bisect options, cheapest first, for the first good one; asks at most `trials` times."""
+    low, high, found = 0, len(options), None
+    for _ in range(trials):
+        if low >= high:
+            break
+        middle = (low + high) // 2
+        if is_good(options[middle]):
+            high, found = middle, options[middle]
+        else:
+            low = middle + 1
+    return found

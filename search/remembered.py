@@ -1,0 +1,189 @@
+"""A refiner that is asked only for what the cache does not hold.
+
+Collecting examples, fitting contexts and adapting tails take most of a search's time; nothing of
+them depends on more than a cut's head, the calibration images and a few settings.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from common.codec import ContextModel
+from common.manifest import CodecSpec, WireTensor
+from search.cache import Arrays, Cache
+from search.candidates import Candidate
+from search.cuts import Cut
+from search.heads import Heads
+from search.rate_curve import RateCurve, RatePoint
+from search.refine import Refiner
+
+
+class Remembered:
+    """Keeps a refiner's curves and candidates.
+
+    Args:
+        make: Makes the refiner when it is needed.
+        heads: The integer networks.
+        cache: Where results are kept.
+        inputs: What they depend on beside the cut.
+        latency: What the choice of a codec depends on: link, device and times.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], Refiner],
+        heads: Heads,
+        cache: Cache,
+        inputs: Sequence[Any],
+        latency: Sequence[Any],
+    ) -> None:
+        self._make = make
+        self._heads = heads
+        self._cache = cache
+        self._inputs = inputs
+        self._latency = latency
+
+    @cached_property
+    def _refiner(self) -> Refiner:
+        return self._make()
+
+    def curve(self, cut: Cut) -> RateCurve:
+        """As `Refiner.curve`."""
+        inputs = [self._inputs, self._heads.digest(cut)]
+        arrays = self._cache.arrays(
+            "curve", inputs, lambda: _curve_to_arrays(self._refiner.curve(cut))
+        )
+        return _curve_from_arrays(arrays)
+
+    def candidate(self, cut: Cut, curve: RateCurve, point: RatePoint) -> Candidate:
+        """As `Refiner.candidate`."""
+        inputs = [self._inputs, self._latency, self._heads.digest(cut), point.wire]
+        arrays = self._cache.arrays(
+            "refined",
+            inputs,
+            lambda: _candidate_to_arrays(self._refiner.candidate(cut, curve, point)),
+        )
+        return _candidate_from_arrays(arrays, cut, point.wire)
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+
+class _PointRecord(_Record):
+    step: float
+    dead_zone: float
+    clip: float
+    wire: tuple[WireTensor, ...]
+    payload_bytes: float
+    error: float
+
+
+class _CurveRecord(_Record):
+    points: tuple[_PointRecord, ...]
+    contexts: int
+
+
+class _CandidateRecord(_Record):
+    codec: CodecSpec
+    payload_bytes: float
+    encode_ms: float
+    decode_ms: float
+    weight_bytes: int
+    activation_bytes: int
+    label: str
+    adapted_to: str
+    contexts: int
+    contexts_after: int
+
+
+_POINT_FIELDS = tuple(_PointRecord.model_fields)
+_CANDIDATE_FIELDS = (
+    "codec",
+    "payload_bytes",
+    "encode_ms",
+    "decode_ms",
+    "weight_bytes",
+    "activation_bytes",
+    "label",
+)
+
+
+def _curve_to_arrays(curve: RateCurve) -> Arrays:
+    points = tuple(
+        _PointRecord(**{name: getattr(point, name) for name in _POINT_FIELDS})
+        for point in curve.points
+    )
+    record = _CurveRecord(points=points, contexts=len(curve.contexts))
+    return {"record": _text(record), **_models("context", curve.contexts)}
+
+
+def _curve_from_arrays(arrays: Arrays) -> RateCurve:
+    record = _CurveRecord.model_validate_json(arrays["record"].tobytes())
+    points = tuple(
+        RatePoint(**{name: getattr(point, name) for name in _POINT_FIELDS})
+        for point in record.points
+    )
+    return RateCurve(points, _contexts(arrays, "context", record.contexts))
+
+
+def _candidate_to_arrays(candidate: Candidate) -> Arrays:
+    record = _CandidateRecord(
+        **{name: getattr(candidate, name) for name in _CANDIDATE_FIELDS},
+        adapted_to=candidate.cut.adapted_to,
+        contexts=len(candidate.contexts),
+        contexts_after=len(candidate.contexts_after),
+    )
+    adapted = candidate.cut.tail if candidate.cut.adapted_to else ()
+    weights = {
+        f"{part}:{node.name}": array
+        for node in adapted
+        for part, array in (("weight", node.weight), ("bias", node.bias))
+        if array is not None
+    }
+    models = _models("context", candidate.contexts) | _models("after", candidate.contexts_after)
+    return {"record": _text(record), **models, **weights}
+
+
+def _candidate_from_arrays(arrays: Arrays, cut: Cut, wire: tuple[WireTensor, ...]) -> Candidate:
+    record = _CandidateRecord.model_validate_json(arrays["record"].tobytes())
+    if record.adapted_to:
+        tail = tuple(
+            replace(
+                node,
+                weight=arrays.get(f"weight:{node.name}", node.weight),
+                bias=arrays.get(f"bias:{node.name}", node.bias),
+            )
+            for node in cut.tail
+        )
+        cut = replace(cut, tail=tail, adapted_to=record.adapted_to)
+    return Candidate(
+        cut=cut,
+        wire=wire,
+        contexts=_contexts(arrays, "context", record.contexts),
+        contexts_after=_contexts(arrays, "after", record.contexts_after),
+        **{name: getattr(record, name) for name in _CANDIDATE_FIELDS},
+    )
+
+
+def _text(record: BaseModel) -> NDArray[np.uint8]:
+    return np.frombuffer(record.model_dump_json().encode(), np.uint8)
+
+
+def _models(kind: str, models: Sequence[ContextModel]) -> dict[str, NDArray[np.uint8]]:
+    return {
+        f"{kind}:{index}": np.frombuffer(model.to_bytes(), np.uint8)
+        for index, model in enumerate(models)
+    }
+
+
+def _contexts(arrays: Arrays, kind: str, count: int) -> tuple[ContextModel, ...]:
+    return tuple(
+        ContextModel.from_bytes(arrays[f"{kind}:{index}"].tobytes(), "the cache")
+        for index in range(count)
+    )

@@ -1,0 +1,1 @@
+"""Strategies: how published work chooses a cut, as baselines for the search."""
