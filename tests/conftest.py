@@ -4,10 +4,15 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from common.errors import SplitpointError
 from search.weights import fetch
 from search.zoo.registry import MODELS
+
+# Speed is never asserted in a test, not by Hypothesis either.
+settings.register_profile("splitpoint", deadline=None)
+settings.load_profile("splitpoint")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -1,7 +1,10 @@
 """Small networks that hold every operator of the graph, with seeded random weights."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every torch user knows
+from numpy.typing import NDArray
+from PIL import Image
 from torch import nn
 
 from search.graph import Graph
@@ -71,3 +74,13 @@ def seeded(module: nn.Module, seed: int = 0) -> nn.Module:
 def branched_graph() -> Graph:
     """The optimised graph of `Branched`."""
     return optimise(import_module(seeded(Branched()), SIZE))
+
+
+def pictures(count: int) -> NDArray[np.uint8]:
+    """(N, 3, H, W) smooth pictures, all different."""
+    rng = np.random.default_rng(0)
+    made = []
+    for _ in range(count):
+        blocks = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8))
+        made.append(np.asarray(blocks.resize(SIZE, Image.Resampling.BICUBIC)).transpose(2, 0, 1))
+    return np.stack(made)

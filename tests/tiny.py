@@ -21,9 +21,11 @@ from common.bundle import Bundle, BundleWriter
 from common.detections import DetectorSpec, YoloHeadSpec
 from common.manifest import CodecSpec, Head, HeadOutput, Plan, Prediction, Search, Tail, WireTensor
 from common.runtime import Model
+from tests.contexts import random_model
 
 SIZE = 32
 CLOUD_ONLY, SPLIT, SPLIT_8, EDGE_ONLY = "cloud-only-png", "split-4", "split-8", "edge-only"
+SPLIT_CONTEXT, SPLIT_VIDEO = "split-4-context", "split-4-video"
 ALL_PLANS = (SPLIT, CLOUD_ONLY, EDGE_ONLY)
 
 DETECTOR = DetectorSpec(
@@ -130,9 +132,16 @@ class _Network:
             return _plan(name, self._head(writer, "whole", "map"), [], None, None)
         head = self._head(writer, "head", "cut")
         writer.add("tail.onnx", self._float("cut", _CUT, "map", _MAP))
-        wire = [_levels(self._cut_scale, bits=4 if name == SPLIT else 8)]
-        codec = CodecSpec(name="packed+zstd" if name == SPLIT else "raw")
-        return _plan(name, head, wire, codec, Tail(file="tail.onnx"))
+        wire = _levels(self._cut_scale, bits=8 if name == SPLIT_8 else 4)
+        codec = CodecSpec(name="raw" if name == SPLIT_8 else "packed+zstd")
+        if name in {SPLIT_CONTEXT, SPLIT_VIDEO}:
+            codec = CodecSpec(name="context")
+            wire = wire.model_copy(update={"context": "context.bin"})
+            writer.add("context.bin", random_model(_CUT[0], 16).to_bytes())
+        if name == SPLIT_VIDEO:
+            wire = wire.model_copy(update={"context_after": "after.bin"})
+            writer.add("after.bin", random_model(_CUT[0], 16, looks_back=True).to_bytes())
+        return _plan(name, head, [wire], codec, Tail(file="tail.onnx"))
 
     def _head(self, writer: BundleWriter, stem: str, output: str) -> Head:
         data = self._int8(output)

@@ -21,6 +21,7 @@ def _published(tiny_weights: Path) -> None:
         pytest.skip(f"the video cannot be fetched: {error}")
 
 
+@pytest.mark.timeout(600)  # a whole search, with its progress
 @pytest.mark.usefixtures("_published")
 def test_the_demo_compares_three_ways_and_keeps_its_search(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -1,17 +1,16 @@
 """A real search, its bundle deployed: two processes, real images, boxes that hold up."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
 
 from common.bundle import Bundle
-from common.detections import agreement
+from common.detections import Agreement, agreement
 from common.link import parse_link
 from search.bundling import search_to
 from search.devices import device_profile
-from search.request import Request
+from search.request import Progress, Request
 from splitpoint.demo.ways import detect, to_detections
 from splitpoint.processes import Service
 
@@ -19,13 +18,13 @@ from splitpoint.processes import Service
 class Silent:
     """Reports nothing."""
 
-    def stage(self, _title: str, /) -> Callable[[int, int], None]:
-        return lambda _done, _total: None
+    def stage(self, _title: str, /) -> Progress:
+        return lambda _done, _total, _note="", /: None
 
 
 @pytest.fixture(scope="module")
 def bundle(data_dir: Path, tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A zipped bundle of YOLOv3-tiny for 4 MiB of edge memory."""
+    """A zipped bundle of YOLOv3-tiny for 5 MiB of edge memory."""
     out = tmp_path_factory.mktemp("search") / "bundle.zip"
     request = Request(
         model="yolov3-tiny",
@@ -33,9 +32,12 @@ def bundle(data_dir: Path, tiny_weights: Path, tmp_path_factory: pytest.TempPath
         link=parse_link("3mbit/20ms"),
         device=device_profile("this-machine"),
         calibration=data_dir / "coco_train" / "images",
-        edge_memory_bytes=4 << 20,
+        edge_memory_bytes=5 << 20,
         max_images=16,
         max_drop=10.0,
+        format_trials=1,
+        adapt_steps=25,
+        video=True,
     )
     search_to(out, request, Silent())
     return out
@@ -47,8 +49,11 @@ def test_the_bundle_keeps_the_limits(bundle: Path) -> None:
         assert {"cloud-only", "split"} <= {plan.kind for plan in plans}
         assert "edge-only" not in {plan.kind for plan in plans}
         for plan in plans:
-            assert plan.predicted.edge_memory_bytes <= 4 << 20
+            assert plan.predicted.edge_memory_bytes <= 5 << 20
             assert plan.predicted.accuracy_drop <= 10.0
+        refined = [p for p in plans if p.codec is not None and p.codec.name == "context"]
+        assert refined
+        assert all(plan.looks_back for plan in refined)
         latencies = [plan.predicted.latency_ms for plan in plans]
         assert latencies == sorted(latencies)
         assert opened.file("report.md").read_text().startswith("# yolov3-tiny")
@@ -58,10 +63,14 @@ def test_two_processes_find_what_the_whole_network_finds(
     bundle: Path, data_dir: Path, tmp_path: Path
 ) -> None:
     with Bundle.open(bundle) as opened:
-        split = next(plan for plan in opened.manifest.plans if plan.kind == "split")
+        splits = [plan for plan in opened.manifest.plans if plan.kind == "split"]
+    truest = min(splits, key=lambda plan: plan.predicted.accuracy_drop)
+    refined = next(plan for plan in splits if plan.looks_back)
+    # Of 25 steps on 16 images nothing more is asked than that the adapted tail belongs to its head.
+    least = {truest.name: 0.8, refined.name: 0.8 if refined == truest else 0.5}
     images = sorted((data_dir / "coco_val" / "images").glob("*.jpg"))[:12]
     cloud_command = ["cloud", "--bundle", str(bundle), "--grpc-port", "0", "--rest-port", "0"]
-    matched = expected = extra = 0
+    found = {name: Agreement() for name in least}
     with Service(cloud_command, tmp_path / "cloud.log") as cloud:
         address = f"127.0.0.1:{cloud.ready['grpc']}"
         command = ["edge", "--bundle", str(bundle), "--cloud", address, "--listen", "127.0.0.1:0"]
@@ -69,16 +78,16 @@ def test_two_processes_find_what_the_whole_network_finds(
             Service(command, tmp_path / "edge.log") as edge,
             httpx.Client(trust_env=False) as client,
         ):
+            url = "http://127.0.0.1:{}/v1/detect"
             for image in images:
-                url = "http://127.0.0.1:{}/v1/detect"
                 whole = detect(client, url.format(cloud.ready["rest"]), image)
-                ours = detect(client, url.format(edge.ready["rest"]), image, plan=split.name)
-                assert ours["plan"]["name"] == split.name
-                assert 0 < ours["uplink_bytes"] < 120_000
-                found = agreement(to_detections(whole), to_detections(ours))
-                matched += found.matched
-                expected += found.matched + found.missing
-                extra += found.extra
-    assert expected >= 20
-    assert matched >= 0.8 * expected
-    assert extra <= 0.2 * expected
+                for name in least:
+                    ours = detect(client, url.format(edge.ready["rest"]), image, plan=name)
+                    assert ours["plan"]["name"] == name
+                    assert 0 < ours["uplink_bytes"] < 120_000
+                    found[name] += agreement(to_detections(whole), to_detections(ours))
+    for name, share in least.items():
+        expected = found[name].matched + found[name].missing
+        assert expected >= 20
+        assert found[name].matched >= share * expected
+        assert found[name].extra <= (1 - share) * expected

@@ -8,14 +8,15 @@ import torch
 
 from common.images import letterbox, read_image
 from common.runtime import Model, check_parity
-from search import execute, integer
+from search import execute
 from search.calibration import observe
 from search.cuts import enumerate_cuts
 from search.graph import Graph
 from search.importer import import_module
 from search.onnx_models import head_model
 from search.passes import optimise
-from search.quantize import quantize
+from search.quantization import integer
+from search.quantization.recipe import rounded
 from search.zoo.darknet import DarknetModule
 from search.zoo.registry import load_model
 
@@ -56,7 +57,7 @@ def test_head_then_tail_is_the_whole_network_for_every_cut(
 def test_int8_heads_reproduce_the_reference_on_real_images(
     graph: Graph, frames: np.ndarray
 ) -> None:
-    network = quantize(graph, observe(graph, frames))
+    network = rounded(graph, observe(graph, frames))
     for fetched in (("max_pool_7",), ("conv_8",), ("conv_8", "conv_13"), graph.outputs):
         head = Model(head_model(network, fetched))
         for frame in frames[:2]:

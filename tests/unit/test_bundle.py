@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
-from common.bundle import Bundle, BundleWriter, read_vector, zip_bundle
+from common.bundle import Bundle, BundleWriter, open_codecs, read_vector, zip_bundle
 from common.detections import DetectorSpec, YoloHeadSpec
 from common.errors import BundleError, BundleVersionError, UnknownPlanError
 from common.manifest import (
@@ -29,6 +30,7 @@ from common.manifest import (
     Tail,
     WireTensor,
 )
+from tests.contexts import random_model, sparse_symbols
 
 SIZE = 32
 CUT = (2, 4, 4)
@@ -95,11 +97,11 @@ def files() -> dict[str, bytes]:
     }
 
 
-def write(folder: Path, contents: dict[str, bytes] | None = None) -> Manifest:
+def write(folder: Path, contents: dict[str, bytes] | None = None, plan: Plan = PLAN) -> Manifest:
     writer = BundleWriter(folder)
     for name, data in (contents or files()).items():
         writer.add(name, data)
-    return writer.finish(detector=DETECTOR, search=SEARCH, plans=(PLAN,))
+    return writer.finish(detector=DETECTOR, search=SEARCH, plans=(plan,))
 
 
 @pytest.fixture
@@ -242,7 +244,7 @@ TAMPERINGS: list[tuple[str, Tamper, str]] = [
     ("a list", lambda f: (f / "manifest.json").write_text("[]"), "schema"),
     ("17 MiB", lambda f: (f / "manifest.json").write_bytes(b" " * (17 << 20)), "16 MiB"),
     # the schema is looked at before anything else, so a newer manifest is not called damaged
-    ("newer", manifest_with(lambda d: d.update(schema_version=2, plans="other")), "schema 2"),
+    ("newer", manifest_with(lambda d: d.update(schema_version=3, plans="other")), "schema 3"),
     ("no version", manifest_with(lambda d: d.pop("schema_version")), "schema"),
     ("version of another type", manifest_with(lambda d: d.update(schema_version=True)), "schema"),
     # the field is named
@@ -290,7 +292,7 @@ def test_a_folder_that_was_tampered_with_is_refused(
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None, 1.5])
+@pytest.mark.parametrize("version", [0, 1, 3, "2", None, 2.5])
 def test_another_schema_says_what_to_do(folder: Path, version: object) -> None:
     edit_manifest(folder, lambda d: d.update(schema_version=version))
     with pytest.raises(BundleVersionError, match="search again"):
@@ -510,3 +512,54 @@ class TestVector:
         with pytest.raises(BundleError, match="output-0") as refused:
             read_vector(Bundle.open(tmp_path / "bundle"), PLAN.head)
         assert "\n" not in str(refused.value)
+
+
+CONTEXT = "contexts/cut.bin"
+CONTEXT_PLAN = PLAN.model_copy(
+    update={
+        "codec": CodecSpec(name="context"),
+        "wire": (PLAN.wire[0].model_copy(update={"context": CONTEXT}),),
+    }
+)
+
+
+class TestContexts:
+    def test_a_plan_s_codecs_know_their_tensors(self, tmp_path: Path) -> None:
+        model = random_model(2, 2)
+        write(tmp_path / "b", files() | {CONTEXT: model.to_bytes()}, CONTEXT_PLAN)
+        with Bundle.open(tmp_path / "b") as bundle:
+            (codec,) = open_codecs(bundle, bundle.manifest.plans[0])
+        symbols = sparse_symbols(CUT, 2)
+        data = codec.encode(symbols, 1)
+        np.testing.assert_array_equal(codec.decode(data, CUT, 1), symbols)
+
+    @pytest.mark.parametrize(
+        "data",
+        [b"", b"SPCX", random_model(3, 2).to_bytes(), random_model(2, 4).to_bytes()],
+        ids=["empty", "cut off", "other channels", "other levels"],
+    )
+    def test_a_model_of_another_tensor_is_refused(self, tmp_path: Path, data: bytes) -> None:
+        write(tmp_path / "b", files() | {CONTEXT: data}, CONTEXT_PLAN)
+        with (
+            Bundle.open(tmp_path / "b") as bundle,
+            pytest.raises(BundleError, match=f"{CONTEXT}.*search again"),
+        ):
+            open_codecs(bundle, bundle.manifest.plans[0])
+
+    def test_another_model_is_another_plan(self, tmp_path: Path) -> None:
+        digests = set()
+        for seed in range(2):
+            model = random_model(2, 2, seed)
+            manifest = write(tmp_path / "b", files() | {CONTEXT: model.to_bytes()}, CONTEXT_PLAN)
+            digests |= set(manifest.digests)
+        assert len(digests) == 2
+
+    @pytest.mark.parametrize(
+        "change",
+        [{"codec": CodecSpec(name="packed")}, {"wire": PLAN.wire}],
+        ids=["no coder", "no model"],
+    )
+    def test_coder_and_model_come_together(self, change: dict[str, Any]) -> None:
+        plan = CONTEXT_PLAN.model_copy(update=change)
+        with pytest.raises(ValidationError, match="model for every tensor"):
+            Plan.model_validate(plan.model_dump())

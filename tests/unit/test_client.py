@@ -1,5 +1,6 @@
 """The client's stream: handshake, frames in flight, rejections, loss and the next stream."""
 
+import threading
 from collections.abc import Callable, Iterable
 
 import pytest
@@ -155,6 +156,35 @@ def test_the_next_frame_opens_a_new_stream() -> None:
 
     assert client.request(frame()).result.frame_id == 1
     assert streams == 2
+
+
+def test_a_frame_that_finds_its_stream_closed_goes_by_a_new_one() -> None:
+    transports: list[InProcessTransport] = []
+
+    class Unnoticed(InProcessTransport):
+        """Its end is learned by sending only."""
+
+        def receive(self, timeout_s: float | None = None) -> pb.CloudMessage:
+            try:
+                return super().receive(timeout_s)
+            except CloudUnavailableError:
+                noticed.wait(60)
+                raise
+
+    noticed = threading.Event()
+
+    def connect() -> Transport:
+        transports.append(Unnoticed(cloud(lambda m: [result(m.frame.frame_id)])))
+        return transports[-1]
+
+    client = CloudClient(connect, HELLO)
+    client.connect()
+    transports[0].close()
+
+    assert client.connected
+    assert client.request(frame()).result.frame_id == 1
+    assert len(transports) == 2
+    noticed.set()
 
 
 def test_a_cloud_that_does_not_greet_is_unavailable() -> None:

@@ -23,15 +23,18 @@ from common.manifest import CodecSpec
 Symbols = NDArray[np.uint8]
 Shape = tuple[int, int, int]
 
-RAW, PACKED, ZSTD, PNG = (
-    make_codec(CodecSpec(name=name)) for name in ("raw", "packed", "packed+zstd", "png")
+RAW, PACKED, ZSTD, SYMBOLS_ZSTD, PNG = (
+    make_codec(CodecSpec(name=name))
+    for name in ("raw", "packed", "packed+zstd", "symbols+zstd", "png")
 )
 JPEG, WEBP = (
     make_codec(CodecSpec(name="jpeg", quality=75)),
     make_codec(CodecSpec(name="webp", quality=75)),
 )
 TENSOR_CODECS = pytest.mark.parametrize(
-    "codec", [RAW, PACKED, ZSTD], ids=["raw", "packed", "packed+zstd"]
+    "codec",
+    [RAW, PACKED, ZSTD, SYMBOLS_ZSTD],
+    ids=["raw", "packed", "packed+zstd", "symbols+zstd"],
 )
 IMAGE_CODECS = pytest.mark.parametrize("codec", [JPEG, WEBP, PNG], ids=["jpeg", "webp", "png"])
 WIDTHS = pytest.mark.parametrize("bits", range(1, 9))
@@ -131,14 +134,16 @@ class TestTensors:
             PACKED.decode(bytes(data), (1, 1, 3), bits)
 
     @WIDTHS
-    def test_zstd_costs_at_most_one_byte_more_than_packing(self, bits: int) -> None:
+    @pytest.mark.parametrize("codec", [ZSTD, SYMBOLS_ZSTD])
+    def test_zstd_costs_at_most_one_byte_more_than_packing(self, codec: Codec, bits: int) -> None:
         noise = np.random.default_rng(0).integers(0, 1 << bits, SHAPE, dtype=np.uint8)
-        assert len(ZSTD.encode(noise, bits)) <= len(PACKED.encode(noise, bits)) + 1
+        assert len(codec.encode(noise, bits)) <= len(PACKED.encode(noise, bits)) + 1
 
     @WIDTHS
-    def test_zstd_makes_sparse_tensors_smaller(self, bits: int) -> None:
+    @pytest.mark.parametrize("codec", [ZSTD, SYMBOLS_ZSTD])
+    def test_zstd_makes_sparse_tensors_smaller(self, codec: Codec, bits: int) -> None:
         symbols = sparse(bits)
-        assert len(ZSTD.encode(symbols, bits)) < len(PACKED.encode(symbols, bits))
+        assert len(codec.encode(symbols, bits)) < len(PACKED.encode(symbols, bits))
 
 
 GOLDEN = np.array([[[0, 1, 2, 3, 4, 5, 6, 7]], [[7, 7, 0, 0, 0, 0, 1, 6]]], np.uint8)
@@ -163,17 +168,19 @@ class TestGolden:
         np.testing.assert_array_equal(codec.decode(bytes.fromhex(data), GOLDEN.shape, bits), GOLDEN)
 
     @pytest.mark.parametrize(
-        ("symbols", "bits", "data"),
+        ("codec", "symbols", "bits", "data"),
         [
-            (GOLDEN, 4, "000123456777000016"),  # packed, because a frame would be larger
-            (ZEROS, 4, "0128b52ffd2020450000100000010022c002"),  # packed inside the frame
-            (ZEROS, 6, "0128b52ffd20404500001000000100930016"),  # one symbol per byte
+            (ZSTD, GOLDEN, 4, "000123456777000016"),  # packed, because a frame would be larger
+            (ZSTD, ZEROS, 4, "0128b52ffd2020450000100000010022c002"),
+            (SYMBOLS_ZSTD, ZEROS, 6, "0128b52ffd20404500001000000100930016"),
         ],
     )
-    def test_packed_zstd_is_read(self, symbols: Symbols, bits: int, data: str) -> None:
+    def test_a_zstd_frame_is_read(
+        self, codec: Codec, symbols: Symbols, bits: int, data: str
+    ) -> None:
         # How zstd compresses may change between its releases; what a frame means may not.
         np.testing.assert_array_equal(
-            ZSTD.decode(bytes.fromhex(data), symbols.shape, bits), symbols
+            codec.decode(bytes.fromhex(data), symbols.shape, bits), symbols
         )
 
 
@@ -236,7 +243,7 @@ class TestZstdFrames:
     def test_symbols_over_the_width_are_refused(self) -> None:
         frame = zstd_frame(bytes([64]) * math.prod(SHAPE))
         with pytest.raises(PayloadError):
-            ZSTD.decode(b"\x01" + frame, SHAPE, 6)
+            SYMBOLS_ZSTD.decode(b"\x01" + frame, SHAPE, 6)
 
     @pytest.mark.parametrize("mode", [2, 255])
     def test_an_unknown_mode_is_refused(self, mode: int) -> None:

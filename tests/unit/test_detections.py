@@ -179,7 +179,7 @@ class TestDecode:
         np.testing.assert_allclose(detections.scores, expected, rtol=1e-6)
 
     @given(seed=st.integers(0, 2**32 - 1), threshold=st.floats(0.05, 0.9))
-    @settings(deadline=None, max_examples=60)
+    @settings(max_examples=60)
     def test_candidates_are_those_of_the_formulas(self, seed: int, threshold: float) -> None:
         rng = np.random.default_rng(seed)
         maps = [rng.normal(0, 1.5, shape).astype(np.float32) for shape in SPEC.map_shapes]
@@ -218,7 +218,7 @@ class TestHostileMaps:
         assert len(detections) <= 100
 
     @given(seed=st.integers(0, 2**32 - 1))
-    @settings(deadline=None, max_examples=50)
+    @settings(max_examples=50)
     def test_maps_of_any_bits(self, seed: int) -> None:
         rng = np.random.default_rng(seed)
         maps = [
@@ -272,7 +272,6 @@ class TestSuppress:
         entries=st.lists(scored_box, max_size=40),
         iou_threshold=st.sampled_from([0.0, 0.3, 0.45, 0.5, 1.0]),
     )
-    @settings(deadline=None)
     def test_it_equals_the_reference(
         self, entries: list[tuple[int, ...]], iou_threshold: float
     ) -> None:

@@ -105,7 +105,7 @@ class TestAnnotate:
         size=st.tuples(st.integers(1, 60), st.integers(1, 60)),
         box=st.tuples(*[st.floats(-100, 200, width=32)] * 4),
     )
-    @settings(deadline=None, max_examples=60)
+    @settings(max_examples=60)
     def test_any_box_on_any_picture(
         self, size: tuple[int, int], box: tuple[float, float, float, float]
     ) -> None:

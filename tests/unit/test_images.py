@@ -196,7 +196,7 @@ class TestFuzz:
         cut=st.integers(0, 4000),
         inserted=st.binary(max_size=8),
     )
-    @settings(deadline=None, max_examples=400)
+    @settings(max_examples=400)
     def test_a_damaged_file_decodes_or_is_refused(
         self, kind: str, edits: list[tuple[int, int]], cut: int, inserted: bytes
     ) -> None:
@@ -209,7 +209,6 @@ class TestFuzz:
         decodes_or_is_refused(bytes(data[:cut]))
 
     @given(kind=st.binary(min_size=4, max_size=4), body=st.binary(max_size=64))
-    @settings(deadline=None)
     def test_png_chunks_of_any_content(self, kind: bytes, body: bytes) -> None:
         decodes_or_is_refused(VALID["PNG"][:33] + png_chunk(kind, body) + VALID["PNG"][33:])
 
@@ -217,12 +216,10 @@ class TestFuzz:
         kind=st.sampled_from([b"iCCP", b"zTXt", b"iTXt", b"eXIf", b"acTL", b"fcTL", b"tRNS"]),
         body=st.binary(max_size=64),
     )
-    @settings(deadline=None)
     def test_known_png_chunks_of_any_content(self, kind: bytes, body: bytes) -> None:
         decodes_or_is_refused(VALID["PNG"][:33] + png_chunk(kind, body) + VALID["PNG"][33:])
 
     @given(exif=st.binary(max_size=80))
-    @settings(deadline=None)
     def test_exif_data_of_any_content(self, exif: bytes) -> None:
         segment = b"Exif\0\0MM\0*\0\0\0\x08" + exif
         marker = b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment

@@ -8,11 +8,14 @@ import torch
 
 from common.errors import CalibrationError, ModelError, ParityError
 from common.runtime import Model, check_parity
-from search import execute, integer
+from search import execute
 from search.calibration import Distribution, observe
 from search.cuts import enumerate_cuts
 from search.onnx_models import SharedWeights, head_model, tail_model, write_weights
-from search.quantize import Grid, QuantizedGraph, best_grid, quantize
+from search.quantization import integer
+from search.quantization.grids import Grid, least_error_range
+from search.quantization.network import QuantizedGraph
+from search.quantization.recipe import rounded
 from tests.networks import SIZE, branched_graph
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (4, 3, *SIZE), np.uint8)
@@ -21,7 +24,7 @@ FRAMES = np.random.default_rng(0).integers(0, 256, (4, 3, *SIZE), np.uint8)
 @pytest.fixture(scope="module")
 def network() -> QuantizedGraph:
     graph = branched_graph()
-    return quantize(graph, observe(graph, FRAMES))
+    return rounded(graph, observe(graph, FRAMES))
 
 
 def test_every_head_reproduces_the_integer_reference(network: QuantizedGraph) -> None:
@@ -32,7 +35,7 @@ def test_every_head_reproduces_the_integer_reference(network: QuantizedGraph) ->
 
 def test_reduced_range_keeps_weights_to_seven_bits(network: QuantizedGraph) -> None:
     graph = network.graph
-    reduced = quantize(graph, observe(graph, FRAMES), reduced_range=True)
+    reduced = rounded(graph, observe(graph, FRAMES), reduced_range=True)
     assert max(int(np.abs(conv.weight).max()) for conv in reduced.convs.values()) == 63
     codes = Model(head_model(reduced, graph.outputs)).run({"image": FRAMES[:1]})
     check_parity(codes, integer.run(reduced, FRAMES[:1], graph.outputs), what="reduced")
@@ -54,7 +57,7 @@ def test_every_tail_takes_batches_and_reproduces_torch(
     network: QuantizedGraph, tmp_path: Path
 ) -> None:
     graph = network.graph
-    weights = SharedWeights.of(graph)
+    weights = SharedWeights.of(graph.nodes)
     write_weights(tmp_path, weights)
     image = torch.from_numpy(FRAMES[:2]).float() / 255
     whole = execute.run(graph, {"image": image}, graph.outputs)
@@ -74,12 +77,13 @@ def test_grids_hold_zero_and_saturate() -> None:
     assert Grid.over(0.5, 2.0).zero_point == 0
 
 
-def test_best_grid_clips_a_lonely_outlier() -> None:
+def test_least_error_clips_a_lonely_outlier() -> None:
     counts = np.zeros(2048)
     counts[:200] = 1e6
     counts[-1] = 1
-    clipped = best_grid(Distribution(0.0, 100.0, counts))
-    assert clipped.scale * 255 < 50
+    low, high = least_error_range(Distribution(0.0, 100.0, counts), 8)
+    assert low == 0
+    assert high < 50
 
 
 def test_saturated_products_are_found_by_the_gate() -> None:

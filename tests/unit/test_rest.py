@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from PIL import Image
 
 from cloud import rest as cloud_rest
+from cloud.history import History
 from cloud.service import SplitService
 from cloud.tails import Tails
 from common.bundle import Bundle
@@ -51,7 +52,7 @@ def edge(bundle: Bundle, tails: Tails) -> Iterable[FastAPI]:
     def serve(message: pb.EdgeMessage) -> Iterable[pb.CloudMessage]:
         if message.WhichOneof("kind") == "hello":
             return [pb.CloudMessage(welcome=pb.Welcome(plan_digests=tails.digests))]
-        return [service.serve(message, 0.0)]
+        return [service.serve(message, 0.0, History())]
 
     hello = pb.Hello(edge_id="test", bundle_digest=bundle.digest)
     detector = Detector(bundle, CloudClient(lambda: InProcessTransport(serve), hello))

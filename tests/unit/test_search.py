@@ -1,5 +1,6 @@
 """The search's own arithmetic: predictions, what is kept, wire quantizers, sizes."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import NoFeasiblePlanError, SettingsError
+from common.errors import SettingsError
 from common.link import parse_link
 from common.manifest import USUAL_UPLOAD, CodecSpec
 from search.calibration import observe
@@ -24,10 +25,13 @@ from search.candidates import (
 )
 from search.cuts import Cut, enumerate_cuts
 from search.devices import DeviceProfile, device_profile
-from search.formats import allowed_cuts, edge_memory
+from search.formats import fitting_cuts, no_head_fits, promising_cuts, runnable_cuts
 from search.graph import Node
+from search.heads import Heads
 from search.latency import CutTimes
-from search.quantize import Grid, QuantizedGraph, quantize
+from search.quantization.grids import Grid
+from search.quantization.network import QuantizedGraph
+from search.quantization.recipe import rounded
 from search.timing import Timing
 from search.wire import wire_tensor
 from splitpoint.sizes import parse_size
@@ -156,32 +160,42 @@ def test_wire_quantizers_get_better_with_width_and_keep_the_mean() -> None:
 def network() -> QuantizedGraph:
     graph = branched_graph()
     frames = np.random.default_rng(0).integers(0, 256, (4, 3, *SIZE), np.uint8)
-    return quantize(graph, observe(graph, frames))
+    return rounded(graph, observe(graph, frames))
 
 
 def test_memory_limit_leaves_only_heads_that_fit(network: QuantizedGraph) -> None:
-    cuts = enumerate_cuts(network.graph)
-    needs = sorted(sum(edge_memory(network, cut)) for cut in cuts if cut.head)
+    heads, cuts = Heads(network), enumerate_cuts(network.graph)
+    needs = sorted(sum(heads.memory_bytes(cut)) for cut in cuts if cut.head)
     limit = needs[len(needs) // 2]
-    allowed = allowed_cuts(network, cuts, LINK, edge_memory_bytes=limit, no_raw_image=False)
+    allowed = fitting_cuts(heads, cuts, limit)
     assert allowed[0].kind == "cloud-only"
-    assert all(sum(edge_memory(network, cut)) <= limit for cut in allowed)
+    assert all(sum(heads.memory_bytes(cut)) <= limit for cut in allowed)
     assert 1 < len(allowed) < len(cuts)
+    assert fitting_cuts(heads, cuts, None) == cuts
+
+
+def test_promising_cuts_are_few_and_keep_the_ends(network: QuantizedGraph) -> None:
+    cuts = enumerate_cuts(network.graph) * 3
+    chosen = promising_cuts(network.graph, cuts, LINK)
+    assert len(chosen) == min(40, len(cuts))
+    assert [c.kind for c in chosen[:2]] == ["cloud-only", "edge-only"]
 
 
 def test_when_nothing_fits_the_smallest_need_is_told(network: QuantizedGraph) -> None:
-    cuts = enumerate_cuts(network.graph)
-    with pytest.raises(NoFeasiblePlanError, match=r"smallest head needs \d+\.\d+ MiB"):
-        allowed_cuts(network, cuts, LINK, edge_memory_bytes=1, no_raw_image=True)
+    heads, cuts = Heads(network), enumerate_cuts(network.graph)
+    without_pixels = runnable_cuts(heads, cuts, no_raw_image=True)
+    assert "cloud-only" not in {cut.kind for cut in without_pixels}
+    message = no_head_fits(heads, without_pixels)
+    assert re.search(r"smallest head needs \d+\.\d+ MiB", message)
 
 
-def test_a_node_without_an_8_bit_form_stays_in_the_cloud(network: QuantizedGraph) -> None:
+def test_a_node_without_an_integer_form_stays_in_the_cloud(network: QuantizedGraph) -> None:
     deep = network.graph.nodes[-1].name
     refusing = QuantizedGraph(
         network.graph, network.grids, network.before, network.convs, {deep: "no"}
     )
     cuts = enumerate_cuts(network.graph)
-    allowed = allowed_cuts(refusing, cuts, LINK, edge_memory_bytes=None, no_raw_image=False)
+    allowed = runnable_cuts(Heads(refusing), cuts, no_raw_image=False)
     assert all(deep not in {node.name for node in cut.head} for cut in allowed)
     assert "edge-only" not in {cut.kind for cut in allowed}
 

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from cloud.history import History
 from cloud.service import ProtocolError, SplitService, _check_kind
 from cloud.tails import Tails
 from common.bundle import Bundle
@@ -46,7 +47,7 @@ def test_a_frame_becomes_a_result_with_its_times(
     service: SplitService, bundle: Bundle, name: str
 ) -> None:
     arrived_s = time.perf_counter()
-    answer = service.serve(pb.EdgeMessage(frame=_frame(bundle, name)), arrived_s)
+    answer = service.serve(pb.EdgeMessage(frame=_frame(bundle, name)), arrived_s, History())
     result = answer.result
     assert result.frame_id == 7
     assert len(result.detections.scores) > 0
@@ -58,14 +59,16 @@ def test_a_frame_becomes_a_result_with_its_times(
 def test_a_report_is_acknowledged_without_detections(service: SplitService, bundle: Bundle) -> None:
     found = pb.Detections(boxes=[1, 2, 3, 4], scores=[0.5], classes=[1])
     report = pb.Report(frame_id=9, plan_digest=_digest(bundle, tiny.EDGE_ONLY), detections=found)
-    answer = service.serve(pb.EdgeMessage(report=report), arrived_s=0.0)
+    answer = service.serve(pb.EdgeMessage(report=report), 0.0, History())
     assert answer.result.frame_id == 9
     assert len(answer.result.detections.scores) == 0
 
 
 def test_an_unknown_plan_is_rejected_and_named(service: SplitService) -> None:
     frame = pb.Frame(frame_id=3, plan_digest=bytes(32))
-    rejection = service.serve(pb.EdgeMessage(frame=frame), arrived_s=0.0).rejection
+    rejection = service.serve(
+        pb.EdgeMessage(frame=frame), arrived_s=0.0, history=History()
+    ).rejection
     assert (rejection.frame_id, rejection.reason) == (3, pb.Rejection.REASON_UNKNOWN_PLAN)
     assert "000000000000" in rejection.message
 
@@ -103,10 +106,12 @@ def test_a_spoilt_frame_costs_itself_only(
 ) -> None:
     frame = _frame(bundle)
     spoil(frame)  # type: ignore[operator]
-    rejection = service.serve(pb.EdgeMessage(frame=frame), arrived_s=0.0).rejection
+    rejection = service.serve(
+        pb.EdgeMessage(frame=frame), arrived_s=0.0, history=History()
+    ).rejection
     assert rejection.reason == pb.Rejection.REASON_BAD_PAYLOAD
     assert "\n" not in rejection.message
-    good = service.serve(pb.EdgeMessage(frame=_frame(bundle)), arrived_s=0.0)
+    good = service.serve(pb.EdgeMessage(frame=_frame(bundle)), 0.0, History())
     assert good.HasField("result")
 
 
@@ -117,7 +122,9 @@ def test_a_failure_inside_is_no_detail_for_the_peer(
         raise ZeroDivisionError("secret")
 
     monkeypatch.setattr(service, "_finish", fail)
-    rejection = service.serve(pb.EdgeMessage(frame=_frame(bundle)), arrived_s=0.0).rejection
+    rejection = service.serve(
+        pb.EdgeMessage(frame=_frame(bundle)), arrived_s=0.0, history=History()
+    ).rejection
     assert rejection.reason == pb.Rejection.REASON_INTERNAL
     assert "secret" not in rejection.message
 

@@ -11,6 +11,7 @@ import grpc
 import pytest
 from google.protobuf.message import DecodeError
 
+from cloud.history import History
 from cloud.service import SplitService
 from cloud.tails import Tails
 from common.bundle import Bundle
@@ -306,5 +307,5 @@ def test_detections_survive_the_wire(bundle: Bundle, tails: Tails, tmp_path: Pat
     message = frame(bundle, 1).frame
     expected = tails.runner(message.plan_digest).finish(message).detections
     with ThreadPoolExecutor(1) as workers:
-        answer = SplitService(tails, workers).serve(pb.EdgeMessage(frame=message), 0.0)
+        answer = SplitService(tails, workers).serve(pb.EdgeMessage(frame=message), 0.0, History())
     assert answer.result.detections == detections_to_message(expected)

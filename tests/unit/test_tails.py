@@ -19,7 +19,9 @@ from tests import tiny
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return tiny.build(tmp_path_factory.mktemp("bundle") / "b", [*tiny.ALL_PLANS, tiny.SPLIT_8])
+    return tiny.build(
+        tmp_path_factory.mktemp("bundle") / "b", [*tiny.ALL_PLANS, tiny.SPLIT_8, tiny.SPLIT_CONTEXT]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,7 @@ def frame_of(bundle: Bundle, name: str) -> pb.Frame:
     return pb.Frame(plan_digest=digest, image_width=48, image_height=40, payloads=cut.payloads)
 
 
-@pytest.mark.parametrize("name", [tiny.SPLIT, tiny.SPLIT_8, tiny.CLOUD_ONLY])
+@pytest.mark.parametrize("name", [tiny.SPLIT, tiny.SPLIT_8, tiny.SPLIT_CONTEXT, tiny.CLOUD_ONLY])
 def test_a_frame_is_finished(bundle: Bundle, tails: Tails, name: str) -> None:
     frame = frame_of(bundle, name)
 
@@ -43,6 +45,16 @@ def test_a_frame_is_finished(bundle: Bundle, tails: Tails, name: str) -> None:
     assert len(finished.detections) > 0
     assert (finished.detections.boxes[:, 2:] <= (48, 40)).all()
     assert min(finished.decode_ms, finished.tail_ms, finished.postprocess_ms) >= 0
+
+
+def test_how_symbols_are_coded_changes_nothing_else(bundle: Bundle, tails: Tails) -> None:
+    frames = [frame_of(bundle, name) for name in (tiny.SPLIT, tiny.SPLIT_CONTEXT)]
+
+    one, other = (tails.runner(f.plan_digest).finish(f).detections for f in frames)
+
+    assert frames[0].payloads[0].data != frames[1].payloads[0].data
+    np.testing.assert_array_equal(one.boxes, other.boxes)
+    np.testing.assert_array_equal(one.scores, other.scores)
 
 
 def test_the_threshold_of_the_frame_holds(bundle: Bundle, tails: Tails) -> None:
@@ -129,7 +141,7 @@ def test_a_spoilt_frame_is_a_bad_payload(
 
 
 def test_plans_with_the_same_tail_share_one_model(tails: Tails) -> None:
-    assert len(tails.digests) == 3
+    assert len(tails.digests) == 4
     assert tails.opened == 2
 
 

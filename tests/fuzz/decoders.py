@@ -1,0 +1,121 @@
+"""Coverage-guided fuzzing of everything that reads bytes from a network or a file.
+
+    python -m tests.fuzz.decoders [options of libFuzzer, e.g. -max_total_time=60]
+
+The first byte chooses the decoder, the others are what it reads. Whatever they are, it must return
+what it promises or raise an error of ours of one line, and the two halves of the context coder must
+agree. libFuzzer stops at anything else, and at whatever takes over 5 s or 1 GiB.
+"""
+
+import resource
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import atheris
+import numpy as np
+
+with atheris.instrument_imports(include=["common"]):
+    from common.bundle import parse_manifest
+    from common.codec import ContextModel, context, make_codec, slow_context
+    from common.codec.base import Codec
+    from common.errors import SplitpointError
+    from common.images import ImageLimits, decode_image
+    from common.manifest import CodecSpec
+    from common.packed_weights import Packable, pack_weights, unpack_weights
+    from tests.contexts import random_model, sparse_symbols
+    from tests.unit.test_codec import picture
+
+TENSOR, PIXELS = (8, 12, 12), (3, 24, 40)
+MODEL = random_model(8, 16, seed=7)
+AFTER = random_model(8, 16, seed=8, looks_back=True)
+BEFORE = sparse_symbols(TENSOR, 16, seed=4)
+LIMITS = ImageLimits(max_bytes=1 << 16, max_pixels=1 << 16)
+
+
+def _codec(codec: Codec, shape: tuple[int, int, int], bits: int) -> Callable[[bytes], None]:
+    def read(data: bytes) -> None:
+        symbols = codec.decode(data, shape, bits)
+        if symbols.shape != shape or symbols.dtype != np.uint8 or symbols.max() >> bits:
+            raise AssertionError(f"{type(codec).__name__} made {symbols.shape} {symbols.dtype}")
+
+    return read
+
+
+def _either_context(data: bytes) -> None:
+    for model, previous in ((MODEL, None), (AFTER, BEFORE)):
+        results = []
+        for decode in (context._decode, lambda m, d, p, s: slow_context.decode(d, p, m, s)):
+            try:
+                results.append(decode(model, data, previous, TENSOR).tobytes())
+            except ValueError:
+                results.append(b"refused")
+        if results[0] != results[1]:
+            raise AssertionError("C and Python read different symbols")
+
+
+def _image(data: bytes) -> None:
+    image = decode_image(data, LIMITS)
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise AssertionError(f"an image of {image.shape} {image.dtype}")
+
+
+_TENSOR_CODECS = [
+    make_codec(CodecSpec(name="raw")),
+    make_codec(CodecSpec(name="packed")),
+    make_codec(CodecSpec(name="packed+zstd")),
+    make_codec(CodecSpec(name="symbols+zstd")),
+    make_codec(CodecSpec(name="context"), MODEL),
+]
+_IMAGE_CODECS = [
+    make_codec(CodecSpec(name="png")),
+    make_codec(CodecSpec(name="jpeg", quality=75)),
+    make_codec(CodecSpec(name="webp", quality=75)),
+]
+READERS: list[Callable[[bytes], object]] = [
+    *(_codec(codec, TENSOR, 4) for codec in _TENSOR_CODECS),
+    *(_codec(codec, PIXELS, 8) for codec in _IMAGE_CODECS),
+    _either_context,
+    lambda data: ContextModel.from_bytes(data, "file"),
+    _image,
+    parse_manifest,
+    lambda data: unpack_weights(data, "file"),
+]
+
+
+def seeds() -> list[bytes]:
+    """Something valid for every reader."""
+    symbols = sparse_symbols(TENSOR, 16, seed=3)
+    tensors = [codec.encode(symbols, 4) for codec in _TENSOR_CODECS]
+    pictures = [codec.encode(picture(), 8) for codec in _IMAGE_CODECS]
+    weights = pack_weights({"conv.weight": Packable(np.ones((4, 3), np.int8), 3)})
+    rest = [tensors[-1][1:], MODEL.to_bytes(), pictures[0], b'{"schema_version": 2}', weights]
+    return [bytes([k]) + data for k, data in enumerate((*tensors, *pictures, *rest))]
+
+
+def read(data: bytes) -> None:
+    """Read one input."""
+    if not data:
+        return
+    try:
+        READERS[data[0] % len(READERS)](data[1:])
+    except SplitpointError as error:
+        if "\n" in str(error) or not str(error):
+            raise AssertionError(f"not one line: {error!r}") from error
+
+
+def main() -> None:
+    """Fuzz until libFuzzer's limits."""
+    with tempfile.TemporaryDirectory() as corpus:
+        for number, seed in enumerate(seeds()):
+            Path(corpus, f"seed-{number}").write_bytes(seed)
+        # libFuzzer judges the peak, which on Linux a process inherits from the one that started it.
+        inherited_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+        options = ["-timeout=5", f"-rss_limit_mb={inherited_mb + 1024}", "-max_len=8192"]
+        atheris.Setup([sys.argv[0], *options, *sys.argv[1:], corpus], read)
+        atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

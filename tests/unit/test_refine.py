@@ -1,0 +1,427 @@
+"""Searched wire formats: quantizers, context models, adapted tails, and the curve they lie on."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from common.codec.context import ContextCoded
+from common.detections import DetectorSpec, YoloHeadSpec
+from common.errors import CalibrationError
+from common.link import parse_link
+from search import adapt, execute
+from search.adapt import Loss, Wire, adapt_tail, distillation_loss, wire_error
+from search.calibration import observe
+from search.candidates import World
+from search.context import fit_context, ideal_bytes, magnitudes_of
+from search.cuts import Cut, enumerate_cuts
+from search.devices import device_profile
+from search.examples import Examples, alter, collect, collect_pairs, move
+from search.graph import Node
+from search.heads import Heads
+from search.latency import CutTimes
+from search.quantization.grids import Grid
+from search.quantization.network import QuantizedGraph
+from search.quantization.recipe import rounded
+from search.rate_curve import RatePoint, lower_hull, rate_curve
+from search.refine import Refiner, cheapest
+from search.timing import NO_TIME
+from search.wire import stepped_tensor
+from tests.networks import SIZE, branched_graph, pictures
+
+DETECTOR = DetectorSpec(
+    kind="yolov3",
+    input_height=SIZE[0],
+    input_width=SIZE[1],
+    heads=tuple(
+        YoloHeadSpec(stride=stride, anchors=((8.0, 8.0), (16.0, 16.0)), classes=2)
+        for stride in (16, 8)
+    ),
+    class_names=("cat", "dog"),
+)
+
+
+class Silent:
+    """Reports nothing, but counts the stages."""
+
+    def __init__(self) -> None:
+        self.titles: list[str] = []
+
+    def stage(self, title: str, /) -> "Silent":
+        self.titles.append(title)
+        return self
+
+    def __call__(self, done: int, total: int, _note: str = "", /) -> None:
+        assert 0 <= done <= total
+
+
+FRAMES = pictures(24)
+
+
+@pytest.fixture(scope="module")
+def network() -> QuantizedGraph:
+    graph = branched_graph()
+    return rounded(graph, observe(graph, FRAMES))
+
+
+@pytest.fixture(scope="module")
+def cut(network: QuantizedGraph) -> Cut:
+    """A cut of one tensor that everything in the tail depends on."""
+    return next(c for c in enumerate_cuts(network.graph) if c.kind == "split" and c.name == "add_4")
+
+
+@pytest.fixture(scope="module")
+def examples(
+    network: QuantizedGraph, cut: Cut, tmp_path_factory: pytest.TempPathFactory
+) -> Examples:
+    return examples_of(network, cut, FRAMES, tmp_path_factory.mktemp("examples"))
+
+
+def examples_of(
+    network: QuantizedGraph, cut: Cut, frames: NDArray[np.uint8], folder: Path
+) -> Examples:
+    whole = enumerate_cuts(network.graph)[0]
+    return collect(
+        network, whole, cut.tensors, frames, folder, copies=2, threads=1, progress=Silent()
+    )
+
+
+def coarse(network: QuantizedGraph, cut: Cut, examples: Examples, step: float = 1.0) -> Wire:
+    wires = []
+    for name in cut.tensors:
+        counts = np.bincount(examples.codes[name].ravel(), minlength=256)
+        wires.append(
+            stepped_tensor(
+                network.graph[name],
+                network.grids[name],
+                counts,
+                dead_zone=0.5 * step,
+                step=step,
+                clip=np.inf,
+            )
+        )
+    return tuple(wires)
+
+
+class TestQuantizer:
+    NODE = Node("t", "conv", (), (4, 2, 2))
+
+    @given(
+        low=st.floats(-8, 0),
+        high=st.floats(0.5, 8),
+        dead_zone=st.floats(0.01, 4),
+        step=st.floats(0.05, 8),
+        clip=st.floats(0.1, 16),
+    )
+    def test_every_code_has_a_symbol_and_symbols_follow_values(
+        self, low: float, high: float, dead_zone: float, step: float, clip: float
+    ) -> None:
+        grid = Grid.over(low, high)
+        counts = np.ones(256, np.int64)
+        wire = stepped_tensor(self.NODE, grid, counts, dead_zone=dead_zone, step=step, clip=clip)
+        symbols = np.array(wire.to_symbol)
+        assert (np.diff(symbols) >= 0).all()
+        assert symbols.max() < 1 << wire.bits
+        used = np.array(wire.to_value)[: symbols.max() + 1]
+        assert (np.diff(used) >= 0).all()
+
+    def test_levels_are_where_they_were_asked_for(self) -> None:
+        grid = Grid.over(-1.0, 9.0)
+        values = grid.dequantize(np.arange(256).astype(np.uint8))
+        counts = (values >= 0).astype(np.int64)
+        wire = stepped_tensor(self.NODE, grid, counts, dead_zone=0.5, step=2.0, clip=5.0)
+        symbols = np.array(wire.to_symbol)
+        for value, symbol in ((-0.9, 0), (0.4, 0), (0.6, 1), (2.4, 1), (2.6, 2), (4.6, 3), (9, 3)):
+            assert symbols[np.abs(values - value).argmin()] == symbol
+        assert wire.bits == 2
+        assert wire.to_value[1] == pytest.approx(1.5, abs=0.1)  # the mean of what falls into it
+
+    def test_a_signed_tensor_keeps_both_sides(self) -> None:
+        grid = Grid.over(-4.0, 4.0)
+        wire = stepped_tensor(
+            self.NODE, grid, np.ones(256, np.int64), dead_zone=1.0, step=1.0, clip=np.inf
+        )
+        assert wire.to_value[0] < -3
+        assert wire.to_value[max(wire.to_symbol)] > 3
+
+
+def correlated(count: int) -> NDArray[np.uint8]:
+    """(N, 6, 12, 12) symbols of 2 bits: neighbours and channels say much of each other."""
+    rng = np.random.default_rng(0)
+    fields = []
+    for _ in range(count):
+        field = Image.fromarray(rng.random((4, 4), np.float32)).resize((12, 12))
+        level = np.asarray(field)[None] + 0.05 * rng.standard_normal((6, 12, 12))
+        fields.append(np.clip((level - 0.6) * 10, 0, 3))
+    return np.stack(fields).astype(np.uint8)
+
+
+class TestContext:
+    def test_what_neighbours_say_saves_bytes(self) -> None:
+        symbols = correlated(48)
+        model = fit_context(symbols[:40], 4)
+        codec = ContextCoded(model)
+        sizes, ideals = [], []
+        for each in symbols[40:]:
+            data = codec.encode(each, 2)
+            np.testing.assert_array_equal(codec.decode(data, each.shape, 2), each)
+            sizes.append(len(data))
+            ideals.append(ideal_bytes(model, each))
+        shares = np.bincount(symbols.ravel(), minlength=4) / symbols.size
+        entropy = -(shares * np.log2(shares)).sum() * symbols[0].size / 8
+        assert np.mean(sizes) < 0.6 * entropy
+        assert np.mean(ideals) <= np.mean(sizes) < 1.01 * np.mean(ideals) + 3
+
+    def test_another_model_is_a_good_beginning(self) -> None:
+        symbols = correlated(40)
+        start = fit_context(symbols, 4)
+        few = fit_context(symbols, 4, most_steps=5)
+        more = fit_context(symbols, 4, start=start, most_steps=5)
+        assert ideal_bytes(more, symbols[0]) < ideal_bytes(few, symbols[0])
+
+    def test_the_same_symbols_always_give_the_same_model(self) -> None:
+        symbols = correlated(16)
+        one, other = (fit_context(symbols, 4, most_steps=10) for _ in range(2))
+        assert one.to_bytes() == other.to_bytes()
+
+    def test_the_frame_before_says_much(self) -> None:
+        before = correlated(48)
+        rng = np.random.default_rng(1)
+        now = np.where(rng.random(before.shape) < 0.03, 3 - before, before).astype(np.uint8)
+        start = fit_context(now[:40], 4)
+        after = fit_context(now[:40], 4, previous=before[:40], start=start)
+        assert after.looks_back
+        codec = ContextCoded(start, after)
+        alone, following = [], []
+        for k in range(40, 48):
+            data = codec.encode_after(now[k], 2, before[k])
+            np.testing.assert_array_equal(
+                codec.decode_after(data, now[k].shape, 2, before[k]), now[k]
+            )
+            following.append(len(data))
+            alone.append(len(codec.encode(now[k], 2)))
+        assert np.mean(following) < 0.9 * np.mean(alone)
+
+    def test_a_large_tensor_is_fitted_in_parts(self) -> None:
+        symbols = np.tile(correlated(16)[:, :2], (1, 1, 8, 8))
+        model = fit_context(symbols, 4, most_steps=4)
+        assert model.channels == 2
+
+    def test_too_few_images(self) -> None:
+        with pytest.raises(CalibrationError, match="at least 16 are needed"):
+            fit_context(correlated(15), 4)
+
+    def test_one_symbol_only(self) -> None:
+        model = fit_context(np.zeros((16, 3, 4, 4), np.uint8), 2, most_steps=4)
+        assert len(ContextCoded(model).encode(np.zeros((3, 4, 4), np.uint8), 1)) <= 3
+
+    def test_magnitudes_are_distances_from_the_most_frequent(self) -> None:
+        assert magnitudes_of(np.array([3, 90, 5, 1])).tolist() == [1, 0, 1, 2]
+
+
+class TestExamples:
+    def test_held_out_images_come_first_and_as_they_are(
+        self, network: QuantizedGraph, examples: Examples
+    ) -> None:
+        assert (examples.held_out, len(examples)) == (3, 3 + 21 * 3)
+        image = torch.from_numpy(FRAMES[::8]).float() / 255
+        truth = execute.run(network.graph, {"image": image}, network.graph.outputs)
+        for name, maps in zip(network.graph.outputs, examples.maps, strict=True):
+            np.testing.assert_allclose(maps[:3], truth[name].numpy(), rtol=2e-3, atol=2e-3)
+
+    def test_too_few_images(self, network: QuantizedGraph, cut: Cut, tmp_path: Path) -> None:
+        with pytest.raises(CalibrationError, match="at least 16 are needed"):
+            examples_of(network, cut, FRAMES[:15], tmp_path)
+
+    def test_an_altered_frame_is_another_frame_of_the_same_size(self) -> None:
+        rng = np.random.default_rng(0)
+        altered = alter(FRAMES[0], rng)
+        assert altered.shape == FRAMES[0].shape
+        assert altered.dtype == np.uint8
+        assert (altered != FRAMES[0]).mean() > 0.5
+        assert (altered != alter(FRAMES[0], rng)).mean() > 0.5
+
+
+class TestPairs:
+    def test_a_moved_frame_is_almost_the_same(self) -> None:
+        moved = move(FRAMES[0], np.random.default_rng(0))
+        assert moved.shape == FRAMES[0].shape
+        assert 0 < np.abs(moved.astype(int) - FRAMES[0]).mean() < 25
+
+    def test_frames_come_with_those_before_them(self, network: QuantizedGraph, cut: Cut) -> None:
+        pairs = collect_pairs(network, cut.tensors, FRAMES, threads=1, progress=Silent())
+        (name,) = cut.tensors
+        assert pairs.codes[name].shape == pairs.before[name].shape
+        assert len(pairs.codes[name]) == 2 * 21  # the held-out frames are left out
+        apart = np.abs(pairs.codes[name].astype(int) - pairs.before[name]).mean()
+        others = np.abs(pairs.codes[name].astype(int) - pairs.before[name][::-1]).mean()
+        assert 0 < apart < 0.7 * others
+
+
+LOSSES = pytest.mark.parametrize(
+    "loss", [distillation_loss(DETECTOR), distillation_loss(None)], ids=["detector", "any"]
+)
+
+
+class TestAdaptation:
+    @LOSSES
+    def test_the_tail_learns_what_the_wire_leaves(
+        self, network: QuantizedGraph, cut: Cut, examples: Examples, loss: Loss
+    ) -> None:
+        wire = coarse(network, cut, examples)
+        notes = []
+        adapted = adapt_tail(
+            network.graph.outputs,
+            cut,
+            wire,
+            examples,
+            loss,
+            steps=60,
+            adapted_to="coarse",
+            progress=lambda _done, _total, note: notes.append(note),
+        )
+        assert adapted.is_better
+        assert adapted.after < 0.95 * adapted.before
+        assert adapted.before == pytest.approx(
+            wire_error(network.graph.outputs, cut, wire, examples, loss)
+        )
+        assert adapted.after == pytest.approx(
+            wire_error(network.graph.outputs, adapted.cut, wire, examples, loss)
+        )
+        assert f"{adapted.after:.3f}" in notes[-1]
+        assert adapted.cut.adapted_to == "coarse"
+        assert [n.name for n in adapted.cut.tail] == [n.name for n in cut.tail]
+
+    def test_it_is_never_worse_than_before(
+        self,
+        network: QuantizedGraph,
+        cut: Cut,
+        examples: Examples,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(adapt, "LEARNING_RATE", 10.0)
+        wire, loss = coarse(network, cut, examples), distillation_loss(DETECTOR)
+        adapted = adapt_tail(
+            network.graph.outputs, cut, wire, examples, loss, steps=30, adapted_to="x"
+        )
+        assert (adapted.steps, adapted.is_better) == (0, False)
+        assert adapted.after == adapted.before
+        for old, new in zip(cut.tail, adapted.cut.tail, strict=True):
+            if old.weight is not None:
+                assert new.weight is not None
+                np.testing.assert_array_equal(new.weight, old.weight)
+
+    def test_it_begins_with_a_better_tail(
+        self, network: QuantizedGraph, cut: Cut, examples: Examples
+    ) -> None:
+        wire, loss = coarse(network, cut, examples), distillation_loss(DETECTOR)
+        outputs = network.graph.outputs
+        first = adapt_tail(outputs, cut, wire, examples, loss, steps=50, adapted_to="first")
+        again = adapt_tail(
+            outputs, cut, wire, examples, loss, steps=0, adapted_to="again", start=first.cut
+        )
+        assert again.before == first.before
+        assert again.after == pytest.approx(first.after)
+
+    @LOSSES
+    def test_the_teacher_itself_has_no_loss(self, loss: Loss) -> None:
+        maps = [
+            torch.randn(2, 14, s, s, generator=torch.Generator().manual_seed(s)) for s in (4, 8)
+        ]
+        assert float(loss(maps, maps)) == pytest.approx(0, abs=1e-5)
+        worse = [m + 0.5 for m in maps]
+        assert float(loss(worse, maps)) > 0.01
+
+
+def point(sent: float, error: float) -> RatePoint:
+    return RatePoint(1.0, 0.5, np.inf, (), sent, error)
+
+
+class TestCurve:
+    @given(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 50)), min_size=1, max_size=20))
+    def test_the_hull_holds_the_best_point_for_every_lambda(
+        self, drawn: list[tuple[int, int]]
+    ) -> None:
+        points = [point(float(sent), float(error)) for sent, error in drawn]
+        hull = lower_hull(points)
+        assert all(p in points for p in hull)
+        for one, other in pairwise(hull):
+            assert one.payload_bytes < other.payload_bytes
+            assert one.error > other.error
+        for price in (0.01, 0.3, 1.0, 7.0, 100.0):
+            best = min(p.payload_bytes + price * p.error for p in points)
+            assert min(p.payload_bytes + price * p.error for p in hull) == pytest.approx(best)
+
+    @given(size=st.integers(0, 40), first=st.integers(0, 40))
+    def test_bisection_finds_the_first_good_option(self, size: int, first: int) -> None:
+        options = list(range(size))
+        found = cheapest(options, lambda option: option >= first, trials=7)
+        assert found == (first if first < size else None)
+
+    def test_bisection_asks_no_more_than_it_may(self) -> None:
+        asked: list[int] = []
+
+        def is_good(option: int) -> bool:
+            asked.append(option)
+            return True
+
+        assert cheapest(range(100), is_good, trials=3) == 12
+        assert len(asked) == 3
+
+    def test_fewer_bytes_mean_more_error(
+        self, network: QuantizedGraph, cut: Cut, examples: Examples
+    ) -> None:
+        curve = rate_curve(
+            network,
+            cut,
+            examples,
+            distillation_loss(DETECTOR),
+            context_steps=20,
+            progress=Silent(),
+        )
+        sizes = [p.payload_bytes for p in curve.points]
+        errors = [p.error for p in curve.points]
+        assert len(curve.points) >= 3
+        assert sizes == sorted(sizes)
+        assert errors == sorted(errors, reverse=True)
+        assert [m.channels for m in curve.contexts] == [
+            network.graph[n].shape[0] for n in cut.tensors
+        ]
+
+
+@pytest.mark.parametrize("video", [False, True], ids=["stills", "video"])
+def test_a_refined_candidate_has_all_that_it_needs(
+    network: QuantizedGraph, cut: Cut, examples: Examples, video: bool
+) -> None:
+    reporter = Silent()
+    pairs = collect_pairs(network, cut.tensors, FRAMES, threads=1, progress=Silent())
+    refiner = Refiner(
+        Heads(network),
+        examples,
+        distillation_loss(DETECTOR),
+        {cut.name: CutTimes(NO_TIME, NO_TIME)},
+        World(parse_link("1kbit/0ms"), device_profile("this-machine"), 0.0, 0.0),
+        60,
+        reporter,
+        pairs=pairs if video else None,
+        context_steps=40,
+    )
+    curve = refiner.curve(cut)
+    coarse_one = curve.points[len(curve.points) // 4]
+    candidate = refiner.candidate(cut, curve, coarse_one)
+    assert str(candidate.codec) == "context"
+    assert candidate.name.startswith(f"{cut.name} ")
+    assert candidate.name.endswith(" KB context adapted")
+    assert candidate.weight_bytes > sum(len(m.to_bytes()) for m in candidate.contexts)
+    for codec, wire in zip(candidate.codecs, candidate.wire, strict=True):
+        symbols = np.array(wire.to_symbol, np.uint8)[examples.codes[wire.name][0]]
+        data = codec.encode(symbols, wire.bits)
+        np.testing.assert_array_equal(codec.decode(data, wire.shape, wire.bits), symbols)
+    assert len(reporter.titles) == 3 + video
+    assert [model.looks_back for model in candidate.contexts_after] == [True] * video
