@@ -5,6 +5,7 @@ those made by the head (or the image itself) that the tail reads, and those outp
 that the head already holds. The empty head is cloud-only, the whole graph is edge-only.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from common.errors import ModelError
@@ -86,6 +87,18 @@ def enumerate_cuts(graph: Graph, *, max_tensors: int = 4) -> list[Cut]:
         if head in (0, whole) or len(cut.tensors) <= max_tensors:
             cuts.append(cut)
     return cuts
+
+
+def prefix_cuts(graph: Graph) -> list[Cut]:
+    """The cuts behind each node in the order of execution, cloud-only first and edge-only last."""
+    body = [node for node in graph.nodes if node.op != "input"]
+    return [_cut_of(graph, body, (1 << count) - 1) for count in range(len(body) + 1)]
+
+
+def cut_of_head(graph: Graph, names: Collection[str]) -> Cut:
+    """The cut whose head has these nodes; they must be closed under predecessors."""
+    body = [node for node in graph.nodes if node.op != "input"]
+    return _cut_of(graph, body, sum(1 << bit for bit, n in enumerate(body) if n.name in names))
 
 
 def _cut_of(graph: Graph, body: list[Node], mask: int) -> Cut:

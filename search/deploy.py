@@ -21,6 +21,7 @@ from search.candidates import Candidate, Judged, predict
 from search.cuts import Cut
 from search.graph import IMAGE, Graph
 from search.heads import Heads
+from search.html_report import Bits, html
 from search.onnx_models import SharedWeights, head_model, packed_weights, tail_model
 from search.quantization import integer
 from search.report import as_json, markdown
@@ -81,6 +82,7 @@ def _write(
         cut, wire = judged.candidate.cut, _add_contexts(writer, judged.candidate)
         plans.append(_plan(judged, heads.get(cut.label), wire, tails.get(_tail_name(cut)), found))
     writer.add("report.md", markdown(found).encode())
+    writer.add("report.html", html(found, _bits(networks, found)).encode())
     writer.add("report.json", json.dumps(as_json(found), indent=1).encode())
     request = found.request
     return writer.finish(
@@ -99,6 +101,19 @@ def _write(
         ),
         plans=tuple(plans),
     )
+
+
+def _bits(networks: Heads, found: Found) -> Bits:
+    """Bits of the convolutions of each plan's head, and of what they make."""
+    return {
+        judged.candidate.name: {
+            node.name: (network.convs[node.name].bits, network.grids[node.name].bits)
+            for node in judged.candidate.cut.head
+            if node.name in network.convs
+        }
+        for judged in found.kept
+        for network in [networks.of(judged.candidate.cut)]
+    }
 
 
 def _sides(cut: Cut) -> tuple[str, str]:

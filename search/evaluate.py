@@ -146,7 +146,7 @@ class Evaluator:
         return [head.run({IMAGE: frame[None]}) for frame in self._frames]
 
     def _edge_maps(self, cut: Cut, codes: list[NDArray[np.uint8]]) -> Maps:
-        grids = [self._network.grids[name] for name in cut.tensors]
+        grids = [self._heads.of(cut).grids[name] for name in cut.tensors]
         return [grid.dequantize(q)[0] for grid, q in zip(grids, codes, strict=True)]
 
     def _cloud_maps(self, candidate: Candidate, codes: list[NDArray[np.uint8]]) -> Maps:

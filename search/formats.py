@@ -9,14 +9,21 @@ from collections.abc import Sequence
 
 from common.codec import make_codec
 from common.link import Link
-from common.manifest import CodecSpec, WireTensor
+from common.manifest import USUAL_UPLOAD, CodecSpec, WireTensor
 from search.candidates import Candidate, World, judge
 from search.cuts import Cut
 from search.graph import IMAGE, Graph
 from search.heads import Heads
 from search.latency import CutTimes
 from search.sampling import Coded, Samples, code
-from search.wire import IMAGE_CODECS, WIDTHS, image_tensor, tensor_codecs, wire_tensor
+from search.wire import (
+    IMAGE_CODECS,
+    WIDTHS,
+    code_tensor,
+    image_tensor,
+    tensor_codecs,
+    wire_tensor,
+)
 
 # Cuts that are timed; of more, those with the best rough estimate.
 MAX_TIMED_CUTS = 40
@@ -95,6 +102,23 @@ class FormatTable:
             options = [self._candidate(cut, wires, spec) for spec in tensor_codecs(wires)]
             found.append(judge(options, self._times, self._world)[0].candidate)
         return found
+
+    def nominal(self, cut: Cut) -> Candidate:
+        """Codes as the cut's head makes them, b bits each, without any coding."""
+        network = self._heads.of(cut)
+        wires = tuple(code_tensor(network.graph[n], network.grids[n]) for n in cut.tensors)
+        return self._candidate(cut, wires, CodecSpec(name="packed"))
+
+    def sending_ms(self, name: str) -> float:
+        """Coding and sending one tensor at 8 bits, or the image as the usual upload."""
+        if name == IMAGE:
+            wire, specs = image_tensor(self._network.graph[IMAGE]), [USUAL_UPLOAD]
+        else:
+            wire = self._quantizer(name, 8)
+            specs = tensor_codecs([wire])
+        slow, bps = self._world.device.slowdown, self._world.link.uplink_bps
+        costs = [self._cost(wire, spec) for spec in specs]
+        return min(c.encode_ms * slow + c.payload_bytes * 8e3 / bps + c.decode_ms for c in costs)
 
     def upload(self, cloud_only: Cut, spec: CodecSpec) -> Candidate:
         """The image itself, behind an image codec."""

@@ -30,12 +30,18 @@ class Heads:
         """The network that a cut's head is a prefix of."""
         return self._narrow[cut.name, cut.widths] if cut.widths else self.network
 
-    def narrowed(self, cut: Cut, network: QuantizedGraph) -> Cut:
-        """The cut with another network, named by the mean width of its head's weights."""
+    def narrowed(self, cut: Cut, network: QuantizedGraph, name: str = "") -> Cut:
+        """The cut with another network.
+
+        Args:
+            cut: Where the network is divided.
+            network: The network.
+            name: Of its widths; without, the mean width of the head's weights names them.
+        """
         convs = [network.convs[node.name] for node in cut.head if node.name in network.convs]
         elements = sum(conv.weight.size for conv in convs)
         mean = sum(conv.weight.size * conv.bits for conv in convs) / elements
-        named = replace(cut, widths=f"W{mean:.2f}")
+        named = replace(cut, widths=name or f"W{mean:.2f}")
         self._narrow[named.name, named.widths] = network
         return named
 

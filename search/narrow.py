@@ -9,26 +9,19 @@ save nothing there.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from common.errors import NoFeasiblePlanError
 from search.allocate.exact import solve_exact
 from search.allocate.problem import Choice, Problem
-from search.cache import Cache
 from search.cuts import Cut
 from search.graph import Node
 from search.heads import Heads
-from search.quantization.network import QuantizedConv, QuantizedGraph, integer_bias
-from search.quantization.recipe import DEFAULT, Recipe, rounded_together
+from search.quantization.network import QuantizedGraph, integer_bias
 from search.quantization.weights import CLIPS, round_nearest, scale_of
 from search.quantization.widths import WIDTHS
 from search.request import Progress
+from search.rounding import Rounder
 from search.sensitivity import Errors
-
-_FRAMES = 32
 
 
 class Narrower:
@@ -37,30 +30,21 @@ class Narrower:
     Args:
         heads: Where the networks are known.
         errors: Of each convolution's weights, at every width.
-        frames: (N, 3, H, W) calibration images; the first 32 are used to round weights together.
         memory_bytes: Limit on weights and peak activations.
-        cache: For weights that were rounded together.
-        origin: Digest of the network and the frames.
-        how: How weights of few bits are rounded.
+        rounder: Rounds the weights together.
     """
 
     def __init__(
         self,
         heads: Heads,
         errors: Errors,
-        frames: NDArray[np.uint8],
         memory_bytes: int,
-        cache: Cache | None = None,
-        origin: str = "",
-        how: Recipe = DEFAULT,
+        rounder: Rounder,
     ) -> None:
         self._heads = heads
         self._errors = errors
-        self._frames = frames[:_FRAMES]
         self._memory_bytes = memory_bytes
-        self._cache = cache or Cache()
-        self._origin = origin
-        self._how = how
+        self._rounder = rounder
         self._least: dict[str, dict[str, int]] = {}
 
     def narrowed(self, cuts: Sequence[Cut]) -> list[Cut]:
@@ -76,18 +60,8 @@ class Narrower:
 
     def rounded_together(self, cut: Cut, progress: Progress) -> Cut:
         """A narrow cut with weights that make up for each other's errors."""
-        network = self._heads.of(cut)
-
-        def together() -> dict[str, NDArray[Any]]:
-            better = rounded_together(network, cut.tensors, self._frames, self._how, progress)
-            return _to_arrays([better.convs[n.name] for n in cut.head if n.name in better.convs])
-
-        inputs = [self._origin, self._heads.digest(cut), self._how]
-        arrays = self._cache.arrays("rounded", inputs, together)
-        progress(1, 1)
-        names = [node.name for node in cut.head if node.name in network.convs]
-        convs = {**network.convs, **dict(zip(names, _from_arrays(arrays), strict=True))}
-        return self._heads.narrowed(cut, replace(network, convs=convs))
+        better = self._rounder.together(self._heads.of(cut), cut.tensors, progress)
+        return self._heads.narrowed(cut, better)
 
     def promoted(self, cut: Cut) -> Cut | None:
         """The cut with more bits for the layer that harms most; None if memory has no room for it.
@@ -162,22 +136,3 @@ class Narrower:
 def _context_bytes(network: QuantizedGraph, cut: Cut) -> int:
     """About what the context models of a cut's tensors take on the edge."""
     return sum(6 * network.graph[name].shape[0] ** 2 + 8192 for name in cut.tensors)
-
-
-_PARTS = ("weight", "scale", "bias", "bits")
-
-
-def _to_arrays(convs: Sequence[QuantizedConv]) -> dict[str, NDArray[Any]]:
-    return {
-        f"{index}:{part}": np.asarray(getattr(conv, part))
-        for index, conv in enumerate(convs)
-        for part in _PARTS
-    }
-
-
-def _from_arrays(arrays: dict[str, NDArray[Any]]) -> list[QuantizedConv]:
-    found = []
-    for index in range(len(arrays) // len(_PARTS)):
-        weight, scale, bias, bits = (arrays[f"{index}:{part}"] for part in _PARTS)
-        found.append(QuantizedConv(weight, scale, bias, int(bits)))
-    return found

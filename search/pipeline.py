@@ -21,7 +21,7 @@ from search.frames import load_frames
 from search.heads import Heads
 from search.importer import import_module
 from search.passes import optimise
-from search.quantization.recipe import rounded
+from search.quantization.recipe import recipe, rounded
 from search.rank import Network, rank
 from search.request import Found, Reporter, Request
 from search.zoo.darknet import DarknetModule
@@ -37,6 +37,10 @@ def search(request: Request, out: Path, reporter: Reporter) -> tuple[Manifest, F
     """
     if request.annotations is not None and request.evaluation is None:
         raise SettingsError("--annotations needs --evaluation, the folder of the annotated images")
+    if request.strategy == "cloud-only" and request.no_raw_image:
+        raise SettingsError("--strategy cloud-only sends pixels, which --no-raw-image forbids")
+    if request.quantizer is not None:
+        recipe(request.quantizer)
     progress = reporter.stage("reading the model")
     module = load_model(request.model, weights=request.weights)
     graph = optimise(import_module(module, module.input_size))

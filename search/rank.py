@@ -22,7 +22,7 @@ from search.adapt import distillation_loss
 from search.cache import Cache, digest
 from search.calibration import Statistics
 from search.candidates import Candidate, Judged, World, judge, shortlist, worth_keeping
-from search.cuts import Cut
+from search.cuts import Cut, cut_of_head, prefix_cuts
 from search.evaluate import Evaluator
 from search.examples import collect, collect_pairs, copies_of
 from search.formats import FormatTable, fitting_cuts, no_head_fits, promising_cuts, runnable_cuts
@@ -30,12 +30,22 @@ from search.frames import Frames
 from search.heads import Heads
 from search.latency import CutTimes, MeasuredLatency
 from search.narrow import Narrower
+from search.quantization.recipe import recipe
 from search.rate_curve import RatePoint
 from search.refine import Refiner, cheapest
 from search.remembered import Remembered
 from search.request import Found, Progress, Reporter, Request
+from search.rounding import Rounder
 from search.sampling import sample
 from search.sensitivity import Sensitivity, measured
+from search.strategies.baselines import (
+    BASELINES,
+    ONE_CUT,
+    AutoSplit,
+    cost_graph,
+    edge_only,
+    in_eight_bits,
+)
 from search.wire import LOSSY_IMAGE_CODECS, QUALITIES
 
 _EVALUATION_THREADS = 2
@@ -121,29 +131,24 @@ class _Ranking:
             evaluation.pixels,
             request.annotations and request.annotations.read_bytes(),
         )
+        self._latency = MeasuredLatency(
+            network.heads.network,
+            folder,
+            cache=cache,
+            origin=network.origin,
+            tail_threads=request.cloud_threads,
+        )
         self._meter = _Meter(evaluator, self._source, cache, judged_on)
         self._world = World(request.link, request.device, calibration.letterbox_ms, postprocess_ms)
 
     def run(self) -> Found:
-        """All steps."""
+        """All steps of our own search, or what a baseline would do."""
+        if self._request.strategy in BASELINES:
+            return self._run_baseline()
         request, reporter = self._request, self._reporter
         cuts = self._cuts + self._narrow
         tensors = list(dict.fromkeys(name for cut in cuts if cut.head for name in cut.tensors))
-        samples = sample(
-            self._heads.network,
-            tensors,
-            self._calibration.pixels,
-            reporter.stage("sampling the wire"),
-        )
-        source = MeasuredLatency(
-            self._heads.network,
-            self._folder,
-            cache=self._cache,
-            origin=self._network.origin,
-            tail_threads=request.cloud_threads,
-        )
-        times = source.times(cuts, reporter.stage("timing heads and tails"))
-        table = FormatTable(self._heads, samples, times, self._world)
+        times, table = self._tables(cuts, tensors)
         progress = reporter.stage("coding tensors")
         candidates: list[Candidate] = []
         for done, cut in enumerate(cuts, 1):
@@ -162,10 +167,62 @@ class _Ranking:
         candidates += [c for c in self._meter.candidates if c.name not in known]
         return self._found(candidates, times, curves)
 
+    def _run_baseline(self) -> Found:
+        """What the strategy asked for would deploy, measured as our own plans are."""
+        name, graph = self._request.strategy, self._heads.network.graph
+        whole = [node.name for node in graph.nodes[1:]]
+        times, table = self._tables(prefix_cuts(graph), whole)
+        candidates: list[Candidate] = []
+        if name in ONE_CUT:
+            cut = cut_of_head(graph, ONE_CUT[name](cost_graph(graph, times, table, self._world)))
+            times |= self._latency.times([cut], self._reporter.stage(f"timing {cut.name}"))
+            candidates.append(in_eight_bits(cut, table))
+        elif name == "edge-only":
+            rounder = self._rounder("default")
+            candidates += edge_only(self._heads, rounder, table, self._reporter)
+        else:
+            rounder, frames = self._rounder("nearest"), self._calibration.pixels
+            original = AutoSplit(self._heads, rounder, frames, self._reporter)
+            version: Literal[1, 2] = 1 if name == "auto-split-v1" else 2
+            limit = self._request.edge_memory_bytes
+            for each in original.candidates(version, limit, table, times, self._world):
+                candidates.append(each)
+                if self._is_good(each):
+                    break
+        self._meter.measure(candidates, self._reporter.stage("measuring accuracy as deployed"))
+        return self._found(candidates, times, {})
+
+    def _rounder(self, usual: str) -> Rounder:
+        return Rounder(
+            self._heads.network.graph,
+            self._network.statistics,
+            self._calibration.pixels,
+            self._cache,
+            self._network.origin,
+            recipe(self._request.quantizer or usual),
+        )
+
+    def _tables(
+        self, cuts: Sequence[Cut], tensors: Sequence[str]
+    ) -> tuple[dict[str, CutTimes], FormatTable]:
+        """Times of cuts, and what tensors take on the wire."""
+        samples = sample(
+            self._heads.network,
+            tensors,
+            self._calibration.pixels,
+            self._reporter.stage("sampling the wire"),
+        )
+        times = self._latency.times(cuts, self._reporter.stage("timing heads and tails"))
+        return times, FormatTable(self._heads, samples, times, self._world)
+
     def _allowed(self) -> tuple[list[Cut], list[Cut]]:
         """Cuts that keep the limits at 8 bits, and those that keep them at fewer."""
         request, heads = self._request, self._heads
+        if request.strategy in BASELINES:
+            return [], []  # they choose among all
         runnable = runnable_cuts(heads, self._network.cuts, no_raw_image=request.no_raw_image)
+        if request.strategy == "cloud-only":
+            runnable = [cut for cut in runnable if not cut.head]
         limit = request.edge_memory_bytes
         fitting = fitting_cuts(heads, runnable, limit)
         narrow: list[Cut] = []
@@ -184,9 +241,7 @@ class _Ranking:
             )
             progress(1, 1)
             errors = Sensitivity.from_arrays(arrays).weights
-            self._narrower = Narrower(
-                heads, errors, self._calibration.pixels, limit, self._cache, self._network.origin
-            )
+            self._narrower = Narrower(heads, errors, limit, self._rounder("default"))
             narrow = self._narrower.narrowed(runnable)
         if not fitting and not narrow:
             raise NoFeasiblePlanError(no_head_fits(heads, runnable))

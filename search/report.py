@@ -19,9 +19,9 @@ def markdown(found: Found) -> str:
     lines = [
         f"# {found.request.model}: {found.kept[0].candidate.name}",
         "",
-        _summary(found),
+        summary(found),
         "",
-        _why(found),
+        why(found),
         "",
         "## Plans",
         "",
@@ -94,6 +94,48 @@ def as_json(found: Found) -> dict[str, Any]:
     }
 
 
+def summary(found: Found) -> str:
+    """What was asked, and how much was measured."""
+    request = found.request
+    limit = request.edge_memory_bytes
+    memory = "no limit" if limit is None else f"{limit / 2**20:g} MiB"
+    timed = len({j.candidate.cut.name for j in found.judged})
+    return (
+        f"Link {found.world.link}, device {request.device.name}, edge memory {memory}. Accuracy "
+        f"is {found.metric} on {len(found.evaluation_images)} images, "
+        f"{found.reference_accuracy:.1f} in floating point, and may drop by "
+        f"{request.max_drop:g} points. {found.cuts} cuts, {timed} timed, "
+        f"{len(found.judged)} candidates, {len(found.measured)} with measured accuracy, "
+        f"{len(found.kept)} plans kept."
+    )
+
+
+def why(found: Found) -> str:
+    """What the chosen plan, in bold, gains over leaving the split out."""
+    best = found.kept[0]
+    rivals = []
+    for kind in ("cloud-only", "edge-only"):
+        allowed = [
+            j
+            for j in found.measured
+            if j.candidate.cut.kind == kind and _drop(found, j) <= found.request.max_drop
+        ]
+        if best.candidate.cut.kind == kind:
+            continue
+        if not allowed:
+            rivals.append(f"{kind} is out (memory, accuracy or privacy limits)")
+            continue
+        rival = allowed[0]
+        rivals.append(
+            f"{rival.candidate.name} would take {rival.latency_ms:.0f} ms "
+            f"({rival.latency_ms / best.latency_ms:.2f} x)"
+        )
+    return (
+        f"**{best.candidate.name}** answers in {best.latency_ms:.0f} ms for "
+        f"{best.candidate.payload_bytes:,.0f} bytes a frame; " + "; ".join(rivals) + "."
+    )
+
+
 def _curve_tables(found: Found) -> Iterable[str]:
     """The rate curve of each refined cut, in Markdown."""
     measured = {id(j.candidate.wire): j for j in found.measured}
@@ -117,46 +159,6 @@ def _curve_tables(found: Found) -> Iterable[str]:
                 f"| {point.payload_bytes:,.0f} | {point.error:.3f} | {accuracy} |"
             )
         yield ""
-
-
-def _summary(found: Found) -> str:
-    request = found.request
-    limit = request.edge_memory_bytes
-    memory = "no limit" if limit is None else f"{limit / 2**20:g} MiB"
-    timed = len({j.candidate.cut.name for j in found.judged})
-    return (
-        f"Link {found.world.link}, device {request.device.name}, edge memory {memory}. Accuracy "
-        f"is {found.metric} on {len(found.evaluation_images)} images, "
-        f"{found.reference_accuracy:.1f} in floating point, and may drop by "
-        f"{request.max_drop:g} points. {found.cuts} cuts, {timed} timed, "
-        f"{len(found.judged)} candidates, {len(found.measured)} with measured accuracy, "
-        f"{len(found.kept)} plans kept."
-    )
-
-
-def _why(found: Found) -> str:
-    best = found.kept[0]
-    rivals = []
-    for kind in ("cloud-only", "edge-only"):
-        allowed = [
-            j
-            for j in found.measured
-            if j.candidate.cut.kind == kind and _drop(found, j) <= found.request.max_drop
-        ]
-        if best.candidate.cut.kind == kind:
-            continue
-        if not allowed:
-            rivals.append(f"{kind} is out (memory, accuracy or privacy limits)")
-            continue
-        rival = allowed[0]
-        rivals.append(
-            f"{rival.candidate.name} would take {rival.latency_ms:.0f} ms "
-            f"({rival.latency_ms / best.latency_ms:.2f} x)"
-        )
-    return (
-        f"**{best.candidate.name}** answers in {best.latency_ms:.0f} ms for "
-        f"{best.candidate.payload_bytes:,.0f} bytes a frame; " + "; ".join(rivals) + "."
-    )
 
 
 def _drop(found: Found, judged: Judged) -> float:

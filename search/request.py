@@ -8,6 +8,7 @@ from common.link import Link
 from search.candidates import Judged, World
 from search.devices import DeviceProfile
 from search.rate_curve import RatePoint
+from search.strategies import Strategy
 
 
 class Progress(Protocol):
@@ -40,6 +41,9 @@ class Request:
         annotations: COCO instances file of the evaluation images; without, accuracy is agreement
             with the floating-point network.
         edge_memory_bytes: Limit on weights + peak activations of the head.
+        strategy: Who chooses: "splitpoint", or a baseline of search/strategies.
+        quantizer: Name of the recipe by which layers of few bits are quantized; None for the usual
+            one of the strategy.
         max_drop: Largest loss of accuracy, in points of the accuracy's metric.
         no_raw_image: Whether pixels must stay on the edge.
         cloud_threads: Threads of the cloud's runtime.
@@ -61,6 +65,8 @@ class Request:
     evaluation: Path | None = None
     annotations: Path | None = None
     edge_memory_bytes: int | None = None
+    strategy: Strategy = "splitpoint"
+    quantizer: str | None = None
     max_drop: float = 3.0
     no_raw_image: bool = False
     cloud_threads: int = 1

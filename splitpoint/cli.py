@@ -18,10 +18,14 @@ _EXTRA_OF = {
     "av": "search,edge,cloud,bench",
     "fastapi": "edge,cloud",
     "httpx": "search,edge,cloud,bench",
+    "matplotlib": "search",
+    "networkx": "search",
     "onnx": "search",
     "pycocotools": "search",
+    "scipy": "search",
     "torch": "search",
     "uvicorn": "edge,cloud",
+    "yaml": "search",
 }
 _EX_UNAVAILABLE = 69
 

@@ -1,1 +1,29 @@
-"""Strategies: how published work chooses a cut, as baselines for the search."""
+"""Who chooses: our own search, or what a published system or a plain habit would do instead."""
+
+from typing import Literal, get_args
+
+from common.errors import SettingsError
+
+Strategy = Literal[
+    "splitpoint",
+    "cloud-only",
+    "edge-only",
+    "neurosurgeon",
+    "dads",
+    "qdmp",
+    "auto-split-v1",
+    "auto-split-v2",
+]
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+
+
+def known_strategy(name: str) -> Strategy:
+    """Check the name of a strategy.
+
+    Raises:
+        SettingsError: If there is none of that name.
+    """
+    for known in STRATEGIES:
+        if known == name:
+            return known
+    raise SettingsError(f"unknown strategy {name!r}: choose one of {', '.join(STRATEGIES)}")

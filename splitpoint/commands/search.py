@@ -18,6 +18,13 @@ def run(
     edge_memory: Annotated[
         str | None, typer.Option(help="Weights + activations on the edge, e.g. 16MiB.")
     ] = None,
+    strategy: Annotated[
+        str,
+        typer.Option(help="Who chooses: splitpoint or a baseline, e.g. dads."),
+    ] = "splitpoint",
+    quantizer: Annotated[
+        str | None, typer.Option(help="Recipe for layers of few bits, if not the usual one.")
+    ] = None,
     max_drop: Annotated[
         float, typer.Option(min=0, help="Accuracy that may be lost, in points.")
     ] = 3.0,
@@ -65,6 +72,7 @@ def run(
     from search.plot import check_format, plot_found
     from search.report import markdown
     from search.request import Request
+    from search.strategies import known_strategy
     from search.weights import cache_folder
     from splitpoint import __version__
     from splitpoint.progress import Stages
@@ -78,6 +86,8 @@ def run(
         weights=weights,
         evaluation=evaluation,
         annotations=annotations,
+        strategy=known_strategy(strategy),
+        quantizer=quantizer,
         edge_memory_bytes=None if edge_memory is None else parse_size(edge_memory),
         max_drop=max_drop,
         no_raw_image=no_raw_image,

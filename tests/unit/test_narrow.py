@@ -10,6 +10,7 @@ from search.heads import Heads
 from search.narrow import Narrower
 from search.quantization.recipe import rounded
 from search.quantization.widths import WIDTHS
+from search.rounding import Rounder
 from search.sensitivity import Sensitivity, fisher, measured, squared
 from tests.networks import branched_graph, pictures
 
@@ -36,17 +37,22 @@ def heads(graph: Graph, statistics: Statistics) -> Heads:
     return Heads(rounded(graph, statistics))
 
 
+@pytest.fixture
+def rounder(graph: Graph, statistics: Statistics) -> Rounder:
+    return Rounder(graph, statistics, FRAMES)
+
+
 def silent(_done: int, _total: int, _note: str = "", /) -> None:
     pass
 
 
 def test_a_head_that_does_not_fit_gets_the_widths_of_least_error(
-    heads: Heads, sensitivity: Sensitivity
+    heads: Heads, sensitivity: Sensitivity, rounder: Rounder
 ) -> None:
     cuts = enumerate_cuts(heads.network.graph)
     needs = {cut.name: sum(heads.memory_bytes(cut)) for cut in cuts}
     limit = max(needs.values()) - 300
-    narrow = Narrower(heads, sensitivity.weights, FRAMES, limit).narrowed(cuts)
+    narrow = Narrower(heads, sensitivity.weights, limit, rounder).narrowed(cuts)
     assert {cut.name for cut in narrow} == {name for name, need in needs.items() if need > limit}
     for cut in narrow:
         assert cut.label == f"{cut.name} {cut.widths}"
@@ -57,16 +63,20 @@ def test_a_head_that_does_not_fit_gets_the_widths_of_least_error(
         assert max(bits.values()) == 8
 
 
-def test_cuts_that_fit_or_never_will_are_left_alone(heads: Heads, sensitivity: Sensitivity) -> None:
+def test_cuts_that_fit_or_never_will_are_left_alone(
+    heads: Heads, sensitivity: Sensitivity, rounder: Rounder
+) -> None:
     cuts = enumerate_cuts(heads.network.graph)
-    assert Narrower(heads, sensitivity.weights, FRAMES, 1 << 30).narrowed(cuts) == []
-    assert Narrower(heads, sensitivity.weights, FRAMES, 10).narrowed(cuts) == []
+    assert Narrower(heads, sensitivity.weights, 1 << 30, rounder).narrowed(cuts) == []
+    assert Narrower(heads, sensitivity.weights, 10, rounder).narrowed(cuts) == []
 
 
-def test_rounding_together_keeps_widths_and_memory(heads: Heads, sensitivity: Sensitivity) -> None:
+def test_rounding_together_keeps_widths_and_memory(
+    heads: Heads, sensitivity: Sensitivity, rounder: Rounder
+) -> None:
     whole = enumerate_cuts(heads.network.graph)[-1]
     limit = sum(heads.memory_bytes(whole)) - 1500
-    narrower = Narrower(heads, sensitivity.weights, FRAMES, limit)
+    narrower = Narrower(heads, sensitivity.weights, limit, rounder)
     (cut,) = narrower.narrowed([whole])
     before = heads.of(cut)
     better = narrower.rounded_together(cut, silent)
@@ -80,11 +90,11 @@ def test_rounding_together_keeps_widths_and_memory(heads: Heads, sensitivity: Se
 
 
 def test_promotion_gives_the_most_harmful_layer_more_bits_until_memory_ends(
-    heads: Heads, sensitivity: Sensitivity
+    heads: Heads, sensitivity: Sensitivity, rounder: Rounder
 ) -> None:
     whole = enumerate_cuts(heads.network.graph)[-1]
     limit = sum(heads.memory_bytes(whole)) - 1500
-    narrower = Narrower(heads, sensitivity.weights, FRAMES, limit)
+    narrower = Narrower(heads, sensitivity.weights, limit, rounder)
     cut: Cut | None = narrower.narrowed([whole])[0]
     seen = set()
     while cut is not None:

@@ -1,0 +1,218 @@
+"""Baselines: what other strategies would deploy, as candidates that are measured like our own.
+
+    cloud-only                 every upload of the image
+    edge-only                  the whole network on the edge, its weights at 2, 4, 6 and 8 bits
+    neurosurgeon, dads, qdmp   one cut by times of single layers, in 8 bits
+    auto-split-v1, -v2         the original's configurations: its widths, its nominal packing
+
+The published strategies read times of single layers. These are differences here: of the measured
+prefixes for the edge, of the suffixes for the cloud, so that they add up to what a whole side
+takes. Each strategy sees the tensors as cheap as our codecs without contexts make them and the
+image as the usual upload; only Auto-Split, which packs, sees and sends nominal widths.
+
+What a strategy does not know does not stop it: Neurosurgeon, DADS and QDMP know no memory limit,
+and Auto-Split counts activations at their own widths where a CPU keeps each in a byte. What they
+choose has to keep the limits all the same.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
+from types import MappingProxyType
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from common.manifest import USUAL_UPLOAD
+from search import execute
+from search.allocate import auto_split
+from search.allocate.table import Layer, Table, random_errors, with_errors
+from search.candidates import Candidate, World
+from search.cuts import Cut, prefix_cuts
+from search.formats import FormatTable
+from search.graph import Graph
+from search.heads import Heads
+from search.latency import CutTimes
+from search.quantization.widths import WIDTHS, Widths, makes_values
+from search.request import Reporter
+from search.rounding import Rounder
+from search.strategies.costs import CostGraph
+from search.strategies.min_cut import dads, qdmp
+from search.strategies.neurosurgeon import neurosurgeon
+
+ONE_CUT: Mapping[str, Callable[[CostGraph], tuple[str, ...]]] = MappingProxyType(
+    {"neurosurgeon": neurosurgeon, "dads": dads, "qdmp": qdmp}
+)
+"""Strategies that choose one head."""
+
+BASELINES = (*ONE_CUT, "edge-only", "auto-split-v1", "auto-split-v2")
+"""Strategies that do not go our own way. Cloud-only does, with no other cut to choose."""
+
+_SAMPLED_FRAMES = 4
+_SAMPLED_VALUES = 100_000
+_SEED = 0
+_UNLIMITED_BITS = 1 << 50
+
+
+def cost_graph(
+    graph: Graph, times: Mapping[str, CutTimes], table: FormatTable, world: World
+) -> CostGraph:
+    """What each node and each tensor costs on the device and link of `world`.
+
+    Args:
+        graph: The network.
+        times: Of its prefix cuts.
+        table: Prices of tensors.
+        world: Device and link.
+    """
+    prefixes = prefix_cuts(graph)
+    slow = world.device.slowdown
+    edge_ms, cloud_ms = {}, {}
+    for before, after in pairwise(prefixes):
+        name = after.head[-1].name
+        early, late = times[before.name], times[after.name]
+        edge_ms[name] = max(0.0, late.head.median_ms - early.head.median_ms) * slow
+        cloud_ms[name] = max(0.0, early.tail.median_ms - late.tail.median_ms)
+    transmit_ms = {node.name: table.sending_ms(node.name) for node in graph.nodes}
+    return CostGraph(graph, edge_ms, cloud_ms, transmit_ms, world.link.rtt_ms)
+
+
+def in_eight_bits(cut: Cut, table: FormatTable) -> Candidate:
+    """A cut without any allocation of bits: 8-bit codes, or the usual upload."""
+    if cut.kind == "cloud-only":
+        return table.upload(cut, USUAL_UPLOAD)
+    return table.candidates(cut)[-1]
+
+
+def edge_only(
+    heads: Heads, rounder: Rounder, table: FormatTable, reporter: Reporter
+) -> list[Candidate]:
+    """The whole network on the edge, its weights at each width and activations at 8 bits."""
+    graph = heads.network.graph
+    whole = prefix_cuts(graph)[-1]
+    found = table.candidates(whole)
+    for bits in WIDTHS[:-1]:
+        widths = {node.name: Widths(weight=bits) for node in graph.nodes if node.op == "conv"}
+        network = rounder.nearest(widths)
+        network = rounder.together(network, whole.tensors, reporter.stage(f"rounding W{bits}"))
+        found += table.candidates(heads.narrowed(whole, network, f"W{bits}"))
+    return found
+
+
+class AutoSplit:
+    """The original Auto-Split's search on this network.
+
+    Args:
+        heads: The integer networks.
+        rounder: Quantizes configurations.
+        frames: (N, 3, H, W) calibration images; version 2 samples tensors of the first four.
+        reporter: Says which configuration is being quantized.
+    """
+
+    def __init__(
+        self, heads: Heads, rounder: Rounder, frames: NDArray[np.uint8], reporter: Reporter
+    ) -> None:
+        self._heads = heads
+        self._graph = heads.network.graph
+        self._rounder = rounder
+        self._frames = frames[:_SAMPLED_FRAMES]
+        self._reporter = reporter
+
+    def candidates(
+        self,
+        version: Literal[1, 2],
+        memory_bytes: int | None,
+        table: FormatTable,
+        times: dict[str, CutTimes],
+        world: World,
+    ) -> Iterator[Candidate]:
+        """Configurations not beaten in both latency and error, fastest first.
+
+        Each is quantized when it is asked for.
+
+        Args:
+            version: 1 takes errors from random tensors, 2 from real ones.
+            memory_bytes: Limit on the edge.
+            table: Prices of tensors.
+            times: Of the prefix cuts.
+            world: Device and link.
+        """
+        layers = self._layers(version)
+        limit = _UNLIMITED_BITS if memory_bytes is None else 8 * memory_bytes
+        listed = auto_split.auto_split(layers, limit)
+        listed = auto_split.below_uniform(listed, layers)
+        prefixes = {cut.head[-1].name: cut for cut in prefix_cuts(self._graph)[1:]}
+        best: dict[tuple[float, float], tuple[Cut, auto_split.Configuration]] = {}
+        for each in listed:
+            if each.cut:
+                cut = prefixes[each.cut]
+                sent_ms = each.transmitted_bits * 1e3 / world.link.uplink_bps
+                side = times[cut.name]
+                cloud_ms = side.tail.median_ms + (world.link.rtt_ms if cut.tail else 0.0)
+                latency = side.head.median_ms * world.device.slowdown + sent_ms + cloud_ms
+                best.setdefault((latency, each.error), (cut, each))
+        least = np.inf
+        for (_, error), (cut, each) in sorted(best.items(), key=lambda item: item[0]):
+            if error < least:
+                least = error
+                yield self._candidate(cut, each, table)
+
+    def _candidate(
+        self, cut: Cut, configuration: auto_split.Configuration, table: FormatTable
+    ) -> Candidate:
+        name = configuration.name.replace(f"-{configuration.cut}-", "-")
+        progress = self._reporter.stage(f"rounding {cut.name} {name}")
+        network = self._rounder.nearest(self._widths(cut, configuration))
+        network = self._rounder.together(network, cut.tensors, progress)
+        narrowed = self._heads.narrowed(cut, network, name)
+        return table.nominal(narrowed) if cut.tail else table.candidates(narrowed)[0]
+
+    def _widths(self, cut: Cut, configuration: auto_split.Configuration) -> dict[str, Widths]:
+        """Widths of the layers that make values; what only moves them has its input's."""
+        activations = dict(configuration.activations)
+        for name in cut.tensors:
+            made = self._graph[name]
+            while not makes_values(made.op) and made.name != self._graph.nodes[0].name:
+                made = self._graph[made.inputs[0]]
+            if made.name in activations:
+                activations[made.name] = min(activations[made.name], activations[name])
+        return {
+            node.name: Widths(
+                weight=configuration.weights.get(node.name, 8), activation=activations[node.name]
+            )
+            for node in cut.head
+            if makes_values(node.op)
+        }
+
+    def _layers(self, version: Literal[1, 2]) -> Table:
+        body = self._graph.nodes[1:]
+        layers = tuple(
+            Layer(
+                rank=rank,
+                name=node.name,
+                predecessors=node.inputs,
+                volume_in=sum(self._graph[name].elements for name in node.inputs),
+                volume_out=node.elements,
+                weight_volume=0 if node.weight is None else node.weight.size,
+                macs=node.macs,
+            )
+            for rank, node in enumerate(body)
+        )
+        image = self._graph.nodes[0].elements
+        if version == 1:
+            return Table(random_errors(layers, _SEED), image)
+        weights = {node.name: node.weight for node in body if node.weight is not None}
+        return Table(with_errors(layers, weights, self._sampled()), image)
+
+    def _sampled(self) -> dict[str, NDArray[np.float32]]:
+        """Some values of every tensor on real images."""
+        names = [node.name for node in self._graph.nodes[1:]]
+        pixels = torch.from_numpy(self._frames).float() / 255
+        tensors = execute.run(self._graph, {self._graph.nodes[0].name: pixels}, names)
+        rng = np.random.default_rng(_SEED)
+        sampled = {}
+        for name, tensor in tensors.items():
+            flat = tensor.numpy().ravel()
+            sampled[name] = flat[rng.integers(0, flat.size, min(flat.size, _SAMPLED_VALUES))]
+        return sampled

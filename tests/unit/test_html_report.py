@@ -1,0 +1,228 @@
+"""The HTML report: well-formed, self-contained, safe against names, and the same every time."""
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from common.link import parse_link
+from common.manifest import USUAL_UPLOAD, CodecSpec
+from search.candidates import Candidate, Judged, World, predict
+from search.cuts import Cut
+from search.devices import DeviceProfile
+from search.graph import Node
+from search.html_report import Bits, html
+from search.latency import CutTimes
+from search.rate_curve import RatePoint
+from search.request import Found, Request
+from search.timing import Timing
+
+WORLD = World(parse_link("3mbit/20ms"), DeviceProfile("slow", 4.0), 2.0, 1.0)
+HOSTILE = """<script src="http://evil.example/x.js">alert('1')</script>&amp; url(#m1) $x$ \u4f60"""
+_VOID = {"meta", "br", "hr", "img", "link", "input"}
+
+
+def _judged(
+    kind: str, accuracy: float, sent: float, head_ms: float, name: str = "t", label: str = ""
+) -> Judged:
+    node = Node(name, "conv", (), (4, 2, 2))
+    cut = Cut(
+        (name,),
+        () if kind == "cloud-only" else (node,),
+        () if kind == "edge-only" else (node,),
+    )
+    split = CodecSpec(name="context")
+    codec = {"cloud-only": USUAL_UPLOAD, "split": split, "edge-only": None}[kind]
+    memory = 0 if kind == "cloud-only" else round(head_ms) << 18
+    encode_ms, decode_ms = (0.5, 1.5) if codec else (0.0, 0.0)
+    candidate = Candidate(
+        cut, (), codec, sent, encode_ms, decode_ms, memory, 1000, label=label or "searched"
+    )
+    tail_ms = 0.0 if kind == "edge-only" else 20 - head_ms
+    times = CutTimes(Timing(head_ms, head_ms, 9), Timing(tail_ms, tail_ms, 9))
+    return Judged(candidate, predict(candidate, times, WORLD).latency_ms, times, accuracy)
+
+
+def _found(split: str = "conv_8", cut: str = "conv_8") -> Found:
+    kept = (
+        _judged("split", 44.1, 5300, 10, split),
+        _judged("cloud-only", 44.5, 21_700, 0),
+        _judged("edge-only", 43.0, 0, 30),
+    )
+    other = _judged("split", 40.0, 86_500, 10, split, "8-bit")
+    points = tuple(
+        RatePoint(step, 0.5, 4.0, (), sent, error)
+        for step, sent, error in ((5.0, 1800, 2.5), (2.5, 5300, 0.7), (0.25, 30_600, 0.01))
+    )
+    return Found(
+        request=Request("tiny", WORLD.link, WORLD.device, Path("calibration")),
+        metric="AP50",
+        reference_accuracy=45.0,
+        cuts=9,
+        calibration_images=8,
+        evaluation_images=("a.jpg",),
+        world=WORLD,
+        judged=(*kept, other),
+        measured=(*kept, other),
+        kept=kept,
+        curves={cut: points},
+    )
+
+
+def _bits(found: Found, *, activation: int = 8) -> Bits:
+    layers = {f"conv_{index}": (2 + index, activation) for index in range(0, 6, 2)}
+    return {found.kept[0].candidate.name: layers, "no such plan": layers}
+
+
+class _Page(HTMLParser):
+    """Elements of a page, what they hold in attributes, and whether they nest."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.text: list[tuple[str, str]] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in _VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if data.strip():
+            self.text.append((self.open[-1] if self.open else "", data.strip()))
+
+    def attributes(self, tag: str, name: str) -> list[str]:
+        return [attrs[name] for each, attrs in self.tags if each == tag and name in attrs]
+
+    def texts(self, tag: str) -> list[str]:
+        return [text for each, text in self.text if each == tag]
+
+    def count(self, tag: str) -> int:
+        return sum(each == tag for each, _ in self.tags)
+
+
+@pytest.fixture(scope="module")
+def page() -> _Page:
+    found = _found()
+    return _Page(html(found, _bits(found)))
+
+
+@pytest.fixture(scope="module")
+def hostile() -> _Page:
+    found = _found(HOSTILE, HOSTILE)
+    return _Page(html(found, {found.kept[0].candidate.name: {HOSTILE: (4, 8)}}))
+
+
+def test_every_tag_is_closed(page: _Page, hostile: _Page) -> None:
+    assert page.open == hostile.open == []
+
+
+def test_nothing_is_loaded(page: _Page, hostile: _Page) -> None:
+    for each in (page, hostile):
+        assert not {"script", "link", "img", "iframe", "image"} & {tag for tag, _ in each.tags}
+        for _, attrs in each.tags:
+            for name, value in attrs.items():
+                if name in {"src", "href", "xlink:href"}:
+                    assert value.startswith("#")
+                if not name.startswith(("aria-", "xmlns")):
+                    assert "://" not in value
+                    assert all(url.startswith("#") for url in re.findall(r"url\((.*?)\)", value))
+        assert all("url(" not in css and "@import" not in css for css in each.texts("style"))
+
+
+def test_names_come_through_as_they_are_written(hostile: _Page) -> None:
+    name = f"{HOSTILE} searched context"
+    assert hostile.texts("h1") == [f"tiny: {name}"]
+    assert hostile.texts("strong") == [name]
+    assert f"{name} (chosen)" in hostile.texts("td")
+    shown = [text for text in hostile.texts("text") if text.startswith("<script src=")]
+    assert any(text.endswith("searched context") for text in shown)
+
+
+def test_ids_are_unique_and_every_reference_has_one(page: _Page) -> None:
+    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    assert len(set(ids)) == len(ids)
+    used = {href.removeprefix("#") for href in page.attributes("use", "xlink:href")}
+    for _, attrs in page.tags:
+        used |= set(re.findall(r"url\(#(.*?)\)", " ".join(attrs.values())))
+    assert used
+    assert used <= set(ids)
+
+
+def test_the_same_search_gives_the_same_bytes() -> None:
+    one, other = _found(), _found()
+    assert html(one, _bits(one)) == html(other, _bits(other))
+
+
+def test_a_row_for_each_plan_and_one_of_them_chosen(page: _Page) -> None:
+    assert page.count("tr") == 1 + 3
+    assert page.attributes("tr", "class") == ["chosen"]
+    assert page.texts("td")[:7] == [
+        "conv_8 searched context (chosen)", "split", "96.9", "5,300", "2.50", "44.1", "0.9"
+    ]  # fmt: skip
+
+
+def test_every_figure_says_what_it_shows(page: _Page) -> None:
+    assert page.count("figure") == page.count("figcaption") == page.count("svg") == 5
+    assert page.attributes("svg", "role") == ["img"] * 5
+    assert all(page.attributes("svg", "aria-label"))
+
+
+def test_what_was_not_given_has_no_figure() -> None:
+    page = _Page(html(replace(_found(), curves={})))
+    assert page.count("figure") == 3
+
+
+def test_activations_of_other_widths_are_charted_beside_the_weights(page: _Page) -> None:
+    found = _found()
+    narrow = _Page(html(found, _bits(found, activation=6)))
+    assert "activations" in narrow.texts("text")
+    assert "activations" not in page.texts("text")
+
+
+def test_plans_that_send_nothing_have_a_place_of_their_own(page: _Page) -> None:
+    assert "none" in page.texts("text")
+    found = _found()
+    sending = tuple(j for j in found.measured if j.candidate.codec)
+    without = _Page(html(replace(found, measured=sending, kept=sending[:2])))
+    assert "none" not in without.texts("text")
+
+
+def test_the_fastest_plan_of_each_bandwidth_is_told(page: _Page) -> None:
+    assert page.texts("li") == [
+        "below 870 kbit/s: edge-only (0 bytes)",
+        "from 870 kbit/s to 4.4 Mbit/s: conv_8 searched context (5,300 bytes)",
+        "above 4.4 Mbit/s: cloud-only jpeg q75 (21,700 bytes)",
+    ]
+
+
+def test_long_names_in_figures_keep_their_ends() -> None:
+    found = _found("conv_8+" + "route_16+" * 9 + "conv_20")
+    assert "conv_8+route_16+route…nv_20 searched context" in _Page(html(found)).texts("text")
+
+
+def test_text_of_figures_takes_the_colour_and_the_font_of_the_page(page: _Page) -> None:
+    styles = page.attributes("text", "style")
+    assert styles
+    assert all("fill: currentColor" in style for style in styles)
+    assert not any("font-family" in style for style in styles)
+
+
+@pytest.mark.parametrize("kind", ["cloud-only", "split", "edge-only"])
+def test_one_plan_is_enough(kind: str) -> None:
+    alone = (_judged(kind, 44.0, 0 if kind == "edge-only" else 5300, 10),)
+    page = _Page(html(replace(_found(), judged=alone, measured=alone, kept=alone, curves={})))
+    assert page.count("figure") == 3
+    assert page.texts("li")[0].startswith("at any bandwidth: ")
