@@ -33,10 +33,12 @@ class Cache:
 
     Args:
         folder: Where they are kept; None keeps nothing.
+        version: Of the software, on which all of them depend.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None, version: str = "") -> None:
         self._folder = folder
+        self._version = version
         if folder is not None:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +83,7 @@ class Cache:
     def _path(self, stage: str, inputs: Sequence[Any], suffix: str) -> Path | None:
         if self._folder is None:
             return None
-        return self._folder / f"{stage}-{digest(*inputs)[:32]}{suffix}"
+        return self._folder / f"{stage}-{digest(self._version, *inputs)[:32]}{suffix}"
 
     def _keep(self, path: Path, data: bytes) -> None:
         """A full disk costs the next search its time, not this one its result."""

@@ -38,12 +38,16 @@ class Heads:
             network: The network.
             name: Of its widths; without, the mean width of the head's weights names them.
         """
-        convs = [network.convs[node.name] for node in cut.head if node.name in network.convs]
-        elements = sum(conv.weight.size for conv in convs)
-        mean = sum(conv.weight.size * conv.bits for conv in convs) / elements
-        named = replace(cut, widths=name or f"W{mean:.2f}")
+        named = replace(cut, widths=name or _mean_width(cut, network))
         self._narrow[named.name, named.widths] = network
         return named
+
+    def fresh_name(self, cut: Cut, network: QuantizedGraph) -> str:
+        """The mean width of a cut's weights, told from that of the cut's other networks."""
+        name = _mean_width(cut, network)
+        while (cut.name, name) in self._narrow:
+            name += "+"
+        return name
 
     def digest(self, cut: Cut) -> str:
         """Of the codes that a cut's head makes of an image, whatever they are."""
@@ -59,3 +63,9 @@ class Heads:
         network = self.of(cut)
         nodes = (network.graph[IMAGE], *cut.head)
         return network.weight_bytes(cut.head), network.graph.peak_elements(nodes, cut.tensors)
+
+
+def _mean_width(cut: Cut, network: QuantizedGraph) -> str:
+    convs = [network.convs[node.name] for node in cut.head if node.name in network.convs]
+    elements = sum(conv.weight.size for conv in convs)
+    return f"W{sum(conv.weight.size * conv.bits for conv in convs) / elements:.2f}"

@@ -61,7 +61,7 @@ class Narrower:
     def rounded_together(self, cut: Cut, progress: Progress) -> Cut:
         """A narrow cut with weights that make up for each other's errors."""
         better = self._rounder.together(self._heads.of(cut), cut.tensors, progress)
-        return self._heads.narrowed(cut, better)
+        return self._heads.narrowed(cut, better, cut.widths)
 
     def promoted(self, cut: Cut) -> Cut | None:
         """The cut with more bits for the layer that harms most; None if memory has no room for it.
@@ -77,7 +77,8 @@ class Narrower:
             before, least[name] = least.get(name), min(w for w in WIDTHS if w > now[name])
             widths = self._allocated(cut)
             if widths is not None:
-                return self._heads.narrowed(replace(cut, widths=""), self._nearest(widths))
+                promoted, plain = self._nearest(widths), replace(cut, widths="")
+                return self._heads.narrowed(plain, promoted, self._heads.fresh_name(cut, promoted))
             least.pop(name)
             if before is not None:
                 least[name] = before

@@ -51,14 +51,14 @@ def search(request: Request, out: Path, reporter: Reporter) -> tuple[Manifest, F
     calibration = load_frames(
         request.calibration, size, limit, reporter.stage("reading calibration images")
     )
-    if request.refined_cuts:
+    if request.refined_cuts and request.strategy == "splitpoint":
         require_enough(len(calibration.names))
     evaluation = calibration
     if request.evaluation is not None:
         evaluation = load_frames(
             request.evaluation, size, limit, reporter.stage("reading evaluation images")
         )
-    cache = Cache(request.cache)
+    cache = Cache(request.cache, request.software_version)
     origin = digest(graph.nodes, calibration.pixels)
     progress = reporter.stage("observing activations")
     observed = Statistics.from_arrays(

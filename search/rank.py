@@ -6,6 +6,7 @@
 What is ranked is measured: prefix and suffix times, coded bytes, accuracy of the plan as deployed.
 """
 
+import itertools
 import math
 import tempfile
 from collections.abc import Sequence
@@ -261,8 +262,7 @@ class _Ranking:
         for factor in (1.0, 0.25, 4.0):
             link = replace(self._world.link, uplink_bps=self._world.link.uplink_bps * factor)
             ranked = judge(candidates, times, replace(self._world, link=link))
-            fastest = next(j for j in ranked if not j.candidate.cut.widths)
-            for judged in ranked[: ranked.index(fastest)]:
+            for judged in itertools.takewhile(lambda j: j.candidate.cut.widths, ranked):
                 hopeful.setdefault(judged.candidate.cut.label, judged.candidate.cut)
         chosen = list(hopeful.values())[: self._request.narrow_cuts]
         for cut in chosen:

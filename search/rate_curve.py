@@ -1,6 +1,7 @@
 """Rate curves: the wire quantizers of a cut, searched on a continuous scale.
 
-A point is a quantizer: a step, a dead zone and a clip point, in units of each tensor's deviation.
+A point is a quantizer: a step and a clip point in units of each tensor's root mean square, and a
+dead zone in steps.
 Its rate is what the context coder takes on held-out images, its error what the wire does to the
 tail's loss there. The curve is made of the points that minimise rate + lambda x error for some
 lambda.
@@ -26,7 +27,7 @@ from search.wire import stepped_tensor
 
 Progress = Callable[[int, int], None]
 
-# In deviations of a tensor: from hardly any loss to where nothing is recognised any more.
+# In root mean squares of a tensor: from hardly any loss to where nothing is recognised any more.
 STEPS = tuple(np.geomspace(0.25, 6.0, 11).tolist())
 DEAD_ZONES = (0.5, 0.35, 0.65, 0.8)
 CLIPS = (float("inf"), 4.0)
@@ -39,9 +40,9 @@ class RatePoint:
     """One wire format of a cut.
 
     Attributes:
-        step: In deviations of the tensor.
+        step: In root mean squares of the tensor.
         dead_zone: In steps.
-        clip: In deviations of the tensor.
+        clip: In root mean squares of the tensor.
         wire: The quantizers.
         payload_bytes: Mean over held-out images, by a context coder shared by all points.
         error: Loss of the unadapted tail on held-out images.

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from search.candidates import Judged, predict
+from search.crossover import crossovers, in_words
 from search.request import Found
 
 _STAGES = ("preprocess", "head", "encode", "uplink", "rtt", "decode", "tail", "postprocess")
@@ -39,6 +40,10 @@ def markdown(found: Found) -> str:
         "|---" * (len(_STAGES) + 1) + "|",
         *(_stages_row(found, judged) for judged in found.kept),
         "",
+        "## The fastest plan at other bandwidths",
+        "",
+        *(f"- {line}" for line in in_words(crossovers(found.kept, found.world))),
+        "",
         *_curve_tables(found),
     ]
     return "\n".join(lines)
@@ -56,6 +61,7 @@ def as_json(found: Found) -> dict[str, Any]:
             "device": request.device.name,
             "edge_memory_bytes": request.edge_memory_bytes,
             "max_drop": request.max_drop,
+            "strategy": request.strategy,
             "no_raw_image": request.no_raw_image,
             "cloud_threads": request.cloud_threads,
             "software_version": request.software_version,
@@ -63,6 +69,14 @@ def as_json(found: Found) -> dict[str, Any]:
         "accuracy_metric": found.metric,
         "reference_accuracy": found.reference_accuracy,
         "cuts": found.cuts,
+        "fastest": [
+            {
+                "plan": stretch.judged.candidate.name,
+                "from_bps": stretch.from_bps,
+                "to_bps": None if math.isinf(stretch.to_bps) else stretch.to_bps,
+            }
+            for stretch in crossovers(found.kept, found.world)
+        ],
         "calibration_images": found.calibration_images,
         "evaluation_images": list(found.evaluation_images),
         "curves": {
@@ -100,9 +114,10 @@ def summary(found: Found) -> str:
     limit = request.edge_memory_bytes
     memory = "no limit" if limit is None else f"{limit / 2**20:g} MiB"
     timed = len({j.candidate.cut.name for j in found.judged})
+    who = "" if request.strategy == "splitpoint" else f"Chosen by {request.strategy}. "
     return (
-        f"Link {found.world.link}, device {request.device.name}, edge memory {memory}. Accuracy "
-        f"is {found.metric} on {len(found.evaluation_images)} images, "
+        f"{who}Link {found.world.link}, device {request.device.name}, edge memory {memory}. "
+        f"Accuracy is {found.metric} on {len(found.evaluation_images)} images, "
         f"{found.reference_accuracy:.1f} in floating point, and may drop by "
         f"{request.max_drop:g} points. {found.cuts} cuts, {timed} timed, "
         f"{len(found.judged)} candidates, {len(found.measured)} with measured accuracy, "
@@ -113,27 +128,36 @@ def summary(found: Found) -> str:
 def why(found: Found) -> str:
     """What the chosen plan, in bold, gains over leaving the split out."""
     best = found.kept[0]
-    rivals = []
+    answer = (
+        f"**{best.candidate.name}** answers in {best.latency_ms:.0f} ms for "
+        f"{best.candidate.payload_bytes:,.0f} bytes a frame"
+    )
+    return "; ".join((answer, *_rivals(found))) + "."
+
+
+def _rivals(found: Found) -> Iterable[str]:
+    """What our own search had to beat."""
+    best = found.kept[0]
+    if found.request.strategy != "splitpoint":
+        return
     for kind in ("cloud-only", "edge-only"):
-        allowed = [
-            j
-            for j in found.measured
-            if j.candidate.cut.kind == kind and _drop(found, j) <= found.request.max_drop
-        ]
         if best.candidate.cut.kind == kind:
             continue
-        if not allowed:
-            rivals.append(f"{kind} is out (memory, accuracy or privacy limits)")
-            continue
-        rival = allowed[0]
-        rivals.append(
-            f"{rival.candidate.name} would take {rival.latency_ms:.0f} ms "
-            f"({rival.latency_ms / best.latency_ms:.2f} x)"
+        rival = next(
+            (
+                j
+                for j in found.measured
+                if j.candidate.cut.kind == kind and _drop(found, j) <= found.request.max_drop
+            ),
+            None,
         )
-    return (
-        f"**{best.candidate.name}** answers in {best.latency_ms:.0f} ms for "
-        f"{best.candidate.payload_bytes:,.0f} bytes a frame; " + "; ".join(rivals) + "."
-    )
+        if rival is None:
+            yield f"{kind} is out (memory, accuracy or privacy limits)"
+        else:
+            yield (
+                f"{rival.candidate.name} would take {rival.latency_ms:.0f} ms "
+                f"({rival.latency_ms / best.latency_ms:.2f} x)"
+            )
 
 
 def _curve_tables(found: Found) -> Iterable[str]:

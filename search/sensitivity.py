@@ -141,7 +141,7 @@ def fisher(
     loss: Loss = feature_loss,
     progress: Progress = lambda _done, _total: None,
 ) -> Sensitivity:
-    """Weigh squared rounding errors by the mean squared gradient of the loss.
+    """Weigh squared rounding errors by half the mean squared gradient of the loss.
 
     The loss of a network against itself has no gradient, so it is taken against a teacher that saw
     the image with a little noise (seeded): the direction in which outputs can move at all.

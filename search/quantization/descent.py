@@ -9,7 +9,7 @@ which is quadratic: the best integer of one weight, all others held, is known in
 Weights are visited in order until nothing changes (Behdin et al., "QuantEase", 2023; the same
 objective as OBQ and GPTQ, Frantar et al., 2022, without their fixed order and single pass). Unlike
 AdaRound a weight may move by any number of steps, and the cost is that of a few products of
-matrices. Scales are searched with it: several per channel, each refitted once by least squares.
+matrices. Scales are searched with it: of several per channel the best is refitted by least squares.
 """
 
 from dataclasses import replace

@@ -100,8 +100,10 @@ def aciq_range(distribution: Distribution, bits: int) -> Range:
                    - alpha sigma sqrt(2 / pi) exp(-alpha^2 / (2 sigma^2)) + alpha^2 / (3 * 4^bits)
 
     Behind a ReLU only the positive half is left: the step, over half the range, is half as wide,
-    and its noise a quarter.
+    and its noise a quarter. Of values in one single bin the whole range is kept.
     """
+    if np.count_nonzero(distribution.counts) < 2:
+        return distribution.low, distribution.high
     centres, counts = distribution.centres, distribution.counts
     one_sided = distribution.low >= 0
     if one_sided:  # the folded half, mirrored

@@ -54,8 +54,8 @@ def aciq(weight: Floats, bits: int) -> Floats:
 
 def _aciq(values: Floats, bits: int) -> float:
     most = float(np.abs(values).max())
-    if most == 0:
-        return 0.0
+    if values.min() == values.max():  # no spread to fit a prior to
+        return most
     counts, _ = np.histogram(values, _BINS, (-most, most))
     low, high = aciq_range(Distribution(-most, most, counts.astype(np.float64)), bits)
     return max(-low, high)

@@ -11,8 +11,8 @@ takes. Each strategy sees the tensors as cheap as our codecs without contexts ma
 image as the usual upload; only Auto-Split, which packs, sees and sends nominal widths.
 
 What a strategy does not know does not stop it: Neurosurgeon, DADS and QDMP know no memory limit,
-and Auto-Split counts activations at their own widths where a CPU keeps each in a byte. What they
-choose has to keep the limits all the same.
+and what they choose has to keep it all the same. Auto-Split counts activations at their own widths
+where a CPU keeps each in a byte; of its configurations only those stay that really fit.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -145,8 +145,8 @@ class AutoSplit:
         prefixes = {cut.head[-1].name: cut for cut in prefix_cuts(self._graph)[1:]}
         best: dict[tuple[float, float], tuple[Cut, auto_split.Configuration]] = {}
         for each in listed:
-            if each.cut:
-                cut = prefixes[each.cut]
+            cut = prefixes.get(each.cut)
+            if cut is not None and 8 * self._memory_bytes(cut, each) <= limit:
                 sent_ms = each.transmitted_bits * 1e3 / world.link.uplink_bps
                 side = times[cut.name]
                 cloud_ms = side.tail.median_ms + (world.link.rtt_ms if cut.tail else 0.0)
@@ -157,6 +157,16 @@ class AutoSplit:
             if error < least:
                 least = error
                 yield self._candidate(cut, each, table)
+
+    def _memory_bytes(self, cut: Cut, configuration: auto_split.Configuration) -> int:
+        """What the head takes as it is deployed: weights packed, a byte for each activation."""
+        eight_bits, activations = self._heads.memory_bytes(cut)
+        saved = sum(
+            node.weight.size * (8 - configuration.weights[node.name]) // 8
+            for node in cut.head
+            if node.weight is not None
+        )
+        return eight_bits - saved + activations
 
     def _candidate(
         self, cut: Cut, configuration: auto_split.Configuration, table: FormatTable

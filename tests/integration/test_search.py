@@ -11,8 +11,13 @@ from common.link import parse_link
 from search.bundling import search_to
 from search.devices import device_profile
 from search.request import Progress, Request
+from search.strategies import known_strategy
 from splitpoint.demo.ways import detect, to_detections
 from splitpoint.processes import Service
+
+
+# The first test makes the bundle.
+pytestmark = pytest.mark.timeout(1200)
 
 
 class Silent:
@@ -91,3 +96,26 @@ def test_two_processes_find_what_the_whole_network_finds(
         assert expected >= 20
         assert found[name].matched >= share * expected
         assert found[name].extra <= (1 - share) * expected
+
+
+@pytest.mark.parametrize("strategy", ["dads", "auto-split-v2"])
+def test_a_baseline_is_deployed_as_our_own_plans_are(
+    strategy: str, data_dir: Path, tiny_weights: Path, tmp_path: Path
+) -> None:
+    request = Request(
+        model="yolov3-tiny",
+        weights=tiny_weights,
+        link=parse_link("3mbit/20ms"),
+        device=device_profile("tenth-core"),
+        calibration=data_dir / "coco_train" / "images",
+        strategy=known_strategy(strategy),
+        edge_memory_bytes=12 << 20,
+        max_images=8,
+        max_drop=20.0,
+    )
+    found = search_to(tmp_path / "bundle", request, Silent())
+    assert f"Chosen by {strategy}" in (tmp_path / "bundle" / "report.md").read_text()
+    with Bundle.open(tmp_path / "bundle") as opened:
+        plans = opened.manifest.plans
+        assert [plan.name for plan in plans] == [j.candidate.name for j in found.kept]
+        assert all(plan.predicted.accuracy_drop <= 20.0 for plan in plans)

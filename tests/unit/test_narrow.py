@@ -96,10 +96,12 @@ def test_promotion_gives_the_most_harmful_layer_more_bits_until_memory_ends(
     limit = sum(heads.memory_bytes(whole)) - 1500
     narrower = Narrower(heads, sensitivity.weights, limit, rounder)
     cut: Cut | None = narrower.narrowed([whole])[0]
-    seen = set()
+    seen, labels = set(), set()
     while cut is not None:
         bits = {name: conv.bits for name, conv in heads.of(cut).convs.items()}
         assert tuple(bits.values()) not in seen
+        assert cut.label not in labels
+        labels.add(cut.label)
         seen.add(tuple(bits.values()))
         harm = max((n for n in bits if bits[n] < 8), key=lambda n: sensitivity.weights[n][bits[n]])
         cut = narrower.promoted(cut)

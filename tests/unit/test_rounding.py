@@ -34,6 +34,13 @@ def statistics(graph: Graph) -> Statistics:
     return observe(graph, FRAMES)
 
 
+def test_aciq_keeps_all_of_what_has_no_spread() -> None:
+    weight = np.full((2, 1, 1, 3), 0.5, np.float32)
+    weight[1] = 0
+    np.testing.assert_array_equal(CLIPS["aciq"](weight, 4), [0.5, 0.0])
+    assert RANGES["aciq"](Distribution(0.0, 4.0, np.eye(1, 64, 3)[0]), 4) == (0.0, 4.0)
+
+
 @pytest.mark.parametrize(("weight", "activation"), [(4, 8), (2, 6), (8, 4), (6, 2)])
 def test_heads_of_few_bits_reproduce_the_integer_reference(
     graph: Graph, statistics: Statistics, weight: int, activation: int
