@@ -35,7 +35,7 @@ from search.frames import load_frames
 from search.heads import Heads
 from search.importer import import_module
 from search.passes import optimise
-from search.pipeline import detector_of
+from search.prepare import detector_of
 from search.quantization.network import QuantizedGraph
 from search.quantization.recipe import DEFAULT, RECIPES, Recipe, rounded, rounded_together
 from search.quantization.widths import WIDTHS, Configuration, Widths, uniform

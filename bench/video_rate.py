@@ -43,7 +43,7 @@ from search.importer import import_module
 from search.latency import CutTimes
 from search.onnx_models import head_model
 from search.passes import optimise
-from search.pipeline import detector_of
+from search.prepare import detector_of
 from search.quantization.recipe import rounded
 from search.refine import Refiner
 from search.timing import NO_TIME

@@ -44,8 +44,8 @@ from search.heads import Heads
 from search.importer import import_module
 from search.latency import CutTimes
 from search.passes import optimise
-from search.pipeline import detector_of
 from search.plot import Series, check_format, plot
+from search.prepare import detector_of
 from search.quantization.recipe import rounded
 from search.rate_curve import RatePoint
 from search.refine import Refiner

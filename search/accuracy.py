@@ -18,6 +18,7 @@ from pycocotools.cocoeval import COCOeval
 from common.coco import CATEGORY_IDS
 from common.detections import Detections
 from common.errors import CalibrationError
+from search.confidence import WeightedAp, drop_interval
 
 # Below this score, what the floating-point network reports is not taken for an object.
 TRUTH_SCORE = 0.3
@@ -32,6 +33,16 @@ class AccuracySource(Protocol):
 
     def accuracy(self, detections: Sequence[Detections]) -> float:
         """Accuracy in percent; one entry of `detections` per evaluation image, in order."""
+        ...
+
+    def drop(
+        self, reference: Sequence[Detections], detections: Sequence[Detections], level: float
+    ) -> tuple[float, float]:
+        """What is lost against a reference, judged on the first images, as many as are given.
+
+        Returns:
+            (lower end of the confidence interval of that level, its middle) in points.
+        """
         ...
 
 
@@ -65,6 +76,12 @@ class CocoAccuracy:
     def accuracy(self, detections: Sequence[Detections]) -> float:
         """AP over IoU 0.50 to 0.95, in percent."""
         return _evaluate(self._truth, self._image_ids, detections)[0]
+
+    def drop(
+        self, reference: Sequence[Detections], detections: Sequence[Detections], level: float
+    ) -> tuple[float, float]:
+        """As `AccuracySource.drop`."""
+        return _drop(self._truth, self._image_ids, reference, detections, level)
 
 
 class Agreement:
@@ -115,6 +132,12 @@ class Agreement:
         """AP at IoU 0.50, in percent."""
         return _evaluate(self._truth, self._image_ids, detections)[1]
 
+    def drop(
+        self, reference: Sequence[Detections], detections: Sequence[Detections], level: float
+    ) -> tuple[float, float]:
+        """As `AccuracySource.drop`."""
+        return _drop(self._truth, self._image_ids, reference, detections, level, iou=0.5)
+
 
 def _coco(dataset: dict[str, Any]) -> COCO:
     truth = COCO()
@@ -124,21 +147,52 @@ def _coco(dataset: dict[str, Any]) -> COCO:
     return truth
 
 
+def _drop(
+    truth: COCO,
+    image_ids: Sequence[int],
+    reference: Sequence[Detections],
+    detections: Sequence[Detections],
+    level: float,
+    iou: float | None = None,
+) -> tuple[float, float]:
+    """(lower end, middle) of the interval of what is lost on the first images."""
+    whole = _evaluated(truth, image_ids[: len(reference)], reference)
+    found = _evaluated(truth, image_ids[: len(detections)], detections)
+    if whole is None:
+        return 0.0, 0.0
+    if found is None:
+        everything = WeightedAp.of(whole).ap(iou=iou)
+        return everything, everything
+    low, high = drop_interval(WeightedAp.of(whole), WeightedAp.of(found), level=level, iou=iou)
+    return low, (low + high) / 2
+
+
 def _evaluate(
     truth: COCO, image_ids: Sequence[int], detections: Sequence[Detections]
 ) -> tuple[float, float]:
     """(AP, AP50) in percent."""
+    evaluation = _evaluated(truth, image_ids, detections)
+    if evaluation is None:
+        return 0.0, 0.0
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.accumulate()
+        evaluation.summarize()
+    return max(0.0, 100 * evaluation.stats[0]), max(0.0, 100 * evaluation.stats[1])
+
+
+def _evaluated(
+    truth: COCO, image_ids: Sequence[int], detections: Sequence[Detections]
+) -> COCOeval | None:
+    """Detections matched with the truth; None if there are none."""
     found = [
         detection
         for image_id, each in zip(image_ids, detections, strict=True)
         for detection in each.to_coco(image_id)
     ]
     if not found:
-        return 0.0, 0.0
+        return None
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(truth, truth.loadRes(found), "bbox")
         evaluation.params.imgIds = list(image_ids)
         evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return max(0.0, 100 * evaluation.stats[0]), max(0.0, 100 * evaluation.stats[1])
+    return evaluation

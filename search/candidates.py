@@ -89,12 +89,21 @@ class World:
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """A candidate with its prediction; `accuracy` is None while it was not measured."""
+    """A candidate with its prediction.
+
+    Attributes:
+        candidate: What was judged.
+        latency_ms: Predicted.
+        times: Of its cut.
+        accuracy: None while it was not measured.
+        judged_on: Images that the accuracy was measured on.
+    """
 
     candidate: Candidate
     latency_ms: float
     times: CutTimes
     accuracy: float | None = None
+    judged_on: int = 0
 
     @property
     def axes(self) -> tuple[float, float, float, float]:

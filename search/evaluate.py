@@ -5,7 +5,7 @@ runs in ONNX Runtime, boxes are decoded by the shared code.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -62,21 +62,23 @@ class Evaluator:
         self._weights = SharedWeights.of(network.graph.nodes)
         self._cut: Cut | None = None
         self._head: str | None = None
-        self._codes: list[list[NDArray[np.uint8]]] = []
+        self._runner: Model | None = None
+        self._codes: dict[int, list[NDArray[np.uint8]]] = {}
         self._tail: Model | None = None
         write_weights(folder, self._weights)
 
-    def detections(self, candidate: Candidate) -> list[Detections]:
-        """What the candidate finds on each image."""
+    def detections(self, candidate: Candidate, images: range | None = None) -> list[Detections]:
+        """What the candidate finds on each image, or on some of them."""
         self._open(candidate.cut)
-        if candidate.codec is None:
-            maps = [self._edge_maps(candidate.cut, codes) for codes in self._codes]
-        else:
-            maps = [self._cloud_maps(candidate, codes) for codes in self._codes]
-        return [
-            decode_yolo(each, self._detector, box, score_threshold=EVALUATION_SCORE)
-            for each, box in zip(maps, self._letterboxes, strict=True)
-        ]
+        found = []
+        for index in images if images is not None else range(len(self._frames)):
+            codes, box = self._codes_of(index), self._letterboxes[index]
+            if candidate.codec is None:
+                maps = self._edge_maps(candidate.cut, codes)
+            else:
+                maps = self._cloud_maps(candidate, codes)
+            found.append(decode_yolo(maps, self._detector, box, score_threshold=EVALUATION_SCORE))
+        return found
 
     def identity(self, candidate: Candidate) -> str:
         """Digest of all that decides what a candidate finds on an image."""
@@ -96,17 +98,17 @@ class Evaluator:
         tables = [WireTable(wire) for wire in candidate.wire]
         sizes = [
             len(codec.encode(table.symbols(each[0]), wire.bits))
-            for codes in self._codes
+            for codes in self._all_codes()
             for wire, table, codec, each in zip(
                 candidate.wire, tables, candidate.codecs, codes, strict=True
             )
         ]
-        return sum(sizes) / len(self._codes)
+        return sum(sizes) / len(self._frames)
 
     def codes(self, candidate: Candidate) -> list[list[NDArray[np.uint8]]]:
         """What the candidate's head makes of each image: (C, H, W) codes per tensor."""
         self._open(candidate.cut)
-        return [[each[0] for each in codes] for codes in self._codes]
+        return [[each[0] for each in codes] for codes in self._all_codes()]
 
     def reference(self, cloud_only: Cut) -> tuple[list[Detections], float]:
         """What the floating-point network finds, and the median time of postprocessing in ms."""
@@ -114,7 +116,7 @@ class Evaluator:
         image = image_tensor(self._network.graph[IMAGE])
         raw = Candidate(cloud_only, (image,), CodecSpec(name="raw"), 0, 0, 0, 0, 0)
         found, times = [], []
-        for codes, box in zip(self._codes, self._letterboxes, strict=True):
+        for codes, box in zip(self._all_codes(), self._letterboxes, strict=True):
             maps = self._cloud_maps(raw, codes)
             start = time.perf_counter()
             decode_yolo(maps, self._detector, box)
@@ -128,7 +130,11 @@ class Evaluator:
         self._cut = cut
         if cut.label != self._head:
             self._head = cut.label
-            self._codes = self._run_head(cut)
+            self._codes = {}
+            self._runner = None
+            if cut.head:
+                model = head_model(self._heads.of(cut), cut.tensors)
+                self._runner = Model(model, threads=self._threads)
         self._tail = None
         if cut.tail:
             weights = self._weights
@@ -139,11 +145,17 @@ class Evaluator:
             path.write_bytes(tail_model(self._network.graph, cut, weights))
             self._tail = Model(path, threads=self._threads)
 
-    def _run_head(self, cut: Cut) -> list[list[NDArray[np.uint8]]]:
-        if not cut.head:
-            return [[frame[None]] for frame in self._frames]
-        head = Model(head_model(self._heads.of(cut), cut.tensors), threads=self._threads)
-        return [head.run({IMAGE: frame[None]}) for frame in self._frames]
+    def _codes_of(self, index: int) -> list[NDArray[np.uint8]]:
+        """What the open cut's head makes of one image, kept for the next candidate of the cut."""
+        frame = self._frames[index][None]
+        if self._runner is None:
+            return [frame]
+        if index not in self._codes:
+            self._codes[index] = self._runner.run({IMAGE: frame})
+        return self._codes[index]
+
+    def _all_codes(self) -> Iterator[list[NDArray[np.uint8]]]:
+        return (self._codes_of(index) for index in range(len(self._frames)))
 
     def _edge_maps(self, cut: Cut, codes: list[NDArray[np.uint8]]) -> Maps:
         grids = [self._heads.of(cut).grids[name] for name in cut.tensors]

@@ -43,15 +43,6 @@ def promising_cuts(graph: Graph, cuts: Sequence[Cut], link: Link) -> list[Cut]:
     return ends + splits[: MAX_TIMED_CUTS - len(ends)]
 
 
-def no_head_fits(heads: Heads, cuts: Sequence[Cut]) -> str:
-    """What to do if no head keeps the limits."""
-    least = min((sum(heads.memory_bytes(cut)) for cut in cuts), default=0)
-    return (
-        "no head fits into the edge's memory and pixels may not leave it: the smallest head "
-        f"needs {least / 2**20:.2f} MiB; raise --edge-memory or drop --no-raw-image"
-    )
-
-
 def runnable_cuts(heads: Heads, cuts: Sequence[Cut], *, no_raw_image: bool) -> list[Cut]:
     """Cuts whose heads have an integer form, those at the input only if pixels may travel."""
     refused = heads.network.refused
@@ -103,8 +94,10 @@ class FormatTable:
             found.append(judge(options, self._times, self._world)[0].candidate)
         return found
 
-    def nominal(self, cut: Cut) -> Candidate:
-        """Codes as the cut's head makes them, b bits each, without any coding."""
+    def packed(self, cut: Cut) -> Candidate:
+        """Codes as the cut's head makes them, b bits each, not coded any further."""
+        if not cut.tail:
+            return self._candidate(cut, (), None)
         network = self._heads.of(cut)
         wires = tuple(code_tensor(network.graph[n], network.grids[n]) for n in cut.tensors)
         return self._candidate(cut, wires, CodecSpec(name="packed"))

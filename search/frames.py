@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from common.errors import CalibrationError
+from common.errors import CalibrationError, ImageError
 from common.images import Letterbox, letterbox, list_images, read_image
 
 MIN_IMAGES = 8
+_TOLD = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +39,8 @@ def load_frames(
     """Read and letterbox up to `limit` images, spread evenly over the folder.
 
     Raises:
-        CalibrationError: If the folder holds too few images.
-        ImageError: If one of them cannot be read.
+        CalibrationError: If the folder holds too few images,
+            or files among them that are no images.
     """
     paths = list_images(folder)
     if len(paths) < MIN_IMAGES:
@@ -50,12 +51,22 @@ def load_frames(
     spread = np.unique(np.linspace(0, len(paths) - 1, min(limit, len(paths))).astype(int))
     paths = [paths[k] for k in spread]
     pixels, boxes, times = [], [], []
+    broken: list[ImageError] = []
     for done, path in enumerate(paths, 1):
-        image = read_image(path)
+        try:
+            image = read_image(path)
+        except ImageError as error:
+            broken.append(error)
+            continue
         start = time.perf_counter()
         pixels.append(letterbox(image, size))
         times.append(1e3 * (time.perf_counter() - start))
         boxes.append(Letterbox.fit(image.shape[1], image.shape[0], size))
         progress(done, len(paths))
+    if broken:
+        raise CalibrationError(
+            f"{folder}: {len(broken)} of {len(paths)} images cannot be used, repair or remove "
+            "them: " + "; ".join(str(error) for error in broken[:_TOLD])
+        )
     names = tuple(path.name for path in paths)
     return Frames(names, np.stack(pixels), tuple(boxes), statistics.median(times))

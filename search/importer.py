@@ -4,8 +4,15 @@
 one node. An operator that is not known is refused by name: nothing is dropped in silence.
 """
 
+import contextlib
+import io
+import logging
 import math
-from collections.abc import Callable
+import os
+import re
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +23,8 @@ from torch.export.graph_signature import InputKind
 
 from common.errors import ModelError
 from search.graph import Activation, Graph, Node, Shape
+
+_FRAME = re.compile(r'File "([^"]+)", line (\d+), in [^\n]+\n\s*([^\n]+)')
 
 
 def import_module(module: torch.nn.Module, input_size: tuple[int, int]) -> Graph:
@@ -33,10 +42,47 @@ def import_module(module: torch.nn.Module, input_size: tuple[int, int]) -> Graph
         raise ModelError("the module is in training mode: call .eval() first")
     example = torch.zeros(1, 3, *input_size)
     try:
-        program = torch.export.export(module, (example,))
+        with _quiet():
+            program = torch.export.export(module, (example,))
     except (torch._dynamo.exc.TorchDynamoException, RuntimeError, ValueError) as error:
-        raise ModelError(f"torch.export failed: {' '.join(str(error).split())[:300]}") from error
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(
+            f"the module cannot be exported{_line_of_error(error)}: control flow that depends on the "
+            f"image has no graph; torch.export says: {reason}"
+        ) from error
     return _Importer(program).graph()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch logs and prints of a failure, which is in the error that it raises."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _made_by(frames: Iterable[tuple[str, int, str]]) -> str:
+    """The innermost line that is not torch's, of (file, number, code), as ", made by ..."."""
+    own = [frame for frame in frames if f"{os.sep}torch{os.sep}" not in frame[0]]
+    if not own:
+        return ""
+    file, number, code = own[-1]
+    return f", made by {Path(file).name}:{number} `{code.strip()}`,"
+
+
+def _line_of(node: fx.Node) -> str:
+    found = _FRAME.findall(node.stack_trace or "")
+    return _made_by((file, int(number), code) for file, number, code in found)
+
+
+def _line_of_error(error: BaseException) -> str:
+    inner = traceback.extract_tb(error.__traceback__)
+    # The first frame is the call of torch.export here.
+    return _made_by((frame.filename, frame.lineno or 0, frame.line or "") for frame in inner[1:])
 
 
 class _Importer:
@@ -75,8 +121,8 @@ class _Importer:
         convert = _OPERATORS.get(target)
         if convert is None:
             raise ModelError(
-                f"operator {target} (node {node.name}) is not supported; known are "
-                + ", ".join(sorted(_OPERATORS))
+                f"operator {target} (node {node.name}){_line_of(node)} is not supported; "
+                "known are " + ", ".join(sorted(_OPERATORS))
             )
         convert(self, node)
 

@@ -7,11 +7,12 @@ Activations keep 8 bits: a CPU holds each code in a byte, whatever its width, an
 save nothing there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from common.errors import NoFeasiblePlanError
 from search.allocate.exact import solve_exact
+from search.allocate.lagrangian import lagrangian
 from search.allocate.problem import Choice, Problem
 from search.cuts import Cut
 from search.graph import Node
@@ -22,6 +23,20 @@ from search.quantization.widths import WIDTHS
 from search.request import Progress
 from search.rounding import Rounder
 from search.sensitivity import Errors
+
+Solver = Callable[[Problem], Mapping[str, int]]
+"""From a problem to the widths of its weights, by name."""
+
+
+def exact(problem: Problem) -> Mapping[str, int]:
+    """The widths of least error."""
+    return solve_exact(problem).weights
+
+
+def relaxed(problem: Problem) -> Mapping[str, int]:
+    """What a Lagrange multiplier finds, as the original does."""
+    chosen = lagrangian(problem.weights, problem.memory_bits or 0)
+    return {choice.name: bits for choice, bits in zip(problem.weights, chosen, strict=True)}
 
 
 class Narrower:
@@ -53,7 +68,7 @@ class Narrower:
         for cut in cuts:
             if not cut.head or sum(self._heads.memory_bytes(cut)) <= self._memory_bytes:
                 continue
-            widths = self._allocated(cut)
+            widths = self.allocated(cut)
             if widths is not None:
                 found.append(self._heads.narrowed(cut, self._nearest(widths)))
         return found
@@ -75,7 +90,7 @@ class Narrower:
                 continue
             least = self._least.setdefault(cut.name, {})
             before, least[name] = least.get(name), min(w for w in WIDTHS if w > now[name])
-            widths = self._allocated(cut)
+            widths = self.allocated(cut)
             if widths is not None:
                 promoted, plain = self._nearest(widths), replace(cut, widths="")
                 return self._heads.narrowed(plain, promoted, self._heads.fresh_name(cut, promoted))
@@ -84,12 +99,15 @@ class Narrower:
                 least[name] = before
         return None
 
-    def _allocated(self, cut: Cut) -> dict[str, int] | None:
-        """Widths by convolution; None if nothing fits."""
+    def allocated(self, cut: Cut, solve: Solver = exact) -> dict[str, int] | None:
+        """Widths by convolution; None if nothing fits.
+
+        Room for context models is left if there is any.
+        """
         convs = [node for node in cut.head if node.name in self._heads.network.convs]
         for reserve in (_context_bytes(self._heads.network, cut), 0):
             try:
-                return solve_exact(self._problem(cut, convs, reserve)).weights
+                return dict(solve(self._problem(cut, convs, reserve)))
             except NoFeasiblePlanError:
                 continue
         return None

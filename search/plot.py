@@ -48,23 +48,34 @@ def plot_found(found: Found, path: Path) -> None:
     plot(series, path, metric=found.metric, reference=found.reference_accuracy)
 
 
-def plot(series: Sequence[Series], path: Path, *, metric: str, reference: float) -> None:
-    """Write a plot of bytes (logarithmic) against accuracy.
+def plot(
+    series: Sequence[Series],
+    path: Path,
+    *,
+    metric: str,
+    reference: float,
+    cost: str = "bytes per frame",
+    joined: bool = True,
+) -> None:
+    """Write a plot of a cost (logarithmic) against accuracy.
 
     Args:
         series: Its lines.
         path: The file; its ending is the format.
         metric: What accuracies are measured in.
         reference: Accuracy of the floating-point network.
+        cost: What points have little of, with its unit.
+        joined: Whether points of a series are joined by a line.
     """
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for each in series:
         sizes, accuracies = zip(*each.points, strict=True)
-        axes.plot(sizes, accuracies, marker="o", markersize=4, label=each.label)
+        line = "-" if joined else ""
+        axes.plot(sizes, accuracies, marker="o", markersize=4, linestyle=line, label=each.label)
     axes.axhline(reference, color="grey", linestyle=":", label="floating point")
     axes.set_xscale("log")
-    axes.set_xlabel("bytes per frame")
+    axes.set_xlabel(cost)
     axes.set_ylabel(metric)
     axes.grid(visible=True, which="both", alpha=0.25)
     axes.legend(fontsize="small")

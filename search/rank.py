@@ -15,30 +15,27 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from common.detections import Detections, DetectorSpec
 from common.errors import NoFeasiblePlanError
 from common.manifest import CodecSpec
-from search.accuracy import AccuracySource, Agreement, CocoAccuracy
 from search.adapt import distillation_loss
-from search.cache import Cache, digest
-from search.calibration import Statistics
-from search.candidates import Candidate, Judged, World, judge, shortlist, worth_keeping
+from search.binding import no_head_fits, nothing_fits
+from search.candidates import Candidate, World, judge, shortlist, worth_keeping
 from search.cuts import Cut, cut_of_head, prefix_cuts
-from search.evaluate import Evaluator
 from search.examples import collect, collect_pairs, copies_of
-from search.formats import FormatTable, fitting_cuts, no_head_fits, promising_cuts, runnable_cuts
+from search.formats import FormatTable, fitting_cuts, promising_cuts, runnable_cuts
 from search.frames import Frames
 from search.heads import Heads
 from search.latency import CutTimes, MeasuredLatency
+from search.meter import open_meter
 from search.narrow import Narrower
+from search.prepare import Prepared
 from search.quantization.recipe import recipe
 from search.rate_curve import RatePoint
 from search.refine import Refiner, cheapest
 from search.remembered import Remembered
-from search.request import Found, Progress, Reporter, Request
+from search.request import Found, Reporter, Request
 from search.rounding import Rounder
 from search.sampling import sample
-from search.sensitivity import Sensitivity, measured
 from search.strategies.baselines import (
     BASELINES,
     ONE_CUT,
@@ -51,46 +48,32 @@ from search.wire import LOSSY_IMAGE_CODECS, QUALITIES
 
 _EVALUATION_THREADS = 2
 _REFINED_SHARE = 0.5
-_SENSITIVITY_FRAMES = 16
 _PROMOTIONS = 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Network:
-    """What a search knows of its network before it ranks anything.
+    """A prepared network, with what all rankings start from.
 
     Attributes:
+        prepared: The network and its statistics.
         heads: Its integer networks.
-        statistics: Distributions of its tensors on calibration images.
-        detector: How its maps become boxes.
         cuts: All of them, cloud-only first.
-        origin: Digest of the graph and the calibration images.
     """
 
+    prepared: Prepared
     heads: Heads
-    statistics: Statistics
-    detector: DetectorSpec
     cuts: Sequence[Cut]
-    origin: str
 
 
-def rank(
-    request: Request,
-    network: Network,
-    calibration: Frames,
-    evaluation: Frames,
-    cache: Cache,
-    reporter: Reporter,
-) -> Found:
+def rank(request: Request, network: Network, evaluation: Frames, reporter: Reporter) -> Found:
     """Measure what the limits allow and keep the plans worth it.
 
     Raises:
         NoFeasiblePlanError: If nothing fits the limits.
     """
     with tempfile.TemporaryDirectory(prefix="splitpoint-") as scratch:
-        folder = Path(scratch)
-        ranking = _Ranking(request, network, calibration, evaluation, cache, reporter, folder)
-        return ranking.run()
+        return _Ranking(request, network, evaluation, reporter, Path(scratch)).run()
 
 
 class _Ranking:
@@ -100,47 +83,39 @@ class _Ranking:
         self,
         request: Request,
         network: Network,
-        calibration: Frames,
         evaluation: Frames,
-        cache: Cache,
         reporter: Reporter,
         folder: Path,
     ) -> None:
         self._request = request
+        self._prepared = prepared = network.prepared
         self._heads = network.heads
-        self._network = network
-        self._calibration = calibration
+        self._every_cut = network.cuts
         self._evaluation = evaluation
-        self._cache = cache
         self._reporter = reporter
         self._folder = folder
         self._narrower: Narrower | None = None
         self._cuts, self._narrow = self._allowed()
-        evaluator = Evaluator(
+        self._meter, postprocess_ms = open_meter(
             network.heads,
-            network.detector,
-            evaluation.pixels,
-            evaluation.letterboxes,
+            prepared.detector,
+            evaluation,
+            request.annotations,
             folder,
-            threads=_EVALUATION_THREADS,
-        )
-        reference, postprocess_ms = evaluator.reference(network.cuts[0])
-        self._source = _accuracy_source(request, evaluation, reference)
-        self._best = self._source.accuracy(reference)
-        judged_on = digest(
-            network.origin,
-            evaluation.pixels,
-            request.annotations and request.annotations.read_bytes(),
+            max_drop=request.max_drop,
+            cache=prepared.cache,
+            origin=prepared.origin,
         )
         self._latency = MeasuredLatency(
             network.heads.network,
             folder,
-            cache=cache,
-            origin=network.origin,
+            cache=prepared.cache,
+            origin=prepared.origin,
             tail_threads=request.cloud_threads,
         )
-        self._meter = _Meter(evaluator, self._source, cache, judged_on)
-        self._world = World(request.link, request.device, calibration.letterbox_ms, postprocess_ms)
+        self._world = World(
+            request.link, request.device, prepared.calibration.letterbox_ms, postprocess_ms
+        )
 
     def run(self) -> Found:
         """All steps of our own search, or what a baseline would do."""
@@ -182,7 +157,7 @@ class _Ranking:
             rounder = self._rounder("default")
             candidates += edge_only(self._heads, rounder, table, self._reporter)
         else:
-            rounder, frames = self._rounder("nearest"), self._calibration.pixels
+            rounder, frames = self._rounder("nearest"), self._prepared.calibration.pixels
             original = AutoSplit(self._heads, rounder, frames, self._reporter)
             version: Literal[1, 2] = 1 if name == "auto-split-v1" else 2
             limit = self._request.edge_memory_bytes
@@ -194,14 +169,7 @@ class _Ranking:
         return self._found(candidates, times, {})
 
     def _rounder(self, usual: str) -> Rounder:
-        return Rounder(
-            self._heads.network.graph,
-            self._network.statistics,
-            self._calibration.pixels,
-            self._cache,
-            self._network.origin,
-            recipe(self._request.quantizer or usual),
-        )
+        return self._prepared.rounder(recipe(self._request.quantizer or usual))
 
     def _tables(
         self, cuts: Sequence[Cut], tensors: Sequence[str]
@@ -210,7 +178,7 @@ class _Ranking:
         samples = sample(
             self._heads.network,
             tensors,
-            self._calibration.pixels,
+            self._prepared.calibration.pixels,
             self._reporter.stage("sampling the wire"),
         )
         times = self._latency.times(cuts, self._reporter.stage("timing heads and tails"))
@@ -221,31 +189,18 @@ class _Ranking:
         request, heads = self._request, self._heads
         if request.strategy in BASELINES:
             return [], []  # they choose among all
-        runnable = runnable_cuts(heads, self._network.cuts, no_raw_image=request.no_raw_image)
+        runnable = runnable_cuts(heads, self._every_cut, no_raw_image=request.no_raw_image)
         if request.strategy == "cloud-only":
             runnable = [cut for cut in runnable if not cut.head]
         limit = request.edge_memory_bytes
         fitting = fitting_cuts(heads, runnable, limit)
         narrow: list[Cut] = []
         if limit is not None and len(fitting) < len(runnable) and request.narrow_cuts:
-            progress = self._reporter.stage("measuring sensitivity")
-            arrays = self._cache.arrays(
-                "sensitivity",
-                [self._network.origin],
-                lambda: measured(
-                    heads.network.graph,
-                    self._network.statistics,
-                    self._calibration.pixels[:_SENSITIVITY_FRAMES],
-                    distillation_loss(self._network.detector),
-                    progress,
-                ).to_arrays(),
-            )
-            progress(1, 1)
-            errors = Sensitivity.from_arrays(arrays).weights
+            errors = self._prepared.sensitivity("measured", self._reporter).weights
             self._narrower = Narrower(heads, errors, limit, self._rounder("default"))
             narrow = self._narrower.narrowed(runnable)
         if not fitting and not narrow:
-            raise NoFeasiblePlanError(no_head_fits(heads, runnable))
+            raise NoFeasiblePlanError(no_head_fits(heads, runnable, limit))
         graph = heads.network.graph
         return (
             promising_cuts(graph, fitting, request.link),
@@ -289,7 +244,7 @@ class _Ranking:
     def _is_good(self, candidate: Candidate) -> bool:
         # Context models take memory on the edge that no cut was charged for.
         fits = candidate.edge_memory_bytes <= (self._request.edge_memory_bytes or math.inf)
-        return fits and self._best - self._meter.accuracy(candidate) <= self._request.max_drop
+        return fits and self._meter.drop(candidate) <= self._request.max_drop
 
     def _search_qualities(self, table: FormatTable) -> None:
         """Measure lossy uploads on the way to the lowest quality that is good."""
@@ -299,7 +254,7 @@ class _Ranking:
 
             def is_good_at(quality: int, name: Literal["jpeg", "webp"] = name) -> bool:
                 spec = CodecSpec(name=name, quality=quality)
-                return self._is_good(table.upload(self._network.cuts[0], spec))
+                return self._is_good(table.upload(self._every_cut[0], spec))
 
             cheapest(QUALITIES, is_good_at, trials=trials)
             progress(done, len(LOSSY_IMAGE_CODECS))
@@ -312,8 +267,8 @@ class _Ranking:
             refiner = Remembered(
                 partial(self._refiner, cut, times),
                 self._heads,
-                self._cache,
-                [self._network.origin, self._request.adapt_steps, self._request.video],
+                self._prepared.cache,
+                [self._prepared.origin, self._request.adapt_steps, self._request.video],
                 [self._world.link, self._request.device, times[cut.name]],
             )
             curve = refiner.curve(cut)
@@ -328,10 +283,10 @@ class _Ranking:
     def _refiner(self, cut: Cut, times: dict[str, CutTimes]) -> Refiner:
         """With what tails, and context models of sequences, are fitted to."""
         network, threads = self._heads.of(cut), _EVALUATION_THREADS
-        pixels, pairs = self._calibration.pixels, None
+        pixels, pairs = self._prepared.calibration.pixels, None
         examples = collect(
             network,
-            self._network.cuts[0],
+            self._every_cut[0],
             cut.tensors,
             pixels,
             self._folder,
@@ -345,7 +300,7 @@ class _Ranking:
         return Refiner(
             self._heads,
             examples,
-            distillation_loss(self._network.detector),
+            distillation_loss(self._prepared.detector),
             times,
             self._world,
             self._request.adapt_steps,
@@ -361,19 +316,28 @@ class _Ranking:
     ) -> Found:
         judged = judge(candidates, times, self._world)
         with_accuracy = [
-            replace(j, accuracy=self._meter.accuracy(j.candidate))
+            replace(j, accuracy=known.accuracy, judged_on=known.images)
             for j in judged
             if j.candidate.name in self._meter
+            for known in [self._meter.measured(j.candidate)]
         ]
         kept = worth_keeping([j for j in with_accuracy if self._is_good(j.candidate)])
         if not kept:
-            raise NoFeasiblePlanError(_nothing_fits(with_accuracy, self._best, self._request))
+            raise NoFeasiblePlanError(
+                nothing_fits(
+                    with_accuracy,
+                    self._meter.best,
+                    self._request,
+                    self._heads,
+                    self._every_cut,
+                )
+            )
         return Found(
             request=self._request,
-            metric=self._source.metric,
-            reference_accuracy=self._best,
-            cuts=len(self._network.cuts),
-            calibration_images=len(self._calibration.names),
+            metric=self._meter.metric,
+            reference_accuracy=self._meter.best,
+            cuts=len(self._every_cut),
+            calibration_images=len(self._prepared.calibration.names),
             evaluation_images=self._evaluation.names,
             world=self._world,
             judged=tuple(judged),
@@ -381,56 +345,6 @@ class _Ranking:
             kept=tuple(kept),
             curves=curves,
         )
-
-
-def _accuracy_source(
-    request: Request, evaluation: Frames, reference: Sequence[Detections]
-) -> AccuracySource:
-    if request.annotations is not None:
-        return CocoAccuracy(request.annotations, evaluation.names)
-    return Agreement(reference)
-
-
-class _Meter:
-    """Accuracies by candidate name, each measured once."""
-
-    def __init__(
-        self, evaluator: Evaluator, source: AccuracySource, cache: Cache, judged_on: str
-    ) -> None:
-        self._evaluator = evaluator
-        self._source = source
-        self._cache = cache
-        self._judged_on = judged_on
-        self._known: dict[str, tuple[Candidate, float]] = {}
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._known
-
-    @property
-    def candidates(self) -> list[Candidate]:
-        """All that were measured."""
-        return [candidate for candidate, _ in self._known.values()]
-
-    def of(self, cut: Cut) -> list[Candidate]:
-        """Those of a cut with the widths that it has."""
-        return [c for c in self.candidates if c.cut.label == cut.label]
-
-    def accuracy(self, candidate: Candidate) -> float:
-        """Of a candidate as deployed."""
-        if candidate.name not in self._known:
-            accuracy = self._cache.json(
-                "accuracy",
-                [self._judged_on, self._evaluator.identity(candidate)],
-                lambda: self._source.accuracy(self._evaluator.detections(candidate)),
-            )
-            self._known[candidate.name] = candidate, accuracy
-        return self._known[candidate.name][1]
-
-    def measure(self, candidates: Sequence[Candidate], progress: Progress) -> None:
-        """Measure many; candidates of one cut follow each other."""
-        for done, candidate in enumerate(sorted(candidates, key=lambda c: c.cut.label), 1):
-            self.accuracy(candidate)
-            progress(done, len(candidates))
 
 
 def _promising(
@@ -444,12 +358,3 @@ def _promising(
     ]
     ranked = (j.candidate.cut for j in judge(splits, times, world))
     return list({cut.label: cut for cut in ranked}.values())
-
-
-def _nothing_fits(measured: Sequence[Judged], best: float, request: Request) -> str:
-    closest = max(measured, key=lambda j: j.accuracy or 0.0)
-    drop = best - (closest.accuracy or 0.0)
-    return (
-        f"no plan keeps its accuracy within {request.max_drop:g} points of {best:.1f}; the "
-        f"closest, {closest.candidate.name}, loses {drop:.2f}: raise --max-drop or --edge-memory"
-    )

@@ -30,6 +30,8 @@ def markdown(found: Found) -> str:
         "",
         *_table(found, found.kept),
         "",
+        *_given_up(found),
+        "",
         "## Measured, but not kept",
         "",
         *_table(found, [j for j in found.measured if j not in found.kept]),
@@ -53,6 +55,7 @@ def as_json(found: Found) -> dict[str, Any]:
     """Everything in the report as JSON: the request, and all candidates, fastest first."""
     request = found.request
     measured = {j.candidate.name: j.accuracy for j in found.measured}
+    judged_on = {j.candidate.name: j.judged_on for j in found.measured}
     kept = {j.candidate.name for j in found.kept}
     return {
         "request": {
@@ -98,6 +101,7 @@ def as_json(found: Found) -> dict[str, Any]:
                 "kind": j.candidate.cut.kind,
                 "kept": j.candidate.name in kept,
                 "accuracy": measured.get(j.candidate.name),
+                "judged_on": judged_on.get(j.candidate.name, 0),
                 "payload_bytes": j.candidate.payload_bytes,
                 "predicted": predict(j.candidate, j.times, found.world).model_dump(
                     exclude={"accuracy", "accuracy_drop"}
@@ -140,7 +144,7 @@ def _rivals(found: Found) -> Iterable[str]:
     best = found.kept[0]
     if found.request.strategy != "splitpoint":
         return
-    for kind in ("cloud-only", "edge-only"):
+    for kind in ("cloud-only", "split", "edge-only"):
         if best.candidate.cut.kind == kind:
             continue
         rival = next(
@@ -199,6 +203,18 @@ def _table(found: Found, rows: Sequence[Judged]) -> Iterable[str]:
             f"| {candidate.edge_memory_bytes / 2**20:.2f} | {judged.accuracy or 0.0:.1f} "
             f"| {_drop(found, judged):.1f} |"
         )
+
+
+def _given_up(found: Found) -> Iterable[str]:
+    """A note on plans that were not judged on all images."""
+    few = [j for j in found.measured if j.judged_on < len(found.evaluation_images)]
+    if few:
+        yield (
+            f"{len(few)} of those below lost too much after few images "
+            f"({min(j.judged_on for j in few)} at the least) and were given up: their accuracy is "
+            "the whole network's less what they lost by then."
+        )
+        yield ""
 
 
 def _stages_row(found: Found, judged: Judged) -> str:

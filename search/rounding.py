@@ -11,15 +11,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from search.adapt import Loss, feature_loss
 from search.cache import Cache, digest
 from search.calibration import Statistics
 from search.graph import Graph
-from search.quantization.network import QuantizedConv, QuantizedGraph
+from search.quantization.lapq import head_loss, lapq
+from search.quantization.network import Clips, QuantizedConv, QuantizedGraph, quantize
 from search.quantization.recipe import DEFAULT, Recipe, rounded, rounded_together
 from search.quantization.widths import Configuration
 from search.request import Progress
 
 _FRAMES = 32
+_CLIPPED_FRAMES = 16
+_THREADS = 2
 _PARTS = ("weight", "scale", "bias", "bits")
 
 
@@ -33,6 +37,7 @@ class Rounder:
         cache: For weights that were rounded together.
         origin: Digest of the network and the frames.
         how: The recipe.
+        loss: What ranges are chosen by, if the recipe chooses them together.
     """
 
     def __init__(
@@ -43,6 +48,7 @@ class Rounder:
         cache: Cache | None = None,
         origin: str = "",
         how: Recipe = DEFAULT,
+        loss: Loss = feature_loss,
     ) -> None:
         self._graph = graph
         self._statistics = statistics
@@ -50,6 +56,7 @@ class Rounder:
         self._cache = cache or Cache()
         self._origin = origin
         self._how = how
+        self._loss = loss
 
     def nearest(self, widths: Configuration) -> QuantizedGraph:
         """The network on the ranges of the recipe, its weights rounded to the nearest."""
@@ -58,13 +65,15 @@ class Rounder:
     def together(
         self, network: QuantizedGraph, tensors: Sequence[str], progress: Progress
     ) -> QuantizedGraph:
-        """The same with weights that make up for each other's errors.
+        """The same with ranges and weights that make up for each other's errors.
 
         Args:
             network: Rounded to the nearest.
             tensors: Those of a cut; only layers that make them are improved.
-            progress: Called with layers done and in all.
+            progress: Called with steps done and in all.
         """
+        if self._how.joint:
+            network = self._clipped_together(network, tensors, progress)
         names = [n.name for n in network.graph.ancestors(tensors) if n.name in network.convs]
 
         def better() -> dict[str, NDArray[Any]]:
@@ -76,6 +85,19 @@ class Rounder:
         progress(1, 1)
         convs = {**network.convs, **dict(zip(names, _from_arrays(arrays), strict=True))}
         return replace(network, convs=convs)
+
+    def _clipped_together(
+        self, network: QuantizedGraph, tensors: Sequence[str], progress: Progress
+    ) -> QuantizedGraph:
+        widths, frames = network.widths, self._frames[:_CLIPPED_FRAMES]
+
+        def better() -> dict[str, NDArray[Any]]:
+            loss = head_loss(self._graph, widths, tensors, frames, self._loss, threads=_THREADS)
+            clips = lapq(self._graph, self._statistics, widths, tensors, loss, progress)
+            return clips.to_arrays()
+
+        arrays = self._cache.arrays("clips", [self._origin, widths, tensors, self._how], better)
+        return quantize(self._graph, Clips.from_arrays(arrays), widths)
 
 
 def _to_arrays(convs: Sequence[QuantizedConv]) -> dict[str, NDArray[Any]]:

@@ -10,18 +10,21 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from common.codec import Codec
 from common.manifest import WireTensor
 from common.quantizer import WireTable
 from common.runtime import Model
-from search.graph import IMAGE
+from search import execute
+from search.graph import IMAGE, Graph
 from search.onnx_models import head_model
 from search.quantization.network import QuantizedGraph
 
 # Coded to measure sizes and times; histograms are of all calibration images.
 CODED_FRAMES = 8
+_SAMPLED_FRAMES = 4
 
 
 @dataclass(frozen=True)
@@ -88,3 +91,24 @@ def code(frames: Iterable[NDArray[np.uint8]], wire: WireTensor, codec: Codec) ->
     return Coded(
         float(np.mean(sizes)), 1e3 * float(np.median(encode)), 1e3 * float(np.median(decode))
     )
+
+
+def sample_values(
+    graph: Graph, frames: NDArray[np.uint8], values: int = 100_000
+) -> dict[str, NDArray[np.float32]]:
+    """Some values of every tensor of the floating-point network on the first four images.
+
+    Args:
+        graph: The network.
+        frames: (N, 3, H, W) letterboxed images.
+        values: Drawn from each tensor at the most, seeded.
+    """
+    names = [node.name for node in graph.nodes[1:]]
+    pixels = torch.from_numpy(frames[:_SAMPLED_FRAMES]).float() / 255
+    tensors = execute.run(graph, {IMAGE: pixels}, names)
+    rng = np.random.default_rng(0)
+    sampled = {}
+    for name, tensor in tensors.items():
+        flat = tensor.numpy().ravel()
+        sampled[name] = flat[rng.integers(0, flat.size, min(flat.size, values))]
+    return sampled

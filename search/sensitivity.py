@@ -12,11 +12,13 @@ accuracy is measured.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from common.errors import SettingsError
 from search import execute
 from search.adapt import Loss, feature_loss
 from search.calibration import Statistics
@@ -67,6 +69,21 @@ class Sensitivity:
 
 
 _SIDES = ("weights", "activations")
+
+How = Literal["measured", "fisher", "squared"]
+HOWS: tuple[How, ...] = get_args(How)
+
+
+def sensitivity_of(name: str) -> How:
+    """Check the name of a way to weigh errors.
+
+    Raises:
+        SettingsError: If there is none of that name.
+    """
+    for known in HOWS:
+        if known == name:
+            return known
+    raise SettingsError(f"unknown sensitivity {name!r}: choose one of {', '.join(HOWS)}")
 
 
 class _Rounded:
@@ -257,3 +274,18 @@ def _outputs_with(
                 inputs = [current.get(name, values[name]) for name in node.inputs]
                 current[node.name] = execute.apply(node, inputs)
     return [current.get(name, values[name]) for name in graph.outputs]
+
+
+def weigh(
+    how: How,
+    graph: Graph,
+    statistics: Statistics,
+    frames: NDArray[np.uint8],
+    loss: Loss,
+    progress: Progress,
+) -> Sensitivity:
+    """Errors by one of the ways; arguments as for `measured`."""
+    if how == "squared":
+        return squared(graph, statistics)
+    weighed = measured if how == "measured" else fisher
+    return weighed(graph, statistics, frames, loss, progress)

@@ -25,10 +25,12 @@ from search.calibration import Statistics
 from search.graph import IMAGE, Activation, Graph, Node
 from search.quantization.grids import RANGES, Clipping, Grid, Range
 from search.quantization.weights import CLIPS, Floats, round_nearest, scale_of
-from search.quantization.widths import FULL, Configuration
+from search.quantization.widths import FULL, Configuration, Widths, makes_values
 
 IMAGE_GRID = Grid(float(np.float32(1 / 255)), 0)
 
+
+_CLIP_SIDES = ("after", "before", "weights")
 
 Rounding = Literal["nearest", "adaround", "descent"]
 
@@ -46,6 +48,28 @@ class Clips:
     after: Mapping[str, Range]
     before: Mapping[str, Range]
     weights: Mapping[str, Floats]
+
+    def to_arrays(self) -> dict[str, NDArray[np.floating]]:
+        """As arrays to keep."""
+        arrays: dict[str, NDArray[np.floating]] = {}
+        for side in _CLIP_SIDES:
+            for name, clip in getattr(self, side).items():
+                arrays[f"{side}:{name}"] = np.asarray(clip)
+        return arrays
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[np.floating]]) -> "Clips":
+        """From what `to_arrays` gave."""
+        sides: dict[str, dict[str, NDArray[np.floating]]] = {side: {} for side in _CLIP_SIDES}
+        for key, values in arrays.items():
+            side, _, name = key.partition(":")
+            sides[side][name] = values
+        after, before = (
+            {name: (float(low), float(high)) for name, (low, high) in sides[side].items()}
+            for side in _CLIP_SIDES[:2]
+        )
+        weights = {name: np.asarray(clip, np.float32) for name, clip in sides["weights"].items()}
+        return cls(after, before, weights)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +116,18 @@ class QuantizedGraph:
     before: Mapping[str, Grid]
     convs: Mapping[str, QuantizedConv]
     refused: Mapping[str, str]
+
+    @property
+    def widths(self) -> dict[str, Widths]:
+        """Bits by node, of those that make values."""
+        return {
+            node.name: Widths(
+                weight=self.convs[node.name].bits if node.name in self.convs else 8,
+                activation=self.grids[node.name].bits,
+            )
+            for node in self.graph.nodes
+            if makes_values(node.op)
+        }
 
     def weight_bytes(self, nodes: tuple[Node, ...]) -> int:
         """Bytes of weights, scales and biases of a head as stored."""

@@ -1,9 +1,11 @@
 """Recipes: the steps of post-training quantization, each of which can be switched.
 
-    equalise -> choose ranges -> round to the nearest -> round together, correct biases
+    choose ranges -> round to the nearest -> choose ranges together
+                                          -> round together, correct biases
 
-At 8 bits the second step is all that a network needs; the last one is for few bits. Named recipes
-are the published methods, to compare with.
+At 8 bits the first two steps are all that a network needs; the others are for few bits. Named
+recipes are the published methods, to compare with. Equalisation (equalise.py) comes before all of
+them, since it changes what is observed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,12 +35,14 @@ class Recipe:
         weight_clipping: How those of weights are chosen, where they have fewer than 8 bits.
         rounding: How weights of 6 bits and less are rounded.
         correct_bias: Whether the mean error of each channel is taken out of its bias.
+        joint: Whether the ranges of a head are chosen together, by the loss of the network.
     """
 
     clipping: Clipping = "mse"
     weight_clipping: Clipping = "mse"
     rounding: Rounding = "descent"
     correct_bias: bool = True
+    joint: bool = False
 
 
 DEFAULT = Recipe()
@@ -48,6 +52,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         "adaround": Recipe(rounding="adaround"),
         "aciq": Recipe("aciq", "aciq", "nearest"),
         "nearest": Recipe(rounding="nearest"),
+        "lapq": Recipe(rounding="nearest", joint=True),
         "minmax": Recipe("minmax", "minmax", "nearest", correct_bias=False),
     }
 )

@@ -50,6 +50,14 @@ def makes_values(op: str) -> bool:
     return op in ("conv", "add", "concat", "activation", "batch_norm")
 
 
+def maker_of(graph: Graph, name: str) -> str:
+    """The node whose grid a tensor has: its own, or of what it moves the values of."""
+    node = graph[name]
+    while not makes_values(node.op) and node.inputs:
+        node = graph[node.inputs[0]]
+    return node.name
+
+
 def read_widths(path: Path, graph: Graph) -> dict[str, Widths]:
     """Read a configuration.
 

@@ -21,12 +21,10 @@ from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from common.manifest import USUAL_UPLOAD
-from search import execute
-from search.allocate import auto_split
+from search.allocate.auto_split import Configuration, auto_split, below_uniform
 from search.allocate.table import Layer, Table, random_errors, with_errors
 from search.candidates import Candidate, World
 from search.cuts import Cut, prefix_cuts
@@ -34,9 +32,10 @@ from search.formats import FormatTable
 from search.graph import Graph
 from search.heads import Heads
 from search.latency import CutTimes
-from search.quantization.widths import WIDTHS, Widths, makes_values
+from search.quantization.widths import WIDTHS, Widths, maker_of, makes_values
 from search.request import Reporter
 from search.rounding import Rounder
+from search.sampling import sample_values
 from search.strategies.costs import CostGraph
 from search.strategies.min_cut import dads, qdmp
 from search.strategies.neurosurgeon import neurosurgeon
@@ -49,8 +48,6 @@ ONE_CUT: Mapping[str, Callable[[CostGraph], tuple[str, ...]]] = MappingProxyType
 BASELINES = (*ONE_CUT, "edge-only", "auto-split-v1", "auto-split-v2")
 """Strategies that do not go our own way. Cloud-only does, with no other cut to choose."""
 
-_SAMPLED_FRAMES = 4
-_SAMPLED_VALUES = 100_000
 _SEED = 0
 _UNLIMITED_BITS = 1 << 50
 
@@ -106,7 +103,7 @@ class AutoSplit:
     Args:
         heads: The integer networks.
         rounder: Quantizes configurations.
-        frames: (N, 3, H, W) calibration images; version 2 samples tensors of the first four.
+        frames: (N, 3, H, W) calibration images, which version 2 samples tensors of.
         reporter: Says which configuration is being quantized.
     """
 
@@ -116,7 +113,7 @@ class AutoSplit:
         self._heads = heads
         self._graph = heads.network.graph
         self._rounder = rounder
-        self._frames = frames[:_SAMPLED_FRAMES]
+        self._frames = frames
         self._reporter = reporter
 
     def candidates(
@@ -138,27 +135,36 @@ class AutoSplit:
             times: Of the prefix cuts.
             world: Device and link.
         """
-        layers = self._layers(version)
-        limit = _UNLIMITED_BITS if memory_bytes is None else 8 * memory_bytes
-        listed = auto_split.auto_split(layers, limit)
-        listed = auto_split.below_uniform(listed, layers)
-        prefixes = {cut.head[-1].name: cut for cut in prefix_cuts(self._graph)[1:]}
-        best: dict[tuple[float, float], tuple[Cut, auto_split.Configuration]] = {}
-        for each in listed:
-            cut = prefixes.get(each.cut)
-            if cut is not None and 8 * self._memory_bytes(cut, each) <= limit:
-                sent_ms = each.transmitted_bits * 1e3 / world.link.uplink_bps
-                side = times[cut.name]
-                cloud_ms = side.tail.median_ms + (world.link.rtt_ms if cut.tail else 0.0)
-                latency = side.head.median_ms * world.device.slowdown + sent_ms + cloud_ms
-                best.setdefault((latency, each.error), (cut, each))
+        best: dict[tuple[float, float], tuple[Cut, Configuration, dict[str, Widths]]] = {}
+        for cut, each, widths in self.configurations(version, memory_bytes):
+            sent_ms = each.transmitted_bits * 1e3 / world.link.uplink_bps
+            side = times[cut.name]
+            cloud_ms = side.tail.median_ms + (world.link.rtt_ms if cut.tail else 0.0)
+            latency = side.head.median_ms * world.device.slowdown + sent_ms + cloud_ms
+            best.setdefault((latency, each.error), (cut, each, widths))
         least = np.inf
-        for (_, error), (cut, each) in sorted(best.items(), key=lambda item: item[0]):
+        for (_, error), (cut, each, widths) in sorted(best.items(), key=lambda item: item[0]):
             if error < least:
                 least = error
-                yield self._candidate(cut, each, table)
+                yield self._candidate(cut, each.name, widths, table)
 
-    def _memory_bytes(self, cut: Cut, configuration: auto_split.Configuration) -> int:
+    def configurations(
+        self, version: Literal[1, 2], memory_bytes: int | None
+    ) -> list[tuple[Cut, Configuration, dict[str, Widths]]]:
+        """Every configuration that fits, but cloud-only, with the widths of its layers.
+
+        Configurations of as much error as the whole network at 2 bits are left out.
+        """
+        layers = self._layers(version)
+        limit = _UNLIMITED_BITS if memory_bytes is None else 8 * memory_bytes
+        prefixes = {cut.head[-1].name: cut for cut in prefix_cuts(self._graph)[1:]}
+        return [
+            (prefixes[each.cut], each, self._widths(prefixes[each.cut], each))
+            for each in below_uniform(auto_split(layers, limit), layers)
+            if each.cut and 8 * self._memory_bytes(prefixes[each.cut], each) <= limit
+        ]
+
+    def _memory_bytes(self, cut: Cut, configuration: Configuration) -> int:
         """What the head takes as it is deployed: weights packed, a byte for each activation."""
         eight_bits, activations = self._heads.memory_bytes(cut)
         saved = sum(
@@ -169,24 +175,22 @@ class AutoSplit:
         return eight_bits - saved + activations
 
     def _candidate(
-        self, cut: Cut, configuration: auto_split.Configuration, table: FormatTable
+        self, cut: Cut, configured: str, widths: dict[str, Widths], table: FormatTable
     ) -> Candidate:
-        name = configuration.name.replace(f"-{configuration.cut}-", "-")
+        name = configured.replace(f"-{cut.head[-1].name}-", "-")
         progress = self._reporter.stage(f"rounding {cut.name} {name}")
-        network = self._rounder.nearest(self._widths(cut, configuration))
+        network = self._rounder.nearest(widths)
         network = self._rounder.together(network, cut.tensors, progress)
         narrowed = self._heads.narrowed(cut, network, name)
-        return table.nominal(narrowed) if cut.tail else table.candidates(narrowed)[0]
+        return table.packed(narrowed)
 
-    def _widths(self, cut: Cut, configuration: auto_split.Configuration) -> dict[str, Widths]:
+    def _widths(self, cut: Cut, configuration: Configuration) -> dict[str, Widths]:
         """Widths of the layers that make values; what only moves them has its input's."""
         activations = dict(configuration.activations)
         for name in cut.tensors:
-            made = self._graph[name]
-            while not makes_values(made.op) and made.name != self._graph.nodes[0].name:
-                made = self._graph[made.inputs[0]]
-            if made.name in activations:
-                activations[made.name] = min(activations[made.name], activations[name])
+            made = maker_of(self._graph, name)
+            if made in activations:
+                activations[made] = min(activations[made], activations[name])
         return {
             node.name: Widths(
                 weight=configuration.weights.get(node.name, 8), activation=activations[node.name]
@@ -213,16 +217,4 @@ class AutoSplit:
         if version == 1:
             return Table(random_errors(layers, _SEED), image)
         weights = {node.name: node.weight for node in body if node.weight is not None}
-        return Table(with_errors(layers, weights, self._sampled()), image)
-
-    def _sampled(self) -> dict[str, NDArray[np.float32]]:
-        """Some values of every tensor on real images."""
-        names = [node.name for node in self._graph.nodes[1:]]
-        pixels = torch.from_numpy(self._frames).float() / 255
-        tensors = execute.run(self._graph, {self._graph.nodes[0].name: pixels}, names)
-        rng = np.random.default_rng(_SEED)
-        sampled = {}
-        for name, tensor in tensors.items():
-            flat = tensor.numpy().ravel()
-            sampled[name] = flat[rng.integers(0, flat.size, min(flat.size, _SAMPLED_VALUES))]
-        return sampled
+        return Table(with_errors(layers, weights, sample_values(self._graph, self._frames)), image)

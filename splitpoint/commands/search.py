@@ -5,40 +5,32 @@ from typing import Annotated
 
 import typer
 
+from splitpoint.commands import options
+
 
 def run(
-    model: Annotated[str, typer.Option(help="Model of the zoo; see `splitpoint models list`.")],
-    link: Annotated[str, typer.Option(help="Bandwidth and round trip, e.g. 3mbit/20ms.")],
-    calibration: Annotated[Path, typer.Option(help="Folder of images like those to come.")],
+    model: options.Model,
+    link: options.Link,
+    calibration: options.Calibration,
     out: Annotated[Path, typer.Option(help="Bundle to write: a folder, or a file ending in .zip.")],
-    weights: Annotated[
-        Path | None, typer.Option(help="Weights file, if not the fetched one.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="Device profile of the edge.")] = "this-machine",
-    edge_memory: Annotated[
-        str | None, typer.Option(help="Weights + activations on the edge, e.g. 16MiB.")
-    ] = None,
+    weights: options.Weights = None,
+    device: options.Device = "this-machine",
+    edge_memory: options.EdgeMemory = None,
     strategy: Annotated[
         str,
         typer.Option(help="Who chooses: splitpoint or a baseline, e.g. dads."),
     ] = "splitpoint",
-    quantizer: Annotated[
-        str | None, typer.Option(help="Recipe for layers of few bits, if not the usual one.")
-    ] = None,
+    quantizer: options.Quantizer = None,
     max_drop: Annotated[
         float, typer.Option(min=0, help="Accuracy that may be lost, in points.")
     ] = 3.0,
-    evaluation: Annotated[
-        Path | None, typer.Option(help="Folder of images to measure accuracy on.")
-    ] = None,
-    annotations: Annotated[
-        Path | None, typer.Option(help="COCO instances file of the evaluation images.")
-    ] = None,
+    evaluation: options.Evaluation = None,
+    annotations: options.Annotations = None,
     no_raw_image: Annotated[
         bool, typer.Option("--no-raw-image", help="Pixels may not leave the edge.")
     ] = False,
-    cloud_threads: Annotated[int, typer.Option(min=1, help="Threads of the cloud.")] = 1,
-    max_images: Annotated[int, typer.Option(min=8, help="Images used, of each folder.")] = 64,
+    cloud_threads: options.CloudThreads = 1,
+    max_images: options.MaxImages = 64,
     narrow_cuts: Annotated[
         int, typer.Option(min=0, help="Cuts that get weights of fewer than 8 bits, to fit.")
     ] = 2,
@@ -52,12 +44,8 @@ def run(
     video: Annotated[
         bool, typer.Option("--video", help="Frames will come in sequence: code them by the last.")
     ] = False,
-    cache: Annotated[
-        Path | None, typer.Option(help="Folder for intermediate results, if not the usual one.")
-    ] = None,
-    no_cache: Annotated[
-        bool, typer.Option("--no-cache", help="Work everything out again, keep nothing.")
-    ] = False,
+    cache: options.Cache = None,
+    no_cache: options.NoCache = False,
     explain: Annotated[
         Path | None, typer.Option(help="Also plot bytes against accuracy (.svg, .png or .pdf).")
     ] = None,
@@ -73,7 +61,6 @@ def run(
     from search.report import markdown
     from search.request import Request
     from search.strategies import known_strategy
-    from search.weights import cache_folder
     from splitpoint import __version__
     from splitpoint.progress import Stages
     from splitpoint.sizes import parse_size
@@ -98,7 +85,7 @@ def run(
         format_trials=format_trials,
         adapt_steps=adapt_steps,
         video=video,
-        cache=None if no_cache else cache or cache_folder("search"),
+        cache=options.cache_of(cache, no_cache),
         software_version=__version__,
     )
     if explain is not None:

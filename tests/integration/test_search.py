@@ -15,7 +15,6 @@ from search.strategies import known_strategy
 from splitpoint.demo.ways import detect, to_detections
 from splitpoint.processes import Service
 
-
 # The first test makes the bundle.
 pytestmark = pytest.mark.timeout(1200)
 

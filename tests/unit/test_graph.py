@@ -90,6 +90,13 @@ class Unknown(nn.Module):
         return torch.cumsum(x, 1)
 
 
+class Branching(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.sum() > 0:
+            return x * 2
+        return x
+
+
 class Dilated(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -120,7 +127,8 @@ class Flat(nn.Module):
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        (Unknown(), "aten.cumsum"),  # an operator without a meaning here
+        (Unknown(), r"aten\.cumsum.*, made by test_graph\.py:\d+ `return torch\.cumsum"),
+        (Branching(), r"made by test_graph\.py:\d+ `if x\.sum\(\) > 0:`,: control flow"),
         (Dilated(), "dilated"),  # a known operator with settings that are not
         (LoneNorm(), "does not follow a convolution"),  # nothing to fold into
         (Flat(), "flatten"),  # not a (N, C, H, W) tensor

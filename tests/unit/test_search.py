@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from common.errors import SettingsError
 from common.link import parse_link
 from common.manifest import USUAL_UPLOAD, CodecSpec
+from search.binding import no_head_fits
 from search.calibration import observe
 from search.candidates import (
     FRAME_OVERHEAD_BYTES,
@@ -25,7 +26,7 @@ from search.candidates import (
 )
 from search.cuts import Cut, enumerate_cuts
 from search.devices import DeviceProfile, device_profile
-from search.formats import fitting_cuts, no_head_fits, promising_cuts, runnable_cuts
+from search.formats import fitting_cuts, promising_cuts, runnable_cuts
 from search.graph import Node
 from search.heads import Heads
 from search.latency import CutTimes
@@ -185,8 +186,9 @@ def test_when_nothing_fits_the_smallest_need_is_told(network: QuantizedGraph) ->
     heads, cuts = Heads(network), enumerate_cuts(network.graph)
     without_pixels = runnable_cuts(heads, cuts, no_raw_image=True)
     assert "cloud-only" not in {cut.kind for cut in without_pixels}
-    message = no_head_fits(heads, without_pixels)
-    assert re.search(r"smallest head needs \d+\.\d+ MiB", message)
+    message = no_head_fits(heads, without_pixels, 100)
+    assert re.search(r"the smallest head, up to conv_0, needs \d+\.\d+ MiB", message)
+    assert "raise --edge-memory to 0.02MiB" in message
 
 
 def test_a_node_without_an_integer_form_stays_in_the_cloud(network: QuantizedGraph) -> None:

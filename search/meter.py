@@ -1,0 +1,157 @@
+"""The meter: accuracies of candidates as deployed, each measured once, bad ones on few images.
+
+A candidate that loses too much mostly shows it soon. After 32, 64, 128, ... images a bootstrap
+interval of its loss is taken (confidence.py); if even its lower end is above what may be lost, the
+rest of the images is saved. What is accepted was always judged on all of them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.detections import Detections, DetectorSpec
+from search.accuracy import AccuracySource, Agreement, CocoAccuracy
+from search.cache import Cache, digest
+from search.candidates import Candidate
+from search.cuts import Cut, prefix_cuts
+from search.evaluate import Evaluator
+from search.frames import Frames
+from search.heads import Heads
+from search.request import Progress
+
+FIRST_LOOK = 32
+"""Images before the first interval; the next looks are at twice as many each."""
+LEVEL = 0.99
+_THREADS = 2
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Accuracy of one candidate.
+
+    Attributes:
+        accuracy: On all images; of one that was given up, the reference's less the loss so far.
+        images: How many it was judged on.
+    """
+
+    accuracy: float
+    images: int
+
+
+class Meter:
+    """Accuracies by candidate name.
+
+    Args:
+        evaluator: Runs candidates.
+        source: Judges what they find.
+        reference: What the floating-point network finds on the evaluator's images.
+        max_drop: What may be lost, in points of the source's metric.
+        cache: For accuracies.
+        judged_on: Digest of the network, the images and their annotations.
+    """
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        source: AccuracySource,
+        reference: Sequence[Detections],
+        max_drop: float,
+        cache: Cache,
+        judged_on: str,
+    ) -> None:
+        self.best = source.accuracy(reference)
+        self.metric = source.metric
+        self._evaluator = evaluator
+        self._source = source
+        self._reference = reference
+        self._max_drop = max_drop
+        self._cache = cache
+        self._judged_on = judged_on
+        self._known: dict[str, tuple[Candidate, Measured]] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._known
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        """All that were measured."""
+        return [candidate for candidate, _ in self._known.values()]
+
+    def of(self, cut: Cut) -> list[Candidate]:
+        """Those of a cut with the widths that it has."""
+        return [c for c in self.candidates if c.cut.label == cut.label]
+
+    def measured(self, candidate: Candidate) -> Measured:
+        """The accuracy of a candidate, measured now if it was not."""
+        if candidate.name not in self._known:
+            accuracy, images = self._cache.json(
+                "accuracy",
+                [self._judged_on, self._max_drop, self._evaluator.identity(candidate)],
+                lambda: self._measure(candidate),
+            )
+            self._known[candidate.name] = candidate, Measured(accuracy, images)
+        return self._known[candidate.name][1]
+
+    def drop(self, candidate: Candidate) -> float:
+        """How much a candidate loses, in points."""
+        return self.best - self.measured(candidate).accuracy
+
+    def measure(self, candidates: Sequence[Candidate], progress: Progress) -> None:
+        """Measure many; candidates of one cut follow each other."""
+        for done, candidate in enumerate(sorted(candidates, key=lambda c: c.cut.label), 1):
+            self.measured(candidate)
+            progress(done, len(candidates))
+
+    def _measure(self, candidate: Candidate) -> tuple[float, int]:
+        count, found = len(self._reference), list[Detections]()
+        look = FIRST_LOOK
+        while 2 * look <= count:
+            found += self._evaluator.detections(candidate, range(len(found), look))
+            low, middle = self._source.drop(self._reference[:look], found, LEVEL)
+            if low > self._max_drop:
+                return self.best - max(low, middle), look
+            look *= 2
+        found += self._evaluator.detections(candidate, range(len(found), count))
+        return self._source.accuracy(found), count
+
+
+def open_meter(
+    heads: Heads,
+    detector: DetectorSpec,
+    evaluation: Frames,
+    annotations: Path | None,
+    folder: Path,
+    *,
+    max_drop: float,
+    cache: Cache,
+    origin: str,
+) -> tuple[Meter, float]:
+    """A meter, and the median time of postprocessing in ms on this machine.
+
+    Args:
+        heads: The integer networks.
+        detector: How their maps become boxes.
+        evaluation: Images to judge by.
+        annotations: COCO instances file of them; without, the floating-point network's detections
+            stand in for the truth.
+        folder: For tails while they are evaluated.
+        max_drop: As for `Meter`.
+        cache: As for `Meter`.
+        origin: Digest of the network and the calibration images.
+    """
+    evaluator = Evaluator(
+        heads,
+        detector,
+        evaluation.pixels,
+        evaluation.letterboxes,
+        folder,
+        threads=_THREADS,
+    )
+    reference, postprocess_ms = evaluator.reference(prefix_cuts(heads.network.graph)[0])
+    source: AccuracySource
+    if annotations is None:
+        source = Agreement(reference)
+    else:
+        source = CocoAccuracy(annotations, evaluation.names)
+    judged_on = digest(origin, evaluation.pixels, annotations and annotations.read_bytes())
+    return Meter(evaluator, source, reference, max_drop, cache, judged_on), postprocess_ms

@@ -1,0 +1,135 @@
+"""Preparation: what every stage of the search starts from.
+
+    model -> graph -> calibration images -> statistics
+
+Each stage can be run on its own (`splitpoint profile`, `allocate`, `quantize`); what another one
+has worked out before is found in the cache.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from common.coco import CLASS_NAMES
+from common.detections import DetectorSpec, YoloHeadSpec
+from search.adapt import distillation_loss
+from search.cache import Cache, digest
+from search.calibration import Statistics, observe
+from search.frames import Frames, load_frames
+from search.graph import Graph
+from search.importer import import_module
+from search.passes import optimise
+from search.quantization.equalise import equalise
+from search.quantization.recipe import DEFAULT, Recipe
+from search.request import Reporter
+from search.rounding import Rounder
+from search.sensitivity import How, Sensitivity, weigh
+from search.zoo.darknet import DarknetModule
+from search.zoo.registry import load_model
+
+_SENSITIVITY_FRAMES = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A network that was seen on calibration images.
+
+    Attributes:
+        graph: The network, optimised.
+        detector: How its maps become boxes.
+        weights_sha256: Digest of the weights file.
+        calibration: The images.
+        statistics: Distributions of its tensors on them.
+        cache: Where what is worked out is kept.
+        origin: Digest of the graph and the images.
+    """
+
+    graph: Graph
+    detector: DetectorSpec
+    weights_sha256: str
+    calibration: Frames
+    statistics: Statistics
+    cache: Cache
+    origin: str
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(H, W) of the image."""
+        return self.detector.input_height, self.detector.input_width
+
+    def rounder(self, how: Recipe = DEFAULT) -> Rounder:
+        """Quantizes the network by a recipe."""
+        frames = self.calibration.pixels
+        loss = distillation_loss(self.detector)
+        return Rounder(self.graph, self.statistics, frames, self.cache, self.origin, how, loss)
+
+    def sensitivity(self, how: How, reporter: Reporter) -> Sensitivity:
+        """Errors of the layers at every width."""
+        progress = reporter.stage("measuring sensitivity")
+        arrays = self.cache.arrays(
+            "sensitivity",
+            [self.origin, how],
+            lambda: weigh(
+                how,
+                self.graph,
+                self.statistics,
+                self.calibration.pixels[:_SENSITIVITY_FRAMES],
+                distillation_loss(self.detector),
+                progress,
+            ).to_arrays(),
+        )
+        progress(1, 1)
+        return Sensitivity.from_arrays(arrays)
+
+
+def prepare(
+    model: str,
+    calibration: Path,
+    cache: Cache,
+    reporter: Reporter,
+    *,
+    weights: Path | None = None,
+    max_images: int = 64,
+    equalised: bool = False,
+) -> Prepared:
+    """Load a network and observe it.
+
+    Args:
+        model: Name in the zoo.
+        calibration: Folder of images.
+        cache: For the statistics.
+        reporter: Says how far it is.
+        weights: A weights file, if not the cached one.
+        max_images: Images used at the most.
+        equalised: Whether channels are rescaled between convolutions first.
+
+    Raises:
+        SplitpointError: A model, weights or images that cannot be worked with.
+    """
+    progress = reporter.stage("reading the model")
+    module = load_model(model, weights=weights)
+    graph = optimise(import_module(module, module.input_size))
+    if equalised:
+        graph = equalise(graph)
+    progress(1, 1)
+    progress = reporter.stage("reading calibration images")
+    frames = load_frames(calibration, module.input_size, max_images, progress)
+    origin = digest(graph.nodes, frames.pixels)
+    progress = reporter.stage("observing activations")
+    arrays = cache.arrays(
+        "statistics", [origin], lambda: observe(graph, frames.pixels, progress).to_arrays()
+    )
+    progress(1, 1)
+    statistics = Statistics.from_arrays(arrays)
+    return Prepared(graph, detector_of(module), module.digest, frames, statistics, cache, origin)
+
+
+def detector_of(module: DarknetModule) -> DetectorSpec:
+    """How the maps of a zoo model become boxes."""
+    height, width = module.input_size
+    return DetectorSpec(
+        kind="yolov3",
+        input_height=height,
+        input_width=width,
+        heads=tuple(YoloHeadSpec(**asdict(head)) for head in module.heads),
+        class_names=CLASS_NAMES,
+    )

@@ -1,0 +1,69 @@
+"""Profile: statistics and times of a network, written to files.
+
+layers.csv, layers.json   a row per layer (layer_table.py)
+statistics.npz            low, high and 2048 counts of every tensor, before and after activation
+samples.npz               values of every tensor on some images
+cuts.csv                  median and 90th percentile of every cut's head and tail, in ms
+"""
+
+import csv
+import io
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from search.cuts import enumerate_cuts
+from search.formats import MAX_TIMED_CUTS
+from search.heads import Heads
+from search.latency import MeasuredLatency
+from search.layer_table import layer_table, to_csv, to_json
+from search.prepare import Prepared
+from search.request import Reporter
+from search.sampling import sample_values
+
+
+def write_statistics(prepared: Prepared, out: Path) -> list[Path]:
+    """Write the layer table, the histograms and samples; returns the files."""
+    out.mkdir(parents=True, exist_ok=True)
+    rows = layer_table(prepared.graph, prepared.statistics)
+    files = [out / n for n in ("layers.csv", "layers.json", "statistics.npz", "samples.npz")]
+    files[0].write_text(to_csv(rows), "utf-8")
+    files[1].write_text(to_json(rows), "utf-8")
+    np.savez_compressed(files[2], allow_pickle=False, **prepared.statistics.to_arrays())
+    values = sample_values(prepared.graph, prepared.calibration.pixels)
+    np.savez_compressed(files[3], allow_pickle=False, **values)
+    return files
+
+
+def write_times(
+    prepared: Prepared, out: Path, cloud_threads: int, reporter: Reporter
+) -> list[Path]:
+    """Time every cut and write the table; of very many cuts, those of fewest elements to send."""
+    out.mkdir(parents=True, exist_ok=True)
+    heads = Heads(prepared.rounder().nearest({}))
+    cuts = enumerate_cuts(prepared.graph)
+    cuts = [c for c in cuts if not any(n.name in heads.network.refused for n in c.head)]
+    sent = {c.name: sum(prepared.graph[name].elements for name in c.tensors) for c in cuts}
+    cuts = sorted(cuts, key=lambda cut: sent[cut.name])[:MAX_TIMED_CUTS]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    columns = "cut", "elements_sent", "head_ms", "head_p90_ms", "tail_ms", "tail_p90_ms", "runs"
+    writer.writerow(columns)
+    with tempfile.TemporaryDirectory(prefix="splitpoint-") as scratch:
+        source = MeasuredLatency(
+            heads.network,
+            Path(scratch),
+            cache=prepared.cache,
+            origin=prepared.origin,
+            tail_threads=cloud_threads,
+        )
+        times = source.times(cuts, reporter.stage("timing heads and tails"))
+    for cut in cuts:
+        head, tail = times[cut.name].head, times[cut.name].tail
+        numbers = (head.median_ms, head.p90_ms, tail.median_ms, tail.p90_ms)
+        runs = max(head.n, tail.n)
+        writer.writerow([cut.name, sent[cut.name], *(f"{ms:.3f}" for ms in numbers), runs])
+    path = out / "cuts.csv"
+    path.write_text(text.getvalue(), "utf-8")
+    return [path]

@@ -1,0 +1,49 @@
+"""`splitpoint allocate`: widths for every head that fits, as files to look at and to edit."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from splitpoint.commands import options
+
+
+def run(
+    model: options.Model,
+    calibration: options.Calibration,
+    out: Annotated[Path, typer.Option(help="Folder for a file of widths per configuration.")],
+    edge_memory: options.EdgeMemory = None,
+    method: Annotated[
+        str, typer.Option(help="exact, lagrangian, auto-split-v1 or auto-split-v2.")
+    ] = "exact",
+    sensitivity: Annotated[
+        str, typer.Option(help="Errors of layers: measured, fisher or squared.")
+    ] = "measured",
+    weights: options.Weights = None,
+    max_images: options.MaxImages = 64,
+    cache: options.Cache = None,
+    no_cache: options.NoCache = False,
+) -> None:
+    """Choose the bits of every layer of every head within the edge's memory."""
+    from search.cache import Cache  # heavy: brings torch
+    from search.configurations import INDEX, allocate, method_of, write
+    from search.heads import Heads
+    from search.prepare import prepare
+    from search.sensitivity import sensitivity_of
+    from splitpoint import __version__
+    from splitpoint.progress import Stages
+    from splitpoint.sizes import parse_size
+
+    chosen, weighed = method_of(method), sensitivity_of(sensitivity)
+    limit = None if edge_memory is None else parse_size(edge_memory)
+    kept = Cache(options.cache_of(cache, no_cache), __version__)
+    with Stages() as stages:
+        prepared = prepare(model, calibration, kept, stages, weights=weights, max_images=max_images)
+        heads = Heads(prepared.rounder().nearest({}))
+
+        def errors() -> dict[str, dict[int, float]]:
+            return prepared.sensitivity(weighed, stages).weights
+
+        found = allocate(prepared, heads, errors, chosen, limit, stages)
+    write(out, found)
+    typer.echo(f"wrote {len(found)} configurations and {out / INDEX}")

@@ -1,0 +1,76 @@
+"""`splitpoint quantize`: heads of any widths, measured as they would be deployed."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from splitpoint.commands import options
+
+
+def run(
+    model: options.Model,
+    calibration: options.Calibration,
+    widths: Annotated[
+        list[Path],
+        typer.Option(help="File of widths, or a folder of `splitpoint allocate`; can be repeated."),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the heads and the summary.")],
+    cut: Annotated[
+        str | None, typer.Option(help="Last node of the head, where the file does not tell.")
+    ] = None,
+    quantizer: options.Quantizer = None,
+    equalise: Annotated[
+        bool, typer.Option("--equalise", help="Rescale channels between convolutions first.")
+    ] = False,
+    link: options.Link = "3mbit/20ms",
+    device: options.Device = "this-machine",
+    evaluation: options.Evaluation = None,
+    annotations: options.Annotations = None,
+    weights: options.Weights = None,
+    max_images: options.MaxImages = 64,
+    cloud_threads: options.CloudThreads = 1,
+    cache: options.Cache = None,
+    no_cache: options.NoCache = False,
+) -> None:
+    """Quantize one configuration, or all of a folder; write heads and a summary of them."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from common.errors import SettingsError
+    from common.link import parse_link
+    from search.cache import Cache  # heavy: brings torch
+    from search.collect import Setting, as_markdown, collect, write_summary
+    from search.configurations import read
+    from search.devices import device_profile
+    from search.frames import load_frames
+    from search.prepare import prepare
+    from search.quantization.recipe import recipe
+    from splitpoint import __version__
+    from splitpoint.progress import Stages
+
+    how, profile, parsed = recipe(quantizer or "default"), device_profile(device), parse_link(link)
+    if annotations is not None and evaluation is None:
+        raise SettingsError("--annotations needs --evaluation, the folder of the annotated images")
+    kept = Cache(options.cache_of(cache, no_cache), __version__)
+    with Stages() as stages:
+        prepared = prepare(
+            model,
+            calibration,
+            kept,
+            stages,
+            weights=weights,
+            max_images=max_images,
+            equalised=equalise,
+        )
+        configurations = read(widths, prepared.graph, cut)
+        judged = prepared.calibration
+        if evaluation is not None:
+            progress = stages.stage("reading evaluation images")
+            judged = load_frames(evaluation, prepared.input_size, max_images, progress)
+        setting = Setting(judged, annotations, parsed, profile, cloud_threads)
+        out.mkdir(parents=True, exist_ok=True)
+        found = collect(prepared, prepared.rounder(how), configurations, setting, out, stages)
+    write_summary(found, out)
+    Console().print(Markdown(as_markdown(found)))
+    typer.echo(f"wrote {len(found.rows)} heads and {out / 'summary.csv'}")

@@ -1,0 +1,163 @@
+"""The meter and the advice: bad plans cost few images, and a way out is named when none is left."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.coco import CATEGORY_IDS
+from common.detections import Detections
+from common.link import parse_link
+from common.manifest import CodecSpec
+from search.accuracy import Agreement, CocoAccuracy
+from search.binding import nothing_fits
+from search.cache import Cache
+from search.candidates import Candidate, Judged
+from search.cuts import Cut, enumerate_cuts
+from search.devices import device_profile
+from search.evaluate import Evaluator
+from search.graph import Node
+from search.heads import Heads
+from search.latency import CutTimes
+from search.meter import FIRST_LOOK, Meter
+from search.quantization.recipe import rounded
+from search.request import Request
+from search.timing import NO_TIME
+from tests.networks import branched_graph, pictures
+
+IMAGES = 96
+NODE = Node("t", "conv", (), (1, 1, 1))
+
+
+def box(left: float, score: float = 0.9) -> Detections:
+    return Detections(
+        np.array([[left, 10.0, left + 40, 60.0]], np.float32),
+        np.array([score], np.float32),
+        np.array([0], np.int64),
+    )
+
+
+REFERENCE = [box(10.0 + index) for index in range(IMAGES)]
+
+
+class Recorded(Evaluator):
+    """Finds what it is told, and remembers for how many images it was asked."""
+
+    def __init__(self, found: Sequence[Detections]) -> None:
+        self.found = found
+        self.asked = 0
+
+    def detections(self, _candidate: Candidate, images: range | None = None) -> list[Detections]:
+        assert images is not None
+        assert images.start == self.asked
+        self.asked = images.stop
+        return list(self.found[images.start : images.stop])
+
+    def identity(self, candidate: Candidate) -> str:
+        return candidate.name
+
+
+def candidate(name: str = "t", memory: int = 0) -> Candidate:
+    cut = Cut((name,), (NODE,), (NODE,))
+    return Candidate(cut, (), CodecSpec(name="packed"), 1.0, 0.0, 0.0, memory, 0, label="x")
+
+
+def meter_of(
+    found: Sequence[Detections], max_drop: float, cache: Cache | None = None
+) -> tuple[Meter, Recorded]:
+    evaluator = Recorded(found)
+    source = Agreement(REFERENCE)
+    return Meter(evaluator, source, REFERENCE, max_drop, cache or Cache(), "data"), evaluator
+
+
+def test_what_is_accepted_was_judged_on_all_images() -> None:
+    meter, evaluator = meter_of(REFERENCE, 1.0)
+    assert meter.measured(candidate()).images == IMAGES == evaluator.asked
+    assert meter.drop(candidate()) == pytest.approx(0)
+
+
+@pytest.mark.parametrize(
+    "found", [[box(300.0)] * IMAGES, [Detections.empty()] * IMAGES], ids=["wrong", "nothing"]
+)
+def test_a_bad_candidate_is_given_up_after_the_first_look(found: list[Detections]) -> None:
+    meter, evaluator = meter_of(found, 5.0)
+    measured = meter.measured(candidate())
+    assert measured.images == evaluator.asked == FIRST_LOOK
+    assert meter.drop(candidate()) > 5.0
+
+
+def test_a_candidate_near_the_limit_is_not_given_up() -> None:
+    found = [box(300.0) if k % 10 == 0 else REFERENCE[k] for k in range(IMAGES)]
+    meter, evaluator = meter_of(found, 9.0)
+    meter.measured(candidate())
+    assert evaluator.asked == IMAGES
+
+
+def test_an_accuracy_is_measured_once_and_found_again(tmp_path: Path) -> None:
+    first, _ = meter_of(REFERENCE, 1.0, Cache(tmp_path))
+    first.measured(candidate())
+    again, evaluator = meter_of(REFERENCE, 1.0, Cache(tmp_path))
+    assert again.measured(candidate()) == first.measured(candidate())
+    assert evaluator.asked == 0
+
+
+def test_a_drop_against_annotations_has_an_interval(tmp_path: Path) -> None:
+    names = [f"{k}.jpg" for k in range(IMAGES)]
+    path = tmp_path / "instances.json"
+    objects = [
+        {
+            "id": k + 1,
+            "image_id": k,
+            "category_id": CATEGORY_IDS[0],
+            "bbox": [10.0 + k, 10, 40, 50],
+            "area": 2000,
+            "iscrowd": 0,
+        }
+        for k in range(IMAGES)
+    ]
+    path.write_text(
+        json.dumps(
+            {
+                "images": [{"id": k, "file_name": name} for k, name in enumerate(names)],
+                "annotations": objects,
+                "categories": [{"id": identity} for identity in CATEGORY_IDS],
+            }
+        )
+    )
+    source = CocoAccuracy(path, names)
+    half = [REFERENCE[k] if k % 2 else box(300.0) for k in range(40)]
+    low, middle = source.drop(REFERENCE[:40], half, 0.99)
+    assert 20 < low < middle < 90
+
+
+def test_the_cheapest_way_out_comes_first() -> None:
+    graph = branched_graph()
+    from search.calibration import observe
+
+    heads = Heads(rounded(graph, observe(graph, pictures(4))))
+    times = CutTimes(NO_TIME, NO_TIME)
+    near = Judged(candidate("near", 10), 1.0, times, 24.0, 96)
+    far = Judged(candidate("far", 10), 1.0, times, 12.0, 96)
+    request = Request(
+        model="m",
+        link=parse_link("1mbit/1ms"),
+        device=device_profile("this-machine"),
+        calibration=Path(),
+        max_drop=0.5,
+        edge_memory_bytes=11_700,
+        no_raw_image=True,
+    )
+    cuts = enumerate_cuts(graph)
+    message = nothing_fits([far, near], 25.0, request, heads, cuts)
+    assert "near" in message.split(";")[0]
+    assert "loses least, 1.00" in message
+    # 11,960 bytes are 1.02 times the memory, 1.01 points twice the drop.
+    assert message.index("--edge-memory 0.02MiB") < message.index("--max-drop 1.0")
+    assert message.index("--max-drop 1.0") < message.index("no --no-raw-image")
+    strict = replace(request, edge_memory_bytes=None, no_raw_image=False)
+    message = nothing_fits([far, near], 25.0, strict, heads, cuts)
+    assert "--edge-memory" not in message
+    assert "no-raw-image" not in message
