@@ -3,11 +3,11 @@
     python -m bench.quantization --images DIR --annotations FILE --calibration DIR --json OUT
 
 For one cut of YOLOv3-tiny, head in integers and tail in floating point, nothing lost on the wire:
-COCO AP of every recipe at uniform widths; how well each sensitivity orders random configurations by
-the AP that they lose (Spearman's rank correlation); and AP at equal weight memory of this search
-(measured sensitivity, exact allocation, coordinate descent) against the original's (squared error,
-Lagrangian, rounding to the nearest on ACIQ's ranges). Calibration sees no labels. The result names
-the machine and all images.
+COCO AP of every recipe at uniform widths, and with single steps of the default one switched; how
+well each sensitivity orders random configurations by the AP that they lose (Spearman's rank
+correlation); and AP at equal weight memory of this search (measured sensitivity, exact allocation,
+coordinate descent) against the original's (squared error, Lagrangian, LAPQ or ACIQ). Calibration
+sees no labels. The result names the machine and all images.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +28,18 @@ from search.adapt import distillation_loss
 from search.allocate.exact import solve_exact
 from search.allocate.lagrangian import lagrangian
 from search.allocate.problem import Choice, Problem
-from search.calibration import observe
+from search.cache import Cache
 from search.candidates import Candidate
-from search.cuts import enumerate_cuts
+from search.cuts import Cut, enumerate_cuts
 from search.evaluate import Evaluator
 from search.frames import load_frames
 from search.heads import Heads
-from search.importer import import_module
-from search.passes import optimise
-from search.prepare import detector_of
+from search.prepare import prepare
 from search.quantization.network import QuantizedGraph
-from search.quantization.recipe import DEFAULT, RECIPES, Recipe, rounded, rounded_together
+from search.quantization.recipe import DEFAULT, RECIPES, Recipe, rounded_together
 from search.quantization.widths import WIDTHS, Configuration, Widths, uniform
 from search.sensitivity import Sensitivity, fisher, measured, squared
 from search.wire import code_tensor
-from search.zoo.registry import load_model
 from splitpoint import __version__
 from splitpoint.machine import machine
 from splitpoint.progress import Stages
@@ -49,10 +47,17 @@ from splitpoint.progress import Stages
 UNIFORM = ((8, 8), (6, 8), (4, 8), (4, 4), (3, 8), (2, 8))
 MEAN_BITS = (4.0, 3.5, 3.0, 2.5)
 _SENSITIVITY_FRAMES = 16
-_ROUNDING_FRAMES = 32
 _QUICK = Recipe(rounding="nearest")
 _QUICK_FRAMES = 8
-_ORIGINAL = RECIPES["aciq"]
+_ABLATED = ((4, 8), (4, 4))
+_ABLATIONS: Mapping[str, tuple[Recipe, bool]] = {
+    "no bias correction": (replace(DEFAULT, correct_bias=False), False),
+    "percentile clipping": (replace(DEFAULT, clipping="percentile"), False),
+    "joint clipping": (replace(DEFAULT, joint=True), False),
+    "equalised": (DEFAULT, True),
+    "equalised, nearest": (_QUICK, True),
+}
+"""Recipes with one step switched, and whether channels are equalised before."""
 
 
 def main() -> None:
@@ -70,7 +75,8 @@ def main() -> None:
         result = _Bench(arguments, Path(folder), stages).run()
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps(result, indent=1) + "\n")
-    shown = {key: result[key] for key in ("reference", "uniform", "spearman", "equal_memory")}
+    keys = "reference", "uniform", "ablations", "spearman", "equal_memory"
+    shown = {key: result[key] for key in keys}
     print(json.dumps(shown, indent=1))  # noqa: T201 - a command's output
 
 
@@ -81,24 +87,32 @@ class _Bench:
         self._arguments = arguments
         self._folder = folder
         self._stages = stages
-        module = load_model("yolov3-tiny")
-        self._graph = optimise(import_module(module, module.input_size))
-        self._detector = detector_of(module)
-        limit, size = arguments.max_images, module.input_size
-        self._calibration = load_frames(
-            arguments.calibration, size, limit, stages.stage("reading calibration images")
+        limit = arguments.max_images
+        self._prepared, self._equalised = (
+            prepare(
+                "yolov3-tiny",
+                arguments.calibration,
+                Cache(),
+                stages,
+                max_images=limit,
+                equalised=equalised,
+            )
+            for equalised in (False, True)
         )
-        self._images = load_frames(
-            arguments.images, size, limit, stages.stage("reading evaluation images")
-        )
+        self._graph = self._prepared.graph
+        self._calibration = self._prepared.calibration
+        self._statistics = self._prepared.statistics
+        size, progress = self._prepared.input_size, stages.stage("reading evaluation images")
+        self._images = load_frames(arguments.images, size, limit, progress)
         self._truth = CocoAccuracy(arguments.annotations, self._images.names)
-        self._statistics = observe(
-            self._graph, self._calibration.pixels, stages.stage("observing activations")
-        )
         cuts = enumerate_cuts(self._graph)
         self._cut = next(cut for cut in cuts if cut.name == arguments.cut)
+        self._equalised_cut = next(
+            cut for cut in enumerate_cuts(self._equalised.graph) if cut.name == arguments.cut
+        )
         self._layers = [node.name for node in self._cut.head if node.op == "conv"]
-        reference, _ = self._evaluator(rounded(self._graph, self._statistics)).reference(cuts[0])
+        eight_bits = self._prepared.rounder().nearest({})
+        reference, _ = self._evaluator(eight_bits).reference(cuts[0])
         self._agreement = Agreement(reference)
         self._reference = {
             "ap": self._truth.accuracy(reference),
@@ -115,28 +129,38 @@ class _Bench:
             "cut": self._cut.name,
             "reference": self._reference,
             "uniform": self._uniform(),
+            "ablations": self._ablations(),
             **self._sensitivities(),
         }
 
     def _evaluator(self, network: QuantizedGraph) -> Evaluator:
         return Evaluator(
             Heads(network),
-            self._detector,
+            self._prepared.detector,
             self._images.pixels,
             self._images.letterboxes,
             self._folder,
             threads=2,
         )
 
-    def _rounded(self, widths: Configuration, how: Recipe, frames: int) -> QuantizedGraph:
-        network = rounded(self._graph, self._statistics, widths, how)
-        pixels = self._calibration.pixels[:frames]
-        return rounded_together(network, self._cut.tensors, pixels, how)
+    def _rounded(
+        self, widths: Configuration, how: Recipe, *, equalised: bool = False
+    ) -> QuantizedGraph:
+        prepared = self._equalised if equalised else self._prepared
+        rounder = prepared.rounder(how)
+        network = rounder.nearest(widths)
+        return rounder.together(network, self._cut.tensors, lambda _done, _total, _note="": None)
 
-    def _judge(self, network: QuantizedGraph) -> dict[str, float]:
+    def _roughly(self, widths: Configuration) -> QuantizedGraph:
+        """Rounded to the nearest with biases corrected on few images: quick, to order by."""
+        network = self._prepared.rounder(_QUICK).nearest(widths)
+        pixels = self._calibration.pixels[:_QUICK_FRAMES]
+        return rounded_together(network, self._cut.tensors, pixels, _QUICK)
+
+    def _judge(self, network: QuantizedGraph, cut: Cut | None = None) -> dict[str, float]:
         """Accuracy of the head with the tail in floating point, and the time it took."""
         wire = tuple(code_tensor(self._graph[n], network.grids[n]) for n in self._cut.tensors)
-        candidate = Candidate(self._cut, wire, CodecSpec(name="raw"), 0, 0, 0, 0, 0)
+        candidate = Candidate(cut or self._cut, wire, CodecSpec(name="raw"), 0, 0, 0, 0, 0)
         start = time.perf_counter()
         found = self._evaluator(network).detections(candidate)
         accuracy = self._truth.accuracy(found)
@@ -156,16 +180,29 @@ class _Bench:
             widths = uniform(self._graph, weight, activation)
             for name, how in RECIPES.items():
                 start = time.perf_counter()
-                network = self._rounded(widths, how, _ROUNDING_FRAMES)
+                network = self._rounded(widths, how)
                 row = {"weight": weight, "activation": activation, "recipe": name}
                 seconds = time.perf_counter() - start
                 rows.append({**row, "rounding_s": seconds, **self._judge(network)})
                 progress(len(rows), total)
         return rows
 
+    def _ablations(self) -> list[dict[str, Any]]:
+        rows = []
+        progress = self._stages.stage("switching single steps")
+        for weight, activation in _ABLATED:
+            widths = uniform(self._graph, weight, activation)
+            for name, (how, equalised) in _ABLATIONS.items():
+                network = self._rounded(widths, how, equalised=equalised)
+                cut = self._equalised_cut if equalised else self._cut
+                row = {"weight": weight, "activation": activation, "switched": name}
+                rows.append({**row, **self._judge(network, cut)})
+                progress(len(rows), len(_ABLATED) * len(_ABLATIONS))
+        return rows
+
     def _sensitivities(self) -> dict[str, Any]:
         frames = self._calibration.pixels[:_SENSITIVITY_FRAMES]
-        loss = distillation_loss(self._detector)
+        loss = distillation_loss(self._prepared.detector)
         ways: dict[str, tuple[Sensitivity, float]] = {}
         makers: dict[str, Callable[[], Sensitivity]] = {
             "measured": lambda: measured(self._graph, self._statistics, frames, loss),
@@ -209,7 +246,7 @@ class _Bench:
                 name: Widths(weight=int(rng.choice(WIDTHS)), activation=int(rng.choice(WIDTHS)))
                 for name in self._layers
             }
-            network = self._rounded(widths, _QUICK, _QUICK_FRAMES)
+            network = self._roughly(widths)
             drops.append(self._judge(network)["drop"])
             drawn.append(widths)
             progress(done + 1, count)
@@ -227,11 +264,12 @@ class _Bench:
             for name, bits, how in (
                 ("measured, exact, descent", exact, DEFAULT),
                 ("measured, exact, adaround", exact, RECIPES["adaround"]),
-                ("squared, lagrangian, aciq", lagrange, _ORIGINAL),
+                ("squared, lagrangian, lapq", lagrange, RECIPES["lapq"]),
+                ("squared, lagrangian, aciq", lagrange, RECIPES["aciq"]),
                 ("squared, lagrangian, descent", lagrange, DEFAULT),
             ):
                 widths = {layer: Widths(weight=bits[layer]) for layer in self._layers}
-                network = self._rounded(widths, how, _ROUNDING_FRAMES)
+                network = self._rounded(widths, how)
                 rows.append(
                     {"mean_bits": mean, "way": name, "widths": bits, **self._judge(network)}
                 )

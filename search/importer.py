@@ -47,8 +47,8 @@ def import_module(module: torch.nn.Module, input_size: tuple[int, int]) -> Graph
     except (torch._dynamo.exc.TorchDynamoException, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(
-            f"the module cannot be exported{_line_of_error(error)}: control flow that depends on the "
-            f"image has no graph; torch.export says: {reason}"
+            f"the module cannot be exported{_line_of_error(error)}: control flow that depends on "
+            f"the image has no graph; torch.export says: {reason}"
         ) from error
     return _Importer(program).graph()
 
