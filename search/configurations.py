@@ -17,7 +17,7 @@ import numpy as np
 
 from common.errors import NoFeasiblePlanError, SettingsError
 from search.binding import smallest_head
-from search.cuts import Cut, cut_of_head, enumerate_cuts
+from search.cuts import Cut, cut_of_head, enumerate_cuts, undominated
 from search.graph import Graph
 from search.heads import Heads
 from search.narrow import Narrower, exact, relaxed
@@ -156,7 +156,7 @@ def _by_limit(
     limit = _UNLIMITED if memory_bytes is None else memory_bytes
     narrower = Narrower(heads, errors, limit, prepared.rounder())
     found = []
-    for cut in enumerate_cuts(prepared.graph):
+    for cut in undominated(prepared.graph, enumerate_cuts(prepared.graph)):
         bits = narrower.allocated(cut, exact if method == "exact" else relaxed)
         if not bits:
             continue

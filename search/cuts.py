@@ -5,7 +5,7 @@ those made by the head (or the image itself) that the tail reads, and those outp
 that the head already holds. The empty head is cloud-only, the whole graph is edge-only.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from common.errors import ModelError
@@ -87,6 +87,29 @@ def enumerate_cuts(graph: Graph, *, max_tensors: int = 4) -> list[Cut]:
         if head in (0, whole) or len(cut.tensors) <= max_tensors:
             cuts.append(cut)
     return cuts
+
+
+def undominated(graph: Graph, cuts: Sequence[Cut]) -> list[Cut]:
+    """Without cuts that send what the cloud can make for nothing from what another one sends.
+
+    Pooling, upsampling, slices and joins cost no multiplications. So of heads with the same
+    convolutions one that holds more of these, and sends no fewer elements for it, spends time and
+    memory on the edge and gains nothing. Cloud-only and edge-only always stay.
+    """
+    alike: dict[frozenset[str], list[tuple[frozenset[str], int]]] = {}
+    facts = []
+    for cut in cuts:
+        working = frozenset(node.name for node in cut.head if node.macs)
+        held = frozenset(node.name for node in cut.head)
+        sent = sum(graph[name].elements for name in cut.tensors)
+        facts.append((cut, working, held, sent))
+        alike.setdefault(working, []).append((held, sent))
+    return [
+        cut
+        for cut, working, held, sent in facts
+        if cut.kind != "split"
+        or not any(less < held and fewer <= sent for less, fewer in alike[working])
+    ]
 
 
 def prefix_cuts(graph: Graph) -> list[Cut]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from common.errors import SettingsError
 from common.manifest import Manifest
 from search.cache import Cache
-from search.cuts import enumerate_cuts
+from search.cuts import enumerate_cuts, undominated
 from search.deploy import write_plans
 from search.examples import require_enough
 from search.frames import load_frames
@@ -48,7 +48,8 @@ def search(request: Request, out: Path, reporter: Reporter) -> tuple[Manifest, F
     eight_bits = rounded(
         prepared.graph, prepared.statistics, reduced_range=request.device.reduced_range
     )
-    network = Network(prepared, Heads(eight_bits), enumerate_cuts(prepared.graph))
+    cuts = undominated(prepared.graph, enumerate_cuts(prepared.graph))
+    network = Network(prepared, Heads(eight_bits), cuts)
     found = rank(request, network, evaluation, reporter)
 
     progress = reporter.stage("writing the bundle")

@@ -1,5 +1,6 @@
 """A real search, its bundle deployed: two processes, real images, boxes that hold up."""
 
+import csv
 from pathlib import Path
 
 import httpx
@@ -12,6 +13,7 @@ from search.bundling import search_to
 from search.devices import device_profile
 from search.request import Progress, Request
 from search.strategies import known_strategy
+from splitpoint.cli import main
 from splitpoint.demo.ways import detect, to_detections
 from splitpoint.processes import Service
 
@@ -118,3 +120,30 @@ def test_a_baseline_is_deployed_as_our_own_plans_are(
         plans = opened.manifest.plans
         assert [plan.name for plan in plans] == [j.candidate.name for j in found.kept]
         assert all(plan.predicted.accuracy_drop <= 20.0 for plan in plans)
+
+
+def test_stages_run_on_their_own(data_dir: Path, tiny_weights: Path, tmp_path: Path) -> None:
+    common = [
+        *("--model", "yolov3-tiny", "--weights", str(tiny_weights), "--max-images", "8"),
+        *("--calibration", str(data_dir / "coco_train" / "images")),
+        *("--cache", str(tmp_path / "cache")),
+    ]
+
+    def run(*arguments: str) -> None:
+        with pytest.raises(SystemExit) as ended:
+            main([*arguments, *common])
+        assert ended.value.code == 0
+
+    run("profile", "--stats", "--out", str(tmp_path / "profile"))
+    rows = list(csv.DictReader((tmp_path / "profile" / "layers.csv").read_text().splitlines()))
+    assert rows[0]["name"] == "conv_0"
+    widths, heads = tmp_path / "widths", tmp_path / "heads"
+    limit = ("--edge-memory", "5MiB", "--sensitivity", "squared")
+    run("allocate", *limit, "--method", "lagrangian", "--out", str(widths))
+    index = list(csv.DictReader((widths / "configurations.csv").read_text().splitlines()))
+    assert any(float(row["mean_weight_bits"]) < 8 for row in index)
+    one = str(widths / "conv_8.yaml")
+    run("quantize", "--widths", one, "--quantizer", "nearest", "--out", str(heads))
+    (row,) = csv.DictReader((heads / "summary.csv").read_text().splitlines())
+    assert row["name"] == row["cut"] == "conv_8"
+    assert float(row["accuracy"]) > 80

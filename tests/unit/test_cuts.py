@@ -7,7 +7,7 @@ import torch
 
 from common.errors import ModelError
 from search import execute
-from search.cuts import enumerate_cuts
+from search.cuts import Cut, enumerate_cuts, undominated
 from search.graph import Graph, Node
 from tests.networks import SIZE, branched_graph
 
@@ -74,3 +74,27 @@ def _diamond() -> Graph:
 
     nodes = (node("image"), node("a", "image"), node("b", "a"), node("c", "a"), node("d", "b", "c"))
     return Graph(nodes, ("d", "b"))
+
+
+def test_a_dominated_cut_has_a_better_one_that_stays() -> None:
+    graph = branched_graph()
+    cuts = enumerate_cuts(graph)
+    kept = undominated(graph, cuts)
+    assert {"cloud-only", "edge-only"} <= {cut.kind for cut in kept}
+    gone = [cut for cut in cuts if cut not in kept]
+    assert gone
+
+    def facts(cut: Cut) -> tuple[set[str], int, int]:
+        names = {node.name for node in cut.head}
+        sent = sum(graph[name].elements for name in cut.tensors)
+        return names, sent, sum(node.macs for node in cut.head)
+
+    for cut in gone:
+        names, sent, macs = facts(cut)
+        better = [facts(other) for other in kept]
+        assert any(n < names and s <= sent and m == macs for n, s, m in better)
+    for cut in kept:
+        names, sent, macs = facts(cut)
+        others = [facts(other) for other in kept if other is not cut]
+        if cut.kind == "split":
+            assert not any(n < names and s <= sent and m == macs for n, s, m in others)
