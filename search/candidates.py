@@ -194,7 +194,7 @@ def worth_keeping(judged: Sequence[Judged]) -> list[Judged]:
         of_kind = [j for j in judged if j.candidate.cut.kind == kind]
         if of_kind and not any(j.candidate.cut.kind == kind for j in kept):
             kept.append(min(of_kind, key=lambda j: j.latency_ms))
-    return sorted(kept, key=lambda j: j.latency_ms)
+    return sorted(kept, key=lambda j: (j.latency_ms, -(j.accuracy or 0.0)))
 
 
 def _dominates(one: Judged, other: Judged) -> bool:

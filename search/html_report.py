@@ -52,7 +52,7 @@ def html(found: Found, bits: Bits = _NO_BITS) -> str:
 
     Args:
         found: What the search learnt.
-        bits: Widths of the heads of plans, for a chart of each kept plan that is named there.
+        bits: Widths of the heads of plans, for a chart of each head of the kept plans in it.
     """
     title = escape(f"{found.request.model}: {found.kept[0].candidate.name}")
     name = escape(found.kept[0].candidate.name)
@@ -158,13 +158,18 @@ def _bandwidth_section(found: Found) -> Iterable[str]:
 
 
 def _bits_section(found: Found, bits: Bits) -> Iterable[str]:
-    charted = [j.candidate.name for j in found.kept if bits.get(j.candidate.name)]
+    charted: dict[tuple[tuple[str, tuple[int, int]], ...], list[str]] = {}
+    for judged in found.kept:
+        name = judged.candidate.name
+        if bits.get(name):
+            charted.setdefault(tuple(bits[name].items()), []).append(name)
     if not charted:
         return
     yield "<h2>Bits of the head's layers</h2>"
-    for index, name in enumerate(charted):
-        label = f"Bits of each layer on the edge: {name}"
-        yield from drawn(f"bits-{index}", bits_figure(bits[name]), label, name)
+    for index, (widths, names) in enumerate(charted.items()):
+        plans = "; ".join(names)
+        label = f"Bits of each layer on the edge: {plans}"
+        yield from drawn(f"bits-{index}", bits_figure(dict(widths)), label, plans)
 
 
 def _rates_section(found: Found) -> Iterable[str]:

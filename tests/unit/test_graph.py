@@ -2,16 +2,23 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812 - the name that every torch user knows
 from torch import nn
 
 from common.errors import ModelError
+from common.runtime import Model, check_parity
 from search import execute
+from search.calibration import observe
 from search.graph import Activation, Graph, Node
 from search.importer import import_module
+from search.onnx_models import head_model
 from search.passes import optimise
-from tests.networks import SIZE, Branched, ConvBlock, branched_graph, seeded
+from search.quantization import integer
+from search.quantization.recipe import rounded
+from tests.networks import SIZE, Branched, ConvBlock, branched_graph, pictures, seeded
 
 IMAGE = torch.rand(2, 3, *SIZE, generator=torch.Generator().manual_seed(1))
 
@@ -142,3 +149,50 @@ def test_unsupported_modules_are_refused_by_name(module: nn.Module, message: str
 def test_training_mode_is_refused() -> None:
     with pytest.raises(ModelError, match="eval"):
         import_module(Branched().train(), SIZE)
+
+
+class Routed(nn.Module):
+    """A residual behind which a ReLU stands, a join of joins, and slices of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = ConvBlock(3, 8)
+        self.body = ConvBlock(8, 8)
+        self.last = nn.Conv2d(8, 4, 1)
+        self.other = nn.Conv2d(24, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = self.stem(x)
+        y = self.body(x)
+        z = F.relu(x + y)
+        joined = torch.cat([torch.cat([x, y], 1), z], 1)
+        return self.other(joined), self.last(joined[:, 16:])
+
+
+def test_residuals_and_routes_fuse_without_changing_what_is_computed() -> None:
+    module = seeded(Routed())
+    imported = import_module(module, SIZE)
+    raw, graph = imported.renamed(), optimise(imported)
+    operators = [node.op for node in graph.nodes]
+    assert "activation" not in operators
+    assert "slice" not in operators
+    assert operators.count("concat") == 1
+    (residual,) = [node for node in graph.nodes if node.op == "add"]
+    assert residual.activation is not None
+    frames = pictures(4)
+    image = torch.from_numpy(frames).float() / 255
+    with torch.inference_mode():
+        expected = module(image)
+    for graph_, names in ((raw, raw.outputs), (graph, graph.outputs)):
+        found = execute.run(graph_, {"image": image}, names)
+        for name, tensor in zip(names, expected, strict=True):
+            torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-4)
+    network = rounded(graph, observe(graph, frames))
+    assert not network.refused
+    assert network.grids[residual.name].zero_point == 0
+    made = Model(head_model(network, graph.outputs)).run({"image": frames[:1]})
+    check_parity(made, integer.run(network, frames[:1], graph.outputs), what="the whole network")
+    for name, codes, tensor in zip(graph.outputs, made, expected, strict=True):
+        real = network.grids[name].dequantize(codes)
+        reach = float(tensor.abs().max())
+        assert float(np.abs(real - tensor[:1].numpy()).max()) < 0.05 * reach
