@@ -45,7 +45,7 @@ from splitpoint.machine import machine
 from splitpoint.progress import Stages
 
 UNIFORM = ((8, 8), (6, 8), (4, 8), (4, 4), (3, 8), (2, 8))
-MEAN_BITS = (4.0, 3.5, 3.0, 2.5)
+MEAN_BITS = (4.0, 3.0, 2.5)
 _SENSITIVITY_FRAMES = 16
 _QUICK = Recipe(rounding="nearest")
 _QUICK_FRAMES = 8

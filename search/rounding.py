@@ -18,7 +18,7 @@ from search.graph import Graph
 from search.quantization.lapq import head_loss, lapq
 from search.quantization.network import Clips, QuantizedConv, QuantizedGraph, quantize
 from search.quantization.recipe import DEFAULT, Recipe, rounded, rounded_together
-from search.quantization.widths import Configuration
+from search.quantization.widths import FULL, Configuration
 from search.request import Progress
 
 _FRAMES = 32
@@ -67,11 +67,17 @@ class Rounder:
     ) -> QuantizedGraph:
         """The same with ranges and weights that make up for each other's errors.
 
+        A head of 8 bits throughout stays as it is: it loses next to nothing to make up for.
+
         Args:
             network: Rounded to the nearest.
             tensors: Those of a cut; only layers that make them are improved.
             progress: Called with steps done and in all.
         """
+        head = {node.name for node in network.graph.ancestors(tensors)}
+        if all(each == FULL for name, each in network.widths.items() if name in head):
+            progress(1, 1)
+            return network
         if self._how.joint:
             network = self._clipped_together(network, tensors, progress)
         names = [n.name for n in network.graph.ancestors(tensors) if n.name in network.convs]
