@@ -109,7 +109,9 @@ def _relaxations(
         needs += [
             (need, f"the head up to {cut.name} fits in 8 bits then")
             for cut in cuts
-            if cut.head and (need := sum(heads.memory_bytes(cut))) > memory
+            if request.strategy == "splitpoint"  # others would choose the same again
+            and cut.head
+            and (need := sum(heads.memory_bytes(cut))) > memory
         ]
         if needs:
             need, what = min(needs)

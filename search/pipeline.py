@@ -16,7 +16,7 @@ from search.examples import require_enough
 from search.frames import load_frames
 from search.heads import Heads
 from search.prepare import prepare
-from search.quantization.recipe import recipe, rounded
+from search.quantization.recipe import recipe
 from search.rank import Network, rank
 from search.request import Found, Reporter, Request
 
@@ -45,11 +45,9 @@ def search(request: Request, out: Path, reporter: Reporter) -> tuple[Manifest, F
         progress = reporter.stage("reading evaluation images")
         size = prepared.input_size
         evaluation = load_frames(request.evaluation, size, request.max_images, progress)
-    eight_bits = rounded(
-        prepared.graph, prepared.statistics, reduced_range=request.device.reduced_range
-    )
+    rounder = prepared.rounder(reduced_range=request.device.reduced_range)
     cuts = undominated(prepared.graph, enumerate_cuts(prepared.graph))
-    network = Network(prepared, Heads(eight_bits), cuts)
+    network = Network(prepared, Heads(rounder.nearest({})), cuts)
     found = rank(request, network, evaluation, reporter)
 
     progress = reporter.stage("writing the bundle")

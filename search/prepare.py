@@ -56,11 +56,18 @@ class Prepared:
         """(H, W) of the image."""
         return self.detector.input_height, self.detector.input_width
 
-    def rounder(self, how: Recipe = DEFAULT) -> Rounder:
+    def rounder(self, how: Recipe = DEFAULT, *, reduced_range: bool = False) -> Rounder:
         """Quantizes the network by a recipe."""
-        frames = self.calibration.pixels
-        loss = distillation_loss(self.detector)
-        return Rounder(self.graph, self.statistics, frames, self.cache, self.origin, how, loss)
+        return Rounder(
+            self.graph,
+            self.statistics,
+            self.calibration.pixels,
+            self.cache,
+            self.origin,
+            how,
+            distillation_loss(self.detector),
+            reduced_range=reduced_range,
+        )
 
     def sensitivity(self, how: How, reporter: Reporter) -> Sensitivity:
         """Errors of the layers at every width."""

@@ -18,7 +18,7 @@ from typing import Literal
 from common.errors import NoFeasiblePlanError
 from common.manifest import CodecSpec
 from search.adapt import distillation_loss
-from search.binding import no_head_fits, nothing_fits
+from search.binding import no_head_fits, nothing_fits, smallest_head
 from search.candidates import Candidate, World, judge, shortlist, worth_keeping
 from search.cuts import Cut, cut_of_head, prefix_cuts
 from search.examples import collect, collect_pairs, copies_of
@@ -169,7 +169,8 @@ class _Ranking:
         return self._found(candidates, times, {})
 
     def _rounder(self, usual: str) -> Rounder:
-        return self._prepared.rounder(recipe(self._request.quantizer or usual))
+        how = recipe(self._request.quantizer or usual)
+        return self._prepared.rounder(how, reduced_range=self._request.device.reduced_range)
 
     def _tables(
         self, cuts: Sequence[Cut], tensors: Sequence[str]
@@ -244,6 +245,8 @@ class _Ranking:
     def _is_good(self, candidate: Candidate) -> bool:
         # Context models take memory on the edge that no cut was charged for.
         fits = candidate.edge_memory_bytes <= (self._request.edge_memory_bytes or math.inf)
+        # A baseline does not know that pixels may not leave.
+        fits = fits and bool(candidate.cut.head or not self._request.no_raw_image)
         return fits and self._meter.drop(candidate) <= self._request.max_drop
 
     def _search_qualities(self, table: FormatTable) -> None:
@@ -321,6 +324,10 @@ class _Ranking:
             if j.candidate.name in self._meter
             for known in [self._meter.measured(j.candidate)]
         ]
+        if not with_accuracy:
+            need = smallest_head(self._heads, self._every_cut)
+            strategy = self._request.strategy
+            raise NoFeasiblePlanError(f"{strategy} finds no head that fits: {need}")
         kept = worth_keeping([j for j in with_accuracy if self._is_good(j.candidate)])
         if not kept:
             raise NoFeasiblePlanError(

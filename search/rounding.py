@@ -38,6 +38,7 @@ class Rounder:
         origin: Digest of the network and the frames.
         how: The recipe.
         loss: What ranges are chosen by, if the recipe chooses them together.
+        reduced_range: As for `network.quantize`.
     """
 
     def __init__(
@@ -49,6 +50,8 @@ class Rounder:
         origin: str = "",
         how: Recipe = DEFAULT,
         loss: Loss = feature_loss,
+        *,
+        reduced_range: bool = False,
     ) -> None:
         self._graph = graph
         self._statistics = statistics
@@ -57,10 +60,17 @@ class Rounder:
         self._origin = origin
         self._how = how
         self._loss = loss
+        self._reduced_range = reduced_range
 
     def nearest(self, widths: Configuration) -> QuantizedGraph:
         """The network on the ranges of the recipe, its weights rounded to the nearest."""
-        return rounded(self._graph, self._statistics, widths, self._how)
+        return rounded(
+            self._graph,
+            self._statistics,
+            widths,
+            self._how,
+            reduced_range=self._reduced_range,
+        )
 
     def together(
         self, network: QuantizedGraph, tensors: Sequence[str], progress: Progress
@@ -98,12 +108,21 @@ class Rounder:
         widths, frames = network.widths, self._frames[:_CLIPPED_FRAMES]
 
         def better() -> dict[str, NDArray[Any]]:
-            loss = head_loss(self._graph, widths, tensors, frames, self._loss, threads=_THREADS)
+            loss = head_loss(
+                self._graph,
+                widths,
+                tensors,
+                frames,
+                self._loss,
+                threads=_THREADS,
+                reduced_range=self._reduced_range,
+            )
             clips = lapq(self._graph, self._statistics, widths, tensors, loss, progress)
             return clips.to_arrays()
 
-        arrays = self._cache.arrays("clips", [self._origin, widths, tensors, self._how], better)
-        return quantize(self._graph, Clips.from_arrays(arrays), widths)
+        inputs = [self._origin, widths, tensors, self._how, self._reduced_range]
+        clips = Clips.from_arrays(self._cache.arrays("clips", inputs, better))
+        return quantize(self._graph, clips, widths, reduced_range=self._reduced_range)
 
 
 def _to_arrays(convs: Sequence[QuantizedConv]) -> dict[str, NDArray[Any]]:

@@ -8,6 +8,7 @@ import pytest
 
 from common.bundle import Bundle
 from common.detections import Agreement, agreement
+from common.errors import NoFeasiblePlanError
 from common.link import parse_link
 from search.bundling import search_to
 from search.devices import device_profile
@@ -120,6 +121,24 @@ def test_a_baseline_is_deployed_as_our_own_plans_are(
         plans = opened.manifest.plans
         assert [plan.name for plan in plans] == [j.candidate.name for j in found.kept]
         assert all(plan.predicted.accuracy_drop <= 20.0 for plan in plans)
+
+
+def test_a_baseline_that_knows_no_memory_limit_is_told_what_it_would_need(
+    data_dir: Path, tiny_weights: Path, tmp_path: Path
+) -> None:
+    request = Request(
+        model="yolov3-tiny",
+        weights=tiny_weights,
+        link=parse_link("100kbit/20ms"),
+        device=device_profile("this-machine"),
+        calibration=data_dir / "coco_train" / "images",
+        strategy=known_strategy("dads"),
+        edge_memory_bytes=4 << 20,
+        max_images=8,
+    )
+    with pytest.raises(NoFeasiblePlanError, match=r"edge-only .*--edge-memory 11\.77MiB"):
+        search_to(tmp_path / "bundle", request, Silent())
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_stages_run_on_their_own(data_dir: Path, tiny_weights: Path, tmp_path: Path) -> None:
