@@ -8,10 +8,12 @@ is, on the letterboxed pixels, with no lossy codec between them.
 
 import asyncio
 import time
+from collections.abc import Mapping
 from concurrent.futures import Executor
 
 from fastapi import FastAPI, Request
 
+from cloud.store import Row, Store
 from cloud.tails import DEFAULT_SCORE_THRESHOLD, Tails
 from common.errors import CloudUnavailableError
 from common.images import DEFAULT_LIMITS, ImageLimits, Letterbox, decode_image, letterbox
@@ -20,9 +22,12 @@ from common.rest import (
     DetectResponse,
     Health,
     ImageSize,
+    PlanKey,
     PlanName,
     PlansResponse,
     ScoreThreshold,
+    TableRow,
+    TablesResponse,
     detection_records,
     error_responses,
     install_error_handlers,
@@ -35,6 +40,7 @@ def create_app(
     tails: Tails,
     workers: Executor,
     *,
+    store: Store | None = None,
     limits: ImageLimits = DEFAULT_LIMITS,
     version: str = "",
 ) -> FastAPI:
@@ -43,6 +49,7 @@ def create_app(
     Args:
         tails: The opened tails.
         workers: Where tails run, shared with the gRPC service.
+        store: Where what frames took is kept.
         limits: The largest image to accept.
         version: The software's version, for /docs.
     """
@@ -73,6 +80,19 @@ def create_app(
             plans=[plan_record(plan, digest) for digest, plan in tails.bundle.plans.items()],
         )
 
+    @app.get("/v1/tables")
+    async def tables() -> TablesResponse:
+        """What frames really took: a row for each edge, plan and stage."""
+        if store is None:
+            return TablesResponse(rows=[], ignored={}, dropped=0)
+        rows = await asyncio.to_thread(store.table)
+        names = {digest.hex(): plan.name for digest, plan in tails.bundle.plans.items()}
+        return TablesResponse(
+            rows=[_table_row(row, names) for row in rows],
+            ignored=dict(store.ignored),
+            dropped=store.dropped,
+        )
+
     @app.get("/livez")
     async def alive() -> Health:
         """The process lives."""
@@ -86,6 +106,21 @@ def create_app(
         return Health()
 
     return app
+
+
+def _table_row(row: Row, names: Mapping[str, str]) -> TableRow:
+    return TableRow(
+        edge=row.source.edge,
+        device=row.source.device,
+        runtime=row.source.runtime,
+        plan=PlanKey(name=names.get(row.plan, ""), digest=row.plan),
+        stage=row.stage,
+        n=row.n,
+        median_ms=row.median_ms,
+        p90_ms=row.p90_ms,
+        interval_ms=(row.low_ms, row.high_ms),
+        last_seen_s=row.last_seen_s,
+    )
 
 
 def detect_image(

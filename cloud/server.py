@@ -16,6 +16,7 @@ import grpc
 
 from cloud.rest import create_app
 from cloud.service import SplitService
+from cloud.store import Store
 from cloud.tails import Tails
 from common.bundle import Bundle
 from common.errors import AddressInUseError
@@ -47,6 +48,7 @@ class CloudSettings:
         rest_port: Port for REST; 0 takes a free one.
         threads: Threads within one inference.
         workers: Frames served at once, of all edges and REST callers.
+        store: File for what frames took; None keeps it in memory.
         ready_file: Written once requests are served.
         version: The software's version.
     """
@@ -57,6 +59,7 @@ class CloudSettings:
     rest_port: int = 8080
     threads: int = 1
     workers: int = 2
+    store: Path | None = None
     ready_file: Path | None = None
     version: str = ""
 
@@ -68,6 +71,7 @@ def serve(settings: CloudSettings) -> None:
         AddressInUseError: If a port is taken.
         BundleError: If the bundle cannot be opened.
         ModelError: If a tail cannot be opened.
+        StoreError: If the store cannot be used.
     """
     configure_logging()
     asyncio.run(_serve(settings))
@@ -82,14 +86,15 @@ async def _serve(settings: CloudSettings) -> None:
         ThreadPoolExecutor(settings.workers, thread_name_prefix="tail") as workers,
     ):
         grpc_server, grpc_port = _bind_grpc(settings.host, settings.grpc_port)
+        store = await asyncio.to_thread(Store, settings.store)
         try:
             bundle = await asyncio.to_thread(Bundle.open, settings.bundle)
             tails = await asyncio.to_thread(Tails, bundle, threads=settings.threads)
-            rest = RestServer(create_app(tails, workers, version=settings.version))
+            rest = RestServer(create_app(tails, workers, store=store, version=settings.version))
             serving_rest = asyncio.create_task(rest.serve_until(stopped, listener))
             await rest.ready.wait()
             await asyncio.to_thread(tails.warm_up)
-            service = SplitService(tails, workers, version=settings.version)
+            service = SplitService(tails, workers, version=settings.version, store=store)
             add_SplitServiceServicer_to_server(service, grpc_server)  # type: ignore[no-untyped-call]
             await grpc_server.start()
             announce("ready", _ready(tails, grpc_port, port_of(listener)), settings.ready_file)
@@ -99,6 +104,7 @@ async def _serve(settings: CloudSettings) -> None:
             log_event("stopped", {"pid": os.getpid()})
         finally:
             await grpc_server.stop(None)
+            await asyncio.to_thread(store.close)
             retract(settings.ready_file)
 
 

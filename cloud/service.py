@@ -11,14 +11,17 @@ speak the protocol loses its stream.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Callable
 from concurrent.futures import Executor
+from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 import grpc
 from google.protobuf.message import DecodeError
 
 from cloud.history import History
+from cloud.samples import MAX_MEASUREMENTS, ImpossibleTimesError, Ledger, Sample, Source
+from cloud.store import Store
 from cloud.tails import Tails
 from common.errors import PayloadError, SplitpointError, StaleReferenceError, UnknownPlanError
 from common.messages import (
@@ -51,15 +54,23 @@ class SplitService(SplitServiceServicer):
         workers: Where tails run; its size is the number of frames served at once, of all edges.
         in_flight: Frames of one edge that may be under way before its stream is no longer read.
         version: The software's version, for the Welcome.
+        store: Where what frames took is kept; nowhere, if None.
     """
 
     def __init__(
-        self, tails: Tails, workers: Executor, *, in_flight: int = 8, version: str = ""
+        self,
+        tails: Tails,
+        workers: Executor,
+        *,
+        in_flight: int = 8,
+        version: str = "",
+        store: Store | None = None,
     ) -> None:
         self._tails = tails
         self._workers = workers
         self._in_flight = in_flight
         self._version = version
+        self._store = store
         self._draining = asyncio.Event()
 
     def drain(self) -> None:
@@ -95,7 +106,7 @@ class SplitService(SplitServiceServicer):
         hello = await _next(context)
         if hello is None:
             return
-        self._check_hello(hello)
+        ledger = Ledger(self._check_hello(hello))
         welcome = pb.Welcome(software_version=self._version, plan_digests=self._tails.digests)
         await context.write(pb.CloudMessage(welcome=welcome))
         writing = asyncio.Lock()
@@ -107,8 +118,10 @@ class SplitService(SplitServiceServicer):
             if message is None:
                 return
             _check_kind(message)
+            self._learn(message, ledger)
+            arrived_s = time.perf_counter()
             task = asyncio.create_task(
-                self._answer(context, message, time.perf_counter(), history, writing, slots)
+                self._answer(context, message, arrived_s, history, ledger, writing, slots)
             )
             answers.add(task)
             task.add_done_callback(answers.discard)
@@ -119,6 +132,7 @@ class SplitService(SplitServiceServicer):
         message: pb.EdgeMessage,
         arrived_s: float,
         history: History,
+        ledger: Ledger,
         writing: asyncio.Lock,
         slots: asyncio.Semaphore,
     ) -> None:
@@ -131,11 +145,39 @@ class SplitService(SplitServiceServicer):
                 if answer.HasField("result"):
                     elapsed_ms = (time.perf_counter() - arrived_s) * 1000
                     answer.result.times.total_us = microseconds(elapsed_ms)
+                    self._note(message, answer.result, ledger)
                 await context.write(answer)
         except asyncio.InvalidStateError:
             _LOG.debug("an edge left before its answer was ready")
         finally:
             slots.release()
+
+    def _note(self, message: pb.EdgeMessage, result: pb.Result, ledger: Ledger) -> None:
+        """Keep what is known of an answered message: a frame's edge tells its part later."""
+        if message.WhichOneof("kind") == "frame":
+            ledger.answered(message.frame, result)
+        elif message.report.HasField("times"):
+            self._keep(lambda: ledger.report(message.report, time.time()), ledger)
+
+    def _learn(self, message: pb.EdgeMessage, ledger: Ledger) -> None:
+        """Keep what an edge tells of earlier frames."""
+        is_frame = message.WhichOneof("kind") == "frame"
+        measured = message.frame.measured if is_frame else message.report.measured
+        if len(measured) > MAX_MEASUREMENTS:
+            raise ProtocolError(
+                f"expected at most {MAX_MEASUREMENTS} measurements, got {len(measured)}"
+            )
+        for each in measured:
+            self._keep(partial(ledger.sample, each, time.time()), ledger)
+
+    def _keep(self, make: Callable[[], Sample], ledger: Ledger) -> None:
+        if self._store is None or not ledger.source.device:
+            return
+        try:
+            self._store.add(make())
+        except ImpossibleTimesError as error:
+            self._store.ignore(ledger.source.edge)
+            _LOG.debug("a measurement of %s is ignored: %s", ledger.source.edge, error)
 
     def serve(self, message: pb.EdgeMessage, arrived_s: float, history: History) -> pb.CloudMessage:
         """Answer one Frame or Report, in the calling thread; never raises.
@@ -180,7 +222,7 @@ class SplitService(SplitServiceServicer):
         detections_from_message(report.detections, classes)
         return pb.Result()
 
-    def _check_hello(self, message: pb.EdgeMessage) -> None:
+    def _check_hello(self, message: pb.EdgeMessage) -> Source:
         if message.WhichOneof("kind") != "hello":
             raise ProtocolError(f"expected a Hello first, got {message.WhichOneof('kind')}")
         hello = message.hello
@@ -189,6 +231,9 @@ class SplitService(SplitServiceServicer):
                 f"edge_id: expected 1 to {MAX_EDGE_ID_CHARACTERS} characters, "
                 f"got {len(hello.edge_id)}"
             )
+        for name in ("device", "runtime"):
+            if len(getattr(hello, name)) > MAX_EDGE_ID_CHARACTERS:
+                raise ProtocolError(f"{name}: expected at most {MAX_EDGE_ID_CHARACTERS} characters")
         if len(hello.bundle_digest) != DIGEST_BYTES:
             raise ProtocolError(
                 f"bundle_digest: expected {DIGEST_BYTES} bytes, got {len(hello.bundle_digest)}"
@@ -203,6 +248,7 @@ class SplitService(SplitServiceServicer):
                 "version": hello.software_version[:64],
             },
         )
+        return Source(hello.edge_id, hello.device, hello.runtime)
 
 
 async def _next(context: "Context") -> pb.EdgeMessage | None:

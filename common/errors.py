@@ -13,6 +13,7 @@
       ├─ ParityError           this machine's runtime does not reproduce the head
       ├─ PayloadError          bytes on the wire that cannot be decoded
       │    └─ StaleReferenceError  coded after a frame that the cloud does not remember
+      ├─ StoreError            a file of measurements that cannot be used
       ├─ UnknownPlanError      a plan digest that the receiver does not hold
       ├─ CloudUnavailableError the cloud cannot be reached, or went away
       └─ AddressInUseError     a port that another process holds
@@ -101,6 +102,12 @@ class PayloadError(SplitpointError):
 
 class StaleReferenceError(PayloadError):
     """A frame that is coded after one that the receiver does not remember."""
+
+
+class StoreError(SplitpointError):
+    """A file of measurements that cannot be used."""
+
+    exit_code = 65
 
 
 class UnknownPlanError(SplitpointError):

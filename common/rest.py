@@ -90,6 +90,37 @@ class PlansResponse(BaseModel):
     plans: list[PlanRecord]
 
 
+class PlanKey(BaseModel):
+    """A plan by its digest; the name is empty for one of another bundle."""
+
+    name: str
+    digest: str
+
+
+class TableRow(BaseModel):
+    """What one stage of one plan took on one edge, measured while serving."""
+
+    edge: str
+    device: str
+    runtime: str
+    plan: PlanKey
+    stage: str
+    n: int
+    median_ms: float
+    p90_ms: float
+    interval_ms: tuple[float, float] = Field(description="95 % interval of the median.")
+    source: Literal["served"] = "served"
+    last_seen_s: float = Field(description="Seconds since the epoch, by the cloud's clock.")
+
+
+class TablesResponse(BaseModel):
+    """The latency tables, with what did not get into them."""
+
+    rows: list[TableRow]
+    ignored: dict[str, int] = Field(description="By edge: measurements that could not be true.")
+    dropped: int = Field(description="Measurements that could not be written.")
+
+
 class Health(BaseModel):
     """Whether the process lives, or is ready."""
 

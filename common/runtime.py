@@ -4,6 +4,7 @@ Edge, cloud and search open their models here, so threads, graph optimisation an
 same everywhere and a time measured by the search is a time of what is deployed.
 """
 
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,11 @@ class Port:
 
     name: str
     shape: tuple[int | None, ...]
+
+
+def runtime_name(threads: int) -> str:
+    """What models run in here, as latency tables call it."""
+    return f"onnxruntime {onnxruntime.__version__} {platform.machine()} x{threads}"
 
 
 class Model:

@@ -7,10 +7,12 @@ A lost stream fails every frame that waits on it; the next frame opens a new one
 second time on its own: a camera has a newer frame by then.
 """
 
+import contextlib
 import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -27,6 +29,8 @@ from common.rpc import splitpoint_pb2 as pb
 from edge.transport import Transport
 
 _LOG = logging.getLogger("splitpoint.edge")
+# That one message may carry; of more, the newest.
+_MEASUREMENTS = 16
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,12 @@ class Answer:
 
     result: pb.Result
     round_trip_ms: float
+    _measurements: "deque[pb.Measurement]" = field(default_factory=deque, repr=False)
+
+    def measured(self, times: pb.EdgeTimes) -> None:
+        """Tell the cloud what this frame took, with the next message of its stream."""
+        frame_id = self.result.frame_id
+        self._measurements.append(pb.Measurement(frame_id=frame_id, times=times))
 
 
 @dataclass
@@ -163,6 +173,7 @@ class _Stream:
         self._transport = transport
         self._lock = threading.Lock()
         self._waiting: dict[int, _Waiting] = {}
+        self._measurements: deque[pb.Measurement] = deque(maxlen=_MEASUREMENTS)
         self._next_id = 1
         self._error: CloudUnavailableError | None = None
         try:
@@ -191,6 +202,10 @@ class _Stream:
             message.frame_id = self._next_id
             self._next_id += 1
             self._waiting[message.frame_id] = waiting
+        del message.measured[:]
+        with contextlib.suppress(IndexError):
+            while True:
+                message.measured.append(self._measurements.popleft())
         if isinstance(message, pb.Frame):
             wrapped = pb.EdgeMessage(frame=message)
         else:
@@ -229,7 +244,8 @@ class _Stream:
             return  # its caller gave up on it
         if kind == "result":
             round_trip_ms = (now_s - waiting.sent_at_s) * 1000
-            waiting.future.set_result(Answer(message.result, round_trip_ms))
+            answer = Answer(message.result, round_trip_ms, self._measurements)
+            waiting.future.set_result(answer)
         else:
             waiting.future.set_exception(_rejected(message.rejection))
 

@@ -26,9 +26,14 @@ from common.errors import (
 )
 from common.images import Letterbox, letterbox
 from common.manifest import Plan
-from common.messages import detections_from_message, detections_to_message, reference_to
+from common.messages import (
+    detections_from_message,
+    detections_to_message,
+    microseconds,
+    reference_to,
+)
 from common.rpc import splitpoint_pb2 as pb
-from edge.client import CloudClient, Reporter
+from edge.client import Answer, CloudClient, Reporter
 from edge.head import EdgePlan, open_plans
 
 DEFAULT_SCORE_THRESHOLD: Final = 0.25
@@ -106,6 +111,8 @@ class Detector:
         image: NDArray[np.uint8],
         plan: bytes | None = None,
         score_threshold: float = DEFAULT_SCORE_THRESHOLD,
+        *,
+        capture_ms: float = 0.0,
     ) -> Outcome:
         """Detect objects in one image.
 
@@ -113,6 +120,7 @@ class Detector:
             image: (H, W, 3) RGB.
             plan: Digest of an opened plan; the default one, if None.
             score_threshold: Lowest score to return, in (0, 1].
+            capture_ms: What getting the image took, for the record.
 
         Raises:
             UnknownPlanError: If the plan was not opened here, or the cloud does not hold it.
@@ -126,12 +134,15 @@ class Detector:
         preprocess_ms = (time.perf_counter() - started_s) * 1000
         where = Letterbox.fit(image.shape[1], image.shape[0], self._size)
         run = self._locally if opened.plan.kind == "edge-only" else self._through_the_cloud
-        detections, uplink_bytes, stages = run(opened, frame, where, score_threshold)
+        detections, uplink_bytes, stages, answer = run(opened, frame, where, score_threshold)
         latency_ms = (time.perf_counter() - started_s) * 1000
         times_ms = {"preprocess": preprocess_ms, **stages}
         times_ms["other"] = latency_ms - sum(times_ms.values())
-        if opened.plan.kind == "edge-only":
-            self._report(opened, detections)
+        times = _edge_times(times_ms, latency_ms, capture_ms, answer)
+        if answer is None:
+            self._report(opened, detections, times)
+        else:
+            answer.measured(times)
         return Outcome(detections, opened.plan, opened.digest, uplink_bytes, times_ms, latency_ms)
 
     def check_ready(self) -> None:
@@ -156,7 +167,7 @@ class Detector:
 
     def _through_the_cloud(
         self, opened: EdgePlan, frame: NDArray[np.uint8], where: Letterbox, threshold: float
-    ) -> tuple[Detections, int, dict[str, float]]:
+    ) -> tuple[Detections, int, dict[str, float], Answer | None]:
         client = self._cloud(opened.plan)
         earlier = self._answered.get(opened.digest)
         cut = opened.cut(frame, None if earlier is None else earlier.symbols)
@@ -189,19 +200,20 @@ class Detector:
             "tail": times.tail_us / 1000,
             "postprocess": times.postprocess_us / 1000,
         }
-        return detections, message.ByteSize(), stages
+        return detections, message.ByteSize(), stages, answer
 
     def _locally(
         self, opened: EdgePlan, frame: NDArray[np.uint8], where: Letterbox, threshold: float
-    ) -> tuple[Detections, int, dict[str, float]]:
+    ) -> tuple[Detections, int, dict[str, float], Answer | None]:
         local = opened.infer(frame, where, threshold)
         stages = {"head": local.head_ms, "postprocess": local.postprocess_ms}
-        return local.detections, 0, stages
+        return local.detections, 0, stages, None
 
-    def _report(self, opened: EdgePlan, detections: Detections) -> None:
+    def _report(self, opened: EdgePlan, detections: Detections, times: pb.EdgeTimes) -> None:
         if self.reporter is not None:
             columns = detections_to_message(detections)
-            self.reporter.report(pb.Report(plan_digest=opened.digest, detections=columns))
+            report = pb.Report(plan_digest=opened.digest, detections=columns, times=times)
+            self.reporter.report(report)
 
     def _opened(self, digest: bytes | None) -> EdgePlan:
         opened = self._plans.get(self.default if digest is None else digest)
@@ -215,6 +227,22 @@ class Detector:
                 f"plan {plan.name} needs the cloud, and no address was given"
             )
         return self._client
+
+
+def _edge_times(
+    times_ms: dict[str, float], latency_ms: float, capture_ms: float, answer: Answer | None
+) -> pb.EdgeTimes:
+    """The edge's own part of a frame's times."""
+    local = answer is None
+    return pb.EdgeTimes(
+        capture_us=microseconds(capture_ms),
+        preprocess_us=microseconds(times_ms["preprocess"]),
+        head_us=microseconds(times_ms.get("head", 0.0)),
+        encode_us=microseconds(times_ms.get("encode", 0.0)),
+        round_trip_us=0 if answer is None else microseconds(answer.round_trip_ms),
+        postprocess_us=microseconds(times_ms["postprocess"]) if local else 0,
+        total_us=microseconds(latency_ms),
+    )
 
 
 def find_plan(bundle: Bundle, wanted: str) -> bytes:

@@ -107,7 +107,7 @@ def detect_image(
     started_s = time.perf_counter()
     image = decode_image(data, limits)
     open_ms = (time.perf_counter() - started_s) * 1000
-    outcome = detector.detect(image, digest, score_threshold)
+    outcome = detector.detect(image, digest, score_threshold, capture_ms=open_ms)
     plan = outcome.plan
     class_names = detector.bundle.manifest.detector.class_names
     return DetectResponse(

@@ -11,7 +11,7 @@ _PACKAGES = ("grpcio", "numpy", "onnxruntime", "pillow", "torch")
 def machine() -> dict[str, object]:
     """CPU, cores, system and the versions that matter for speed."""
     return {
-        "cpu": _cpu(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
@@ -19,7 +19,8 @@ def machine() -> dict[str, object]:
     }
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
+    """What the processor calls itself."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

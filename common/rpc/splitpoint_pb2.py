@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63ommon/rpc/splitpoint.proto\x12\rsplitpoint.v1\"\x8c\x01\n\x0b\x45\x64geMessage\x12%\n\x05hello\x18\x01 \x01(\x0b\x32\x14.splitpoint.v1.HelloH\x00\x12%\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x14.splitpoint.v1.FrameH\x00\x12\'\n\x06report\x18\x03 \x01(\x0b\x32\x15.splitpoint.v1.ReportH\x00\x42\x06\n\x04kind\"\x99\x01\n\x0c\x43loudMessage\x12)\n\x07welcome\x18\x01 \x01(\x0b\x32\x16.splitpoint.v1.WelcomeH\x00\x12\'\n\x06result\x18\x02 \x01(\x0b\x32\x15.splitpoint.v1.ResultH\x00\x12-\n\trejection\x18\x03 \x01(\x0b\x32\x18.splitpoint.v1.RejectionH\x00\x42\x06\n\x04kind\"I\n\x05Hello\x12\x0f\n\x07\x65\x64ge_id\x18\x01 \x01(\t\x12\x15\n\rbundle_digest\x18\x02 \x01(\x0c\x12\x18\n\x10software_version\x18\x03 \x01(\t\"9\n\x07Welcome\x12\x18\n\x10software_version\x18\x01 \x01(\t\x12\x14\n\x0cplan_digests\x18\x02 \x03(\x0c\"\xc9\x01\n\x05\x46rame\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\x04\x12\x13\n\x0bplan_digest\x18\x02 \x01(\x0c\x12\x13\n\x0bimage_width\x18\x03 \x01(\r\x12\x14\n\x0cimage_height\x18\x04 \x01(\r\x12(\n\x08payloads\x18\x05 \x03(\x0b\x32\x16.splitpoint.v1.Payload\x12\x17\n\x0fscore_threshold\x18\x06 \x01(\x02\x12+\n\treference\x18\x07 \x01(\x0b\x32\x18.splitpoint.v1.Reference\",\n\tReference\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\x04\x12\r\n\x05\x63rc32\x18\x02 \x01(\x07\"&\n\x07Payload\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\r\n\x05\x63rc32\x18\x02 \x01(\x07\"^\n\x06Report\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\x04\x12\x13\n\x0bplan_digest\x18\x02 \x01(\x0c\x12-\n\ndetections\x18\x03 \x01(\x0b\x32\x19.splitpoint.v1.Detections\"<\n\nDetections\x12\r\n\x05\x62oxes\x18\x01 \x03(\x02\x12\x0e\n\x06scores\x18\x02 \x03(\x02\x12\x0f\n\x07\x63lasses\x18\x03 \x03(\r\"s\n\x06Result\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\x04\x12-\n\ndetections\x18\x02 \x01(\x0b\x32\x19.splitpoint.v1.Detections\x12(\n\x05times\x18\x03 \x01(\x0b\x32\x19.splitpoint.v1.CloudTimes\"l\n\nCloudTimes\x12\x11\n\tdecode_us\x18\x01 \x01(\r\x12\x10\n\x08queue_us\x18\x02 \x01(\r\x12\x0f\n\x07tail_us\x18\x03 \x01(\r\x12\x16\n\x0epostprocess_us\x18\x04 \x01(\r\x12\x10\n\x08total_us\x18\x05 \x01(\r\"\xe4\x01\n\tRejection\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\x04\x12/\n\x06reason\x18\x02 \x01(\x0e\x32\x1f.splitpoint.v1.Rejection.Reason\x12\x0f\n\x07message\x18\x03 \x01(\t\"\x82\x01\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x17\n\x13REASON_UNKNOWN_PLAN\x10\x01\x12\x16\n\x12REASON_BAD_PAYLOAD\x10\x02\x12\x13\n\x0fREASON_INTERNAL\x10\x03\x12\x1a\n\x16REASON_STALE_REFERENCE\x10\x04\x32U\n\x0cSplitService\x12\x45\n\x06Stream\x12\x1a.splitpoint.v1.EdgeMessage\x1a\x1b.splitpoint.v1.CloudMessage(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63ommon/rpc/splitpoint.proto\x12\rsplitpoint.v1\"\x8c\x01\n\x0b\x45\x64geMessage\x12%\n\x05hello\x18\x01 \x01(\x0b\x32\x14.splitpoint.v1.HelloH\x00\x12%\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x14.splitpoint.v1.FrameH\x00\x12\'\n\x06report\x18\x03 \x01(\x0b\x32\x15.splitpoint.v1.ReportH\x00\x42\x06\n\x04kind\"\x99\x01\n\x0c\x43loudMessage\x12)\n\x07welcome\x18\x01 \x01(\x0b\x32\x16.splitpoint.v1.WelcomeH\x00\x12\'\n\x06result\x18\x02 \x01(\x0b\x32\x15.splitpoint.v1.ResultH\x00\x12-\n\trejection\x18\x03 \x01(\x0b\x32\x18.splitpoint.v1.RejectionH\x00\x42\x06\n\x04kind\"j\n\x05Hello\x12\x0f\n\x07\x65\x64ge_id\x18\x01 \x01(\t\x12\x15\n\rbundle_digest\x18\x02 \x01(\x0c\x12\x18\n\x10software_version\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x0f\n\x07runtime\x18\x05 \x01(\t\"9\n\x07Welcome\x12\x18\n\x10software_version\x18\x01 \x01(\t\x12\x14\n\x0cplan_digests\x18\x02 \x03(\x0c\"\xf7\x01\n\x05\x46rame\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\x04\x12\x13\n\x0bplan_digest\x18\x02 \x01(\x0c\x12\x13\n\x0bimage_width\x18\x03 \x01(\r\x12\x14\n\x0cimage_height\x18\x04 \x01(\r\x12(\n\x08payloads\x18\x05 \x03(\x0b\x32\x16.splitpoint.v1.Payload\x12\x17\n\x0fscore_threshold\x18\x06 \x01(\x02\x12+\n\treference\x18\x07 \x01(\x0b\x32\x18.splitpoint.v1.Reference\x12,\n\x08measured\x18\x08 \x03(\x0b\x32\x1a.splitpoint.v1.Measurement\",\n\tReference\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\x04\x12\r\n\x05\x63rc32\x18\x02 \x01(\x07\"&\n\x07Payload\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\r\n\x05\x63rc32\x18\x02 \x01(\x07\"\xb5\x01\n\x06Report\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\x04\x12\x13\n\x0bplan_digest\x18\x02 \x01(\x0c\x12-\n\ndetections\x18\x03 \x01(\x0b\x32\x19.splitpoint.v1.Detections\x12\'\n\x05times\x18\x04 \x01(\x0b\x32\x18.splitpoint.v1.EdgeTimes\x12,\n\x08measured\x18\x05 \x03(\x0b\x32\x1a.splitpoint.v1.Measurement\"H\n\x0bMeasurement\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\x04\x12\'\n\x05times\x18\x02 \x01(\x0b\x32\x18.splitpoint.v1.EdgeTimes\"\x9b\x01\n\tEdgeTimes\x12\x12\n\ncapture_us\x18\x01 \x01(\r\x12\x15\n\rpreprocess_us\x18\x02 \x01(\r\x12\x0f\n\x07head_us\x18\x03 \x01(\r\x12\x11\n\tencode_us\x18\x04 \x01(\r\x12\x15\n\rround_trip_us\x18\x05 \x01(\r\x12\x16\n\x0epostprocess_us\x18\x06 \x01(\r\x12\x10\n\x08total_us\x18\x07 \x01(\r\"<\n\nDetections\x12\r\n\x05\x62oxes\x18\x01 \x03(\x02\x12\x0e\n\x06scores\x18\x02 \x03(\x02\x12\x0f\n\x07\x63lasses\x18\x03 \x03(\r\"s\n\x06Result\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\x04\x12-\n\ndetections\x18\x02 \x01(\x0b\x32\x19.splitpoint.v1.Detections\x12(\n\x05times\x18\x03 \x01(\x0b\x32\x19.splitpoint.v1.CloudTimes\"l\n\nCloudTimes\x12\x11\n\tdecode_us\x18\x01 \x01(\r\x12\x10\n\x08queue_us\x18\x02 \x01(\r\x12\x0f\n\x07tail_us\x18\x03 \x01(\r\x12\x16\n\x0epostprocess_us\x18\x04 \x01(\r\x12\x10\n\x08total_us\x18\x05 \x01(\r\"\xe4\x01\n\tRejection\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\x04\x12/\n\x06reason\x18\x02 \x01(\x0e\x32\x1f.splitpoint.v1.Rejection.Reason\x12\x0f\n\x07message\x18\x03 \x01(\t\"\x82\x01\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x17\n\x13REASON_UNKNOWN_PLAN\x10\x01\x12\x16\n\x12REASON_BAD_PAYLOAD\x10\x02\x12\x13\n\x0fREASON_INTERNAL\x10\x03\x12\x1a\n\x16REASON_STALE_REFERENCE\x10\x04\x32U\n\x0cSplitService\x12\x45\n\x06Stream\x12\x1a.splitpoint.v1.EdgeMessage\x1a\x1b.splitpoint.v1.CloudMessage(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,27 +36,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CLOUDMESSAGE']._serialized_start=190
   _globals['_CLOUDMESSAGE']._serialized_end=343
   _globals['_HELLO']._serialized_start=345
-  _globals['_HELLO']._serialized_end=418
-  _globals['_WELCOME']._serialized_start=420
-  _globals['_WELCOME']._serialized_end=477
-  _globals['_FRAME']._serialized_start=480
-  _globals['_FRAME']._serialized_end=681
-  _globals['_REFERENCE']._serialized_start=683
-  _globals['_REFERENCE']._serialized_end=727
-  _globals['_PAYLOAD']._serialized_start=729
-  _globals['_PAYLOAD']._serialized_end=767
-  _globals['_REPORT']._serialized_start=769
-  _globals['_REPORT']._serialized_end=863
-  _globals['_DETECTIONS']._serialized_start=865
-  _globals['_DETECTIONS']._serialized_end=925
-  _globals['_RESULT']._serialized_start=927
-  _globals['_RESULT']._serialized_end=1042
-  _globals['_CLOUDTIMES']._serialized_start=1044
-  _globals['_CLOUDTIMES']._serialized_end=1152
-  _globals['_REJECTION']._serialized_start=1155
-  _globals['_REJECTION']._serialized_end=1383
-  _globals['_REJECTION_REASON']._serialized_start=1253
-  _globals['_REJECTION_REASON']._serialized_end=1383
-  _globals['_SPLITSERVICE']._serialized_start=1385
-  _globals['_SPLITSERVICE']._serialized_end=1470
+  _globals['_HELLO']._serialized_end=451
+  _globals['_WELCOME']._serialized_start=453
+  _globals['_WELCOME']._serialized_end=510
+  _globals['_FRAME']._serialized_start=513
+  _globals['_FRAME']._serialized_end=760
+  _globals['_REFERENCE']._serialized_start=762
+  _globals['_REFERENCE']._serialized_end=806
+  _globals['_PAYLOAD']._serialized_start=808
+  _globals['_PAYLOAD']._serialized_end=846
+  _globals['_REPORT']._serialized_start=849
+  _globals['_REPORT']._serialized_end=1030
+  _globals['_MEASUREMENT']._serialized_start=1032
+  _globals['_MEASUREMENT']._serialized_end=1104
+  _globals['_EDGETIMES']._serialized_start=1107
+  _globals['_EDGETIMES']._serialized_end=1262
+  _globals['_DETECTIONS']._serialized_start=1264
+  _globals['_DETECTIONS']._serialized_end=1324
+  _globals['_RESULT']._serialized_start=1326
+  _globals['_RESULT']._serialized_end=1441
+  _globals['_CLOUDTIMES']._serialized_start=1443
+  _globals['_CLOUDTIMES']._serialized_end=1551
+  _globals['_REJECTION']._serialized_start=1554
+  _globals['_REJECTION']._serialized_end=1782
+  _globals['_REJECTION_REASON']._serialized_start=1652
+  _globals['_REJECTION_REASON']._serialized_end=1782
+  _globals['_SPLITSERVICE']._serialized_start=1784
+  _globals['_SPLITSERVICE']._serialized_end=1869
 # @@protoc_insertion_point(module_scope)

@@ -28,14 +28,18 @@ class CloudMessage(_message.Message):
     def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., result: _Optional[_Union[Result, _Mapping]] = ..., rejection: _Optional[_Union[Rejection, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("edge_id", "bundle_digest", "software_version")
+    __slots__ = ("edge_id", "bundle_digest", "software_version", "device", "runtime")
     EDGE_ID_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    RUNTIME_FIELD_NUMBER: _ClassVar[int]
     edge_id: str
     bundle_digest: bytes
     software_version: str
-    def __init__(self, edge_id: _Optional[str] = ..., bundle_digest: _Optional[bytes] = ..., software_version: _Optional[str] = ...) -> None: ...
+    device: str
+    runtime: str
+    def __init__(self, edge_id: _Optional[str] = ..., bundle_digest: _Optional[bytes] = ..., software_version: _Optional[str] = ..., device: _Optional[str] = ..., runtime: _Optional[str] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("software_version", "plan_digests")
@@ -46,7 +50,7 @@ class Welcome(_message.Message):
     def __init__(self, software_version: _Optional[str] = ..., plan_digests: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Frame(_message.Message):
-    __slots__ = ("frame_id", "plan_digest", "image_width", "image_height", "payloads", "score_threshold", "reference")
+    __slots__ = ("frame_id", "plan_digest", "image_width", "image_height", "payloads", "score_threshold", "reference", "measured")
     FRAME_ID_FIELD_NUMBER: _ClassVar[int]
     PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
     IMAGE_WIDTH_FIELD_NUMBER: _ClassVar[int]
@@ -54,6 +58,7 @@ class Frame(_message.Message):
     PAYLOADS_FIELD_NUMBER: _ClassVar[int]
     SCORE_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_FIELD_NUMBER: _ClassVar[int]
     frame_id: int
     plan_digest: bytes
     image_width: int
@@ -61,7 +66,8 @@ class Frame(_message.Message):
     payloads: _containers.RepeatedCompositeFieldContainer[Payload]
     score_threshold: float
     reference: Reference
-    def __init__(self, frame_id: _Optional[int] = ..., plan_digest: _Optional[bytes] = ..., image_width: _Optional[int] = ..., image_height: _Optional[int] = ..., payloads: _Optional[_Iterable[_Union[Payload, _Mapping]]] = ..., score_threshold: _Optional[float] = ..., reference: _Optional[_Union[Reference, _Mapping]] = ...) -> None: ...
+    measured: _containers.RepeatedCompositeFieldContainer[Measurement]
+    def __init__(self, frame_id: _Optional[int] = ..., plan_digest: _Optional[bytes] = ..., image_width: _Optional[int] = ..., image_height: _Optional[int] = ..., payloads: _Optional[_Iterable[_Union[Payload, _Mapping]]] = ..., score_threshold: _Optional[float] = ..., reference: _Optional[_Union[Reference, _Mapping]] = ..., measured: _Optional[_Iterable[_Union[Measurement, _Mapping]]] = ...) -> None: ...
 
 class Reference(_message.Message):
     __slots__ = ("frame_id", "crc32")
@@ -80,14 +86,44 @@ class Payload(_message.Message):
     def __init__(self, data: _Optional[bytes] = ..., crc32: _Optional[int] = ...) -> None: ...
 
 class Report(_message.Message):
-    __slots__ = ("frame_id", "plan_digest", "detections")
+    __slots__ = ("frame_id", "plan_digest", "detections", "times", "measured")
     FRAME_ID_FIELD_NUMBER: _ClassVar[int]
     PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
     DETECTIONS_FIELD_NUMBER: _ClassVar[int]
+    TIMES_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_FIELD_NUMBER: _ClassVar[int]
     frame_id: int
     plan_digest: bytes
     detections: Detections
-    def __init__(self, frame_id: _Optional[int] = ..., plan_digest: _Optional[bytes] = ..., detections: _Optional[_Union[Detections, _Mapping]] = ...) -> None: ...
+    times: EdgeTimes
+    measured: _containers.RepeatedCompositeFieldContainer[Measurement]
+    def __init__(self, frame_id: _Optional[int] = ..., plan_digest: _Optional[bytes] = ..., detections: _Optional[_Union[Detections, _Mapping]] = ..., times: _Optional[_Union[EdgeTimes, _Mapping]] = ..., measured: _Optional[_Iterable[_Union[Measurement, _Mapping]]] = ...) -> None: ...
+
+class Measurement(_message.Message):
+    __slots__ = ("frame_id", "times")
+    FRAME_ID_FIELD_NUMBER: _ClassVar[int]
+    TIMES_FIELD_NUMBER: _ClassVar[int]
+    frame_id: int
+    times: EdgeTimes
+    def __init__(self, frame_id: _Optional[int] = ..., times: _Optional[_Union[EdgeTimes, _Mapping]] = ...) -> None: ...
+
+class EdgeTimes(_message.Message):
+    __slots__ = ("capture_us", "preprocess_us", "head_us", "encode_us", "round_trip_us", "postprocess_us", "total_us")
+    CAPTURE_US_FIELD_NUMBER: _ClassVar[int]
+    PREPROCESS_US_FIELD_NUMBER: _ClassVar[int]
+    HEAD_US_FIELD_NUMBER: _ClassVar[int]
+    ENCODE_US_FIELD_NUMBER: _ClassVar[int]
+    ROUND_TRIP_US_FIELD_NUMBER: _ClassVar[int]
+    POSTPROCESS_US_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_US_FIELD_NUMBER: _ClassVar[int]
+    capture_us: int
+    preprocess_us: int
+    head_us: int
+    encode_us: int
+    round_trip_us: int
+    postprocess_us: int
+    total_us: int
+    def __init__(self, capture_us: _Optional[int] = ..., preprocess_us: _Optional[int] = ..., head_us: _Optional[int] = ..., encode_us: _Optional[int] = ..., round_trip_us: _Optional[int] = ..., postprocess_us: _Optional[int] = ..., total_us: _Optional[int] = ...) -> None: ...
 
 class Detections(_message.Message):
     __slots__ = ("boxes", "scores", "classes")

@@ -13,6 +13,9 @@ def run(
     rest_port: Annotated[int, typer.Option(help="Port for REST; 0 takes a free one.")] = 8080,
     threads: Annotated[int, typer.Option(min=1, help="Threads within one inference.")] = 1,
     workers: Annotated[int, typer.Option(min=1, help="Frames served at once.")] = 2,
+    store: Annotated[
+        Path | None, typer.Option(help="SQLite file for what frames took; without, in memory.")
+    ] = None,
     ready_file: Annotated[
         Path | None, typer.Option(help="Written, as JSON with the ports, once requests are served.")
     ] = None,
@@ -29,6 +32,7 @@ def run(
             rest_port=rest_port,
             threads=threads,
             workers=workers,
+            store=store,
             ready_file=ready_file,
             version=__version__,
         )

@@ -1,6 +1,7 @@
 """`splitpoint edge`: run images through the split, or serve REST beside a camera."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +20,15 @@ if TYPE_CHECKING:
     from edge.detector import Detector, Outcome
 
 
+@dataclass(frozen=True)
+class _Identity:
+    """What an edge says of itself: its name, what it is (its CPU, if None), threads of a head."""
+
+    edge_id: str
+    device: str | None
+    threads: int
+
+
 def run(
     bundle: Annotated[Path, typer.Option(help="The bundle: a folder or its zip file.")],
     images: Annotated[
@@ -35,6 +45,9 @@ def run(
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads within one run of a head.")] = 1,
     edge_id: Annotated[str, typer.Option(help="Name of this edge, for the cloud.")] = "edge",
+    device: Annotated[
+        str | None, typer.Option(help="What this edge is, for latency tables; default: its CPU.")
+    ] = None,
     score_threshold: Annotated[float, typer.Option(help="Lowest score of a detection.")] = 0.25,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write detections in COCO's result format.")
@@ -59,7 +72,8 @@ def run(
     if listen is not None:
         if json_file is not None or annotate is not None:
             raise SettingsError("--json and --annotate belong to images, not to --listen")
-        _serve(bundle, cloud, link, plan, threads, edge_id, score_threshold, listen, ready_file)
+        identity = _Identity(edge_id, device, threads)
+        _serve(bundle, cloud, link, plan, identity, score_threshold, listen, ready_file)
         return
     if ready_file is not None:
         raise SettingsError("--ready-file belongs to --listen")
@@ -68,7 +82,7 @@ def run(
 
     opened = Bundle.open(bundle)
     digest = next(iter(opened.plans)) if plan is None else find_plan(opened, plan)
-    client = _client(opened, cloud, link, edge_id)
+    client = _client(opened, cloud, link, _Identity(edge_id, device, threads))
     detector = Detector(opened, client, plans=[digest], threads=threads)
     try:
         detector.check_ready()  # so that the first image does not pay for connecting
@@ -84,8 +98,7 @@ def _serve(
     cloud: str | None,
     link: str | None,
     plan: str | None,
-    threads: int,
-    edge_id: str,
+    identity: _Identity,
     score_threshold: float,
     listen: str,
     ready_file: Path | None,
@@ -106,8 +119,8 @@ def _serve(
         if plan is not None:
             wanted = find_plan(opened, plan)
             digests.sort(key=lambda digest: digest != wanted)  # stable: the default comes first
-        client = _client(opened, cloud, link, edge_id)
-        detector = Detector(opened, client, plans=digests, threads=threads)
+        client = _client(opened, cloud, link, identity)
+        detector = Detector(opened, client, plans=digests, threads=identity.threads)
         try:
             app = create_app(detector, score_threshold=score_threshold, version=__version__)
             fields = {"rest": port_of(listener), "pid": os.getpid()}
@@ -117,20 +130,25 @@ def _serve(
 
 
 def _client(
-    bundle: "Bundle", cloud: str | None, link: str | None, edge_id: str
+    bundle: "Bundle", cloud: str | None, link: str | None, identity: _Identity
 ) -> "CloudClient | None":
     """The way to the cloud, not yet opened; None without an address."""
     from common.link import parse_link
     from common.messages import MAX_EDGE_ID_CHARACTERS
     from common.rpc.splitpoint_pb2 import Hello
+    from common.runtime import runtime_name
     from edge.client import CloudClient
     from edge.shaping import ShapedTransport
     from edge.transport import GrpcTransport, Transport, check_address
     from splitpoint import __version__
+    from splitpoint.machine import cpu_name
 
     emulated = None if link is None else parse_link(link)
-    if not 1 <= len(edge_id) <= MAX_EDGE_ID_CHARACTERS:
-        raise SettingsError(f"--edge-id: expected 1 to {MAX_EDGE_ID_CHARACTERS} characters")
+    device = cpu_name()[:MAX_EDGE_ID_CHARACTERS]
+    device = device if identity.device is None else identity.device
+    for option, name in (("--edge-id", identity.edge_id), ("--device", device)):
+        if not 1 <= len(name) <= MAX_EDGE_ID_CHARACTERS:
+            raise SettingsError(f"{option}: expected 1 to {MAX_EDGE_ID_CHARACTERS} characters")
     if cloud is None:
         if emulated is not None:
             raise SettingsError("--link emulates the way to a cloud: give --cloud HOST:PORT too")
@@ -141,7 +159,13 @@ def _client(
         transport = GrpcTransport(address)
         return transport if emulated is None else ShapedTransport(transport, emulated)
 
-    hello = Hello(edge_id=edge_id, bundle_digest=bundle.digest, software_version=__version__)
+    hello = Hello(
+        edge_id=identity.edge_id,
+        bundle_digest=bundle.digest,
+        software_version=__version__,
+        device=device,
+        runtime=runtime_name(identity.threads),
+    )
     return CloudClient(connect, hello)
 
 

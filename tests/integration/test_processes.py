@@ -5,7 +5,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -27,9 +30,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _cloud(bundle: Path, log: Path, grpc_port: int = 0) -> Service:
+def _cloud(bundle: Path, log: Path, grpc_port: int = 0, *, options: Sequence[str] = ()) -> Service:
     ports = ["--grpc-port", str(grpc_port), "--rest-port", "0"]
-    return Service(["cloud", "--bundle", str(bundle), *ports], log)
+    return Service(["cloud", "--bundle", str(bundle), *ports, *options], log)
 
 
 def _edge(bundle: Path, grpc_port: int, log: Path, *options: str) -> Service:
@@ -133,3 +136,34 @@ def test_what_a_room_brings_into_memory(modules: str, forbidden: set[str]) -> No
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
     assert not forbidden & set(done.stdout.split())
+
+
+def _rows(port: int) -> dict[tuple[str, str, str], dict[str, Any]]:
+    answer = httpx.get(f"http://127.0.0.1:{port}/v1/tables", timeout=60, trust_env=False).json()
+    assert answer["ignored"] == {}
+    assert answer["dropped"] == 0
+    return {(row["edge"], row["plan"]["name"], row["stage"]): row for row in answer["rows"]}
+
+
+def test_what_frames_took_is_kept_and_told(bundle: Path, tmp_path: Path) -> None:
+    store = ("--store", str(tmp_path / "store.sqlite"))
+    with _cloud(bundle, tmp_path / "cloud.log", options=store) as cloud:
+        port, rest = cloud.ready["grpc"], cloud.ready["rest"]
+        identity = ("--edge-id", "door", "--device", "box 3")
+        with _edge(bundle, port, tmp_path / "edge.log", *identity) as edge:
+            for plan in (tiny.SPLIT, tiny.SPLIT, tiny.SPLIT, tiny.EDGE_ONLY):
+                _post(edge.ready["rest"], plan)
+            deadline_s = time.monotonic() + 60
+            wanted = {("door", tiny.SPLIT, "link"), ("door", tiny.EDGE_ONLY, "head")}
+            while not wanted <= (rows := _rows(rest)).keys():
+                assert time.monotonic() < deadline_s
+                time.sleep(0.1)
+    row = rows["door", tiny.SPLIT, "total"]
+    assert row["device"] == "box 3"
+    assert row["runtime"].startswith("onnxruntime ")
+    assert row["n"] >= 2
+    low, high = row["interval_ms"]
+    assert 0 < low <= row["median_ms"] <= high
+    assert rows["door", tiny.SPLIT, "capture"]["median_ms"] > 0
+    with _cloud(bundle, tmp_path / "cloud2.log", options=store) as cloud:
+        assert wanted <= _rows(cloud.ready["rest"]).keys()

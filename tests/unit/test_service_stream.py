@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +13,9 @@ import pytest
 from google.protobuf.message import DecodeError
 
 from cloud.history import History
+from cloud.samples import Ledger, Source
 from cloud.service import SplitService
+from cloud.store import Store
 from cloud.tails import Tails
 from common.bundle import Bundle
 from common.images import letterbox
@@ -309,3 +312,59 @@ def test_detections_survive_the_wire(bundle: Bundle, tails: Tails, tmp_path: Pat
     with ThreadPoolExecutor(1) as workers:
         answer = SplitService(tails, workers).serve(pb.EdgeMessage(frame=message), 0.0, History())
     assert answer.result.detections == detections_to_message(expected)
+
+
+def test_an_edge_that_lies_is_counted_and_served(
+    bundle: Bundle, tails: Tails, workers: ThreadPoolExecutor
+) -> None:
+    store = Store()
+    device = pb.Hello(
+        edge_id="liar", bundle_digest=HELLO.hello.bundle_digest, device="box", runtime="r"
+    )
+    told = frame(bundle, 2)
+    told.frame.measured.add(frame_id=1, times=pb.EdgeTimes(total_us=1, round_trip_us=1))
+    told.frame.measured.add(frame_id=99, times=pb.EdgeTimes(total_us=10**6))
+
+    async def run() -> list[pb.CloudMessage]:
+        context = FakeContext(pb.EdgeMessage(hello=device), told)
+        await serve(SplitService(tails, workers, store=store), context)
+        return context.written
+
+    _, answer = asyncio.run(run())
+    store.flush()
+    assert answer.HasField("result")
+    assert store.ignored == {"liar": 2}
+    assert store.table() == []
+    store.close()
+
+
+def test_what_an_edge_tells_in_time_gets_into_the_table(
+    bundle: Bundle, tails: Tails, workers: ThreadPoolExecutor
+) -> None:
+    store = Store()
+    service = SplitService(tails, workers, store=store)
+    ledger = Ledger(Source("edge7", "box", "r"))
+    message = frame(bundle, 1)
+    answer = service.serve(message, time.perf_counter(), History())
+    service._note(message, answer.result, ledger)
+    later = frame(bundle, 2)
+    later.frame.measured.add(
+        frame_id=1, times=pb.EdgeTimes(head_us=10, round_trip_us=10**7, total_us=10**7 + 50)
+    )
+    service._learn(later, ledger)
+    store.flush()
+    rows = {row.stage: row for row in store.table()}
+    assert rows["total"].median_ms == 10_000.05
+    assert rows["tail"].median_ms == answer.result.times.tail_us / 1e3
+    assert store.ignored == {}
+    store.close()
+
+
+def test_too_many_measurements_break_the_protocol(
+    bundle: Bundle, tails: Tails, workers: ThreadPoolExecutor
+) -> None:
+    message = frame(bundle, 1)
+    for frame_id in range(17):
+        message.frame.measured.add(frame_id=frame_id)
+    with pytest.raises(Aborted, match="at most 16 measurements"):
+        stream(tails, workers, HELLO, message)
