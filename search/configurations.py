@@ -15,6 +15,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from common.choices import one_of
 from common.errors import NoFeasiblePlanError, SettingsError
 from search.binding import smallest_head
 from search.cuts import Cut, cut_of_head, enumerate_cuts, undominated
@@ -72,10 +73,7 @@ def method_of(name: str) -> Method:
     Raises:
         SettingsError: If there is none of that name.
     """
-    for known in METHODS:
-        if known == name:
-            return known
-    raise SettingsError(f"unknown method {name!r}: choose one of {', '.join(METHODS)}")
+    return one_of(name, METHODS, "method")
 
 
 def allocate(

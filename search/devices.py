@@ -7,7 +7,7 @@ itself where that matters.
 
 from dataclasses import dataclass
 
-from common.errors import SettingsError
+from common.choices import one_of
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,4 @@ def device_profile(name: str) -> DeviceProfile:
     Raises:
         SettingsError: If there is none of that name.
     """
-    try:
-        return DEVICES[name]
-    except KeyError:
-        known = ", ".join(DEVICES)
-        raise SettingsError(f"unknown device {name!r}: choose one of {known}") from None
+    return DEVICES[one_of(name, DEVICES, "device")]

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from common.errors import SettingsError
+from common.choices import one_of
 from search import execute
 from search.adapt import Loss, feature_loss
 from search.calibration import Statistics
@@ -80,10 +80,7 @@ def sensitivity_of(name: str) -> How:
     Raises:
         SettingsError: If there is none of that name.
     """
-    for known in HOWS:
-        if known == name:
-            return known
-    raise SettingsError(f"unknown sensitivity {name!r}: choose one of {', '.join(HOWS)}")
+    return one_of(name, HOWS, "sensitivity")
 
 
 class _Rounded:

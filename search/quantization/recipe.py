@@ -15,7 +15,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from common.errors import SettingsError
+from common.choices import one_of
 from search.calibration import Statistics
 from search.graph import Graph
 from search.quantization.grids import Clipping
@@ -64,11 +64,7 @@ def recipe(name: str) -> Recipe:
     Raises:
         SettingsError: If there is none of that name.
     """
-    try:
-        return RECIPES[name]
-    except KeyError:
-        known = ", ".join(RECIPES)
-        raise SettingsError(f"unknown quantizer {name!r}: choose one of {known}") from None
+    return RECIPES[one_of(name, RECIPES, "quantizer")]
 
 
 def rounded(

@@ -2,7 +2,7 @@
 
 from typing import Literal, get_args
 
-from common.errors import SettingsError
+from common.choices import one_of
 
 Strategy = Literal[
     "splitpoint",
@@ -23,7 +23,4 @@ def known_strategy(name: str) -> Strategy:
     Raises:
         SettingsError: If there is none of that name.
     """
-    for known in STRATEGIES:
-        if known == name:
-            return known
-    raise SettingsError(f"unknown strategy {name!r}: choose one of {', '.join(STRATEGIES)}")
+    return one_of(name, STRATEGIES, "strategy")

@@ -1,0 +1,26 @@
+"""Names that a user chooses from."""
+
+from collections.abc import Iterable
+from typing import TypeVar
+
+from common.errors import SettingsError
+
+Name = TypeVar("Name", bound=str)
+
+
+def one_of(name: str, known: Iterable[Name], what: str) -> Name:
+    """The known name that was meant.
+
+    Args:
+        name: What a user wrote.
+        known: All that there are.
+        what: They name, in the singular.
+
+    Raises:
+        SettingsError: If it is none of them.
+    """
+    names = tuple(known)
+    for each in names:
+        if each == name:
+            return each
+    raise SettingsError(f"unknown {what} {name!r}: choose one of {', '.join(names)}")
