@@ -56,6 +56,7 @@ _ABLATIONS: Mapping[str, tuple[Recipe, bool]] = {
     "joint clipping": (replace(DEFAULT, joint=True), False),
     "equalised": (DEFAULT, True),
     "equalised, nearest": (_QUICK, True),
+    "analytic clipping of weights, nearest": (replace(_QUICK, weight_clipping="aciq"), False),
 }
 """Recipes with one step switched, and whether channels are equalised before."""
 

@@ -50,7 +50,8 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         "default": DEFAULT,
         "adaround": Recipe(rounding="adaround"),
-        "aciq": Recipe("aciq", "aciq", "nearest"),
+        # Clips activations only: weights keep their range and get their biases corrected.
+        "aciq": Recipe("aciq", "minmax", "nearest"),
         "nearest": Recipe(rounding="nearest"),
         "lapq": Recipe(rounding="nearest", joint=True),
         "minmax": Recipe("minmax", "minmax", "nearest", correct_bias=False),
