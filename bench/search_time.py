@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--calibration", type=Path, required=True, help="images to calibrate on")
     parser.add_argument("--model", default="yolov3-tiny", help="model of the zoo")
     parser.add_argument("--edge-memory", default="8MiB", help="on the edge")
-    parser.add_argument("--max-images", type=int, default=128, help="used of each folder")
+    parser.add_argument("--max-images", type=int, default=64, help="used of each folder")
     parser.add_argument("--json", type=Path, required=True, help="where the result goes")
     arguments = parser.parse_args()
     result = _measure(arguments)

@@ -159,7 +159,7 @@ def _train(
         mirrored = bool(torch.rand(1, generator=generator) < 0.5)
         seen = _batch(magnitudes, symbols, chosen, places, mirrored=mirrored)
         near = seen.clamp(max=MAX_MAGNITUDE).float()
-        activity = F.conv2d(near, kernel * mask, bias, padding=1)
+        activity = F.conv2d(F.pad(near, (1, 1, 1, 0)), kernel * mask, bias)
         if previous is not None:
             earlier = _batch(magnitudes, previous, chosen, places, mirrored=mirrored)
             earlier = earlier.clamp(max=MAX_MAGNITUDE).float()
@@ -180,17 +180,20 @@ def _train(
 
 
 def _kernel(model: ContextModel) -> torch.Tensor:
-    """The weights of a model as (C target, C source, 3, 3)."""
+    """The weights of a model as (C target, C source, 2, 3)."""
     channels = model.channels
-    kernel = torch.zeros(channels, channels, 3, 3)
+    kernel = torch.zeros(channels, channels, 2, 3)
     for (down, right), tap in zip(NEIGHBOURS, model.weights, strict=True):
         kernel[:, :, 1 + down, 1 + right] = torch.from_numpy(tap.T / np.float32(UNIT))
     return kernel
 
 
 def _mask(channels: int) -> torch.Tensor:
-    """(C, C, 3, 3): which channel (second) of which neighbour a channel (first) may look at."""
-    mask = torch.zeros(channels, channels, 3, 3)
+    """(C, C, 2, 3): which channel (second) of which neighbour a channel (first) may look at.
+
+    Nothing below is known yet: the row above and the own one are enough.
+    """
+    mask = torch.zeros(channels, channels, 2, 3)
     for down, right in NEIGHBOURS[1:]:
         mask[:, :, 1 + down, 1 + right] = 1
     mask[:, :, 1, 1] = torch.ones(channels, channels).tril(-1)
