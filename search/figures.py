@@ -19,8 +19,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from common.crossover import Stretch, rate_in_words
 from search.candidates import Judged, predict
-from search.crossover import Stretch, rate_in_words
 from search.request import Found
 
 _INK = "#010203"
@@ -133,12 +133,13 @@ def bandwidth_figure(found: Found, stretches: Sequence[Stretch]) -> Figure:
     low, high = min(marks) / 4, max(marks) * 4
     figure = Figure(figsize=(10, 1.5), layout="constrained")
     axes = figure.subplots()
+    kinds = {j.candidate.name: j.candidate.cut.kind for j in found.kept}
     seen: set[str] = set()
     for number, stretch in enumerate(stretches, 1):
         start, end = max(low, stretch.from_bps), min(high, stretch.to_bps)
         if start >= end:
             continue
-        kind = stretch.judged.candidate.cut.kind
+        kind = kinds[stretch.line.name]
         label = "" if kind in seen else kind
         seen.add(kind)
         axes.barh(

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from types import MappingProxyType
 
+from common.crossover import in_words
 from search.candidates import Judged
-from search.crossover import crossovers, in_words
+from search.crossover import fastest
 from search.figures import (
     bandwidth_figure,
     bits_figure,
@@ -142,7 +143,7 @@ def _stages_section(found: Found) -> Iterable[str]:
 
 
 def _bandwidth_section(found: Found) -> Iterable[str]:
-    stretches = crossovers(found.kept, found.world)
+    stretches = fastest(found.kept, found.world)
     words = in_words(stretches)
     yield "<h2>The fastest plan at other bandwidths</h2>"
     yield from drawn(

@@ -4,8 +4,9 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from common.crossover import in_words
 from search.candidates import Judged, predict
-from search.crossover import crossovers, in_words
+from search.crossover import fastest
 from search.request import Found
 
 _STAGES = ("preprocess", "head", "encode", "uplink", "rtt", "decode", "tail", "postprocess")
@@ -44,7 +45,7 @@ def markdown(found: Found) -> str:
         "",
         "## The fastest plan at other bandwidths",
         "",
-        *(f"- {line}" for line in in_words(crossovers(found.kept, found.world))),
+        *(f"- {line}" for line in in_words(fastest(found.kept, found.world))),
         "",
         *_curve_tables(found),
     ]
@@ -74,11 +75,11 @@ def as_json(found: Found) -> dict[str, Any]:
         "cuts": found.cuts,
         "fastest": [
             {
-                "plan": stretch.judged.candidate.name,
+                "plan": stretch.line.name,
                 "from_bps": stretch.from_bps,
                 "to_bps": None if math.isinf(stretch.to_bps) else stretch.to_bps,
             }
-            for stretch in crossovers(found.kept, found.world)
+            for stretch in fastest(found.kept, found.world)
         ],
         "calibration_images": found.calibration_images,
         "evaluation_images": list(found.evaluation_images),

@@ -1,0 +1,87 @@
+"""The kept plans of a search by bandwidth, against judging them all."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.crossover import in_words
+from common.link import parse_link
+from common.manifest import CodecSpec
+from search.candidates import FRAME_OVERHEAD_BYTES, Candidate, Judged, World, judge, predict
+from search.crossover import fastest
+from search.cuts import Cut
+from search.devices import DeviceProfile
+from search.graph import Node
+from search.latency import CutTimes
+from search.timing import Timing
+
+WORLD = World(parse_link("1mbit/20ms"), DeviceProfile("slow", 2.0), 2.0, 1.0)
+NODE = Node("t", "conv", (), (4, 2, 2))
+_BPS = st.floats(3, 12).map(lambda exponent: 10**exponent)
+
+
+@dataclass(frozen=True)
+class _Costs:
+    sent: float
+    head_ms: float
+    tail_ms: float
+    edge_only: bool = False
+
+
+_COSTS = st.builds(
+    _Costs,
+    st.integers(0, 50_000).map(float),
+    st.floats(0, 200),
+    st.floats(0, 200),
+    st.booleans(),
+)
+
+
+def _plan(index: int, costs: _Costs) -> Judged:
+    cut = Cut((f"t{index}",), (NODE,), () if costs.edge_only else (NODE,))
+    codec = None if costs.edge_only else CodecSpec(name="packed")
+    candidate = Candidate(cut, (), codec, costs.sent, 0.5, 0.25, 0, 0, label=f"plan {index}")
+    times = CutTimes(
+        Timing(costs.head_ms, costs.head_ms, 9), Timing(costs.tail_ms, costs.tail_ms, 9)
+    )
+    return Judged(candidate, predict(candidate, times, WORLD).latency_ms, times)
+
+
+def _plans(*costs: _Costs) -> list[Judged]:
+    return [_plan(index, each) for index, each in enumerate(costs)]
+
+
+def _at(bps: float) -> World:
+    return replace(WORLD, link=replace(WORLD.link, uplink_bps=bps))
+
+
+@given(st.lists(_COSTS, min_size=1, max_size=8), st.lists(_BPS, min_size=1, max_size=20))
+def test_at_every_bandwidth_the_stretch_holds_the_fastest_plan(
+    costs: list[_Costs], rates: list[float]
+) -> None:
+    plans = _plans(*costs)
+    stretches = fastest(plans, WORLD)
+    times = {plan.candidate.cut.name: plan.times for plan in plans}
+    for bps in rates:
+        (holder,) = [s.line for s in stretches if s.from_bps <= bps < s.to_bps]
+        best = judge([plan.candidate for plan in plans], times, _at(bps))[0]
+        assert holder.latency_ms(bps) == pytest.approx(best.latency_ms, rel=1e-9)
+
+
+def test_edge_only_sends_nothing_before_it_answers() -> None:
+    edge, split = _plans(_Costs(700, 60, 0, edge_only=True), _Costs(900, 10, 0))
+    slow, fast = fastest([split, edge], WORLD)
+    assert [s.line.name for s in (slow, fast)] == [p.candidate.name for p in (edge, split)]
+    saved_ms = (
+        predict(edge.candidate, edge.times, WORLD).latency_ms
+        - predict(split.candidate, split.times, _at(1e12)).latency_ms
+    )
+    bits = (900 + FRAME_OVERHEAD_BYTES) * 8
+    assert fast.from_bps == pytest.approx(bits * 1e3 / saved_ms)
+
+
+def test_words_tell_the_payload_alone() -> None:
+    (split,) = _plans(_Costs(5300, 40, 0))
+    assert in_words(fastest([split], WORLD)) == ["at any bandwidth: t0 plan 0 packed (5,300 bytes)"]
