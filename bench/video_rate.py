@@ -30,6 +30,7 @@ from common.link import parse_link
 from common.manifest import USUAL_UPLOAD
 from common.quantizer import WireTable
 from common.runtime import Model
+from common.timing import NO_TIME
 from search.adapt import distillation_loss
 from search.calibration import observe
 from search.candidates import World
@@ -46,7 +47,6 @@ from search.passes import optimise
 from search.prepare import detector_of
 from search.quantization.recipe import rounded
 from search.refine import Refiner
-from search.timing import NO_TIME
 from search.zoo.registry import load_model
 from splitpoint import __version__
 from splitpoint.machine import machine

@@ -29,6 +29,7 @@ from common.detections import Detections
 from common.link import parse_link
 from common.manifest import CodecSpec
 from common.quantizer import WireTable
+from common.timing import NO_TIME
 from search.accuracy import Agreement, CocoAccuracy
 from search.adapt import distillation_loss
 from search.calibration import observe
@@ -50,7 +51,6 @@ from search.quantization.recipe import rounded
 from search.rate_curve import RatePoint
 from search.refine import Refiner
 from search.sampling import sample
-from search.timing import NO_TIME
 from search.zoo.registry import load_model
 from splitpoint import __version__
 from splitpoint.machine import machine

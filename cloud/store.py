@@ -25,6 +25,7 @@ import numpy as np
 
 from cloud.samples import STAGES, Sample, Source
 from common.errors import StoreError
+from common.timing import median_interval
 
 _LOG = logging.getLogger("splitpoint.cloud")
 
@@ -358,22 +359,3 @@ def _rows(key: tuple[str, str, str, str], rows: list[tuple[float, ...]]) -> list
             )
         )
     return found
-
-
-def median_interval(n: int) -> tuple[int, int]:
-    """Ranks, from zero, of the ordered samples between which the median lies at 95 %.
-
-    The number of samples below the median is binomial(n, 1/2); the widest ranks whose interval
-    leaves out at most 2.5 % at each end. Of fewer than six samples, all of them.
-    """
-    below, chance = 0.0, 0.5**n if n < 1000 else 0.0
-    if n >= 1000:  # the normal approximation is as good there
-        half = 1.96 * (n**0.5) / 2
-        return max(0, int(n / 2 - half)), min(n - 1, int(n / 2 + half))
-    rank = 0
-    while below + chance <= 0.025:
-        below += chance
-        chance *= (n - rank) / (rank + 1)
-        rank += 1
-    low = max(0, rank - 1)
-    return low, n - 1 - low

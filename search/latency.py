@@ -15,12 +15,12 @@ import numpy as np
 import onnxruntime
 
 from common.runtime import Model
+from common.timing import NO_TIME, Timing, interleave
 from search.cache import Cache
 from search.cuts import Cut
 from search.graph import IMAGE
 from search.onnx_models import SharedWeights, head_model, tail_model, write_weights
 from search.quantization.network import QuantizedGraph
-from search.timing import NO_TIME, Timing, interleave
 
 _GROUP = 8
 
@@ -70,7 +70,7 @@ class MeasuredLatency:
         self._network = network
         self._folder = folder
         self._cache = cache
-        self._inputs = (origin, head_threads, tail_threads, rounds, _here())
+        self._inputs = (origin, head_threads, tail_threads, rounds, _here(), Timing._fields)
         self._head_threads = head_threads
         self._tail_threads = tail_threads
         self._rounds = rounds

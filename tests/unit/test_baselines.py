@@ -5,6 +5,7 @@ import pytest
 
 from common.errors import SettingsError
 from common.link import parse_link
+from common.timing import Timing
 from search.calibration import observe
 from search.candidates import World, predict
 from search.cuts import cut_of_head, enumerate_cuts, prefix_cuts
@@ -20,7 +21,6 @@ from search.sampling import sample
 from search.strategies import STRATEGIES, known_strategy
 from search.strategies.baselines import AutoSplit, cost_graph, edge_only, in_eight_bits
 from search.strategies.min_cut import dads
-from search.timing import Timing
 from tests.networks import branched_graph, pictures
 
 FRAMES = pictures(6)

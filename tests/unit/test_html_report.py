@@ -9,6 +9,7 @@ import pytest
 
 from common.link import parse_link
 from common.manifest import USUAL_UPLOAD, CodecSpec
+from common.timing import Timing
 from search.candidates import Candidate, Judged, World, predict
 from search.cuts import Cut
 from search.devices import DeviceProfile
@@ -17,7 +18,6 @@ from search.html_report import Bits, html
 from search.latency import CutTimes
 from search.rate_curve import RatePoint
 from search.request import Found, Request
-from search.timing import Timing
 
 WORLD = World(parse_link("3mbit/20ms"), DeviceProfile("slow", 4.0), 2.0, 1.0)
 HOSTILE = """<script src="http://evil.example/x.js">alert('1')</script>&amp; url(#m1) $x$ \u4f60"""

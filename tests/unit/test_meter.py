@@ -12,6 +12,7 @@ from common.coco import CATEGORY_IDS
 from common.detections import Detections
 from common.link import parse_link
 from common.manifest import CodecSpec
+from common.timing import NO_TIME
 from search.accuracy import Agreement, CocoAccuracy
 from search.binding import nothing_fits
 from search.cache import Cache
@@ -25,7 +26,6 @@ from search.latency import CutTimes
 from search.meter import FIRST_LOOK, Meter
 from search.quantization.recipe import rounded
 from search.request import Request
-from search.timing import NO_TIME
 from tests.networks import branched_graph, pictures
 
 IMAGES = 96

@@ -15,6 +15,7 @@ from common.codec.context import ContextCoded
 from common.detections import DetectorSpec, YoloHeadSpec
 from common.errors import CalibrationError
 from common.link import parse_link
+from common.timing import NO_TIME
 from search import adapt, execute
 from search.adapt import Loss, Wire, adapt_tail, distillation_loss, wire_error
 from search.calibration import observe
@@ -31,7 +32,6 @@ from search.quantization.network import QuantizedGraph
 from search.quantization.recipe import rounded
 from search.rate_curve import RatePoint, lower_hull, rate_curve
 from search.refine import Refiner, cheapest
-from search.timing import NO_TIME
 from search.wire import stepped_tensor
 from tests.networks import SIZE, branched_graph, pictures
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from common.errors import SettingsError
 from common.link import parse_link
 from common.manifest import USUAL_UPLOAD, CodecSpec
+from common.timing import Timing
 from search.binding import no_head_fits
 from search.calibration import observe
 from search.candidates import (
@@ -33,7 +34,6 @@ from search.latency import CutTimes
 from search.quantization.grids import Grid
 from search.quantization.network import QuantizedGraph
 from search.quantization.recipe import rounded
-from search.timing import Timing
 from search.wire import wire_tensor
 from splitpoint.sizes import parse_size
 from tests.networks import SIZE, branched_graph

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from common.crossover import in_words
 from common.link import parse_link
 from common.manifest import CodecSpec
+from common.timing import Timing
 from search.candidates import FRAME_OVERHEAD_BYTES, Candidate, Judged, World, judge, predict
 from search.crossover import fastest
 from search.cuts import Cut
 from search.devices import DeviceProfile
 from search.graph import Node
 from search.latency import CutTimes
-from search.timing import Timing
 
 WORLD = World(parse_link("1mbit/20ms"), DeviceProfile("slow", 2.0), 2.0, 1.0)
 NODE = Node("t", "conv", (), (4, 2, 2))

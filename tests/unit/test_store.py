@@ -2,16 +2,12 @@
 
 import sqlite3
 import threading
-from math import comb
 from pathlib import Path
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from cloud.samples import STAGES, ImpossibleTimesError, Ledger, Sample, Source
-from cloud.store import HOUR_S, SCHEMA, Store, median_interval
+from cloud.store import HOUR_S, SCHEMA, Store
 from common.errors import StoreError
 from common.rpc import splitpoint_pb2 as pb
 
@@ -239,24 +235,3 @@ def test_edges_that_tell_nonsense_are_counted_by_name(store: Store) -> None:
     assert store.ignored["liar"] == 3
     assert len(store.ignored) == 1000
     store.close()
-
-
-@given(st.integers(1, 1500))
-def test_the_interval_of_a_median_is_as_short_as_it_may_be(n: int) -> None:
-    low, high = median_interval(n)
-    assert 0 <= low <= high < n
-    assert low + high == n - 1 or n >= 1000
-    if 6 <= n < 200:
-        outside = 2 * sum(comb(n, k) for k in range(low + 1)) / 2**n
-        shorter = 2 * sum(comb(n, k) for k in range(low + 2)) / 2**n
-        assert outside <= 0.05 < shorter
-
-
-def test_intervals_cover_medians_as_often_as_they_say() -> None:
-    rng = np.random.default_rng(0)
-    covered = 0
-    for _ in range(400):
-        values = np.sort(rng.lognormal(3.0, 0.5, 40))
-        low, high = median_interval(40)
-        covered += bool(values[low] <= np.exp(3.0) <= values[high])
-    assert 0.92 < covered / 400 < 0.995
