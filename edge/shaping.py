@@ -4,9 +4,10 @@
     receive <- [downlink delay line] <- inner.receive
 
 A message arrives when `common.link.Shaper` says that its last byte would: the bytes are the real
-serialised size, earlier messages occupy the link first, and order is kept. Threads wait for a
-deadline; nothing polls. Emulation on one machine needs no root, no network namespace and no sleep
-inside the code under measurement.
+serialised size, earlier messages occupy the link first, and order is kept. A link that changes is
+known ahead (`LinkTrace`), so the arrival of a message that a change meets on its way is exact from
+the start. Threads wait for a deadline; nothing polls. Emulation on one machine needs no root, no
+network namespace and no sleep inside the code under measurement.
 """
 
 import threading
@@ -15,7 +16,7 @@ from collections import deque
 from typing import Generic, Protocol, TypeVar
 
 from common.errors import CloudUnavailableError
-from common.link import Link, Shaper
+from common.link import Link, LinkTrace, Shaper
 from common.rpc.splitpoint_pb2 import CloudMessage, EdgeMessage
 from edge.transport import Transport
 
@@ -93,14 +94,23 @@ class ShapedTransport:
 
     Args:
         inner: The transport that carries the messages; closed with this one.
-        link: Bandwidth and round-trip time to emulate.
+        link: Bandwidth and round-trip time to emulate, or how they change.
         clock: Time; the machine's unless a test says otherwise.
+        start_s: When the trace of a changing link begins, by the clock; now, unless given. Streams
+            and processes of one machine share a trace if they are given the same.
     """
 
-    def __init__(self, inner: Transport, link: Link, *, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        inner: Transport,
+        link: Link | LinkTrace,
+        *,
+        clock: Clock | None = None,
+        start_s: float | None = None,
+    ) -> None:
         self._inner = inner
         self._clock = clock or MonotonicClock()
-        self._shaper = Shaper(link)
+        self._shaper = Shaper(link, self._clock.now_s() if start_s is None else start_s)
         self._uplink: DelayLine[EdgeMessage] = DelayLine(self._clock)
         self._downlink: DelayLine[CloudMessage] = DelayLine(self._clock)
         self._order = threading.Lock()
