@@ -248,7 +248,7 @@ class SplitService(SplitServiceServicer):
                 "version": hello.software_version[:64],
             },
         )
-        return Source(hello.edge_id, hello.device, hello.runtime)
+        return Source(hello.edge_id, hello.device, hello.runtime, hello.threads)
 
 
 async def _next(context: "Context") -> pb.EdgeMessage | None:
