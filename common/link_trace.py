@@ -15,11 +15,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.errors import SettingsError
-from common.link import Link, LinkTrace
+from common.link import Link, LinkTrace, parse_link
 
 HEADER = ("seconds", "uplink_mbit", "downlink_mbit", "rtt_ms")
 _REPEAT = "repeat"
 _MAX_BYTES = 8 << 20
+
+
+def link_or_trace(text: str) -> Link | LinkTrace:
+    """A link as a user writes one, or the path of a trace, which ends in ".csv".
+
+    Raises:
+        SettingsError: If it is neither.
+    """
+    return read_trace(Path(text)) if text.lower().endswith(".csv") else parse_link(text)
 
 
 def read_trace(path: Path) -> LinkTrace:

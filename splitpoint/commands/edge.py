@@ -1,6 +1,7 @@
 """`splitpoint edge`: run images through the split, or serve REST beside a camera."""
 
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -38,7 +39,7 @@ def run(
         str | None, typer.Option(metavar="HOST:PORT", help="Where `splitpoint cloud` listens.")
     ] = None,
     link: Annotated[
-        str | None, typer.Option(help="Emulate a link to the cloud, like 3mbit/20ms.")
+        str | None, typer.Option(help="Emulate a link to the cloud: 3mbit/20ms, or a trace.csv.")
     ] = None,
     plan: Annotated[
         str | None, typer.Option(help="A plan's name or start of its digest; default: the first.")
@@ -133,7 +134,7 @@ def _client(
     bundle: "Bundle", cloud: str | None, link: str | None, identity: _Identity
 ) -> "CloudClient | None":
     """The way to the cloud, not yet opened; None without an address."""
-    from common.link import parse_link
+    from common.link_trace import link_or_trace
     from common.messages import MAX_EDGE_ID_CHARACTERS
     from common.rpc.splitpoint_pb2 import Hello
     from common.runtime import runtime_name
@@ -143,7 +144,7 @@ def _client(
     from splitpoint import __version__
     from splitpoint.machine import cpu_name
 
-    emulated = None if link is None else parse_link(link)
+    emulated = None if link is None else link_or_trace(link)
     device = cpu_name()[:MAX_EDGE_ID_CHARACTERS]
     device = device if identity.device is None else identity.device
     for option, name in (("--edge-id", identity.edge_id), ("--device", device)):
@@ -155,9 +156,16 @@ def _client(
         return None
     address = check_address(cloud)
 
+    started_s: float | None = None
+
     def connect() -> Transport:
+        nonlocal started_s
         transport = GrpcTransport(address)
-        return transport if emulated is None else ShapedTransport(transport, emulated)
+        if emulated is None:
+            return transport
+        # A trace goes on where it is when a lost stream is opened again.
+        started_s = time.monotonic() if started_s is None else started_s
+        return ShapedTransport(transport, emulated, start_s=started_s)
 
     hello = Hello(
         edge_id=identity.edge_id,
