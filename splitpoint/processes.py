@@ -27,18 +27,21 @@ class Service:
     Args:
         command: Arguments of `splitpoint`, without `--ready-file`.
         log: Where its output goes.
+        prefix: A command that runs the rest of its arguments in its own place, such as
+            `ip netns exec NAME`; see `bench.slow` and `bench.shaped`.
     """
 
-    def __init__(self, command: Sequence[str], log: Path) -> None:
+    def __init__(self, command: Sequence[str], log: Path, *, prefix: Sequence[str] = ()) -> None:
         self._command = list(command)
         self._log = log
+        self._prefix = list(prefix)
         self._process: subprocess.Popen[bytes] | None = None
         self.ready: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
         with tempfile.TemporaryDirectory(prefix="splitpoint-") as folder:
             ready_file = Path(folder) / "ready.json"
-            arguments = [sys.executable, "-m", "splitpoint.cli", *self._command]
+            arguments = [*self._prefix, sys.executable, "-m", "splitpoint.cli", *self._command]
             with self._log.open("wb") as log:
                 self._process = subprocess.Popen(  # noqa: S603 - our own command, no shell
                     [*arguments, "--ready-file", str(ready_file)], stdout=log, stderr=log

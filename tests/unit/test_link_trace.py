@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bench.traces import FOLDER, TRACES
 from common.errors import SettingsError
 from common.link import Link, LinkTrace, Shaper, TokenBucket, parse_link
-from common.link_trace import HEADER, parse_trace, read_trace, to_csv
+from common.link_trace import HEADER, link_or_trace, parse_trace, read_trace, to_csv
 
 FAST, SLOW = parse_link("8mbit"), parse_link("2mbit")  # 1000 and 250 bytes a millisecond
 _HEAD = ",".join(HEADER) + "\n"
@@ -195,6 +195,12 @@ class TestText:
             read_trace(path)
         path.write_text("\ufeff" + _HEAD + "0,1,,1\r\n")
         assert read_trace(path) == LinkTrace(((0.0, Link(1e6, 1e6, 1)),))
+
+    def test_a_link_or_the_path_of_a_trace(self) -> None:
+        assert link_or_trace("3mbit/20ms") == Link(3e6, 3e6, 20)
+        assert link_or_trace(str(FOLDER / "step.csv")) == TRACES["step"]()
+        with pytest.raises(SettingsError, match="cannot be read"):
+            link_or_trace("no.csv")
 
     @pytest.mark.parametrize("name", TRACES)
     def test_the_traces_that_ship_are_those_that_the_script_makes(self, name: str) -> None:
