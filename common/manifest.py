@@ -220,7 +220,28 @@ class Plan(_Record):
 
 
 class Search(_Record):
-    """What the search was asked: enough to run it again."""
+    """What the search was asked: enough to run it again.
+
+    What has a default was not written by earlier versions.
+
+    Attributes:
+        model: Name in the zoo.
+        weights_sha256: Of the network's weights file.
+        device: The edge's profile, or its name in latency tables.
+        uplink_bps: Of the link.
+        rtt_ms: Of the link.
+        edge_memory_bytes: Limit on weights and peak activations.
+        max_drop: Limit on lost accuracy, in points.
+        calibration_images: How many there were.
+        accuracy_metric: What accuracies are measured in.
+        software_version: That ran the search.
+        edge_slowdown: Time on the device over time where the search ran, as predictions have it.
+        cloud_slowdown: The same of the cloud.
+        reduced_range: Whether weights keep to 7 bits.
+        no_raw_image: Whether pixels may not leave the edge.
+        video: Whether frames come in sequence.
+        cloud_threads: Threads of the cloud's runtime.
+    """
 
     model: str
     weights_sha256: Sha256
@@ -232,6 +253,12 @@ class Search(_Record):
     calibration_images: int = Field(ge=1)
     accuracy_metric: str
     software_version: str
+    edge_slowdown: float | None = Field(default=None, gt=0)
+    cloud_slowdown: float = Field(default=1.0, gt=0)
+    reduced_range: bool = False
+    no_raw_image: bool = False
+    video: bool = False
+    cloud_threads: int = Field(default=1, ge=1)
 
 
 class Manifest(_Record):

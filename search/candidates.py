@@ -3,8 +3,8 @@
     latency = preprocess + head + encode + bytes / uplink + rtt + decode + tail + postprocess
 
 Head and tail times come from a latency source, bytes and coding times from coding calibration
-images. Work on the edge is multiplied by the device's slowdown. Edge-only sends nothing before it
-answers.
+images. What was learned of a segment where it is served is taken as it is; other work is multiplied
+by the slowdown of its side (devices.py). Edge-only sends nothing before it answers.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,8 +15,9 @@ from common.codec import Codec, ContextModel, make_codec
 from common.link import Link
 from common.manifest import USUAL_UPLOAD, CodecSpec, Prediction, WireTensor
 from search.cuts import Cut
-from search.devices import DeviceProfile
+from search.devices import DeviceProfile, Pace
 from search.latency import CutTimes
+from search.learned import BOXES, LETTERBOX, Coding, Learned, head_to, tail_from, wire_of
 
 # What a frame takes on the wire beside its payloads: message fields, gRPC and HTTP/2 framing.
 FRAME_OVERHEAD_BYTES = 100
@@ -79,12 +80,58 @@ class Candidate:
 
 @dataclass(frozen=True)
 class World:
-    """What a prediction depends on beside the plan: times in ms on this machine, link, device."""
+    """What a prediction depends on beside the plan: times in ms on this machine, link, device.
+
+    Attributes:
+        link: Between edge and cloud.
+        device: The edge.
+        preprocess_ms: Letterboxing an image on this machine.
+        postprocess_ms: Making boxes of maps on this machine.
+        learned: What latency tables say of the device and of the cloud, if there are any.
+    """
 
     link: Link
     device: DeviceProfile
     preprocess_ms: float
     postprocess_ms: float
+    learned: Learned | None = None
+
+    @property
+    def edge(self) -> Pace:
+        """How long work takes on the device."""
+        return Pace(self.device.slowdown) if self.learned is None else self.learned.edge.pace
+
+    @property
+    def cloud(self) -> Pace:
+        """How long work takes in the cloud."""
+        return Pace() if self.learned is None else self.learned.cloud.pace
+
+
+@dataclass(frozen=True)
+class OwnCosts:
+    """What one plan takes on this machine, and what it sends.
+
+    Attributes:
+        name: Of the plan.
+        cut: Names of the tensors that travel, joined by "+".
+        codec: What codes them; None for edge-only.
+        head_ms: Of its head.
+        encode_ms: Of symbols and coding.
+        decode_ms: Of decoding and dequantizing.
+        tail_ms: Of its tail.
+        sent_bytes: Of a frame on the wire; 0 for edge-only.
+        edge_memory_bytes: Weights and peak activations on the edge.
+    """
+
+    name: str
+    cut: str
+    codec: CodecSpec | None
+    head_ms: float
+    encode_ms: float
+    decode_ms: float
+    tail_ms: float
+    sent_bytes: float
+    edge_memory_bytes: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,27 +162,59 @@ class Judged:
 
 def predict(candidate: Candidate, times: CutTimes, world: World) -> Prediction:
     """Latency by stage on the device and link of `world`; accuracy is left at zero."""
-    slow = world.device.slowdown
     edge_only = candidate.codec is None
-    sent = 0.0 if edge_only else candidate.payload_bytes + FRAME_OVERHEAD_BYTES
+    return predicted(
+        OwnCosts(
+            name=candidate.name,
+            cut=candidate.cut.name,
+            codec=candidate.codec,
+            head_ms=times.head.median_ms,
+            encode_ms=candidate.encode_ms,
+            decode_ms=candidate.decode_ms,
+            tail_ms=times.tail.median_ms,
+            sent_bytes=0.0 if edge_only else candidate.payload_bytes + FRAME_OVERHEAD_BYTES,
+            edge_memory_bytes=candidate.edge_memory_bytes,
+        ),
+        world,
+    )
+
+
+def predicted(costs: OwnCosts, world: World) -> Prediction:
+    """As `predict`, of any plan whose costs are known."""
+    edge, cloud = world.edge, world.cloud
+    codec, edge_only = "" if costs.codec is None else costs.codec.name, costs.codec is None
+    wire = wire_of(costs.cut, costs.codec, costs.name)
     stages = {
-        "preprocess_ms": world.preprocess_ms * slow,
-        "head_ms": times.head.median_ms * slow,
-        "encode_ms": candidate.encode_ms * slow,
-        "uplink_ms": sent * 8e3 / world.link.uplink_bps,
+        "preprocess_ms": edge.ms(LETTERBOX, world.preprocess_ms),
+        "head_ms": edge.ms(head_to(costs.cut), costs.head_ms),
+        "encode_ms": edge.ms(f"encode {wire}", costs.encode_ms, codec),
+        "uplink_ms": costs.sent_bytes * 8e3 / world.link.uplink_bps,
         "rtt_ms": 0.0 if edge_only else world.link.rtt_ms,
-        "decode_ms": candidate.decode_ms,
-        "tail_ms": times.tail.median_ms,
-        "postprocess_ms": world.postprocess_ms * (slow if edge_only else 1.0),
+        "decode_ms": cloud.ms(f"decode {wire}", costs.decode_ms, codec),
+        "tail_ms": cloud.ms(tail_from(costs.cut), costs.tail_ms),
+        "postprocess_ms": (edge if edge_only else cloud).ms(BOXES, world.postprocess_ms),
     }
     return Prediction(
         latency_ms=sum(stages.values()),
-        uplink_bytes=sent,
-        edge_memory_bytes=candidate.edge_memory_bytes,
+        uplink_bytes=costs.sent_bytes,
+        edge_memory_bytes=costs.edge_memory_bytes,
         accuracy=0.0,
         accuracy_drop=0.0,
         **stages,
     )
+
+
+def with_coding(world: World, candidates: Iterable[Candidate]) -> World:
+    """The world with what tables say of codecs, compared with candidates that they name."""
+    if world.learned is None:
+        return world
+    coded = []
+    for each in candidates:
+        if each.codec is not None:
+            wire = wire_of(each.cut.name, each.codec, each.name)
+            own = f"encode {wire}", each.encode_ms, f"decode {wire}", each.decode_ms
+            coded.append(Coding(each.codec.name, *own))
+    return replace(world, learned=world.learned.with_coding(coded))
 
 
 def judge(

@@ -98,6 +98,12 @@ def _write(
             calibration_images=found.calibration_images,
             accuracy_metric=found.metric,
             software_version=request.software_version,
+            edge_slowdown=found.world.edge.slowdown,
+            cloud_slowdown=found.world.cloud.slowdown,
+            reduced_range=request.device.reduced_range,
+            no_raw_image=request.no_raw_image,
+            video=request.video,
+            cloud_threads=request.cloud_threads,
         ),
         plans=tuple(plans),
     )

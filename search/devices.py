@@ -2,10 +2,13 @@
 
 Times are measured here and multiplied by `slowdown`. A profile with a slowdown stands for a share
 of one of this machine's cores (a CPU quota), not for another architecture: measure on the device
-itself where that matters.
+itself where that matters (learned.py).
+
+    own time x pace of the device or of the cloud -> time there
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from common.choices import one_of
 
@@ -23,6 +26,36 @@ class DeviceProfile:
     name: str
     slowdown: float
     reduced_range: bool = False
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long work takes somewhere, given how long it takes on this machine.
+
+    Attributes:
+        slowdown: Time there over time here, of work that nothing more is known of.
+        known_ms: What was measured there, by segment; see `common.tables.segments`.
+        coding: Slowdown of coding by name of the codec, where it is known.
+    """
+
+    slowdown: float = 1.0
+    known_ms: Mapping[str, float] = field(default_factory=dict)
+    coding: Mapping[str, float] = field(default_factory=dict)
+
+    def ms(self, segment: str, own_ms: float, codec: str = "") -> float:
+        """Time of a segment there.
+
+        Args:
+            segment: Its name.
+            own_ms: Its time on this machine.
+            codec: Name of the codec, if the segment is coding.
+        """
+        known = self.known_ms.get(segment)
+        return own_ms * self.coding_slowdown(codec) if known is None else known
+
+    def coding_slowdown(self, codec: str) -> float:
+        """Time there over time here of coding with a codec."""
+        return self.coding.get(codec, self.slowdown)
 
 
 DEVICES = {

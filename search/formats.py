@@ -109,9 +109,14 @@ class FormatTable:
         else:
             wire = self._quantizer(name, 8)
             specs = tensor_codecs([wire])
-        slow, bps = self._world.device.slowdown, self._world.link.uplink_bps
-        costs = [self._cost(wire, spec) for spec in specs]
-        return min(c.encode_ms * slow + c.payload_bytes * 8e3 / bps + c.decode_ms for c in costs)
+        edge, cloud, bps = self._world.edge, self._world.cloud, self._world.link.uplink_bps
+        return min(
+            cost.encode_ms * edge.coding_slowdown(spec.name)
+            + cost.payload_bytes * 8e3 / bps
+            + cost.decode_ms * cloud.coding_slowdown(spec.name)
+            for spec in specs
+            for cost in [self._cost(wire, spec)]
+        )
 
     def upload(self, cloud_only: Cut, spec: CodecSpec) -> Candidate:
         """The image itself, behind an image codec."""

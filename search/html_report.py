@@ -10,6 +10,7 @@ from html import escape
 from types import MappingProxyType
 
 from common.crossover import in_words
+from search import origins
 from search.candidates import Judged
 from search.crossover import fastest
 from search.figures import (
@@ -63,6 +64,7 @@ def html(found: Found, bits: Bits = _NO_BITS) -> str:
             *_plans_section(found),
             *_front_section(found),
             *_stages_section(found),
+            *_origins_section(found),
             *_bandwidth_section(found),
             *_bits_section(found, bits),
             *_rates_section(found),
@@ -140,6 +142,15 @@ def _stages_section(found: Found) -> Iterable[str]:
         "Predicted time of each stage. Green: the edge. Orange: the link. Blue: the cloud, and the "
         "end of edge-only.",
     )
+
+
+def _origins_section(found: Found) -> Iterable[str]:
+    if found.world.learned is None:
+        return
+    yield "<h2>Where these times come from</h2>"
+    yield "<ul>"
+    yield from (f"<li>{escape(line)}</li>" for line in origins.in_words(found.world.learned))
+    yield "</ul>"
 
 
 def _bandwidth_section(found: Found) -> Iterable[str]:

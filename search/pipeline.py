@@ -15,6 +15,7 @@ from search.deploy import write_plans
 from search.examples import require_enough
 from search.frames import load_frames
 from search.heads import Heads
+from search.learned import learned_device, read_rows
 from search.prepare import prepare
 from search.quantization.recipe import recipe
 from search.rank import Network, rank
@@ -29,6 +30,8 @@ def search(request: Request, out: Path, reporter: Reporter) -> tuple[Manifest, F
             written then.
     """
     _check(request)
+    if request.tables is not None:
+        learned_device(request.device.name, read_rows(request.tables))  # before hours of work
     cache = Cache(request.cache, request.software_version)
     prepared = prepare(
         request.model,

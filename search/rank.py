@@ -13,19 +13,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from common.errors import NoFeasiblePlanError
 from common.manifest import CodecSpec
 from search.adapt import distillation_loss
 from search.binding import no_head_fits, nothing_fits, smallest_head
-from search.candidates import Candidate, World, judge, shortlist, worth_keeping
+from search.candidates import Candidate, World, judge, shortlist, with_coding, worth_keeping
 from search.cuts import Cut, cut_of_head, prefix_cuts
 from search.examples import collect, collect_pairs, copies_of
 from search.formats import FormatTable, fitting_cuts, promising_cuts, runnable_cuts
 from search.frames import Frames
 from search.heads import Heads
 from search.latency import CutTimes, MeasuredLatency
+from search.learned import cuts_of, learn, read_rows
 from search.meter import open_meter
 from search.narrow import Narrower
 from search.prepare import Prepared
@@ -95,6 +96,7 @@ class _Ranking:
         self._reporter = reporter
         self._folder = folder
         self._narrower: Narrower | None = None
+        self._rows = None if request.tables is None else read_rows(request.tables)
         self._cuts, self._narrow = self._allowed()
         self._meter, postprocess_ms = open_meter(
             network.heads,
@@ -130,6 +132,7 @@ class _Ranking:
         for done, cut in enumerate(cuts, 1):
             candidates += table.candidates(cut)
             progress(done, len(cuts))
+        self._world = with_coding(self._world, candidates)
         candidates = self._without_hopeless(candidates, times)
         self._meter.measure(
             shortlist(candidates, times, self._world),
@@ -183,7 +186,26 @@ class _Ranking:
             self._reporter.stage("sampling the wire"),
         )
         times = self._latency.times(cuts, self._reporter.stage("timing heads and tails"))
+        self._learn(times)
         return times, FormatTable(self._heads, samples, times, self._world)
+
+    def _learn(self, times: dict[str, CutTimes]) -> None:
+        """Compare the latency tables with what this machine takes, of each cut that they name."""
+        if self._rows is None:
+            return
+        runnable = runnable_cuts(self._heads, self._every_cut, no_raw_image=False)
+        told = [cut for cut in cuts_of(self._rows, runnable) if cut.name not in times]
+        if told:
+            progress = self._reporter.stage("timing what the tables know")
+            times |= self._latency.times(told, progress)
+        learned = learn(
+            self._rows,
+            self._request.device,
+            times,
+            preprocess_ms=self._world.preprocess_ms,
+            postprocess_ms=self._world.postprocess_ms,
+        )
+        self._world = replace(self._world, learned=learned)
 
     def _allowed(self) -> tuple[list[Cut], list[Cut]]:
         """Cuts that keep the limits at 8 bits, and those that keep them at fewer."""
@@ -272,7 +294,7 @@ class _Ranking:
                 self._heads,
                 self._prepared.cache,
                 [self._prepared.origin, self._request.adapt_steps, self._request.video],
-                [self._world.link, self._request.device, times[cut.name]],
+                [*_choosing(self._world, cut), times[cut.name]],
             )
             curve = refiner.curve(cut)
 
@@ -317,6 +339,7 @@ class _Ranking:
         times: dict[str, CutTimes],
         curves: dict[str, tuple[RatePoint, ...]],
     ) -> Found:
+        self._world = with_coding(self._world, candidates)
         judged = judge(candidates, times, self._world)
         with_accuracy = [
             replace(j, accuracy=known.accuracy, judged_on=known.images)
@@ -351,7 +374,19 @@ class _Ranking:
             measured=tuple(with_accuracy),
             kept=tuple(kept),
             curves=curves,
+            times=times,
         )
+
+
+def _choosing(world: World, cut: Cut) -> list[Any]:
+    """What the choice of a cut's codec depends on, for the cache."""
+    found: list[Any] = [world.link, world.device]
+    if world.learned is None:
+        return found
+    for pace in (world.edge, world.cloud):
+        coding = {k: ms for k, ms in pace.known_ms.items() if f"code {cut.name} " in k}
+        found.append([pace.slowdown, pace.coding, coding])
+    return found
 
 
 def _promising(

@@ -91,8 +91,8 @@ class Refiner:
         options += [
             self._candidate(cut, point.wire, spec, ()) for spec in tensor_codecs(point.wire)
         ]
+        options = [replace(option, label=label) for option in options]
         fastest = judge(options, self._times, self._world)[0].candidate
-        fastest = replace(fastest, label=label)
         if fastest.contexts and self._pairs is not None:
             after = self._fit_after(self._pairs, label, point.wire, contexts)
             more = sum(len(model.to_bytes()) for model in after)

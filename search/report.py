@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from common.crossover import in_words
+from search import origins
 from search.candidates import Judged, predict
 from search.crossover import fastest
 from search.request import Found
@@ -43,6 +44,7 @@ def markdown(found: Found) -> str:
         "|---" * (len(_STAGES) + 1) + "|",
         *(_stages_row(found, judged) for judged in found.kept),
         "",
+        *_origins(found),
         "## The fastest plan at other bandwidths",
         "",
         *(f"- {line}" for line in in_words(fastest(found.kept, found.world))),
@@ -73,6 +75,7 @@ def as_json(found: Found) -> dict[str, Any]:
         "accuracy_metric": found.metric,
         "reference_accuracy": found.reference_accuracy,
         "cuts": found.cuts,
+        "times": None if found.world.learned is None else origins.as_json(found.world.learned),
         "fastest": [
             {
                 "plan": stretch.line.name,
@@ -163,6 +166,15 @@ def _rivals(found: Found) -> Iterable[str]:
                 f"{rival.candidate.name} would take {rival.latency_ms:.0f} ms "
                 f"({rival.latency_ms / best.latency_ms:.2f} x)"
             )
+
+
+def _origins(found: Found) -> Iterable[str]:
+    """Where the times come from, if not all from this machine."""
+    if found.world.learned is not None:
+        yield "## Where these times come from"
+        yield ""
+        yield from (f"- {line}" for line in origins.in_words(found.world.learned))
+        yield ""
 
 
 def _curve_tables(found: Found) -> Iterable[str]:

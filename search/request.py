@@ -1,12 +1,14 @@
 """What a search is asked, and what it found: the two ends of the pipeline."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from common.link import Link
 from search.candidates import Judged, World
 from search.devices import DeviceProfile
+from search.latency import CutTimes
 from search.rate_curve import RatePoint
 from search.strategies import Strategy
 
@@ -53,6 +55,8 @@ class Request:
         format_trials: How many wire formats are tried of each of them.
         video: Whether frames will come in sequence: context models then also look back.
         adapt_steps: Steps of tail adaptation for each; 0 leaves the tails as they are.
+        tables: Latency tables of devices and of the cloud; without, all times are this machine's,
+            multiplied by the device's slowdown.
         cache: Folder for what is worked out on the way, so that it need not be again.
         software_version: Written into the bundle.
     """
@@ -76,6 +80,7 @@ class Request:
     format_trials: int = 3
     adapt_steps: int = 200
     video: bool = False
+    tables: Path | None = None
     cache: Path | None = None
     software_version: str = "unknown"
 
@@ -96,6 +101,7 @@ class Found:
         measured: Those whose accuracy was measured, fastest first.
         kept: The plans of the bundle, fastest first.
         curves: By name of a refined cut, its wire formats from the fewest bytes to the least error.
+        times: Of every cut that was timed on this machine, by name.
     """
 
     request: Request
@@ -109,3 +115,4 @@ class Found:
     measured: tuple[Judged, ...]
     kept: tuple[Judged, ...]
     curves: dict[str, tuple[RatePoint, ...]]
+    times: Mapping[str, CutTimes] = field(default_factory=dict)

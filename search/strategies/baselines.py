@@ -32,6 +32,7 @@ from search.formats import FormatTable
 from search.graph import Graph
 from search.heads import Heads
 from search.latency import CutTimes
+from search.learned import head_to, tail_from
 from search.quantization.widths import WIDTHS, Widths, maker_of, makes_values
 from search.request import Reporter
 from search.rounding import Rounder
@@ -64,15 +65,21 @@ def cost_graph(
         world: Device and link.
     """
     prefixes = prefix_cuts(graph)
-    slow = world.device.slowdown
     edge_ms, cloud_ms = {}, {}
     for before, after in pairwise(prefixes):
         name = after.head[-1].name
-        early, late = times[before.name], times[after.name]
-        edge_ms[name] = max(0.0, late.head.median_ms - early.head.median_ms) * slow
-        cloud_ms[name] = max(0.0, early.tail.median_ms - late.tail.median_ms)
+        early, late = _sides_ms(before, times, world), _sides_ms(after, times, world)
+        edge_ms[name] = max(0.0, late[0] - early[0])
+        cloud_ms[name] = max(0.0, early[1] - late[1])
     transmit_ms = {node.name: table.sending_ms(node.name) for node in graph.nodes}
     return CostGraph(graph, edge_ms, cloud_ms, transmit_ms, world.link.rtt_ms)
+
+
+def _sides_ms(cut: Cut, times: Mapping[str, CutTimes], world: World) -> tuple[float, float]:
+    """Time of a cut's head on the edge of `world` and of its tail in the cloud."""
+    own = times[cut.name]
+    head_ms = world.edge.ms(head_to(cut.name), own.head.median_ms)
+    return head_ms, world.cloud.ms(tail_from(cut.name), own.tail.median_ms)
 
 
 def in_eight_bits(cut: Cut, table: FormatTable) -> Candidate:
@@ -138,9 +145,8 @@ class AutoSplit:
         best: dict[tuple[float, float], tuple[Cut, Configuration, dict[str, Widths]]] = {}
         for cut, each, widths in self.configurations(version, memory_bytes):
             sent_ms = each.transmitted_bits * 1e3 / world.link.uplink_bps
-            side = times[cut.name]
-            cloud_ms = side.tail.median_ms + (world.link.rtt_ms if cut.tail else 0.0)
-            latency = side.head.median_ms * world.device.slowdown + sent_ms + cloud_ms
+            head_ms, tail_ms = _sides_ms(cut, times, world)
+            latency = head_ms + sent_ms + tail_ms + (world.link.rtt_ms if cut.tail else 0.0)
             best.setdefault((latency, each.error), (cut, each, widths))
         least = np.inf
         for (_, error), (cut, each, widths) in sorted(best.items(), key=lambda item: item[0]):

@@ -44,6 +44,10 @@ def run(
     video: Annotated[
         bool, typer.Option("--video", help="Frames will come in sequence: code them by the last.")
     ] = False,
+    tables: Annotated[
+        Path | None,
+        typer.Option(help="Latency tables to learn from: JSON, or a store of `splitpoint cloud`."),
+    ] = None,
     cache: options.Cache = None,
     no_cache: options.NoCache = False,
     explain: Annotated[
@@ -57,6 +61,7 @@ def run(
     from common.link import parse_link
     from search.bundling import search_to  # heavy: brings torch
     from search.devices import device_profile
+    from search.learned import learned_device, read_rows
     from search.plot import check_format, plot_found
     from search.report import markdown
     from search.request import Request
@@ -65,10 +70,11 @@ def run(
     from splitpoint.progress import Stages
     from splitpoint.sizes import parse_size
 
+    edge = device_profile(device) if tables is None else learned_device(device, read_rows(tables))
     request = Request(
         model=model,
         link=parse_link(link),
-        device=device_profile(device),
+        device=edge,
         calibration=calibration,
         weights=weights,
         evaluation=evaluation,
@@ -85,6 +91,7 @@ def run(
         format_trials=format_trials,
         adapt_steps=adapt_steps,
         video=video,
+        tables=tables,
         cache=options.cache_of(cache, no_cache),
         software_version=__version__,
     )

@@ -1,0 +1,310 @@
+"""What tables teach the search: exact times where they are known, slowdowns everywhere else."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from common.bundle import Bundle
+from common.errors import SettingsError, StoreError
+from common.link import parse_link
+from common.manifest import CodecSpec
+from common.tables import LatencyRow, segments, to_json
+from common.timing import Timing
+from search import origins
+from search.calibration import observe
+from search.candidates import Candidate, World, judge, predict, with_coding
+from search.cuts import Cut, prefix_cuts
+from search.devices import DEVICES, DeviceProfile
+from search.formats import FormatTable
+from search.graph import Node
+from search.heads import Heads
+from search.html_report import html
+from search.latency import CutTimes
+from search.learned import (
+    ENOUGH,
+    Learned,
+    cuts_of,
+    head_to,
+    learn,
+    learned_device,
+    read_rows,
+    require_device,
+    tail_from,
+    wire_of,
+)
+from search.pipeline import search
+from search.quantization.recipe import RECIPES
+from search.report import as_json, markdown
+from search.request import Found, Progress, Request
+from search.rounding import Rounder
+from search.sampling import sample
+from search.strategies.baselines import cost_graph
+from tests import tiny
+from tests.networks import branched_graph, pictures
+
+LINK = parse_link("3mbit/20ms")
+PI = DeviceProfile("pi", 1.0)
+TIMES = {
+    name: CutTimes(Timing(head_ms, head_ms, 9), Timing(tail_ms, tail_ms, 9))
+    for name, head_ms, tail_ms in (
+        ("image", 0.0, 30.0),
+        ("a", 10.0, 20.0),
+        ("b", 20.0, 10.0),
+        ("out", 30.0, 0.0),
+    )
+}
+
+
+def row(segment: str, median_ms: float, **others: Any) -> LatencyRow:
+    """A believable row of the device pi, or of the cloud if the segment is a tail."""
+    cloud = segment.startswith(("tail", "decode"))
+    fields: dict[str, Any] = {
+        "device": "rack" if cloud else "pi",
+        "runtime": "r",
+        "threads": 1,
+        "side": "cloud" if cloud else "edge",
+        "segment": segment,
+        "bits": "32" if cloud else "8",
+        "n": 100,
+        "median_ms": median_ms,
+        "p90_ms": median_ms,
+        "low_ms": median_ms,
+        "high_ms": median_ms,
+        "source": "served",
+        "last_seen_s": 0.0,
+    }
+    return LatencyRow(**(fields | others))
+
+
+def taught(*rows: LatencyRow, device: DeviceProfile = PI) -> Learned:
+    return learn(rows, device, TIMES, preprocess_ms=2.0, postprocess_ms=1.0)
+
+
+def world_of(*rows: LatencyRow) -> World:
+    return World(LINK, PI, 2.0, 1.0, taught(*rows))
+
+
+def candidate(cut: str, codec: str | None = "packed") -> Candidate:
+    node = Node(cut, "conv", (), (4, 2, 2))
+    head = () if cut == "image" else (node,)
+    tail = () if codec is None else (node,)
+    spec = None if codec is None else CodecSpec(name=codec)  # type: ignore[arg-type]
+    coding_ms = 0.0 if codec is None else 1.0
+    return Candidate(
+        Cut((cut,), head, tail), (), spec, 1000, coding_ms, coding_ms, 0, 0, label="searched"
+    )
+
+
+def test_segments_have_the_names_that_tables_give_them(tmp_path: Path) -> None:
+    with Bundle.open(tiny.build(tmp_path / "bundle").root) as bundle:
+        for plan in bundle.manifest.plans:
+            cut, named = "+".join(plan.cut), {each.stage: each.name for each in segments(plan)}
+            assert named.get("head", head_to(cut)) == head_to(cut)
+            assert named.get("tail", tail_from(cut)) == tail_from(cut)
+            wire = wire_of(cut, plan.codec, plan.name)
+            for stage in ("encode", "decode"):
+                assert named.get(stage, f"{stage} {wire}") == f"{stage} {wire}"
+
+
+def test_a_known_head_takes_what_the_table_says_and_others_the_slowdown() -> None:
+    world = world_of(row("head to a", 41.0))
+    assert predict(candidate("a"), TIMES["a"], world).head_ms == 41.0
+    assert predict(candidate("b"), TIMES["b"], world).head_ms == pytest.approx(20 * 4.1)
+    edge_only = predict(candidate("out", None), TIMES["out"], world)
+    assert edge_only.head_ms == pytest.approx(30 * 4.1)
+    assert edge_only.postprocess_ms == pytest.approx(4.1)
+
+
+def test_a_known_tail_likewise_for_the_cloud() -> None:
+    world = world_of(row("tail from a", 10.0), row("boxes", 3.0, side="cloud", device="rack"))
+    assert predict(candidate("a"), TIMES["a"], world).tail_ms == 10.0
+    whole = predict(candidate("image"), TIMES["image"], world)
+    assert whole.tail_ms == pytest.approx(15.0)
+    assert whole.decode_ms == pytest.approx(0.5)
+    assert whole.postprocess_ms == 3.0
+
+
+def test_letterboxing_and_boxes_have_their_own_times() -> None:
+    world = world_of(row("head to a", 40.0), row("letterbox", 7.0), row("boxes", 9.0))
+    assert predict(candidate("a"), TIMES["a"], world).preprocess_ms == 7.0
+    assert predict(candidate("out", None), TIMES["out"], world).postprocess_ms == 9.0
+    # The cloud's boxes are not the edge's.
+    assert predict(candidate("a"), TIMES["a"], world).postprocess_ms == 1.0
+
+
+def test_twice_as_slow_and_twice_as_fast_cancel_out() -> None:
+    lesson = taught(row("head to a", 20.0), row("head to b", 10.0)).edge
+    assert lesson.pace.slowdown == pytest.approx(1.0)
+    assert (lesson.low, lesson.high) == pytest.approx((0.5, 2.0))
+    assert lesson.paired == 2
+
+
+def test_frames_count_but_not_without_end() -> None:
+    many, few = row("head to a", 40.0, n=10_000), row("head to b", 40.0, n=ENOUGH)
+    assert 2.9 < taught(many, few).edge.pace.slowdown <= 4.0
+    third = row("head to out", 60.0, n=100)
+    assert taught(many, few, third).edge.pace.slowdown < 4.0
+
+
+@pytest.mark.parametrize(
+    ("rows", "believed"),
+    [
+        # what was served, as soon as there is enough of it
+        ([("served", ENOUGH, 1.0), ("profiled", 50, 2.0), ("simulated", 1, 3.0)], 1.0),
+        ([("served", ENOUGH - 1, 1.0), ("profiled", 50, 2.0), ("simulated", 1, 3.0)], 2.0),
+        # few frames still beat a simulation
+        ([("served", 3, 1.0), ("simulated", 1, 3.0)], 1.0),
+        ([("simulated", 1, 3.0)], 3.0),
+    ],
+)
+def test_the_best_source_is_believed(rows: list[tuple[str, int, float]], believed: float) -> None:
+    made = [row("head to a", ms, source=source, n=n) for source, n, ms in rows]
+    assert taught(*made).edge.pace.known_ms == {"head to a": believed}
+
+
+def test_of_equal_rows_the_newest_is_believed() -> None:
+    old, new = row("head to a", 1.0, last_seen_s=1.0), row("head to a", 2.0, last_seen_s=2.0)
+    assert taught(new, old).edge.pace.known_ms == {"head to a": 2.0}
+
+
+def test_a_simulated_head_of_fewer_bits_does_not_teach_one_of_eight() -> None:
+    assert taught(row("head to a", 9.0, bits="2-8", source="simulated")).edge.rows == {}
+    assert taught(row("head to a", 9.0, bits="2-8")).edge.pace.known_ms == {"head to a": 9.0}
+
+
+def test_rows_that_may_mean_anything_are_ignored_and_counted() -> None:
+    wild = row("head to a", 10.0, low_ms=4.0, high_ms=15.0)
+    wide = row("head to b", 10.0, low_ms=5.0, high_ms=15.0)
+    foreign = row("head to a", 10.0, low_ms=1.0, high_ms=90.0, device="else")
+    learned = taught(wild, wide, foreign)
+    assert learned.ignored == 1
+    assert learned.edge.pace.known_ms == {"head to b": 10.0}
+
+
+def test_codecs_have_slowdowns_of_their_own() -> None:
+    wire = "a packed of plan a searched packed"
+    world = world_of(row("head to a", 40.0), row(f"encode {wire}", 7.0), row(f"decode {wire}", 3.0))
+    packed, zstd = candidate("a"), candidate("a", "packed+zstd")
+    world = with_coding(world, [packed, zstd])
+    assert predict(packed, TIMES["a"], world).encode_ms == 7.0
+    other = predict(candidate("b"), TIMES["b"], world)
+    assert (other.encode_ms, other.decode_ms) == pytest.approx((7.0, 3.0))
+    assert predict(zstd, TIMES["a"], world).encode_ms == pytest.approx(4.0)
+    assert with_coding(world, []).learned is not None
+
+
+def test_small_segments_stand_in_where_no_head_is_known() -> None:
+    assert taught(row("letterbox", 6.0)).edge.pace.slowdown == pytest.approx(3.0)
+
+
+def test_a_profile_holds_where_the_tables_do_not_know_the_edge() -> None:
+    learned = taught(row("tail from a", 40.0), device=DEVICES["quarter-core"])
+    assert learned.edge.pace.slowdown == 4.0
+    assert learned.cloud.pace.slowdown == pytest.approx(2.0)
+
+
+def test_learning_changes_which_plan_is_the_fastest() -> None:
+    both = [candidate("a"), candidate("image", "png")]
+    plain = World(LINK, PI, 2.0, 1.0)
+    assert [j.candidate.cut.name for j in judge(both, TIMES, plain)] == ["a", "image"]
+    slow = world_of(row("head to a", 200.0), row("letterbox", 2.0))
+    assert [j.candidate.cut.name for j in judge(both, TIMES, slow)] == ["image", "a"]
+
+
+def test_devices_are_those_of_the_tables_or_profiles() -> None:
+    rows = [row("head to a", 1.0), row("head to a", 1.0, device="cam"), row("tail from a", 1.0)]
+    assert learned_device("cam", rows) == DeviceProfile("cam", 1.0)
+    assert learned_device("quarter-core", rows) is DEVICES["quarter-core"]
+    assert learned_device("pi", rows, reduced_range=True).reduced_range
+    with pytest.raises(SettingsError, match=r"unknown device 'rack': the tables know cam, pi;"):
+        learned_device("rack", rows)
+    with pytest.raises(SettingsError, match=r"nothing of the device 'half-core'.* cam, pi;"):
+        require_device("half-core", rows)
+
+
+def test_cuts_that_tables_tell_of_are_found() -> None:
+    cuts = [Cut((name,), (), ()) for name in ("a", "b", "c")]
+    found = cuts_of([row("head to a", 1.0), row("tail from c", 1.0)], cuts)
+    assert [cut.name for cut in found] == ["a", "c"]
+
+
+def test_a_file_that_is_no_table_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    (tmp_path / "tables").write_text("no table")
+    request = Request("tiny", LINK, PI, tmp_path, tables=tmp_path / "tables")
+    with pytest.raises(StoreError):
+        search(request, tmp_path / "out", Silent())
+    (tmp_path / "tables").write_text(to_json([row("head to a", 1.0)]))
+    assert read_rows(tmp_path / "tables") == [row("head to a", 1.0)]
+    request = replace(request, device=DeviceProfile("camera", 1.0))
+    with pytest.raises(SettingsError, match="unknown device 'camera'"):
+        search(request, tmp_path / "out", Silent())
+
+
+class Silent:
+    """Reports nothing."""
+
+    def stage(self, _title: str, /) -> Progress:
+        return lambda _done, _total, _note="", /: None
+
+
+def test_baselines_read_the_same_learned_times() -> None:
+    graph, frames = branched_graph(), pictures(6)
+    rounder = Rounder(graph, observe(graph, frames), frames, how=RECIPES["nearest"])
+    heads = Heads(rounder.nearest({}))
+    names = [node.name for node in graph.nodes[1:]]
+    samples = sample(heads.network, names, frames, lambda _done, _total: None)
+    prefixes = prefix_cuts(graph)
+    times = {
+        cut.name: CutTimes(Timing(2.0 * len(cut.head), 0, 9), Timing(1.0 * len(cut.tail), 0, 9))
+        for cut in prefixes
+    }
+    whole = prefixes[-1]
+    rows = [row(f"head to {cut.name}", 10.0 * len(cut.head)) for cut in prefixes[1:-1]]
+    rows.append(row(f"head to {whole.name}", 1000.0))
+    learned = learn(rows, PI, times, preprocess_ms=1.0, postprocess_ms=1.0)
+    world = World(LINK, PI, 1.0, 1.0, learned)
+    costs = cost_graph(graph, times, FormatTable(heads, samples, times, world), world)
+    assert sum(costs.edge_ms.values()) == pytest.approx(1000.0)
+    first = costs.edge_ms[graph.nodes[1].name]
+    assert first == pytest.approx(10.0)
+    assert np.isclose(sum(costs.cloud_ms.values()), len(names))
+
+
+def test_reports_say_where_times_come_from() -> None:
+    world = world_of(
+        row("head to a", 40.0),
+        row("head to b", 60.0, source="profiled", last_seen_s=1.0),
+        row("head to out", 10.0, high_ms=100.0),
+        row("letterbox", 3.0),
+    )
+    assert world.learned is not None
+    edge, cloud, ignored = origins.in_words(world.learned)
+    assert edge.startswith("the edge pi: 3 segments by themselves (2 served, 1 profiled); all othe")
+    assert "x 3.46 (median of 2" in edge
+    assert "the cloud: the tables do not know it" in cloud
+    assert ignored.startswith("ignored: 1 rows")
+    (judged,) = judge([candidate("a")], TIMES, world)
+    found = Found(
+        request=Request("tiny", LINK, PI, Path("calibration")),
+        metric="AP50",
+        reference_accuracy=45.0,
+        cuts=4,
+        calibration_images=8,
+        evaluation_images=("a.jpg",),
+        world=world,
+        judged=(judged,),
+        measured=(judged,),
+        kept=(judged,),
+        curves={},
+    )
+    assert f"- {edge}" in markdown(found)
+    assert "<h2>Where these times come from</h2>" in html(found)
+    document = as_json(found)["times"]
+    assert document["edge"]["segments"]["head to a"] == {
+        "median_ms": 40.0, "n": 100, "source": "served"
+    }  # fmt: skip
+    unlearned = replace(found, world=replace(world, learned=None))
+    assert "Where these times come from" not in markdown(unlearned) + html(unlearned)
