@@ -161,9 +161,7 @@ def _checked(edge: pb.EdgeTimes, round_trip_us: int) -> dict[str, float]:
         "head": edge.head_us,
         "encode": edge.encode_us,
     }
-    longest = max(
-        *parts.values(), round_trip_us, edge.postprocess_us, edge.total_us, edge.rtt_us
-    )
+    longest = max(*parts.values(), round_trip_us, edge.postprocess_us, edge.total_us, edge.rtt_us)
     if longest > _LONGEST_US:
         raise ImpossibleTimesError(f"{longest / 1e6:.0f} s, more than {_LONGEST_US / 1e6:.0f}")
     if edge.total_us == 0:

@@ -2,13 +2,14 @@
 
     Sample --queue--> writer thread --batches--> samples (newest, raw)  --roll-up--> hours
                                                         |
-                                                   table(): n, median, p90, 95 % interval
+                table(): of each edge, plan and stage --+-- latency_rows(): of each segment
+                                                        |          + put(): profiled elsewhere
+                                             learned(), links()
 
-One writer thread owns the connection; serving a frame never waits for a disk. Raw samples are
-bounded in number; before they go, each full hour of them is summed up into one row per source, plan
-and stage, and these rows are bounded, too. Everything here can be lost: it is history, and a store
-that cannot be read is moved aside and begun anew. Only one that a newer version has written is
-refused, because that one is of use to somebody.
+What is in the file, `common.store_file` says. One writer thread writes samples; serving a frame
+never waits for a disk. Raw samples are bounded in number; before they go, each full hour of them is
+summed up into one row per source, plan and stage, and these rows are bounded, too. Everything here
+can be lost: it is history (`cloud.database` begins anew when it must).
 """
 
 import logging
@@ -17,58 +18,34 @@ import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from cloud.database import open_database
+from cloud.learned import Learned, LinkSeen, learned, links
 from cloud.samples import STAGES, Sample, Source
 from common.errors import StoreError
-from common.timing import median_interval
+from common.manifest import Plan
+from common.store_file import PROFILE_COLUMNS, RECENT, latency_rows
+from common.tables import LatencyRow, Place, segments
+from common.timing import Timing
 
 _LOG = logging.getLogger("splitpoint.cloud")
 
-_MIGRATIONS = (
-    f"""
-    CREATE TABLE samples (
-        id INTEGER PRIMARY KEY,
-        at_s REAL NOT NULL,
-        edge TEXT NOT NULL,
-        device TEXT NOT NULL,
-        runtime TEXT NOT NULL,
-        plan TEXT NOT NULL,
-        uplink_bytes INTEGER NOT NULL,
-        {", ".join(f"{stage}_ms REAL" for stage in STAGES)}
-    );
-    CREATE INDEX samples_by_source ON samples (edge, device, runtime, plan, at_s);
-    CREATE INDEX samples_by_time ON samples (at_s);
-    CREATE TABLE hours (
-        hour INTEGER NOT NULL,
-        edge TEXT NOT NULL,
-        device TEXT NOT NULL,
-        runtime TEXT NOT NULL,
-        plan TEXT NOT NULL,
-        stage TEXT NOT NULL,
-        n INTEGER NOT NULL,
-        median_ms REAL NOT NULL,
-        p90_ms REAL NOT NULL,
-        PRIMARY KEY (hour, edge, device, runtime, plan, stage)
-    );
-    """,
-)
-"""One script for each schema version; `PRAGMA user_version` counts those that were run."""
-
-SCHEMA = len(_MIGRATIONS)
 HOUR_S = 3600
 
-_SOURCE = "edge, device, runtime, plan"
+_SOURCE = "edge, device, runtime, threads, plan"
+_STAGES = ", ".join(f"{stage}_ms" for stage in STAGES)
+_MEASURED = f"uplink_bytes, uplink_bps, rtt_ms, {_STAGES}"
 _BATCH = 256
 _WAIT_S = 0.5
 _MOST_EDGES = 1000
 _UPKEEP_S = 60.0
-_RECENT = 500
-"""Samples of one plan that a table is made of: its newest."""
+_MOST_PROFILES = 50_000
 
 
 @dataclass(frozen=True)
@@ -122,7 +99,8 @@ class Store:
         self._most_hours = most_hours
         self._queue: queue.Queue[Sample | threading.Event | None] = queue.Queue(10_000)
         self._lock = threading.Lock()
-        self._database = _open(path)
+        self._name = ":memory:" if path is None else str(path)
+        self._database = open_database(path)
         self._kept_up_s = time.monotonic()
         self.dropped = 0
         self.ignored: Counter[str] = Counter()
@@ -156,10 +134,9 @@ class Store:
 
     def table(self) -> list[Row]:
         """The latency table of every source and plan, from its newest samples."""
-        columns = ", ".join(f"{stage}_ms" for stage in STAGES)
         query = (
-            f"SELECT at_s, {columns} FROM samples WHERE edge = ? AND device = ? AND runtime = ? "  # noqa: S608 - constants
-            "AND plan = ? ORDER BY at_s DESC LIMIT ?"
+            f"SELECT at_s, {_STAGES} FROM samples WHERE edge = ? AND device = ? AND runtime = ? "  # noqa: S608 - constants
+            "AND threads = ? AND plan = ? ORDER BY at_s DESC LIMIT ?"
         )
         found: list[Row] = []
         with self._lock:
@@ -167,9 +144,78 @@ class Store:
                 f"SELECT DISTINCT {_SOURCE} FROM samples ORDER BY {_SOURCE}"  # noqa: S608
             ).fetchall()
             for key in keys:
-                rows = self._database.execute(query, (*key, _RECENT)).fetchall()
+                rows = self._database.execute(query, (*key, RECENT)).fetchall()
                 found += _rows(key, rows)
         return found
+
+    def know(self, plans: Mapping[bytes, Plan]) -> None:
+        """Remember which segments plans have, so that the file can be read without their bundle.
+
+        Raises:
+            StoreError: If it cannot be written.
+        """
+        rows = [
+            (digest.hex(), each.stage, each.side, each.name, each.bits)
+            for digest, plan in plans.items()
+            for each in segments(plan)
+        ]
+        with self._writing() as database:
+            database.executemany("INSERT OR REPLACE INTO segments VALUES (?, ?, ?, ?, ?)", rows)
+
+    def stand_on(self, place: Place, now_s: float) -> None:
+        """Say what this cloud itself runs on, from now on.
+
+        What tails took on another machine is no longer told as this one's.
+
+        Args:
+            place: This cloud.
+            now_s: In seconds since the epoch.
+
+        Raises:
+            StoreError: If it cannot be written.
+        """
+        fields = {key: str(value) for key, value in place._asdict().items()}
+        with self._writing() as database:
+            known = dict(database.execute("SELECT key, value FROM about"))
+            if fields.items() <= known.items():
+                return
+            fields["since_s"] = str(now_s)
+            database.executemany("INSERT OR REPLACE INTO about VALUES (?, ?)", fields.items())
+
+    def put(self, rows: Iterable[LatencyRow]) -> None:
+        """Keep rows of a latency table; of rows of the same thing, the newest.
+
+        Raises:
+            StoreError: If they cannot be written.
+        """
+        columns, places = ", ".join(PROFILE_COLUMNS), ", ".join("?" * len(PROFILE_COLUMNS))
+        numbers = "n", "median_ms", "p90_ms", "low_ms", "high_ms", "last_seen_s"
+        query = (
+            f"INSERT INTO profiles ({columns}) VALUES ({places}) "  # noqa: S608 - constants
+            "ON CONFLICT (device, runtime, threads, side, segment, bits, source) "
+            f"DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in numbers)} "
+            "WHERE excluded.last_seen_s >= last_seen_s"
+        )
+        with self._writing() as database:
+            database.executemany(query, [tuple(row.model_dump().values()) for row in rows])
+
+    def latency_rows(self) -> list[LatencyRow]:
+        """The latency table: what was put here, and what the newest served frames took.
+
+        Stages on the edge belong to the edge's device, those in the cloud to what it stands on.
+        """
+        with self._lock:
+            return latency_rows(self._database)
+
+    def learned(self, device: str, runtime: str, threads: int) -> list[Learned]:
+        """What plans took on edges of this kind."""
+        with self._lock:
+            return learned(self._database, Place(device, runtime, threads))
+
+    def links(self) -> list[LinkSeen]:
+        """The links of all edges, as they estimated them for their newest frames."""
+        with self._lock:
+            return links(self._database)
 
     def hours(self) -> list[tuple[int, Source, str, str, int, float, float]]:
         """Full hours: (hour since the epoch, source, plan, stage, n, median ms, p90 ms)."""
@@ -178,7 +224,7 @@ class Store:
                 f"SELECT hour, {_SOURCE}, stage, n, median_ms, p90_ms FROM hours "  # noqa: S608
                 f"ORDER BY hour, {_SOURCE}, stage"
             ).fetchall()
-        return [(row[0], Source(*row[1:4]), row[4], row[5], *row[6:]) for row in rows]
+        return [(row[0], Source(*row[1:5]), row[5], row[6], *row[7:]) for row in rows]
 
     def keep_up(self, now_s: float) -> None:
         """Sum full hours up and drop what is too much; the writer does so every minute."""
@@ -193,24 +239,38 @@ class Store:
                 "(SELECT rowid FROM hours ORDER BY hour DESC LIMIT ?)",
                 (self._most_hours,),
             )
+            self._database.execute(
+                "DELETE FROM profiles WHERE rowid NOT IN "
+                "(SELECT rowid FROM profiles ORDER BY last_seen_s DESC LIMIT ?)",
+                (_MOST_PROFILES,),
+            )
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """A transaction of somebody who wants to know if it fails."""
+        with self._lock:
+            try:
+                with self._database:
+                    yield self._database
+            except sqlite3.Error as error:
+                raise StoreError(f"{self._name}: cannot be written: {error}") from error
 
     def _roll_up(self, this_hour: int) -> None:
         done = self._database.execute("SELECT MAX(hour) FROM hours").fetchone()[0]
         first = 0 if done is None else (done + 1) * HOUR_S
-        columns = ", ".join(f"{stage}_ms" for stage in STAGES)
         rows = self._database.execute(
-            f"SELECT CAST(at_s / {HOUR_S} AS INTEGER), {_SOURCE}, {columns} FROM samples "  # noqa: S608
+            f"SELECT CAST(at_s / {HOUR_S} AS INTEGER), {_SOURCE}, {_STAGES} FROM samples "  # noqa: S608
             "WHERE at_s >= ? AND at_s < ?",
             (first, this_hour * HOUR_S),
         )
         grouped: dict[tuple[int | str, ...], list[tuple[float | None, ...]]] = {}
         for row in rows:
-            grouped.setdefault(tuple(row[:5]), []).append(tuple(row[5:]))
+            grouped.setdefault(tuple(row[:6]), []).append(tuple(row[6:]))
         for key, samples in grouped.items():
             for stage, values in _by_stage(samples):
                 median, p90 = np.percentile(values, (50, 90))
                 self._database.execute(
-                    "INSERT OR REPLACE INTO hours VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    "INSERT OR REPLACE INTO hours VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                     (*key, stage, len(values), float(median), float(p90)),
                 )
 
@@ -223,7 +283,7 @@ class Store:
                 if time.monotonic() - self._kept_up_s > _UPKEEP_S:
                     self._kept_up_s = time.monotonic()
                     self.keep_up(time.time())
-            except sqlite3.Error:
+            except Exception:  # noqa: BLE001 - whatever a batch does, the next one is written
                 self.dropped += len(batch)
                 _LOG.exception("%d measurements could not be kept", len(batch))
             for event in waiting:
@@ -248,84 +308,27 @@ class Store:
         return batch, [], False
 
     def _write(self, batch: Iterable[Sample]) -> None:
-        places = ", ".join("?" * (6 + len(STAGES)))
-        columns = ", ".join(f"{stage}_ms" for stage in STAGES)
+        places = ", ".join("?" * (9 + len(STAGES)))
         rows = [
             (
                 sample.at_s,
                 sample.source.edge,
                 sample.source.device,
                 sample.source.runtime,
+                sample.source.threads,
                 sample.plan,
                 sample.uplink_bytes,
+                sample.uplink_bps,
+                sample.rtt_ms,
                 *(sample.stages_ms.get(stage) for stage in STAGES),
             )
             for sample in batch
         ]
         with self._lock, self._database:
             self._database.executemany(
-                f"INSERT INTO samples (at_s, {_SOURCE}, uplink_bytes, {columns}) "  # noqa: S608
-                f"VALUES ({places})",
+                f"INSERT INTO samples (at_s, {_SOURCE}, {_MEASURED}) VALUES ({places})",  # noqa: S608
                 rows,
             )
-
-
-def _open(path: Path | None) -> sqlite3.Connection:
-    if path is None:
-        database = sqlite3.connect(":memory:", check_same_thread=False)
-        _migrate(database, ":memory:")
-        return database
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return _connect(path)
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be created: {error.strerror}") from error
-    except sqlite3.OperationalError as error:
-        raise StoreError(f"{path}: cannot be opened: {error}") from error
-    except sqlite3.DatabaseError as error:
-        aside = _moved_aside(path)
-        _LOG.warning("%s is no store any more (%s): moved to %s, begun anew", path, error, aside)
-        return _connect(path)
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    database = sqlite3.connect(path, check_same_thread=False, timeout=5.0)
-    try:
-        database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = NORMAL")
-        _check(database)
-        _migrate(database, str(path))
-    except BaseException:
-        database.close()
-        raise
-    return database
-
-
-def _check(database: sqlite3.Connection) -> None:
-    (state,) = database.execute("PRAGMA quick_check(1)").fetchone()
-    if state != "ok":
-        raise sqlite3.DatabaseError(state)
-
-
-def _migrate(database: sqlite3.Connection, name: str) -> None:
-    (version,) = database.execute("PRAGMA user_version").fetchone()
-    if version > SCHEMA:
-        raise StoreError(
-            f"{name}: written by a newer version (schema {version}, known are up to {SCHEMA}): "
-            "upgrade, or give another --store"
-        )
-    for number, script in enumerate(_MIGRATIONS[version:], version + 1):
-        database.executescript(f"BEGIN; {script} PRAGMA user_version = {number}; COMMIT;")
-
-
-def _moved_aside(path: Path) -> Path:
-    number = 1
-    while (aside := path.with_name(f"{path.name}.broken-{number}")).exists():
-        number += 1
-    path.replace(aside)
-    for suffix in ("-wal", "-shm"):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
-    return aside
 
 
 def _by_stage(
@@ -337,25 +340,12 @@ def _by_stage(
             yield stage, values
 
 
-def _rows(key: tuple[str, str, str, str], rows: list[tuple[float, ...]]) -> list[Row]:
-    source, plan = Source(*key[:3]), key[3]
+def _rows(key: tuple[str, str, str, int, str], rows: list[tuple[float, ...]]) -> list[Row]:
+    source, plan = Source(*key[:4]), key[4]
     newest = max(row[0] for row in rows)
     found = []
     for stage, values in _by_stage([row[1:] for row in rows]):
-        ordered = np.sort(values)
-        low, high = median_interval(len(ordered))
-        median, p90 = np.percentile(ordered, (50, 90))
-        found.append(
-            Row(
-                source,
-                plan,
-                stage,
-                len(ordered),
-                float(median),
-                float(p90),
-                float(ordered[low]),
-                float(ordered[high]),
-                newest,
-            )
-        )
+        took = Timing.of(values)
+        numbers = took.n, took.median_ms, took.p90_ms, took.low_ms, took.high_ms
+        found.append(Row(source, plan, stage, *numbers, newest))
     return found

@@ -5,24 +5,43 @@
 A segment is a piece of a plan's path that other plans may share: the head up to a cut, the tail
 behind it, the coding of one wire format. Tables come from a profile of a device, from frames that
 were served, or from a device that was only simulated; they travel as JSON, and the cloud's store
-keeps them.
+keeps them (`common.store_file`).
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from common.errors import StoreError
 from common.manifest import Plan
+from common.timing import Timing
 
 Side = Literal["edge", "cloud"]
 Source = Literal["simulated", "profiled", "served"]
 
+StageTimes = Mapping[bytes, Mapping[str, Timing]]
+"""By digest of a plan and stage of its path: what it took."""
+
 _MAX_FILE_BYTES = 64 << 20
+
+
+class Place(NamedTuple):
+    """What something runs on.
+
+    Attributes:
+        device: The machine, as its operator calls it.
+        runtime: What models run in there; see `common.runtime.runtime_name`.
+        threads: Threads within one run; 0 if nobody said.
+    """
+
+    device: str
+    runtime: str
+    threads: int
 
 
 class LatencyRow(BaseModel):
@@ -50,7 +69,7 @@ class LatencyRow(BaseModel):
     runtime: str = Field(max_length=128)
     threads: int = Field(ge=0)
     side: Side
-    segment: str = Field(min_length=1, max_length=512)
+    segment: str = Field(min_length=1, max_length=4096)
     bits: str = Field(max_length=32)
     n: int = Field(ge=0)
     median_ms: float = Field(ge=0)
@@ -66,11 +85,19 @@ class LatencyRow(BaseModel):
             raise ValueError(f"{self.segment}: its median is not inside its own interval")
         return self
 
+    @property
+    def key(self) -> tuple[str, str, int, Side, str, str, Source]:
+        """What there is one row of in a table."""
+        return (
+            *(self.device, self.runtime, self.threads),
+            *(self.side, self.segment, self.bits, self.source),
+        )
+
 
 _ROWS = TypeAdapter(list[LatencyRow])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Segment:
     """A piece of a plan's path.
 
@@ -102,6 +129,61 @@ def segments(plan: Plan) -> Iterator[Segment]:
     yield Segment("decode", "cloud", f"decode {wire}", widths)
     yield Segment("tail", "cloud", f"tail from {cut}", "32")
     yield Segment("postprocess", "cloud", "boxes", "32")
+
+
+def profiled(
+    times: StageTimes, plans: Mapping[bytes, Plan], side: Side, place: Place, now_s: float
+) -> list[LatencyRow]:
+    """The rows of a profile of plans; what several plans share becomes one row.
+
+    Args:
+        times: What was timed.
+        plans: All of these plans, by digest.
+        side: Which side of them; stages of the other are left out.
+        place: Where it was timed.
+        now_s: When, in seconds since the epoch.
+    """
+    shared: dict[Segment, list[Timing]] = defaultdict(list)
+    for digest, stages in times.items():
+        for segment in segments(plans[digest]):
+            if segment.side == side and segment.stage in stages:
+                shared[segment].append(stages[segment.stage])
+    return [
+        row_of(Timing.pooled(timings), segment, place, "profiled", now_s)
+        for segment, timings in shared.items()
+    ]
+
+
+def row_of(
+    timing: Timing, segment: Segment, place: Place, source: Source, last_seen_s: float
+) -> LatencyRow:
+    """The row of one segment."""
+    return LatencyRow(
+        device=place.device,
+        runtime=place.runtime,
+        threads=place.threads,
+        side=segment.side,
+        segment=segment.name,
+        bits=segment.bits,
+        n=timing.n,
+        median_ms=timing.median_ms,
+        p90_ms=timing.p90_ms,
+        low_ms=timing.low_ms,
+        high_ms=timing.high_ms,
+        source=source,
+        last_seen_s=last_seen_s,
+    )
+
+
+def merged(*tables: Iterable[LatencyRow]) -> list[LatencyRow]:
+    """One table of several: of rows of the same thing the newest, of equally new ones the last."""
+    newest: dict[object, LatencyRow] = {}
+    for table in tables:
+        for row in table:
+            known = newest.get(row.key)
+            if known is None or row.last_seen_s >= known.last_seen_s:
+                newest[row.key] = row
+    return list(newest.values())
 
 
 def to_json(rows: Sequence[LatencyRow]) -> str:

@@ -154,7 +154,7 @@ def test_what_frames_took_is_kept_and_told(bundle: Path, tmp_path: Path) -> None
             for plan in (tiny.SPLIT, tiny.SPLIT, tiny.SPLIT, tiny.EDGE_ONLY):
                 _post(edge.ready["rest"], plan)
             deadline_s = time.monotonic() + 60
-            wanted = {("door", tiny.SPLIT, "link"), ("door", tiny.EDGE_ONLY, "head")}
+            wanted = {("door", tiny.SPLIT, "uplink"), ("door", tiny.EDGE_ONLY, "head")}
             while not wanted <= (rows := _rows(rest)).keys():
                 assert time.monotonic() < deadline_s
                 time.sleep(0.1)

@@ -1,15 +1,21 @@
 """The measurements: believed where they can be true, kept, summed up, and never in the way."""
 
+import math
 import sqlite3
 import threading
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cloud.learned import Learned, LinkSeen, Spread
 from cloud.samples import STAGES, ImpossibleTimesError, Ledger, Sample, Source
-from cloud.store import HOUR_S, SCHEMA, Store
+from cloud.store import HOUR_S, Store
 from common.errors import StoreError
 from common.rpc import splitpoint_pb2 as pb
+from common.store_file import MIGRATIONS, SCHEMA
+from common.tables import LatencyRow, Place
 
 SOURCE = Source("edge7", "box", "onnxruntime x1")
 OTHER = Source("edge8", "box", "onnxruntime x1")
@@ -31,8 +37,8 @@ def answered(ledger: Ledger, frame_id: int = 1) -> None:
     ledger.answered(frame(frame_id), pb.Result(frame_id=frame_id, times=times))
 
 
-def edge_times(**changes: int) -> pb.EdgeTimes:
-    times = {
+def edge_times(**changes: float) -> pb.EdgeTimes:
+    times: dict[str, Any] = {
         "capture_us": 5000,
         "preprocess_us": 1000,
         "head_us": 9000,
@@ -58,22 +64,42 @@ class TestLedger:
                 "preprocess": 1.0,
                 "head": 9.0,
                 "encode": 0.5,
-                "link": 40.0,
+                "uplink": 40.0,
                 "queue": 0.2,
                 "decode": 0.1,
                 "tail": 3.0,
                 "postprocess": 0.4,
+                "downlink": 0.0,
                 "other": 0.8,
                 "total": 55.0,
             }
         )
         assert list(made.stages_ms) == list(STAGES)
 
+    @pytest.mark.parametrize(
+        ("uplink_us", "up_ms", "down_ms"),
+        [(30_000, 30.0, 10.0), (41_000, 40.0, 0.0), (0, 40.0, 0.0)],
+    )
+    def test_the_link_is_told_by_direction(
+        self, uplink_us: int, up_ms: float, down_ms: float
+    ) -> None:
+        ledger = Ledger(SOURCE)
+        answered(ledger)
+        times = edge_times(uplink_us=uplink_us, uplink_bps=3e6, rtt_us=20_500)
+        made = ledger.sample(pb.Measurement(frame_id=1, times=times), 7.0)
+        assert (made.stages_ms["uplink"], made.stages_ms["downlink"]) == (up_ms, down_ms)
+        assert (made.uplink_bps, made.rtt_ms) == (3e6, 20.5)
+
+    def test_a_report_that_went_up_a_link_is_none(self) -> None:
+        times = edge_times(round_trip_us=0, uplink_us=5000)
+        with pytest.raises(ImpossibleTimesError, match="up a link"):
+            Ledger(SOURCE).report(pb.Report(plan_digest=PLAN, times=times), 7.0)
+
     def test_a_report_has_no_link(self) -> None:
         times = edge_times(round_trip_us=0, encode_us=0, postprocess_us=700, total_us=11_000)
         made = Ledger(SOURCE).report(pb.Report(plan_digest=PLAN, times=times), 7.0)
         assert made.uplink_bytes == 0
-        assert "link" not in made.stages_ms
+        assert not {"uplink", "downlink"} & made.stages_ms.keys()
         assert made.stages_ms["postprocess"] == 0.7
         assert made.stages_ms["other"] == pytest.approx(0.3)
 
@@ -84,9 +110,15 @@ class TestLedger:
             {"total_us": 20_000},  # less than its stages
             {"round_trip_us": 1000},  # less than the cloud's part
             {"head_us": 2**32 - 1, "total_us": 2**32 - 1},  # a clock that stepped
+            {"uplink_us": 42_001},  # more than the link took
+            {"rtt_us": 2**32 - 1},
+            {"uplink_bps": math.nan},
+            {"uplink_bps": math.inf},
+            {"uplink_bps": -1.0},
+            {"uplink_bps": 1e13},
         ],
     )
-    def test_impossible_times_are_no_sample(self, changes: dict[str, int]) -> None:
+    def test_impossible_times_are_no_sample(self, changes: dict[str, float]) -> None:
         ledger = Ledger(SOURCE)
         answered(ledger)
         with pytest.raises(ImpossibleTimesError):
@@ -235,3 +267,119 @@ def test_edges_that_tell_nonsense_are_counted_by_name(store: Store) -> None:
     assert store.ignored["liar"] == 3
     assert len(store.ignored) == 1000
     store.close()
+
+
+def old_store(path: Path) -> None:
+    """A file as version 1 left it."""
+    with sqlite3.connect(path) as database:
+        database.executescript(MIGRATIONS[0])
+        database.execute("PRAGMA user_version = 1")
+        database.execute(
+            "INSERT INTO samples (at_s, edge, device, runtime, plan, uplink_bytes, link_ms,"
+            " head_ms) VALUES (1000, 'edge7', 'box', 'onnxruntime x1', ?, 100, 40, 9)",
+            (PLAN.hex(),),
+        )
+        database.executemany(
+            "INSERT INTO hours VALUES (3, 'edge7', 'box', 'onnxruntime x1', 'p', ?, 5, 1, 2)",
+            [("link",), ("head",)],
+        )
+    database.close()
+
+
+def test_a_store_of_the_version_before_is_brought_up_to_date(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    old_store(path)
+    store = Store(path)
+    store.add(sample(5.0))
+    store.flush()
+    assert {row.stage: row.median_ms for row in store.table()} == {
+        "head": 5.75,
+        "uplink": 40.0,
+        "total": 5.0,
+    }
+    assert {row[3] for row in store.hours()} == {"uplink", "head"}
+    assert not list(tmp_path.glob("*.broken*"))
+    store.close()
+    Store(path).close()
+
+
+def test_a_batch_that_cannot_be_written_at_all_costs_itself_only(store: Store) -> None:
+    store.add(Sample(SOURCE, PLAN.hex(), 1.0, 2**70, {"total": 1.0}))  # OverflowError
+    store.flush()
+    assert store.dropped == 1
+    store.add(sample(2.0))
+    store.flush()
+    assert len(store.table()) == 2
+    store.close()
+
+
+def test_edges_of_one_kind_learn_from_each_other(store: Store) -> None:
+    split = {
+        "capture": 50.0,
+        "preprocess": 1.0,
+        "head": 9.0,
+        "encode": 0.5,
+        "uplink": 40.0,
+        "queue": 5.0,
+        "decode": 0.25,
+        "tail": 3.0,
+        "postprocess": 0.5,
+        "downlink": 2.0,
+        "other": 0.25,
+        "total": 99.0,
+    }
+    whole = {"preprocess": 1.0, "head": 20.0, "postprocess": 2.0, "other": 0.5, "total": 23.5}
+    threaded = replace(SOURCE, threads=2)
+    for source in (threaded, replace(threaded, edge="edge9")):
+        for _ in range(3):
+            store.add(Sample(source, "aa" * 32, 1000.0, 5300, split))
+            store.add(Sample(source, "bb" * 32, 1000.0, 0, whole))
+    store.add(Sample(replace(threaded, device="oven"), "aa" * 32, 2000.0, 1, {"total": 1.0}))
+    store.flush()
+    assert store.learned(SOURCE.device, SOURCE.runtime, 2) == [
+        Learned("aa" * 32, 6, 10.75, 3.75, 5300),
+        Learned("bb" * 32, 6, 23.5, 0.0, 0),
+    ]
+    assert store.learned(SOURCE.device, SOURCE.runtime, 1) == []
+    store.close()
+
+
+def test_links_are_told_by_edge(store: Store) -> None:
+    for k in range(101):
+        known = replace(sample(1.0, at_s=float(k)), uplink_bps=1e6 * k, rtt_ms=float(k))
+        store.add(known)
+    store.add(sample(1.0, source=OTHER))  # knows nothing of its link
+    store.flush()
+    assert store.links() == [
+        LinkSeen("edge7", 101, Spread(1e7, 5e7, 9e7), Spread(10.0, 50.0, 90.0), 100.0)
+    ]
+    store.close()
+
+
+def test_of_profiles_of_the_same_thing_the_newest_is_kept(store: Store) -> None:
+    old = LatencyRow(
+        **Place("box", "r", 1)._asdict(),
+        side="edge",
+        segment="head to cut",
+        bits="8",
+        n=9,
+        median_ms=2.0,
+        p90_ms=2.0,
+        low_ms=1.0,
+        high_ms=3.0,
+        source="profiled",
+        last_seen_s=10.0,
+    )
+    new = old.model_copy(update={"median_ms": 2.5, "last_seen_s": 20.0})
+    other = old.model_copy(update={"threads": 2})
+    store.put([old, other])
+    store.put([new])
+    store.put([old])
+    assert sorted(store.latency_rows(), key=lambda row: row.threads) == [new, other]
+    store.close()
+
+
+def test_a_profile_that_cannot_be_kept_is_told(store: Store) -> None:
+    store.close()
+    with pytest.raises(StoreError, match="cannot be written"):
+        store.put([])

@@ -1,0 +1,288 @@
+"""Latency tables: what plans share, and files that are read whoever wrote them."""
+
+import json
+import sqlite3
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloud.samples import STAGES, Sample, Source
+from cloud.store import Store
+from common.bundle import Bundle
+from common.errors import StoreError
+from common.store_file import SCHEMA, read_tables
+from common.tables import LatencyRow, Place, merged, profiled, segments, to_json
+from common.timing import Timing
+from tests import tiny
+
+BOX, CLOUD = Place("box", "onnxruntime x1", 1), Place("server", "onnxruntime x2", 2)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    plans = (*tiny.ALL_PLANS, tiny.SPLIT_8)
+    return tiny.build(tmp_path_factory.mktemp("bundle") / "tiny", plans)
+
+
+@pytest.fixture
+def digests(bundle: Bundle) -> dict[str, bytes]:
+    return {plan.name: digest for digest, plan in bundle.plans.items()}
+
+
+def row(**changes: Any) -> LatencyRow:
+    fields = {
+        **BOX._asdict(),
+        "side": "edge",
+        "segment": "head to cut",
+        "bits": "8",
+        "n": 9,
+        "median_ms": 10.0,
+        "p90_ms": 12.0,
+        "low_ms": 9.0,
+        "high_ms": 11.0,
+        "source": "profiled",
+        "last_seen_s": 1000.0,
+    }
+    return LatencyRow.model_validate(fields | changes)
+
+
+def sample(plan: bytes, at_s: float, **stages_ms: float) -> Sample:
+    source = Source("edge7", *BOX)
+    return Sample(source, plan.hex(), at_s, 100, stages_ms)
+
+
+class TestSegments:
+    def test_they_follow_the_path(self, bundle: Bundle, digests: dict[str, bytes]) -> None:
+        found = {
+            name: [(each.stage, each.side, each.name, each.bits) for each in segments(plan)]
+            for name in digests
+            for plan in [bundle.plan(digests[name])]
+        }
+        assert found[tiny.SPLIT][1:] == [
+            ("head", "edge", "head to cut", "8"),
+            ("encode", "edge", "encode cut packed+zstd of plan split-4", "4"),
+            ("decode", "cloud", "decode cut packed+zstd of plan split-4", "4"),
+            ("tail", "cloud", "tail from cut", "32"),
+            ("postprocess", "cloud", "boxes", "32"),
+        ]
+        assert [stage for stage, *_ in found[tiny.EDGE_ONLY]] == [
+            *("preprocess", "head", "postprocess"),
+        ]
+        assert all(each[0] == ("preprocess", "edge", "letterbox", "8") for each in found.values())
+
+    def test_what_plans_share_is_one_row(self, bundle: Bundle, digests: dict[str, bytes]) -> None:
+        times = {
+            digests[tiny.SPLIT]: {
+                "head": Timing(10.0, 12.0, 10, 9.0, 11.0),
+                "encode": Timing(1.0, 1.0, 10, 1.0, 1.0),
+            },
+            digests[tiny.SPLIT_8]: {"head": Timing(20.0, 22.0, 30, 19.0, 21.0)},
+        }
+        rows = profiled(times, bundle.plans, "edge", BOX, 5.0)
+        assert [(r.segment, r.n, r.median_ms) for r in rows] == [
+            ("head to cut", 40, 17.5),
+            ("encode cut packed+zstd of plan split-4", 10, 1.0),
+        ]
+        assert {(r.device, r.runtime, r.threads, r.source, r.last_seen_s) for r in rows} == {
+            (*BOX, "profiled", 5.0)
+        }
+        assert profiled(times, bundle.plans, "cloud", CLOUD, 5.0) == []
+
+
+def test_of_rows_of_the_same_thing_the_newest_stays() -> None:
+    old, new, other = row(), row(median_ms=10.5, last_seen_s=2000.0), row(bits="4")
+    assert merged([new, other], [old]) == [new, other]
+    assert merged([old], [new]) == [new]
+
+
+def test_a_row_that_contradicts_itself_is_none() -> None:
+    with pytest.raises(ValueError, match="not inside its own interval"):
+        row(low_ms=10.5)
+
+
+def test_json_is_read_as_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "tables.json"
+    path.write_text(to_json([row(), row(bits="4")]))
+    assert read_tables(path) == [row(), row(bits="4")]
+
+
+@pytest.fixture
+def path(tmp_path: Path, bundle: Bundle) -> Path:
+    """A store that a cloud has left."""
+    path = tmp_path / "store of?a#cloud%.sqlite"
+    store = Store(path)
+    store.know(bundle.plans)
+    store.stand_on(CLOUD, 500.0)
+    store.put([row(source="simulated")])
+    digests = {plan.name: digest for digest, plan in bundle.plans.items()}
+    for k in range(10):
+        stages = {"preprocess": 1.0, "head": 10.0 + k, "encode": 0.5, "tail": 3.0, "decode": 0.2}
+        store.add(sample(digests[tiny.SPLIT], 1000.0 + k, **stages, postprocess=0.1))
+        store.add(sample(digests[tiny.SPLIT_8], 2000.0 + k, **stages, postprocess=0.1))
+        whole = sample(digests[tiny.EDGE_ONLY], 1000.0, head=99.0, postprocess=7.0)
+        store.add(replace(whole, source=Source("edge8", "oven", "onnxruntime x1", 1)))
+        store.add(sample(b"u" * 32, 3000.0, head=1e5))  # a plan that nobody knows any more
+    store.close()
+    return path
+
+
+def test_a_store_is_read_without_its_bundle(path: Path) -> None:
+    rows = {(r.device, r.segment, r.source): r for r in read_tables(path)}
+    assert set(rows) == {
+        ("box", "head to cut", "simulated"),
+        ("box", "letterbox", "served"),
+        ("box", "head to cut", "served"),
+        ("box", "encode cut packed+zstd of plan split-4", "served"),
+        ("box", "encode cut raw of plan split-8", "served"),
+        ("oven", "head to map", "served"),
+        ("oven", "boxes", "served"),
+        ("server", "decode cut packed+zstd of plan split-4", "served"),
+        ("server", "decode cut raw of plan split-8", "served"),
+        ("server", "tail from cut", "served"),
+        ("server", "boxes", "served"),
+    }
+    head = rows["box", "head to cut", "served"]
+    assert (head.n, head.median_ms, head.last_seen_s) == (20, 14.5, 2009.0)
+    assert (head.runtime, head.threads, head.side, head.bits) == (*BOX[1:], "edge", "8")
+    tail = rows["server", "tail from cut", "served"]
+    assert (tail.runtime, tail.threads, tail.side) == (*CLOUD[1:], "cloud")
+    assert rows["oven", "boxes", "served"].median_ms == 7.0
+
+
+def test_reading_leaves_everything_as_it_is(path: Path) -> None:
+    before = {p.name: p.read_bytes() for p in path.parent.iterdir()}
+    read_tables(path)
+    assert {p.name: p.read_bytes() for p in path.parent.iterdir()} == before
+
+
+def test_a_store_is_read_while_a_cloud_writes_it(path: Path, bundle: Bundle) -> None:
+    store = Store(path)
+    store.put([row(segment="new", last_seen_s=9000.0)])
+    assert "new" in {each.segment for each in read_tables(path)}
+    store.close()
+
+
+def test_a_row_is_made_of_the_newest_frames(tmp_path: Path, bundle: Bundle) -> None:
+    digests = {plan.name: digest for digest, plan in bundle.plans.items()}
+    store = Store(tmp_path / "store.sqlite")
+    store.know(bundle.plans)
+    for k in range(400):
+        store.add(sample(digests[tiny.SPLIT], float(k), head=100.0))
+        store.add(sample(digests[tiny.SPLIT_8], 1000.0 + k, head=10.0))
+    store.flush()
+    (head,) = [each for each in store.latency_rows() if each.segment == "head to cut"]
+    assert (head.n, head.median_ms) == (500, 10.0)
+    store.close()
+
+
+def test_tails_of_another_machine_are_not_told_as_this_ones(path: Path) -> None:
+    def tails(store: Store) -> list[str]:
+        return [r.device for r in store.latency_rows() if r.segment == "tail from cut"]
+
+    store = Store(path)
+    assert tails(store) == ["server"]
+    store.stand_on(CLOUD, 1e9)
+    assert tails(store) == ["server"]
+    store.stand_on(CLOUD._replace(device="other"), 1e9)
+    assert tails(store) == []
+    store.close()
+
+
+def newer(path: Path) -> None:
+    with sqlite3.connect(path) as database:
+        database.execute(f"PRAGMA user_version = {SCHEMA + 1}")
+    database.close()
+
+
+def older(path: Path) -> None:
+    with sqlite3.connect(path) as database:
+        database.execute("PRAGMA user_version = 1")
+    database.close()
+
+
+def foreign(path: Path) -> None:
+    path.unlink()
+    with sqlite3.connect(path) as database:
+        database.execute("CREATE TABLE poems (line TEXT)")
+    database.close()
+
+
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:6000])
+
+
+def scrambled(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[:4096] + b"\xa5" * (len(data) - 4096))
+
+
+def nonsense(path: Path) -> None:
+    with sqlite3.connect(path) as database:
+        database.execute("UPDATE samples SET head_ms = 'long', at_s = 'yesterday'")
+    database.close()
+
+
+def impossible(path: Path) -> None:
+    with sqlite3.connect(path) as database:
+        database.execute("UPDATE profiles SET low_ms = 1e9")
+    database.close()
+
+
+def told_nothing(path: Path) -> None:
+    with sqlite3.connect(path) as database:
+        database.execute("DELETE FROM about WHERE key = 'threads'")
+    database.close()
+
+
+def text(content: str) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        path.write_text(content)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (Path.unlink, "cannot be read: No such file.*splitpoint profile --tables"),
+        (newer, "newer version .*upgrade"),
+        (older, "older version .*start `splitpoint cloud`"),
+        (foreign, "not one that `splitpoint cloud` wrote"),
+        (cut_off, "damaged"),
+        (scrambled, "damaged"),
+        (nonsense, "damaged"),
+        (impossible, "damaged"),
+        (told_nothing, "damaged"),
+        (text(""), "no latency table"),
+        (text("{}"), "no latency table"),
+        (text("a list of times"), "no latency table"),
+        (text(json.dumps([{"device": "box"}])), "no latency table: 0.runtime"),
+        (text(json.dumps([row().model_dump() | {"median_ms": -1}])), "0.median_ms"),
+    ],
+)
+def test_what_is_no_table_is_told_in_one_line(
+    path: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    damage(path)
+    with pytest.raises(StoreError, match=message) as caught:
+        read_tables(path)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_a_folder_is_no_table(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="cannot be read"):
+        read_tables(tmp_path)
+
+
+def test_the_store_has_a_column_for_every_stage(tmp_path: Path) -> None:
+    Store(tmp_path / "store.sqlite").close()
+    with sqlite3.connect(tmp_path / "store.sqlite") as database:
+        columns = {name for _, name, *_ in database.execute("PRAGMA table_info(samples)")}
+    database.close()
+    assert {f"{stage}_ms" for stage in STAGES} | {"rtt_ms"} == {
+        name for name in columns if name.endswith("_ms")
+    }
