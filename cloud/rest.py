@@ -82,13 +82,14 @@ def create_app(
 
     @app.get("/v1/tables")
     async def tables() -> TablesResponse:
-        """What frames really took: a row for each edge, plan and stage."""
+        """What frames really took, and what that says of each device's latencies."""
         if store is None:
-            return TablesResponse(rows=[], ignored={}, dropped=0)
+            return TablesResponse(rows=[], tables=[], ignored={}, dropped=0)
         rows = await asyncio.to_thread(store.table)
         names = {digest.hex(): plan.name for digest, plan in tails.bundle.plans.items()}
         return TablesResponse(
             rows=[_table_row(row, names) for row in rows],
+            tables=await asyncio.to_thread(store.latency_rows),
             ignored=dict(store.ignored),
             dropped=store.dropped,
         )
@@ -113,6 +114,7 @@ def _table_row(row: Row, names: Mapping[str, str]) -> TableRow:
         edge=row.source.edge,
         device=row.source.device,
         runtime=row.source.runtime,
+        threads=row.source.threads,
         plan=PlanKey(name=names.get(row.plan, ""), digest=row.plan),
         stage=row.stage,
         n=row.n,

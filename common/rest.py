@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from common.detections import Detections
 from common.errors import ImageError, ImageTooLargeError, SplitpointError
 from common.manifest import Plan, PlanKind, Prediction
+from common.tables import LatencyRow
 
 ScoreThreshold = Annotated[
     float,
@@ -103,6 +104,7 @@ class TableRow(BaseModel):
     edge: str
     device: str
     runtime: str
+    threads: int
     plan: PlanKey
     stage: str
     n: int
@@ -116,7 +118,10 @@ class TableRow(BaseModel):
 class TablesResponse(BaseModel):
     """The latency tables, with what did not get into them."""
 
-    rows: list[TableRow]
+    rows: list[TableRow] = Field(description="What frames took, by edge, plan and stage.")
+    tables: list[LatencyRow] = Field(
+        description="What segments take, by device: simulated, profiled and served."
+    )
     ignored: dict[str, int] = Field(description="By edge: measurements that could not be true.")
     dropped: int = Field(description="Measurements that could not be written.")
 
