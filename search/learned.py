@@ -19,12 +19,11 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 
 from common.errors import SettingsError
-from common.tables import LatencyRow, Side, read_json
+from common.tables import LatencyRow, Side
 from search.cuts import Cut
 from search.devices import DEVICES, DeviceProfile, Pace
 from search.latency import CutTimes
@@ -111,15 +110,6 @@ def tail_from(cut: str) -> str:
 def wire_of(cut: str, codec: object, plan: str) -> str:
     """What is encoded and decoded; "encode " or "decode " in front makes it a segment."""
     return f"{cut} {codec} of plan {plan}"
-
-
-def read_rows(path: Path) -> list[LatencyRow]:
-    """The rows of a table.
-
-    Raises:
-        StoreError: If it cannot be read, or is none.
-    """
-    return read_json(path)
 
 
 def devices_of(rows: Iterable[LatencyRow]) -> list[str]:

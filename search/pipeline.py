@@ -9,13 +9,14 @@ from pathlib import Path
 
 from common.errors import SettingsError
 from common.manifest import Manifest
+from common.store_file import read_tables
 from search.cache import Cache
 from search.cuts import enumerate_cuts, undominated
 from search.deploy import write_plans
 from search.examples import require_enough
 from search.frames import load_frames
 from search.heads import Heads
-from search.learned import learned_device, read_rows
+from search.learned import learned_device
 from search.prepare import prepare
 from search.quantization.recipe import recipe
 from search.rank import Network, rank
@@ -31,7 +32,7 @@ def search(request: Request, out: Path, reporter: Reporter) -> tuple[Manifest, F
     """
     _check(request)
     if request.tables is not None:
-        learned_device(request.device.name, read_rows(request.tables))  # before hours of work
+        learned_device(request.device.name, read_tables(request.tables))  # before hours of work
     cache = Cache(request.cache, request.software_version)
     prepared = prepare(
         request.model,

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from common.errors import NoFeasiblePlanError
 from common.manifest import CodecSpec
+from common.store_file import read_tables
 from search.adapt import distillation_loss
 from search.binding import no_head_fits, nothing_fits, smallest_head
 from search.candidates import Candidate, World, judge, shortlist, with_coding, worth_keeping
@@ -26,7 +27,7 @@ from search.formats import FormatTable, fitting_cuts, promising_cuts, runnable_c
 from search.frames import Frames
 from search.heads import Heads
 from search.latency import CutTimes, MeasuredLatency
-from search.learned import cuts_of, learn, read_rows
+from search.learned import cuts_of, learn
 from search.meter import open_meter
 from search.narrow import Narrower
 from search.prepare import Prepared
@@ -96,7 +97,7 @@ class _Ranking:
         self._reporter = reporter
         self._folder = folder
         self._narrower: Narrower | None = None
-        self._rows = None if request.tables is None else read_rows(request.tables)
+        self._rows = None if request.tables is None else read_tables(request.tables)
         self._cuts, self._narrow = self._allowed()
         self._meter, postprocess_ms = open_meter(
             network.heads,

@@ -59,9 +59,10 @@ def run(
     from rich.markdown import Markdown
 
     from common.link import parse_link
+    from common.store_file import read_tables
     from search.bundling import search_to  # heavy: brings torch
     from search.devices import device_profile
-    from search.learned import learned_device, read_rows
+    from search.learned import learned_device
     from search.plot import check_format, plot_found
     from search.report import markdown
     from search.request import Request
@@ -70,7 +71,7 @@ def run(
     from splitpoint.progress import Stages
     from splitpoint.sizes import parse_size
 
-    edge = device_profile(device) if tables is None else learned_device(device, read_rows(tables))
+    edge = device_profile(device) if tables is None else learned_device(device, read_tables(tables))
     request = Request(
         model=model,
         link=parse_link(link),

@@ -8,17 +8,22 @@ import numpy as np
 import pytest
 
 from common.bundle import Bundle
+from common.detections import DetectorSpec, YoloHeadSpec
 from common.errors import SettingsError, StoreError
+from common.images import Letterbox
 from common.link import parse_link
 from common.manifest import CodecSpec
+from common.store_file import read_tables
 from common.tables import LatencyRow, segments, to_json
 from common.timing import Timing
 from search import origins
+from search.cache import Cache
 from search.calibration import observe
 from search.candidates import Candidate, World, judge, predict, with_coding
-from search.cuts import Cut, prefix_cuts
+from search.cuts import Cut, enumerate_cuts, prefix_cuts
 from search.devices import DEVICES, DeviceProfile
 from search.formats import FormatTable
+from search.frames import Frames
 from search.graph import Node
 from search.heads import Heads
 from search.html_report import html
@@ -30,20 +35,21 @@ from search.learned import (
     head_to,
     learn,
     learned_device,
-    read_rows,
     require_device,
     tail_from,
     wire_of,
 )
 from search.pipeline import search
+from search.prepare import Prepared
 from search.quantization.recipe import RECIPES
+from search.rank import Network, rank
 from search.report import as_json, markdown
 from search.request import Found, Progress, Request
 from search.rounding import Rounder
 from search.sampling import sample
 from search.strategies.baselines import cost_graph
 from tests import tiny
-from tests.networks import branched_graph, pictures
+from tests.networks import SIZE, branched_graph, pictures
 
 LINK = parse_link("3mbit/20ms")
 PI = DeviceProfile("pi", 1.0)
@@ -237,7 +243,7 @@ def test_a_file_that_is_no_table_is_refused_before_anything_is_read(tmp_path: Pa
     with pytest.raises(StoreError):
         search(request, tmp_path / "out", Silent())
     (tmp_path / "tables").write_text(to_json([row("head to a", 1.0)]))
-    assert read_rows(tmp_path / "tables") == [row("head to a", 1.0)]
+    assert read_tables(tmp_path / "tables") == [row("head to a", 1.0)]
     request = replace(request, device=DeviceProfile("camera", 1.0))
     with pytest.raises(SettingsError, match="unknown device 'camera'"):
         search(request, tmp_path / "out", Silent())
@@ -271,6 +277,40 @@ def test_baselines_read_the_same_learned_times() -> None:
     first = costs.edge_ms[graph.nodes[1].name]
     assert first == pytest.approx(10.0)
     assert np.isclose(sum(costs.cloud_ms.values()), len(names))
+
+
+def test_a_search_predicts_what_is_known_and_scales_the_rest(tmp_path: Path) -> None:
+    graph, pixels = branched_graph(), pictures(8)
+    boxes = (Letterbox.fit(SIZE[1], SIZE[0], SIZE),) * len(pixels)
+    frames = Frames(tuple("abcdefgh"), pixels, boxes, 0.5)
+    heads = [
+        YoloHeadSpec(stride=stride, anchors=((4.0, 4.0), (8.0, 8.0)), classes=2)
+        for stride in (4, 2)
+    ]
+    detector = DetectorSpec(
+        kind="yolov3",
+        input_height=SIZE[0],
+        input_width=SIZE[1],
+        heads=tuple(heads),
+        class_names=("cat", "dog"),
+    )
+    statistics = observe(graph, pixels)
+    prepared = Prepared(graph, detector, "0" * 64, frames, statistics, Cache(), "origin")
+    network = Network(prepared, Heads(prepared.rounder().nearest({})), enumerate_cuts(graph))
+    known = next(cut for cut in network.cuts if cut.kind == "split")
+    (tmp_path / "tables").write_text(to_json([row(head_to(known.name), 500.0)]))
+    request = Request(
+        "small", LINK, PI, tmp_path, max_drop=100.0, refined_cuts=0, tables=tmp_path / "tables"
+    )
+    found = rank(request, network, frames, Silent())
+    assert found.world.learned is not None
+    slowdown = found.world.learned.edge.pace.slowdown
+    assert slowdown == pytest.approx(500.0 / found.times[known.name].head.median_ms)
+    for judged in found.judged:
+        cut, head_ms = judged.candidate.cut, predict(judged.candidate, judged.times, found.world)
+        own_ms = found.times[cut.name].head.median_ms * slowdown
+        assert head_ms.head_ms == pytest.approx(500.0 if cut.name == known.name else own_ms)
+    assert found.kept[0].candidate.cut.kind == "cloud-only"
 
 
 def test_reports_say_where_times_come_from() -> None:
