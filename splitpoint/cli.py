@@ -11,7 +11,17 @@ import typer
 
 from common.errors import SplitpointError
 from splitpoint import __version__
-from splitpoint.commands import allocate, cloud, demo, edge, models, profile, quantize, search
+from splitpoint.commands import (
+    allocate,
+    cloud,
+    demo,
+    edge,
+    models,
+    profile,
+    propose,
+    quantize,
+    search,
+)
 
 # What an installation without all extras may lack, and the extra that brings it.
 _EXTRA_OF = {
@@ -40,6 +50,7 @@ app = typer.Typer(
 app.command("demo")(demo.run)
 app.add_typer(models.app, name="models")
 app.command("search")(search.run)
+app.command("propose")(propose.run)
 app.command("profile")(profile.run)
 app.command("allocate")(allocate.run)
 app.command("quantize")(quantize.run)

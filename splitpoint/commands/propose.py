@@ -1,0 +1,134 @@
+"""`splitpoint propose`: search again with what served frames took, and say what that gains."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from splitpoint.commands import options
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from common.errors import SplitpointError
+    from search.proposal import Asked, Outcome
+
+
+def run(
+    bundle: Annotated[Path, typer.Option(help="The bundle that is served.")],
+    tables: Annotated[
+        Path, typer.Option(help="Latency tables: JSON, or the store of `splitpoint cloud`.")
+    ],
+    calibration: options.Calibration,
+    out: Annotated[
+        Path, typer.Option(help="Where a better bundle goes: a folder, or a file ending in .zip.")
+    ],
+    link: Annotated[
+        str | None, typer.Option(help="Link, if not the one that the bundle was searched for.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Device of the tables, if not that of the bundle.")
+    ] = None,
+    threshold: Annotated[
+        str, typer.Option(help="Least gain of latency that is worth a new bundle.")
+    ] = "5%",
+    auto: Annotated[
+        bool, typer.Option("--auto", help="Put it in the place of the one that is served.")
+    ] = False,
+    every: Annotated[
+        str | None, typer.Option(help="Again and again, with a pause between, e.g. 24h.")
+    ] = None,
+    weights: options.Weights = None,
+    evaluation: options.Evaluation = None,
+    annotations: options.Annotations = None,
+    max_images: options.MaxImages = 64,
+    refined_cuts: Annotated[
+        int, typer.Option(min=0, help="Cuts with searched formats, context coding, adapted tails.")
+    ] = 1,
+    format_trials: Annotated[int, typer.Option(min=1, help="Formats tried of each of them.")] = 3,
+    adapt_steps: Annotated[
+        int, typer.Option(min=0, help="Steps of tail adaptation for each; 0 for none.")
+    ] = 200,
+    cache: options.Cache = None,
+    no_cache: options.NoCache = False,
+) -> None:
+    """Search again by latency tables; write a bundle if it beats the one that is served.
+
+    Model, device, link and limits are those that the served bundle was searched for.
+    """
+    from common.link import parse_link
+    from search.proposal import Asked, propose  # heavy: brings torch
+    from splitpoint import __version__
+    from splitpoint.durations import parse_duration, parse_percent
+    from splitpoint.progress import Stages
+
+    every_s = None if every is None else parse_duration(every)
+    asked = Asked(
+        bundle=bundle,
+        tables=tables,
+        calibration=calibration,
+        out=out,
+        link=None if link is None else parse_link(link),
+        device=device,
+        threshold=parse_percent(threshold),
+        deploy=auto,
+        weights=weights,
+        evaluation=evaluation,
+        annotations=annotations,
+        max_images=max_images,
+        refined_cuts=refined_cuts,
+        format_trials=format_trials,
+        adapt_steps=adapt_steps,
+        cache=options.cache_of(cache, no_cache),
+        software_version=__version__,
+    )
+
+    def make() -> None:
+        with Stages() as stages:
+            outcome = propose(asked, stages)
+        _tell(outcome, asked)
+
+    if every_s is None:
+        make()
+    else:
+        _for_ever(make, every_s, every or "")
+
+
+def _for_ever(make: "Callable[[], None]", every_s: float, every: str) -> NoReturn:
+    import signal
+
+    from search.proposal import repeat
+
+    def stop(_number: int, _frame: object) -> NoReturn:
+        raise SystemExit(0)  # unwinds as a mistake would: what is half made is removed
+
+    def failed(error: "SplitpointError") -> None:
+        typer.echo(f"error: {' '.join(str(error).split())}; again in {every}", err=True)
+
+    signal.signal(signal.SIGTERM, stop)
+    repeat(make, every_s, failed)
+
+
+def _tell(outcome: "Outcome", asked: "Asked") -> None:
+    from search.difference import verdict
+
+    difference = outcome.difference
+    typer.echo(verdict(difference))
+    for each in difference.assumptions()[:3]:
+        typer.echo(f"  {each}")
+    if outcome.written is None:
+        typer.echo(
+            f"{asked.bundle} is still the best: less than {asked.threshold:.1%} would be gained; "
+            "nothing was written"
+        )
+        best, first = difference.old[0].plan.name, difference.first
+        if best != first:
+            typer.echo(f"  but its plan {best!r} is faster now than its first, {first!r}")
+    elif outcome.previous is None:
+        typer.echo(f"wrote {outcome.written}; its difference.md says what has changed")
+    else:
+        typer.echo(
+            f"{outcome.written} is the new bundle, the old one is {outcome.previous}. Restart "
+            f"`splitpoint cloud --bundle {outcome.written}` first, then every `splitpoint edge`: "
+            "until then they serve what they have loaded"
+        )
