@@ -10,21 +10,25 @@ import asyncio
 import time
 from collections.abc import Mapping
 from concurrent.futures import Executor
+from typing import Annotated
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Query, Request
 
+from cloud.edges import Edge, Edges
 from cloud.store import Row, Store
 from cloud.tails import DEFAULT_SCORE_THRESHOLD, Tails
 from common.errors import CloudUnavailableError
+from common.explained import ExplainedPlans, explanation
 from common.images import DEFAULT_LIMITS, ImageLimits, Letterbox, decode_image, letterbox
 from common.rest import (
     IMAGE_BODY,
     DetectResponse,
+    EdgeRecord,
+    EdgesResponse,
     Health,
     ImageSize,
     PlanKey,
     PlanName,
-    PlansResponse,
     ScoreThreshold,
     TableRow,
     TablesResponse,
@@ -35,12 +39,15 @@ from common.rest import (
     read_image_body,
 )
 
+EdgeName = Annotated[str | None, Query(description="Only this edge; all, if not given.")]
+
 
 def create_app(
     tails: Tails,
     workers: Executor,
     *,
     store: Store | None = None,
+    edges: Edges | None = None,
     limits: ImageLimits = DEFAULT_LIMITS,
     version: str = "",
 ) -> FastAPI:
@@ -50,11 +57,13 @@ def create_app(
         tails: The opened tails.
         workers: Where tails run, shared with the gRPC service.
         store: Where what frames took is kept.
+        edges: Who is connected.
         limits: The largest image to accept.
         version: The software's version, for /docs.
     """
     app = FastAPI(title="Splitpoint cloud", version=version or "0")
     install_error_handlers(app)
+    connected = Edges() if edges is None else edges
 
     @app.post(
         "/v1/detect",
@@ -72,12 +81,23 @@ def create_app(
             workers, detect_image, tails, body, score_threshold, limits, time.perf_counter()
         )
 
-    @app.get("/v1/plans")
-    async def plans() -> PlansResponse:
-        """The plans of the bundle."""
-        return PlansResponse(
+    @app.get("/v1/edges")
+    async def all_edges() -> EdgesResponse:
+        """The edges that are connected now."""
+        return EdgesResponse(edges=[_edge_record(edge) for edge in connected.all()])
+
+    @app.get("/v1/plans", responses=error_responses(404))
+    async def plans(edge: EdgeName = None) -> ExplainedPlans:
+        """The plans of the bundle, and which of them the connected edges use, and why."""
+        asked = connected.all() if edge is None else [connected.find(edge)]
+        return ExplainedPlans(
             model=tails.bundle.manifest.search.model,
             plans=[plan_record(plan, digest) for digest, plan in tails.bundle.plans.items()],
+            in_use=[
+                explanation(each.source.edge, each.switch, tails.bundle.plans)
+                for each in asked
+                if each.switch is not None
+            ],
         )
 
     @app.get("/v1/tables")
@@ -107,6 +127,19 @@ def create_app(
         return Health()
 
     return app
+
+
+def _edge_record(edge: Edge) -> EdgeRecord:
+    return EdgeRecord(
+        edge=edge.source.edge,
+        device=edge.source.device,
+        runtime=edge.source.runtime,
+        bundle=edge.bundle,
+        version=edge.version,
+        since_s=edge.since_s,
+        plan=None if edge.switch is None else edge.switch.plan_digest.hex(),
+        switches=edge.switches,
+    )
 
 
 def _table_row(row: Row, names: Mapping[str, str]) -> TableRow:

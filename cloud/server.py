@@ -14,6 +14,7 @@ from pathlib import Path
 
 import grpc
 
+from cloud.edges import Edges
 from cloud.rest import create_app
 from cloud.service import SplitService
 from cloud.store import Store
@@ -90,11 +91,15 @@ async def _serve(settings: CloudSettings) -> None:
         try:
             bundle = await asyncio.to_thread(Bundle.open, settings.bundle)
             tails = await asyncio.to_thread(Tails, bundle, threads=settings.threads)
-            rest = RestServer(create_app(tails, workers, store=store, version=settings.version))
+            edges = Edges()
+            app = create_app(tails, workers, store=store, edges=edges, version=settings.version)
+            rest = RestServer(app)
             serving_rest = asyncio.create_task(rest.serve_until(stopped, listener))
             await rest.ready.wait()
             await asyncio.to_thread(tails.warm_up)
-            service = SplitService(tails, workers, version=settings.version, store=store)
+            service = SplitService(
+                tails, workers, version=settings.version, store=store, edges=edges
+            )
             add_SplitServiceServicer_to_server(service, grpc_server)  # type: ignore[no-untyped-call]
             await grpc_server.start()
             announce("ready", _ready(tails, grpc_port, port_of(listener)), settings.ready_file)

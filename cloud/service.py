@@ -1,6 +1,7 @@
 """The cloud's end of the stream: greets an edge, then answers each of its frames as it finishes.
 
     Stream: Hello -> Welcome, then  Frame -> [worker pool: TailRunner] -> Result | Rejection
+                                    Switch, ProfileReport -> Edges
 
 Several frames of one stream are served at once and answered as they finish. When an edge has as
 many under way as it may, its stream is not read: the pressure reaches the edge through HTTP/2 flow
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 import grpc
 from google.protobuf.message import DecodeError
 
+from cloud.edges import Edge, Edges
 from cloud.history import History
 from cloud.samples import MAX_MEASUREMENTS, ImpossibleTimesError, Ledger, Sample, Source
 from cloud.store import Store
@@ -27,6 +29,7 @@ from common.errors import PayloadError, SplitpointError, StaleReferenceError, Un
 from common.messages import (
     DIGEST_BYTES,
     MAX_EDGE_ID_CHARACTERS,
+    MAX_PROBE_BYTES,
     detections_from_message,
     detections_to_message,
     microseconds,
@@ -55,6 +58,7 @@ class SplitService(SplitServiceServicer):
         in_flight: Frames of one edge that may be under way before its stream is no longer read.
         version: The software's version, for the Welcome.
         store: Where what frames took is kept; nowhere, if None.
+        edges: Where edges are known while they are connected.
     """
 
     def __init__(
@@ -65,7 +69,9 @@ class SplitService(SplitServiceServicer):
         in_flight: int = 8,
         version: str = "",
         store: Store | None = None,
+        edges: Edges | None = None,
     ) -> None:
+        self._edges = Edges() if edges is None else edges
         self._tails = tails
         self._workers = workers
         self._in_flight = in_flight
@@ -106,34 +112,64 @@ class SplitService(SplitServiceServicer):
         hello = await _next(context)
         if hello is None:
             return
-        ledger = Ledger(self._check_hello(hello))
-        welcome = pb.Welcome(software_version=self._version, plan_digests=self._tails.digests)
-        await context.write(pb.CloudMessage(welcome=welcome))
+        source = self._check_hello(hello)
         writing = asyncio.Lock()
-        history = History()
+
+        async def send(message: pb.CloudMessage) -> None:
+            async with writing:
+                await context.write(message)
+
+        await send(pb.CloudMessage(welcome=await self._welcome(source)))
+        bundle, version = hello.hello.bundle_digest.hex(), hello.hello.software_version[:64]
+        with self._edges.connected(Edge(source, bundle, version, send)) as edge:
+            await self._read_on(context, edge, answers)
+
+    async def _read_on(
+        self, context: "Context", edge: Edge, answers: set[asyncio.Task[None]]
+    ) -> None:
+        ledger, history = Ledger(edge.source), History()
         slots = asyncio.Semaphore(self._in_flight)
         while True:
             await slots.acquire()
             message = await _next(context)
             if message is None:
                 return
-            _check_kind(message)
-            self._learn(message, ledger)
             arrived_s = time.perf_counter()
+            if _tells(message, edge):
+                slots.release()
+                continue
+            self._learn(message, ledger)
             task = asyncio.create_task(
-                self._answer(context, message, arrived_s, history, ledger, writing, slots)
+                self._answer(message, arrived_s, history, ledger, edge, slots)
             )
             answers.add(task)
             task.add_done_callback(answers.discard)
 
+    async def _welcome(self, source: Source) -> pb.Welcome:
+        welcome = pb.Welcome(software_version=self._version, plan_digests=self._tails.digests)
+        if self._store is not None and source.device:
+            known = await asyncio.to_thread(
+                self._store.learned, source.device, source.runtime, source.threads
+            )
+            welcome.learned.extend(
+                pb.Learned(
+                    plan_digest=bytes.fromhex(each.plan),
+                    n=each.n,
+                    edge_us=microseconds(each.edge_ms),
+                    cloud_us=microseconds(each.cloud_ms),
+                    uplink_bytes=round(each.uplink_bytes),
+                )
+                for each in known
+            )
+        return welcome
+
     async def _answer(
         self,
-        context: "Context",
         message: pb.EdgeMessage,
         arrived_s: float,
         history: History,
         ledger: Ledger,
-        writing: asyncio.Lock,
+        edge: Edge,
         slots: asyncio.Semaphore,
     ) -> None:
         try:
@@ -141,12 +177,11 @@ class SplitService(SplitServiceServicer):
             answer = await loop.run_in_executor(
                 self._workers, self.serve, message, arrived_s, history
             )
-            async with writing:
-                if answer.HasField("result"):
-                    elapsed_ms = (time.perf_counter() - arrived_s) * 1000
-                    answer.result.times.total_us = microseconds(elapsed_ms)
-                    self._note(message, answer.result, ledger)
-                await context.write(answer)
+            if answer.HasField("result"):
+                elapsed_ms = (time.perf_counter() - arrived_s) * 1000
+                answer.result.times.total_us = microseconds(elapsed_ms)
+                self._note(message, answer.result, ledger)
+            await edge.send(answer)
         except asyncio.InvalidStateError:
             _LOG.debug("an edge left before its answer was ready")
         finally:
@@ -154,15 +189,14 @@ class SplitService(SplitServiceServicer):
 
     def _note(self, message: pb.EdgeMessage, result: pb.Result, ledger: Ledger) -> None:
         """Keep what is known of an answered message: a frame's edge tells its part later."""
-        if message.WhichOneof("kind") == "frame":
+        if message.HasField("frame"):
             ledger.answered(message.frame, result)
-        elif message.report.HasField("times"):
+        elif message.HasField("report") and message.report.HasField("times"):
             self._keep(lambda: ledger.report(message.report, time.time()), ledger)
 
     def _learn(self, message: pb.EdgeMessage, ledger: Ledger) -> None:
         """Keep what an edge tells of earlier frames."""
-        is_frame = message.WhichOneof("kind") == "frame"
-        measured = message.frame.measured if is_frame else message.report.measured
+        measured = message.frame.measured if message.HasField("frame") else message.report.measured
         if len(measured) > MAX_MEASUREMENTS:
             raise ProtocolError(
                 f"expected at most {MAX_MEASUREMENTS} measurements, got {len(measured)}"
@@ -180,21 +214,23 @@ class SplitService(SplitServiceServicer):
             _LOG.debug("a measurement of %s is ignored: %s", ledger.source.edge, error)
 
     def serve(self, message: pb.EdgeMessage, arrived_s: float, history: History) -> pb.CloudMessage:
-        """Answer one Frame or Report, in the calling thread; never raises.
+        """Answer one Frame, Report or Probe, in the calling thread; never raises.
 
         Args:
-            message: A message that is not a Hello.
+            message: One of these.
             arrived_s: When it arrived, in seconds of `time.perf_counter`.
             history: Of the stream that it came by.
         """
-        is_frame = message.WhichOneof("kind") == "frame"
-        frame_id = message.frame.frame_id if is_frame else message.report.frame_id
+        kind = message.WhichOneof("kind")
+        frame_id = getattr(message, kind or "frame").frame_id
         queue_us = microseconds((time.perf_counter() - arrived_s) * 1000)
         try:
-            if is_frame:
+            if kind == "frame":
                 result = self._finish(message.frame, history)
-            else:
+            elif kind == "report":
                 result = self._record(message.report)
+            else:
+                result = _echo(message.probe)
         except SplitpointError as error:
             return _rejection(frame_id, _reason(error), str(error))
         except Exception:  # noqa: BLE001 - whatever a frame does, its stream goes on
@@ -202,6 +238,7 @@ class SplitService(SplitServiceServicer):
             return _rejection(frame_id, pb.Rejection.REASON_INTERNAL, "see the cloud's log")
         result.frame_id = frame_id
         result.times.queue_us = queue_us
+        result.times.arrived_us = round(arrived_s * 1e6)
         result.times.total_us = microseconds((time.perf_counter() - arrived_s) * 1000)
         return pb.CloudMessage(result=result)
 
@@ -264,10 +301,39 @@ async def _next(context: "Context") -> pb.EdgeMessage | None:
     return message if isinstance(message, pb.EdgeMessage) else None
 
 
-def _check_kind(message: pb.EdgeMessage) -> None:
+def _tells(message: pb.EdgeMessage, edge: Edge) -> bool:
+    """Take a message that is not answered; False for one that is.
+
+    Raises:
+        ProtocolError: If it is neither, or no edge that means well would have sent it.
+    """
     kind = message.WhichOneof("kind")
-    if kind not in {"frame", "report"}:
+    if kind in {"frame", "report", "probe"}:
+        return False
+    if kind == "profile":
+        edge.reported(message.profile)
+    elif kind == "switch":
+        try:
+            edge.switched(message.switch)
+        except ValueError as error:
+            raise ProtocolError(str(error)) from error
+        log_event(
+            "plan-switched",
+            {
+                "edge_id": edge.source.edge,
+                "plan": message.switch.plan_digest.hex(),
+                "reason": " ".join(message.switch.reason.split()),
+            },
+        )
+    else:
         raise ProtocolError(f"expected a Frame or Report, got {kind or 'a message without a kind'}")
+    return True
+
+
+def _echo(probe: pb.Probe) -> pb.Result:
+    if len(probe.padding) > MAX_PROBE_BYTES:
+        raise PayloadError(f"padding: at most {MAX_PROBE_BYTES} bytes, got {len(probe.padding)}")
+    return pb.Result()
 
 
 def _rejection(frame_id: int, reason: "pb.Rejection.Reason", why: str) -> pb.CloudMessage:

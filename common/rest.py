@@ -75,6 +75,10 @@ class DetectResponse(BaseModel):
     times_ms: dict[str, float] = Field(description="Milliseconds per stage.")
     latency_ms: float = Field(description="End to end in this process, as measured.")
     uplink_bytes: int = Field(description="Bytes sent to the cloud for this frame.")
+    expected_ms: float | None = Field(
+        default=None, description="What `latency_ms` was expected to be, where a planner knows."
+    )
+    reason: str = Field(default="", description="Why this plan.")
 
 
 class PlanRecord(PlanName):
@@ -124,6 +128,25 @@ class TablesResponse(BaseModel):
     )
     ignored: dict[str, int] = Field(description="By edge: measurements that could not be true.")
     dropped: int = Field(description="Measurements that could not be written.")
+
+
+class EdgeRecord(BaseModel):
+    """One connected edge."""
+
+    edge: str
+    device: str
+    runtime: str
+    bundle: str = Field(description="SHA-256 of its bundle's manifest, in hex.")
+    version: str
+    since_s: float = Field(description="When it connected, in seconds since the epoch.")
+    plan: str | None = Field(description="Digest of the plan it announced last, in hex.")
+    switches: int = Field(description="How often it announced one.")
+
+
+class EdgesResponse(BaseModel):
+    """The connected edges, by name."""
+
+    edges: list[EdgeRecord]
 
 
 class Health(BaseModel):

@@ -184,6 +184,32 @@ def open_plans(
     return opened
 
 
+def fitting_together(bundle: Bundle) -> list[bytes]:
+    """Digests of the plans whose heads fit the edge at once, the best first.
+
+    The search keeps its limit on memory for each plan alone. An edge that changes plans from frame
+    to frame holds all of their heads; those that would exceed the limit are left out, the later in
+    the bundle first. Plans with the same head share it.
+    """
+    limit = bundle.manifest.search.edge_memory_bytes
+    if limit is None:
+        return list(bundle.plans)
+    heads: set[tuple[str, ...]] = set()
+    weights = others = 0
+    kept: list[bytes] = []
+    for digest, plan in bundle.plans.items():
+        key = () if plan.head is None else _content(bundle, plan.head)
+        new = plan.head.weight_bytes if plan.head is not None and key not in heads else 0
+        own = 0 if plan.head is None else plan.head.weight_bytes
+        most = max(others, plan.predicted.edge_memory_bytes - own)
+        if kept and weights + new + most > limit:
+            continue
+        kept.append(digest)
+        heads.add(key)
+        weights, others = weights + new, most
+    return kept
+
+
 def _content(bundle: Bundle, head: Head) -> tuple[str, ...]:
     names = (head.file,) if head.weights is None else (head.file, head.weights)
     return tuple(bundle.manifest.files[name].sha256 for name in names)

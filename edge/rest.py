@@ -7,10 +7,13 @@ leaves the machine by this path; what the plan sends does.
 """
 
 import time
+from functools import partial
+from typing import Annotated
 
 import anyio
 from fastapi import FastAPI, Query, Request
 
+from common.explained import ExplainedPlans, explanation
 from common.images import DEFAULT_LIMITS, ImageLimits, decode_image
 from common.rest import (
     IMAGE_BODY,
@@ -18,7 +21,6 @@ from common.rest import (
     Health,
     ImageSize,
     PlanName,
-    PlansResponse,
     ScoreThreshold,
     detection_records,
     error_responses,
@@ -27,8 +29,18 @@ from common.rest import (
     read_image_body,
 )
 from edge.detector import DEFAULT_SCORE_THRESHOLD, Detector, find_plan
+from edge.pilot import announcement
 
 _AT_ONCE = 4
+
+Deadline = Annotated[
+    float | None,
+    Query(
+        gt=0,
+        allow_inf_nan=False,
+        description="Milliseconds: the most accurate plan that keeps them is chosen.",
+    ),
+]
 
 
 def create_app(
@@ -60,20 +72,26 @@ def create_app(
         request: Request,
         plan: str | None = Query(None, description="A plan's name, or the start of its digest."),
         score_threshold: ScoreThreshold = default_threshold,
+        deadline_ms: Deadline = None,
     ) -> DetectResponse:
         """Detect objects in one image, through the split."""
         digest = None if plan is None else find_plan(detector.bundle, plan)
         body = await read_image_body(request, limits.max_bytes)
         return await anyio.to_thread.run_sync(
-            detect_image, detector, body, digest, score_threshold, limits, limiter=slots
+            partial(detect_image, detector, body, digest, score_threshold, limits, deadline_ms),
+            limiter=slots,
         )
 
     @app.get("/v1/plans")
-    async def plans() -> PlansResponse:
-        """The plans of the bundle; the first is the search's choice."""
-        return PlansResponse(
-            model=detector.bundle.manifest.search.model,
-            plans=[plan_record(plan, digest) for digest, plan in detector.bundle.plans.items()],
+    async def plans() -> ExplainedPlans:
+        """The plans of the bundle; the first is the search's choice. And which is used, and why."""
+        bundle, pilot = detector.bundle, detector.pilot
+        return ExplainedPlans(
+            model=bundle.manifest.search.model,
+            plans=[plan_record(plan, digest) for digest, plan in bundle.plans.items()],
+            in_use=[]
+            if pilot is None
+            else [explanation("", announcement(pilot.state()), bundle.plans)],
         )
 
     @app.get("/livez")
@@ -96,6 +114,7 @@ def detect_image(
     digest: bytes | None,
     score_threshold: float,
     limits: ImageLimits = DEFAULT_LIMITS,
+    deadline_ms: float | None = None,
 ) -> DetectResponse:
     """Decode an image and detect objects in it, in the calling thread.
 
@@ -107,7 +126,9 @@ def detect_image(
     started_s = time.perf_counter()
     image = decode_image(data, limits)
     open_ms = (time.perf_counter() - started_s) * 1000
-    outcome = detector.detect(image, digest, score_threshold, capture_ms=open_ms)
+    outcome = detector.detect(
+        image, digest, score_threshold, capture_ms=open_ms, deadline_ms=deadline_ms
+    )
     plan = outcome.plan
     class_names = detector.bundle.manifest.detector.class_names
     return DetectResponse(
@@ -116,5 +137,7 @@ def detect_image(
         detections=detection_records(outcome.detections, class_names),
         times_ms={"open": open_ms, **outcome.times_ms},
         latency_ms=open_ms + outcome.latency_ms,
+        expected_ms=None if outcome.expected is None else open_ms + outcome.expected.latency_ms,
+        reason=outcome.reason,
         uplink_bytes=outcome.uplink_bytes,
     )

@@ -134,18 +134,20 @@ class Probe(_message.Message):
     def __init__(self, frame_id: _Optional[int] = ..., padding: _Optional[bytes] = ...) -> None: ...
 
 class Switch(_message.Message):
-    __slots__ = ("plan_digest", "reason", "uplink_bps", "rtt_us", "expected")
+    __slots__ = ("plan_digest", "reason", "uplink_bps", "rtt_us", "expected", "burst_bytes")
     PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     UPLINK_BPS_FIELD_NUMBER: _ClassVar[int]
     RTT_US_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_FIELD_NUMBER: _ClassVar[int]
+    BURST_BYTES_FIELD_NUMBER: _ClassVar[int]
     plan_digest: bytes
     reason: str
     uplink_bps: float
     rtt_us: int
     expected: _containers.RepeatedCompositeFieldContainer[Expectation]
-    def __init__(self, plan_digest: _Optional[bytes] = ..., reason: _Optional[str] = ..., uplink_bps: _Optional[float] = ..., rtt_us: _Optional[int] = ..., expected: _Optional[_Iterable[_Union[Expectation, _Mapping]]] = ...) -> None: ...
+    burst_bytes: int
+    def __init__(self, plan_digest: _Optional[bytes] = ..., reason: _Optional[str] = ..., uplink_bps: _Optional[float] = ..., rtt_us: _Optional[int] = ..., expected: _Optional[_Iterable[_Union[Expectation, _Mapping]]] = ..., burst_bytes: _Optional[int] = ...) -> None: ...
 
 class Expectation(_message.Message):
     __slots__ = ("plan_digest", "latency_us", "fixed_us", "uplink_bytes")

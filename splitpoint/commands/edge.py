@@ -42,7 +42,8 @@ def run(
         str | None, typer.Option(help="Emulate a link to the cloud: 3mbit/20ms, or a trace.csv.")
     ] = None,
     plan: Annotated[
-        str | None, typer.Option(help="A plan's name or start of its digest; default: the first.")
+        str | None,
+        typer.Option(help="A fixed plan: its name or start of its digest; default: adapt."),
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads within one run of a head.")] = 1,
     edge_id: Annotated[str, typer.Option(help="Name of this edge, for the cloud.")] = "edge",
@@ -70,21 +71,17 @@ def run(
         )
     if not 0 < score_threshold <= 1:
         raise SettingsError(f"--score-threshold {score_threshold}: expected a number in (0, 1]")
+    identity = _Identity(edge_id, device, threads)
     if listen is not None:
         if json_file is not None or annotate is not None:
             raise SettingsError("--json and --annotate belong to images, not to --listen")
-        identity = _Identity(edge_id, device, threads)
         _serve(bundle, cloud, link, plan, identity, score_threshold, listen, ready_file)
         return
     if ready_file is not None:
         raise SettingsError("--ready-file belongs to --listen")
     from common.bundle import Bundle
-    from edge.detector import Detector, find_plan
 
-    opened = Bundle.open(bundle)
-    digest = next(iter(opened.plans)) if plan is None else find_plan(opened, plan)
-    client = _client(opened, cloud, link, _Identity(edge_id, device, threads))
-    detector = Detector(opened, client, plans=[digest], threads=threads)
+    detector = _detector(Bundle.open(bundle), cloud, link, plan, identity)
     try:
         detector.check_ready()  # so that the first image does not pay for connecting
         failed = _run_images(detector, images or [], score_threshold, json_file, annotate)
@@ -108,26 +105,43 @@ def _serve(
 
     from common.bundle import Bundle
     from common.serving import bind, configure_logging, parse_address, port_of, retract, serve_app
-    from edge.detector import Detector, find_plan
     from edge.rest import create_app
     from splitpoint import __version__
 
     configure_logging()
     retract(ready_file)
     with bind(*parse_address(listen)) as listener:  # before the models: a taken port shows at once
-        opened = Bundle.open(bundle)
-        digests = list(opened.plans)
-        if plan is not None:
-            wanted = find_plan(opened, plan)
-            digests.sort(key=lambda digest: digest != wanted)  # stable: the default comes first
-        client = _client(opened, cloud, link, identity)
-        detector = Detector(opened, client, plans=digests, threads=identity.threads)
+        # Callers may name any plan, so all of them are opened.
+        detector = _detector(Bundle.open(bundle), cloud, link, plan, identity, every=True)
         try:
             app = create_app(detector, score_threshold=score_threshold, version=__version__)
             fields = {"rest": port_of(listener), "pid": os.getpid()}
             serve_app(app, listener, fields, ready_file)
         finally:
             detector.close()
+
+
+def _detector(
+    bundle: "Bundle",
+    cloud: str | None,
+    link: str | None,
+    plan: str | None,
+    identity: _Identity,
+    *,
+    every: bool = False,
+) -> "Detector":
+    """The detector for a fixed plan, or one that adapts among those that fit the edge together."""
+    from edge.detector import Detector, find_plan
+    from edge.head import fitting_together
+
+    client = _client(bundle, cloud, link, identity)
+    adaptive = client is not None and plan is None
+    digests = fitting_together(bundle)
+    if not adaptive:
+        wanted = digests[0] if plan is None else find_plan(bundle, plan)
+        others = [digest for digest in digests if digest != wanted] if every else []
+        digests = [wanted, *others]
+    return Detector(bundle, client, plans=digests, threads=identity.threads, adaptive=adaptive)
 
 
 def _client(

@@ -85,7 +85,7 @@ def test_edge_only_runs_without_a_cloud(
             "HOST:PORT",
         ),
         (
-            ["edge", "--bundle", "{bundle}", "--cloud", "127.0.0.1:1", "{picture}"],
+            "edge --bundle {bundle} --cloud 127.0.0.1:1 --plan split-4 {picture}".split(),
             69,
             "is `splitpoint cloud` running there",
         ),

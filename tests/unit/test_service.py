@@ -5,8 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from cloud.edges import Edge
 from cloud.history import History
-from cloud.service import ProtocolError, SplitService, _check_kind
+from cloud.samples import Source
+from cloud.service import ProtocolError, SplitService, _tells
 from cloud.tails import Tails
 from common.bundle import Bundle
 from common.codec import make_codec, seal
@@ -130,9 +132,55 @@ def test_a_failure_inside_is_no_detail_for_the_peer(
 
 
 @pytest.mark.parametrize("message", [pb.EdgeMessage(), pb.EdgeMessage(hello=pb.Hello())])
-def test_only_frames_and_reports_follow_the_hello(message: pb.EdgeMessage) -> None:
+def test_another_hello_or_nothing_is_no_message(message: pb.EdgeMessage) -> None:
+    with pytest.raises(ProtocolError, match="expected a Frame or Report"):
+        _tells(message, _edge())
+
+
+def test_a_switch_is_remembered_and_needs_no_answer() -> None:
+    edge = _edge()
+    switch = pb.Switch(plan_digest=bytes(32), reason="faster", uplink_bps=3e6)
+    assert _tells(pb.EdgeMessage(switch=switch), edge)
+    assert edge.switch == switch
+    assert edge.switches == 1
+
+
+@pytest.mark.parametrize(
+    "switch",
+    [
+        pb.Switch(plan_digest=b"short"),
+        pb.Switch(plan_digest=bytes(32), reason="x" * 301),
+        pb.Switch(plan_digest=bytes(32), uplink_bps=float("nan")),
+        pb.Switch(plan_digest=bytes(32), uplink_bps=-1.0),
+        pb.Switch(plan_digest=bytes(32), expected=[pb.Expectation(plan_digest=bytes(32))] * 257),
+        pb.Switch(plan_digest=bytes(32), expected=[pb.Expectation(plan_digest=b"short")]),
+    ],
+)
+def test_a_switch_that_makes_no_sense_ends_the_stream(switch: pb.Switch) -> None:
+    edge = _edge()
     with pytest.raises(ProtocolError):
-        _check_kind(message)
+        _tells(pb.EdgeMessage(switch=switch), edge)
+    assert edge.switch is None
+
+
+def test_a_probe_is_echoed_with_its_times(service: SplitService) -> None:
+    probe = pb.Probe(frame_id=5, padding=bytes(64 << 10))
+    result = service.serve(pb.EdgeMessage(probe=probe), 12.5, History()).result
+    assert result.frame_id == 5
+    assert result.times.arrived_us == 12_500_000
+
+
+def test_a_probe_that_is_too_large_is_rejected(service: SplitService) -> None:
+    probe = pb.Probe(frame_id=5, padding=bytes((64 << 10) + 1))
+    rejection = service.serve(pb.EdgeMessage(probe=probe), 0.0, History()).rejection
+    assert rejection.reason == pb.Rejection.REASON_BAD_PAYLOAD
+
+
+def _edge() -> Edge:
+    async def send(_: pb.CloudMessage) -> None:
+        pytest.fail("nothing is to be sent")
+
+    return Edge(Source("edge", "box", "onnxruntime"), "00", "test", send)
 
 
 @pytest.mark.parametrize(

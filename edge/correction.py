@@ -1,0 +1,184 @@
+"""Corrections: what measurements teach about a prediction, as factors learnt in logarithms.
+
+    log(measured / predicted) = side + plan + noise
+
+A side's multiplier moves for all plans alike (the machine is slower than its profile, the server is
+loaded); a plan's residual is what only that plan has. Both are random walks, filtered by two scalar
+Kalman gains that share each innovation, clipped at a few deviations so that one stray frame does
+not move them. A plan that has not been served for long is thus corrected by what others taught.
+
+`Coverage` turns past errors into intervals by adaptive conformal inference (Gibbs and Candes,
+"Adaptive Conformal Inference Under Distribution Shift", NeurIPS 2021): the level follows what the
+intervals really covered, so they stay honest while the world drifts.
+"""
+
+import math
+from collections import deque
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+_MEAN_PRIOR = 0.5**2
+_OWN_PRIOR = 0.1**2
+_NOISE_PRIOR = 0.15**2
+_MEAN_DRIFT = 0.015**2
+_OWN_DRIFT = 0.005**2
+_CLIP = 2.5
+_NOISE_GAIN = 0.05
+_DRIFT_SLACK = 0.75
+_DRIFT_ALARM = 6.0
+_MOST_LOG = 7.0
+
+_ENOUGH = 20
+_UNKNOWN = 1.5
+_ADAPTATION = 0.02
+_BEYOND = 1.25
+
+
+@dataclass
+class _Residual:
+    value: float = 0.0
+    variance: float = _OWN_PRIOR
+    n: int = 0
+
+
+class Correction:
+    """The factor between what was predicted and what is measured, of one side. Not thread-safe.
+
+    Attributes:
+        n: Measurements so far.
+        drifts: How often the side changed so much that its past was given up.
+    """
+
+    def __init__(self) -> None:
+        self._mean, self._variance = 0.0, _MEAN_PRIOR
+        self._noise = _NOISE_PRIOR
+        self._own: dict[Hashable, _Residual] = {}
+        self._up = self._down = 0.0
+        self.n = 0
+        self.drifts = 0
+
+    @property
+    def multiplier(self) -> float:
+        """The side's factor, apart from any plan."""
+        return math.exp(self._mean)
+
+    def factor(self, key: Hashable) -> float:
+        """What to multiply a prediction by."""
+        own = self._own.get(key)
+        return math.exp(self._mean + (0.0 if own is None else own.value))
+
+    def spread(self, key: Hashable) -> float:
+        """Standard deviation of the logarithm of `factor`: how far it may be off."""
+        own = self._own.get(key)
+        return math.sqrt(self._variance + (_OWN_PRIOR if own is None else own.variance))
+
+    def served(self, key: Hashable) -> int:
+        """Measurements of one plan."""
+        own = self._own.get(key)
+        return 0 if own is None else own.n
+
+    def learn(self, key: Hashable, measured: float, predicted: float, weight: float = 1.0) -> None:
+        """Learn from one measurement.
+
+        Args:
+            key: The plan.
+            measured: What it took, or sent.
+            predicted: What it should have, uncorrected.
+            weight: How many measurements it stands for: its noise is that much smaller.
+        """
+        if measured <= 0 or predicted <= 0:
+            return
+        own = self._own.setdefault(key, _Residual())
+        error = math.log(measured / predicted) - self._mean - own.value
+        error = min(max(error, -_MOST_LOG), _MOST_LOG)
+        noise = self._noise / weight
+        known = self._variance + own.variance
+        deviation = math.sqrt(known + noise)
+        self._watch(error / deviation)
+        known = self._variance + own.variance
+        clipped = min(max(error, -_CLIP * deviation), _CLIP * deviation)
+        self._mean += clipped * self._variance / (known + noise)
+        own.value += clipped * own.variance / (known + noise)
+        self._variance *= 1 - self._variance / (known + noise)
+        own.variance *= 1 - own.variance / (known + noise)
+        seen = max(clipped**2 - known, (0.01) ** 2)
+        self._noise += _NOISE_GAIN * (seen - self._noise)
+        self.n += 1
+        own.n += 1
+
+    def step(self) -> None:
+        """A frame has passed, of whatever plan: what was learnt is a little less certain."""
+        self._variance = min(self._variance + _MEAN_DRIFT, _MEAN_PRIOR)
+        for own in self._own.values():
+            own.variance = min(own.variance + _OWN_DRIFT, _OWN_PRIOR)
+
+    def _watch(self, surprise: float) -> None:
+        """Page's cumulative sums: errors that stay on one side are no noise."""
+        bounded = min(max(surprise, -3.0), 3.0)
+        self._up = max(0.0, self._up + bounded - _DRIFT_SLACK)
+        self._down = max(0.0, self._down - bounded - _DRIFT_SLACK)
+        if max(self._up, self._down) > _DRIFT_ALARM:
+            self._up = self._down = 0.0
+            self._variance = _MEAN_PRIOR
+            self.drifts += 1
+
+
+class Coverage:
+    """Intervals around predictions that hold what they promise. Not thread-safe.
+
+    Args:
+        level: Share of measurements that are to lie inside.
+        window: Errors remembered, of each plan and of all together.
+    """
+
+    def __init__(self, level: float = 0.95, window: int = 200) -> None:
+        self._target = 1 - level
+        self._miss = self._target
+        self._window = window
+        self._all: deque[float] = deque(maxlen=window)
+        self._own: dict[Hashable, deque[float]] = {}
+        self.covered = 0
+        self.n = 0
+
+    def interval(self, key: Hashable) -> tuple[float, float]:
+        """Factors by which a measurement may differ from its prediction, below and above."""
+        errors = self._own.get(key, self._all)
+        if len(errors) < _ENOUGH:
+            errors = self._all
+        if len(errors) < _ENOUGH:
+            return 1 / _UNKNOWN, _UNKNOWN
+        ordered = sorted(errors)
+        tail = min(max(self._miss / 2, 0.0), 0.5)
+        # Of n errors, the next one lies beyond the outermost with probability 1 / (n + 1) a side.
+        rank = tail * (len(ordered) + 1) - 1
+        low, high = _at(ordered, rank), _at(ordered, len(ordered) - 1 - rank)
+        return math.exp(low), math.exp(high)
+
+    def learn(self, key: Hashable, measured: float, predicted: float) -> None:
+        """Learn from one measurement, after `interval` was asked for its prediction."""
+        if measured <= 0 or predicted <= 0:
+            return
+        error = math.log(measured / predicted)
+        low, high = self.interval(key)
+        inside = low <= measured / predicted <= high
+        if len(self._all) >= _ENOUGH:
+            self.n += 1
+            self.covered += inside
+            self._miss += _ADAPTATION * (self._target - (not inside))
+            self._miss = min(max(self._miss, 0.0), 0.5)
+        self._all.append(error)
+        self._own.setdefault(key, deque(maxlen=self._window)).append(error)
+
+
+def _at(ordered: list[float], rank: float) -> float:
+    """Between ranks linearly; beyond the outermost, a quarter farther from the middle."""
+    last = len(ordered) - 1
+    middle = ordered[last // 2]
+    if rank < 0:
+        return middle + (ordered[0] - middle) * (1 + (_BEYOND - 1) * min(1.0, -rank))
+    if rank > last:
+        return middle + (ordered[last] - middle) * (1 + (_BEYOND - 1) * min(1.0, rank - last))
+    below = int(rank)
+    part = rank - below
+    above = min(below + 1, last)
+    return ordered[below] * (1 - part) + ordered[above] * part

@@ -1,0 +1,146 @@
+"""The pilot: who asks the planner before every frame, and tells it and the cloud what came of it.
+
+    frame -> Pilot.choose -> Planner -> plan       (announced to the cloud when it changes)
+    Outcome -> Pilot.served -> Planner
+    no frames for the link -> Prober -> LinkEstimator
+    Welcome.learned -> Planner
+
+A cloud that does not answer in good time is taken for away, and a plan without it serves, until a
+probe gets through again.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+
+from common.costs import PlanCost
+from common.errors import CloudUnavailableError
+from common.link import Link
+from common.messages import microseconds
+from common.rpc import splitpoint_pb2 as pb
+from edge.client import CloudClient
+from edge.planner import DEFAULT, Choice, Expected, Planner, PlannerSettings, Served, State
+from edge.prober import Prober
+
+_LOG = logging.getLogger("splitpoint.edge")
+_PATIENCE = 4.0
+_LEAST_PATIENCE_S = 1.0
+_MAX_REASON = 300
+
+
+class Pilot:
+    """Chooses the plan of every frame.
+
+    Args:
+        client: The way to the cloud.
+        costs: Of the plans to choose from; the first is used at the start.
+        link: What is believed of the link until it was measured.
+        settings: How eagerly plans are switched.
+    """
+
+    def __init__(
+        self,
+        client: CloudClient,
+        costs: Sequence[PlanCost],
+        link: Link,
+        settings: PlannerSettings = DEFAULT,
+    ) -> None:
+        self._client = client
+        self._planner = Planner(costs, link, client.link, settings)
+        self._prober = Prober(client, self._planner)
+        self._announced: tuple[object, bytes] | None = None
+
+    def ready(self) -> None:
+        """Connect and learn the link, so that the first frame need not.
+
+        Raises:
+            CloudUnavailableError: If the cloud does not greet, and no plan does without it.
+        """
+        try:
+            self._prober.calibrate()
+        except CloudUnavailableError as error:
+            self._planner.lost()
+            if not self._planner.can_rest:
+                raise
+            _LOG.warning("serving without the cloud: %s", error)
+
+    def choose(self, deadline_ms: float | None = None) -> Choice:
+        """The plan of the next frame; see `Planner.choose`."""
+        self._prober.frame()
+        now_s = time.perf_counter()
+        choice = self._planner.choose(now_s, deadline_ms)
+        if choice.switched:
+            _LOG.info("from now on %s: %s", choice.expected.cost.plan.name, choice.reason)
+        self._announce(now_s)
+        return choice
+
+    def expected(self, digest: bytes) -> Expected | None:
+        """What is expected of a plan that was asked for by name; None if it is not chosen from."""
+        if self._planner.cost_of(digest) is None:
+            return None
+        self._prober.frame()
+        return self._planner.expected(digest, time.perf_counter())
+
+    def patience_s(self, expected: Expected) -> float | None:
+        """How long to wait for the cloud's answer; as long as usual if nothing else can serve."""
+        if not self._planner.can_rest:
+            return None
+        return max(_LEAST_PATIENCE_S, _PATIENCE * expected.high_ms / 1e3)
+
+    def served(self, expected: Expected, frame: Served) -> None:
+        """Learn from a frame that was answered."""
+        self._planner.served(expected, frame)
+
+    def lost(self, size_bytes: int, waited_ms: float) -> bool:
+        """Learn that the cloud did not answer; returns whether a plan can do without it."""
+        self._client.link.overdue(time.perf_counter(), size_bytes, waited_ms)
+        self._planner.lost()
+        return self._planner.can_rest
+
+    def welcomed(self, welcome: pb.Welcome) -> None:
+        """Start from what the cloud has learnt of edges like this one."""
+        for each in welcome.learned:
+            edge_ms, cloud_ms = each.edge_us / 1e3, each.cloud_us / 1e3
+            self._planner.seed(each.plan_digest, each.n, edge_ms, cloud_ms, each.uplink_bytes)
+
+    @property
+    def current(self) -> bytes:
+        """Digest of the plan in use."""
+        return self._planner.current
+
+    def state(self) -> State:
+        """All that is believed."""
+        return self._planner.state(time.perf_counter())
+
+    def close(self) -> None:
+        """Send no more probes."""
+        self._prober.close()
+
+    def _announce(self, now_s: float) -> None:
+        """Tell the cloud which plan is used, once for each stream and plan."""
+        stream = self._client.stream
+        if stream is None or self._announced == (stream, self._planner.current):
+            return
+        self._announced = stream, self._planner.current
+        self._client.tell(announcement(self._planner.state(now_s)))
+
+
+def announcement(state: State) -> pb.Switch:
+    """What the cloud is told of a planner's state."""
+    link = state.link
+    return pb.Switch(
+        plan_digest=state.current,
+        reason=state.reason[:_MAX_REASON],
+        uplink_bps=link.uplink_bps or 0.0,
+        rtt_us=microseconds(link.rtt_ms or 0.0),
+        burst_bytes=round(link.burst_bytes),
+        expected=[
+            pb.Expectation(
+                plan_digest=each.digest,
+                latency_us=microseconds(each.latency_ms),
+                fixed_us=microseconds(each.fixed_ms),
+                uplink_bytes=round(each.uplink_bytes),
+            )
+            for each in state.expected
+        ],
+    )

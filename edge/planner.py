@@ -1,0 +1,370 @@
+"""The live planner: which plan serves the next frame.
+
+    search's predictions x corrections + link estimate -> expected latency of every plan -> choice
+    what the frame took -> corrections, link estimate
+
+It stands on the edge, because the edge knows first: a link that fell, a cloud that went away and
+the deadline of a request are all seen there, before any message could cross the link. What the
+cloud has learnt from earlier streams of such an edge seeds the corrections.
+
+A change of plan waits until staying has cost a set share of a frame, summed over frames: the rule
+of the ski rental problem. Large gains switch within two frames, small ones once they have added up,
+noise about zero never; and no bandwidth makes two plans alternate.
+
+A plan that may be faster, as far as its uncertainty says, is tried for single frames, as long as
+all trials together have cost less than a small share of the time spent.
+"""
+
+import math
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from common.costs import PlanCost
+from common.link import Link
+from edge.correction import Correction, Coverage
+from edge.link_estimate import Estimate, LinkEstimator
+
+_MOST_SEED = 10
+_FORGIVING = 0.9
+_QUEUE_GAIN = 0.2
+
+
+@dataclass(frozen=True)
+class PlannerSettings:
+    """How eagerly a planner switches.
+
+    Attributes:
+        switch_cost: Regret of staying, in frames of the present plan, that a switch waits for.
+        dwell_s: Least time between two switches, unless the present plan cannot serve.
+        trial_share: Share of all time that trials of other plans may cost.
+        least_gain: Gain of another plan, as a share, that is worth a switch at all.
+    """
+
+    switch_cost: float = 0.25
+    dwell_s: float = 0.3
+    trial_share: float = 0.005
+    least_gain: float = 0.01
+
+
+DEFAULT = PlannerSettings()
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What is expected of one plan now.
+
+    Attributes:
+        cost: The plan and its uncorrected costs.
+        latency_ms: From the picture to its detections.
+        low_ms: Lower end of the interval that holds 95 % of the frames.
+        high_ms: Its upper end.
+        fixed_ms: The part that does not depend on the uplink's bandwidth.
+        uplink_bytes: Of a frame.
+        spread: Standard deviation of the logarithm of `latency_ms`: how little is known.
+    """
+
+    cost: PlanCost
+    latency_ms: float
+    low_ms: float
+    high_ms: float
+    fixed_ms: float
+    uplink_bytes: float
+    spread: float
+
+    @property
+    def digest(self) -> bytes:
+        """Of the plan."""
+        return self.cost.digest
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The plan of one frame.
+
+    Attributes:
+        expected: The plan, with what is expected of it.
+        switched: Whether it is the plan of the frames to come, and was not that of those before.
+        reason: Why, in one line.
+    """
+
+    expected: Expected
+    switched: bool
+    reason: str
+
+    @property
+    def digest(self) -> bytes:
+        """Of the plan."""
+        return self.expected.digest
+
+
+@dataclass(frozen=True)
+class Served:
+    """What one frame took.
+
+    Attributes:
+        edge_ms: On the edge, hand-overs between threads included.
+        cloud_ms: In the cloud, without waiting; 0 for edge-only.
+        queue_ms: Waiting in the cloud; 0 for edge-only.
+        uplink_bytes: Of the message; 0 for edge-only.
+        latency_ms: All of it.
+    """
+
+    edge_ms: float
+    cloud_ms: float
+    queue_ms: float
+    uplink_bytes: float
+    latency_ms: float
+
+
+@dataclass(frozen=True)
+class State:
+    """All that a planner believes, for people.
+
+    Attributes:
+        expected: Of every plan, fastest first.
+        current: Digest of the plan in use.
+        reason: Why it is in use.
+        link: The estimate.
+        cloud_away: Whether the cloud was last found unreachable.
+        drifts: How often the edge's, the cloud's times left their past for good.
+        coverage: Share of the frames that lay in their 95 % interval; None at the beginning.
+    """
+
+    expected: tuple[Expected, ...]
+    current: bytes
+    reason: str
+    link: Estimate
+    cloud_away: bool
+    drifts: tuple[int, int]
+    coverage: float | None
+
+
+class Planner:
+    """Chooses plans and learns from what frames took. Thread-safe.
+
+    Args:
+        costs: Of the plans to choose from; the first is used at the start.
+        link: What is believed of the link until it was measured.
+        estimator: Of the link; fed by whoever sends messages.
+        settings: How eagerly it switches.
+    """
+
+    def __init__(
+        self,
+        costs: Sequence[PlanCost],
+        link: Link,
+        estimator: LinkEstimator,
+        settings: PlannerSettings = DEFAULT,
+    ) -> None:
+        self._costs = {cost.digest: cost for cost in costs}
+        self._link = link
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._edge, self._cloud, self._bytes = Correction(), Correction(), Correction()
+        self._coverage = Coverage()
+        self._estimator = estimator
+        self._queue_ms = 0.0
+        self._away = False
+        self._current = next(iter(self._costs))
+        self._reason = "the first of the bundle"
+        self._switched_s = -math.inf
+        self._regret = 0.0
+        self._spent_ms = self._trials_ms = 0.0
+
+    def choose(self, now_s: float, deadline_ms: float | None = None) -> Choice:
+        """The plan of the next frame.
+
+        Args:
+            now_s: By the edge's monotonic clock.
+            deadline_ms: If given, the most accurate plan that is expected to keep it serves this
+                frame, or the fastest if none is; frames without a deadline go on as they were.
+        """
+        with self._lock:
+            expected = self._expected(now_s)
+            if deadline_ms is not None:
+                return self._in_time(list(expected.values()), deadline_ms)
+            choice = self._without_deadline(expected, now_s)
+            return replace(choice, expected=self._bounded(choice.expected))
+
+    def served(self, choice: Expected, frame: Served) -> None:
+        """Learn from a frame that was answered."""
+        with self._lock:
+            cost = choice.cost
+            for each in (self._edge, self._cloud, self._bytes):
+                each.step()
+            self._edge.learn(cost.digest, frame.edge_ms, cost.edge_ms)
+            if cost.needs_cloud:
+                self._away = False
+                self._cloud.learn(cost.digest, frame.cloud_ms, cost.cloud_ms)
+                self._bytes.learn(cost.digest, frame.uplink_bytes, cost.uplink_bytes)
+                self._queued(frame.queue_ms)
+            self._coverage.learn(cost.digest, frame.latency_ms, choice.latency_ms)
+            self._spent_ms += frame.latency_ms
+
+    def probed(self, queue_ms: float) -> None:
+        """Learn from an answered probe that the cloud is there, and how busy."""
+        with self._lock:
+            self._away = False
+            self._queued(queue_ms)
+
+    def lost(self) -> None:
+        """Learn that the cloud cannot be reached."""
+        with self._lock:
+            self._away = True
+
+    def seed(self, digest: bytes, n: int, edge_ms: float, cloud_ms: float, size: float) -> None:
+        """Learn what n earlier frames of a plan took, in medians."""
+        with self._lock:
+            cost = self._costs.get(digest)
+            if cost is not None and n > 0:
+                weight = float(min(n, _MOST_SEED))
+                self._edge.learn(digest, edge_ms, cost.edge_ms, weight)
+                self._cloud.learn(digest, cloud_ms, cost.cloud_ms, weight)
+                self._bytes.learn(digest, size, cost.uplink_bytes, weight)
+
+    def cost_of(self, digest: bytes) -> PlanCost | None:
+        """The costs of a plan that it chooses from."""
+        return self._costs.get(digest)
+
+    def expected(self, digest: bytes, now_s: float) -> Expected:
+        """What is expected of one plan."""
+        with self._lock:
+            link = self._estimator.estimate(now_s)
+            return self._bounded(self._one(self._costs[digest], link))
+
+    def state(self, now_s: float) -> State:
+        """All that is believed."""
+        with self._lock:
+            bounded = (self._bounded(each) for each in self._expected(now_s).values())
+            expected = sorted(bounded, key=lambda e: e.latency_ms)
+            known = self._coverage.n
+            return State(
+                expected=tuple(expected),
+                current=self._current,
+                reason=self._reason,
+                link=self._estimator.estimate(now_s),
+                cloud_away=self._away,
+                drifts=(self._edge.drifts, self._cloud.drifts),
+                coverage=self._coverage.covered / known if known else None,
+            )
+
+    def wants_probe(self, now_s: float) -> bool:
+        """Whether a fresh look at the link could change the choice.
+
+        It could not if no plan that needs the cloud would be faster with an infinite bandwidth.
+        """
+        with self._lock:
+            if self._away:
+                return True
+            expected = self._expected(now_s)
+            current = expected[self._current]
+            return any(
+                e.fixed_ms < current.latency_ms for e in expected.values() if e.cost.needs_cloud
+            )
+
+    @property
+    def current(self) -> bytes:
+        """Digest of the plan in use."""
+        return self._current
+
+    @property
+    def cloud_away(self) -> bool:
+        """Whether the cloud was last found unreachable."""
+        return self._away
+
+    @property
+    def can_rest(self) -> bool:
+        """Whether some plan serves without the cloud."""
+        return any(not cost.needs_cloud for cost in self._costs.values())
+
+    def _without_deadline(self, expected: dict[bytes, Expected], now_s: float) -> Choice:
+        able = [e for e in expected.values() if not (self._away and e.cost.needs_cloud)]
+        able = able or list(expected.values())
+        best = min(able, key=lambda e: e.latency_ms)
+        current = expected[self._current]
+        if current not in able:
+            return self._switch(best, now_s, "the cloud is away")
+        gain = 1 - best.latency_ms / current.latency_ms
+        if gain < self._settings.least_gain:
+            self._regret *= _FORGIVING
+            return self._trial(current, able) or Choice(current, False, self._reason)
+        self._regret += gain
+        rested = now_s - self._switched_s >= self._settings.dwell_s
+        if self._regret < self._settings.switch_cost or not rested:
+            return Choice(current, False, self._reason)
+        reason = (
+            f"{best.latency_ms:.1f} ms expected, "
+            f"{current.latency_ms:.1f} with {current.cost.plan.name}"
+        )
+        return self._switch(best, now_s, reason)
+
+    def _switch(self, best: Expected, now_s: float, reason: str) -> Choice:
+        self._current, self._reason = best.digest, reason
+        self._switched_s, self._regret = now_s, 0.0
+        return Choice(best, True, reason)
+
+    def _trial(self, current: Expected, able: Sequence[Expected]) -> Choice | None:
+        """A plan that may be faster and is little known, if trials were cheap so far."""
+        hopeful = [
+            e
+            for e in able
+            if e.digest != current.digest
+            and e.latency_ms * math.exp(-e.spread) < current.latency_ms
+        ]
+        if not hopeful:
+            return None
+        tried = min(hopeful, key=lambda e: e.latency_ms * math.exp(-e.spread))
+        price_ms = max(0.0, tried.latency_ms - current.latency_ms)
+        if self._trials_ms + price_ms > self._settings.trial_share * self._spent_ms:
+            return None
+        self._trials_ms += price_ms
+        return Choice(tried, False, f"tried: it may be faster than {current.cost.plan.name}")
+
+    def _expected(self, now_s: float) -> dict[bytes, Expected]:
+        link = self._estimator.estimate(now_s)
+        return {digest: self._one(cost, link) for digest, cost in self._costs.items()}
+
+    def _one(self, cost: PlanCost, link: Estimate) -> Expected:
+        digest = cost.digest
+        edge_ms = cost.edge_ms * self._edge.factor(digest)
+        parts = [(edge_ms, self._edge.spread(digest))]
+        size = transfer_ms = fixed_ms = 0.0
+        if cost.needs_cloud:
+            size = cost.uplink_bytes * self._bytes.factor(digest)
+            transfer_ms = link.uplink_ms(size, self._link)
+            rtt_ms = self._link.rtt_ms if link.rtt_ms is None else link.rtt_ms
+            cloud_ms = cost.cloud_ms * self._cloud.factor(digest)
+            fixed_ms = rtt_ms + self._queue_ms + cloud_ms
+            parts += [(cloud_ms, self._cloud.spread(digest))]
+            parts += [(transfer_ms, math.hypot(link.spread, self._bytes.spread(digest)))]
+        fixed_ms += edge_ms
+        latency_ms = fixed_ms + transfer_ms
+        return Expected(
+            cost=cost,
+            latency_ms=latency_ms,
+            low_ms=latency_ms,
+            high_ms=latency_ms,
+            fixed_ms=fixed_ms,
+            uplink_bytes=size,
+            spread=math.hypot(*(ms * spread for ms, spread in parts)) / max(latency_ms, 1e-9),
+        )
+
+    def _bounded(self, expected: Expected) -> Expected:
+        """With its interval, which takes sorting: not done for plans that nobody asks about."""
+        low, high = self._coverage.interval(expected.digest)
+        ms = expected.latency_ms
+        return replace(expected, low_ms=ms * low, high_ms=ms * high)
+
+    def _in_time(self, expected: Sequence[Expected], deadline_ms: float) -> Choice:
+        bounded = [self._bounded(each) for each in expected]
+        able = [e for e in bounded if not (self._away and e.cost.needs_cloud)] or bounded
+        in_time = [e for e in able if e.high_ms <= deadline_ms]
+        if not in_time:
+            fastest = min(able, key=lambda e: e.latency_ms)
+            return Choice(fastest, False, f"the fastest; none keeps {deadline_ms:g} ms for sure")
+        best = min(in_time, key=lambda e: (-e.cost.plan.predicted.accuracy, e.latency_ms))
+        return Choice(best, False, f"the most accurate within {deadline_ms:g} ms")
+
+    def _queued(self, queue_ms: float) -> None:
+        self._queue_ms += _QUEUE_GAIN * (queue_ms - self._queue_ms)

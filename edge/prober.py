@@ -1,0 +1,168 @@
+"""Probes: how the edge keeps its picture of the link fresh while frames do not.
+
+    nothing known yet      pings, then two sizes one after the other: floor, bandwidth, burst
+    bandwidth is stale     one probe, of a size that the link passes in a moment
+    floor is stale         one ping
+    cloud away             a ping a second, each by a new stream
+
+Nothing is sent while no frames come, nor when no bandwidth could change the choice of a plan.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+
+from common.errors import SplitpointError
+from common.messages import MAX_PROBE_BYTES
+from common.rpc import splitpoint_pb2 as pb
+from edge.client import CloudClient
+from edge.planner import Planner
+
+_LOG = logging.getLogger("splitpoint.edge")
+
+PINGS = 3
+CALIBRATION_BYTES = (3000, 9000)
+"""Within what a TCP connection may send at once, and beyond any usual token bucket."""
+
+_ACTIVE_S = 3.0
+_PING_S = 5.0
+_STALE_S = 0.8
+_AWAY_S = 1.0
+_TIMEOUT_S = 2.0
+_PROBE_S = 0.02
+_MOST_SHARE = 0.05
+_LEAST_BYTES = 3000
+_MOST_BYTES = 24_000
+
+
+class Prober:
+    """Sends pings and probes from a thread of its own.
+
+    Args:
+        client: The way to the cloud.
+        planner: Who wants to know; without one there are only pings.
+        clock: Seconds of a monotonic clock.
+    """
+
+    def __init__(
+        self,
+        client: CloudClient,
+        planner: Planner | None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._client = client
+        self._planner = planner
+        self._clock = clock
+        self._wake = threading.Condition()
+        self._active_s = self._pinged_s = self._probed_s = -float("inf")
+        self._stream: object = None
+        self._turn = 0
+        self._closed = False
+        self._thread: threading.Thread | None = None
+        self._calibrating = threading.Lock()
+
+    def frame(self) -> None:
+        """Say that a frame is being served: probes make sense for the next seconds."""
+        with self._wake:
+            idle = self._clock() - self._active_s > _ACTIVE_S
+            self._active_s = self._clock()
+            if self._thread is None and not self._closed:
+                self._thread = threading.Thread(target=self._work, name="prober", daemon=True)
+                self._thread.start()
+            elif idle:
+                self._wake.notify_all()
+
+    def calibrate(self) -> None:
+        """Learn the link of a new stream, now; does nothing for one that is known.
+
+        Raises:
+            CloudUnavailableError: If the cloud does not answer.
+        """
+        with self._calibrating:
+            stream = self._client.stream
+            if stream is not None and stream is self._stream:
+                return
+            for _ in range(PINGS):
+                self._ping()
+            if self._planner is not None:
+                for size in CALIBRATION_BYTES:
+                    self._probe(size)
+            self._stream = self._client.stream
+
+    def close(self) -> None:
+        """Send nothing more."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify_all()
+
+    def due(self, now_s: float) -> tuple[float, Callable[[], None] | None]:
+        """What to do: how many seconds to wait, and what to send then, if still nothing is known.
+
+        An infinite wait lasts until the next frame.
+        """
+        if now_s - self._active_s > _ACTIVE_S:
+            return float("inf"), None
+        if self._planner is not None and self._planner.cloud_away:
+            return max(0.0, self._probed_s + _AWAY_S - now_s), self._look_for_cloud
+        if self._client.stream is None or self._client.stream is not self._stream:
+            return 0.0, self.calibrate
+        waits: list[tuple[float, Callable[[], None]]] = [
+            (self._pinged_s + _PING_S - now_s, self._ping)
+        ]
+        if self._planner is not None and self._planner.wants_probe(now_s):
+            link = self._client.link.estimate(now_s)
+            size = self._size(link.uplink_bps)
+            pause_s = size * 8 / (_MOST_SHARE * (link.uplink_bps or 1e6))
+            stale_s = max(_STALE_S - link.age_s, self._probed_s + pause_s - now_s)
+            waits.append((stale_s, lambda: self._probe(size)))
+        wait_s, act = min(waits, key=lambda each: each[0])
+        return max(0.0, wait_s), act
+
+    def _work(self) -> None:
+        while True:
+            with self._wake:
+                wait_s, act = self.due(self._clock())
+                if wait_s > 0 and not self._closed:
+                    # What is known may change meanwhile: look again, at the latest, after a while.
+                    self._wake.wait(None if act is None else min(wait_s, _STALE_S))
+                    continue
+                if self._closed:
+                    return
+            if act is not None:
+                try:
+                    act()
+                except SplitpointError as error:
+                    _LOG.debug("a probe failed: %s", error)
+                    if self._planner is not None:
+                        self._planner.lost()
+                    self._pinged_s = self._probed_s = self._clock()
+
+    def _look_for_cloud(self) -> None:
+        self._probed_s = self._clock()
+        try:
+            self._ping()
+        except SplitpointError:
+            self._client.reset()  # a stream that went silent may stay so for long: open another
+            raise
+
+    def _ping(self) -> None:
+        self._ask(b"")
+        self._pinged_s = self._clock()
+
+    def _probe(self, size_bytes: int) -> None:
+        self._turn += 1
+        self._probed_s = self._clock()
+        self._ask(os.urandom(size_bytes))
+
+    def _ask(self, padding: bytes) -> None:
+        answer = self._client.request(pb.Probe(padding=padding), _TIMEOUT_S)
+        if self._planner is not None:
+            self._planner.probed(answer.result.times.queue_us / 1e3)
+
+    def _size(self, uplink_bps: float | None) -> int:
+        """Alternating sizes tell the burst from the bandwidth."""
+        moment = (uplink_bps or 1e6) * _PROBE_S / 8
+        size = min(max(moment, _LEAST_BYTES), _MOST_BYTES) * (2.5 if self._turn % 2 else 1.0)
+        return min(int(size), MAX_PROBE_BYTES)
