@@ -33,8 +33,10 @@ STAGES = (
 MAX_MEASUREMENTS = 16
 """Of one message."""
 
+LONGEST_US = 600_000_000
+"""What a stage can take at the most."""
+
 _REMEMBERED = 64
-_LONGEST_US = 600_000_000
 _SLACK_US = 2_000
 """Times are rounded, and threads are switched between two readings of a clock."""
 _FASTEST_BPS = 1e12
@@ -162,8 +164,8 @@ def _checked(edge: pb.EdgeTimes, round_trip_us: int) -> dict[str, float]:
         "encode": edge.encode_us,
     }
     longest = max(*parts.values(), round_trip_us, edge.postprocess_us, edge.total_us, edge.rtt_us)
-    if longest > _LONGEST_US:
-        raise ImpossibleTimesError(f"{longest / 1e6:.0f} s, more than {_LONGEST_US / 1e6:.0f}")
+    if longest > LONGEST_US:
+        raise ImpossibleTimesError(f"{longest / 1e6:.0f} s, more than {LONGEST_US / 1e6:.0f}")
     if edge.total_us == 0:
         raise ImpossibleTimesError("a frame that took no time")
     if not (math.isfinite(edge.uplink_bps) and 0 <= edge.uplink_bps <= _FASTEST_BPS):

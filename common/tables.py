@@ -27,6 +27,9 @@ Source = Literal["simulated", "profiled", "served"]
 StageTimes = Mapping[bytes, Mapping[str, Timing]]
 """By digest of a plan and stage of its path: what it took."""
 
+MAX_PROFILE_ROWS = 2048
+"""That one ProfileReport may carry."""
+
 _MAX_FILE_BYTES = 64 << 20
 
 
