@@ -11,11 +11,12 @@ _STAGES = {
     "preprocess": "letterbox (edge)",
     "head": "head, int8 (edge)",
     "encode": "encode (edge)",
-    "link": "link, both ways",
-    "decode": "decode (cloud)",
+    "uplink": "uplink",
     "queue": "queue (cloud)",
+    "decode": "decode (cloud)",
     "tail": "tail, fp32 (cloud)",
     "postprocess": "boxes and NMS",
+    "downlink": "downlink",
     "other": "hand-overs",
 }
 

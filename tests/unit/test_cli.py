@@ -85,7 +85,16 @@ def test_edge_only_runs_without_a_cloud(
             "HOST:PORT",
         ),
         (
-            "edge --bundle {bundle} --cloud 127.0.0.1:1 --plan split-4 {picture}".split(),
+            [
+                "edge",
+                "--bundle",
+                "{bundle}",
+                "--cloud",
+                "127.0.0.1:1",
+                "--plan",
+                "split-4",
+                "{picture}",
+            ],
             69,
             "is `splitpoint cloud` running there",
         ),
