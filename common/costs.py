@@ -2,14 +2,41 @@
 
     latency(plan, link) = edge + bytes / uplink + round trip + cloud
 
-Edge-only has no cloud side, sends nothing before it answers, and knows no link.
+Every stage takes what the search predicted, until a latency table knows better: served frames are
+believed before a profile, a profile before everything else. Edge-only has no cloud side, sends
+nothing before it answers, and knows no link.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
+from common.crossover import Line
 from common.link import Link
 from common.manifest import Plan
+from common.tables import LatencyRow, Segment, Side, Source, segments
+
+ENOUGH = 20
+"""Served frames that are believed before a profile."""
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """One stage of a plan.
+
+    Attributes:
+        stage: As `common.tables.Segment` has it.
+        side: Where it runs.
+        ms: What it takes.
+        source: How that is known.
+        n: Runs or frames behind it; 0 of a prediction.
+    """
+
+    stage: str
+    side: Side
+    ms: float
+    source: Source | Literal["predicted"]
+    n: int = 0
 
 
 @dataclass(frozen=True)
@@ -22,6 +49,7 @@ class PlanCost:
         edge_ms: Preprocess, head and encode; of edge-only, postprocess too.
         cloud_ms: Decode, tail and postprocess; 0 for edge-only.
         uplink_bytes: Size of a frame's message; 0 for edge-only.
+        stages: What `edge_ms` and `cloud_ms` are made of, in the order of the path.
     """
 
     digest: bytes
@@ -29,6 +57,7 @@ class PlanCost:
     edge_ms: float
     cloud_ms: float
     uplink_bytes: float
+    stages: tuple[StageCost, ...] = ()
 
     @property
     def needs_cloud(self) -> bool:
@@ -37,21 +66,70 @@ class PlanCost:
 
     def latency_ms(self, link: Link) -> float:
         """Expected over a link."""
+        return self.line(link.rtt_ms).latency_ms(link.uplink_bps)
+
+    def line(self, rtt_ms: float) -> Line:
+        """The same over the bandwidth of the uplink."""
         if not self.needs_cloud:
-            return self.edge_ms
-        uplink_ms = self.uplink_bytes * 8e3 / link.uplink_bps
-        return self.edge_ms + uplink_ms + link.rtt_ms + self.cloud_ms
+            return Line(self.plan.name, 0.0, self.edge_ms)
+        return Line(self.plan.name, self.uplink_bytes, self.edge_ms + rtt_ms + self.cloud_ms)
 
 
-def costs(plans: Mapping[bytes, Plan]) -> list[PlanCost]:
-    """The costs of a bundle's plans, as the search predicted them."""
-    return [_cost(digest, plan) for digest, plan in plans.items()]
+def costs(
+    plans: Mapping[bytes, Plan], rows: Iterable[LatencyRow] = (), device: str | None = None
+) -> list[PlanCost]:
+    """The costs of a bundle's plans.
+
+    Args:
+        plans: By digest.
+        rows: Of latency tables.
+        device: Whose rows are meant on the edge; None takes those of any. The cloud's always count.
+    """
+    concerned = (row for row in rows if row.side == "cloud" or device in (None, row.device))
+    known = {_key(row): row for row in sorted(concerned, key=_worth)}
+    return [_cost(digest, plan, known) for digest, plan in plans.items()]
 
 
-def _cost(digest: bytes, plan: Plan) -> PlanCost:
-    expected = plan.predicted
-    edge_ms = expected.preprocess_ms + expected.head_ms
-    if plan.tail is None:
-        return PlanCost(digest, plan, edge_ms + expected.postprocess_ms, 0.0, 0.0)
-    cloud_ms = expected.decode_ms + expected.tail_ms + expected.postprocess_ms
-    return PlanCost(digest, plan, edge_ms + expected.encode_ms, cloud_ms, expected.uplink_bytes)
+def lines(costs: Iterable[PlanCost], rtt_ms: float) -> list[Line]:
+    """Latencies over bandwidth, for `common.crossover`, in the same order."""
+    return [cost.line(rtt_ms) for cost in costs]
+
+
+_Key = tuple[str, str, str]
+
+
+def _cost(digest: bytes, plan: Plan, known: Mapping[_Key, LatencyRow]) -> PlanCost:
+    stages = tuple(_stage(segment, plan, known) for segment in segments(plan))
+    return PlanCost(
+        digest,
+        plan,
+        edge_ms=_sum(stages, "edge"),
+        cloud_ms=_sum(stages, "cloud"),
+        uplink_bytes=0.0 if plan.tail is None else plan.predicted.uplink_bytes,
+        stages=stages,
+    )
+
+
+def _stage(segment: Segment, plan: Plan, known: Mapping[_Key, LatencyRow]) -> StageCost:
+    row = known.get((segment.side, segment.name, segment.bits))
+    if row is not None:
+        return StageCost(segment.stage, segment.side, row.median_ms, row.source, row.n)
+    predicted_ms: float = getattr(plan.predicted, f"{segment.stage}_ms")
+    return StageCost(segment.stage, segment.side, predicted_ms, "predicted")
+
+
+def _sum(stages: Sequence[StageCost], side: Side) -> float:
+    return sum(stage.ms for stage in stages if stage.side == side)
+
+
+def _key(row: LatencyRow) -> _Key:
+    return row.side, row.segment, row.bits
+
+
+def _worth(row: LatencyRow) -> tuple[int, float]:
+    """How much a row is believed."""
+    if row.source == "served":
+        tier = 3 if row.n >= ENOUGH else 1
+    else:
+        tier = {"profiled": 2, "simulated": 0}[row.source]
+    return tier, row.last_seen_s
