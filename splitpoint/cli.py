@@ -16,6 +16,7 @@ from splitpoint.commands import (
     cloud,
     demo,
     edge,
+    explain,
     models,
     profile,
     propose,
@@ -54,6 +55,7 @@ app.command("propose")(propose.run)
 app.command("profile")(profile.run)
 app.command("allocate")(allocate.run)
 app.command("quantize")(quantize.run)
+app.command("explain")(explain.run)
 app.command("edge")(edge.run)
 app.command("cloud")(cloud.run)
 

@@ -1,0 +1,115 @@
+"""Which plan is used on a link, why, and at which bandwidths that changes: the arithmetic of it.
+
+    costs of the plans + link + deadline -> Explanation: a plan, the reason, stretches of bandwidth
+
+Without a deadline the fastest plan is meant; with one, the most accurate of those that meet it, or
+the fastest if none does.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations, pairwise
+
+from common.costs import PlanCost, lines
+from common.crossover import Stretch, crossovers
+from common.link import Link
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A choice among plans.
+
+    Attributes:
+        chosen: The plan that is used.
+        reason: Why, in one line.
+        stretches: Which plan is used at which bandwidth, with the same round trip and deadline.
+        fastest: All plans, fastest first.
+    """
+
+    chosen: PlanCost
+    reason: str
+    stretches: list[Stretch]
+    fastest: list[PlanCost]
+
+
+def explain(costs: Sequence[PlanCost], link: Link, deadline_ms: float | None = None) -> Explanation:
+    """The choice on a link.
+
+    Args:
+        costs: Of at least one plan; of equal ones the first is meant.
+        link: Between edge and cloud.
+        deadline_ms: When the answer shall be there.
+    """
+    fastest = sorted(costs, key=lambda cost: cost.latency_ms(link))
+    chosen = _chosen(costs, link.rtt_ms, link.uplink_bps, deadline_ms)
+    return Explanation(
+        chosen,
+        _reason(chosen, fastest, link, deadline_ms),
+        _stretches(costs, link.rtt_ms, deadline_ms),
+        fastest,
+    )
+
+
+def _chosen(
+    costs: Sequence[PlanCost], rtt_ms: float, uplink_bps: float, deadline_ms: float | None
+) -> PlanCost:
+    def latency_ms(cost: PlanCost) -> float:
+        return cost.line(rtt_ms).latency_ms(uplink_bps)
+
+    if deadline_ms is not None:
+        meeting = [cost for cost in costs if latency_ms(cost) <= deadline_ms]
+        if meeting:
+            return min(meeting, key=lambda c: (-c.plan.predicted.accuracy, latency_ms(c)))
+    return min(costs, key=latency_ms)
+
+
+def _reason(
+    chosen: PlanCost, fastest: Sequence[PlanCost], link: Link, deadline_ms: float | None
+) -> str:
+    took = f"{chosen.latency_ms(link):.1f} ms"
+    if deadline_ms is None:
+        rival = next((cost for cost in fastest if cost is not chosen), None)
+        if rival is None:
+            return f"the only plan: {took} over {link}"
+        more_ms = rival.latency_ms(link) - chosen.latency_ms(link)
+        return (
+            f"the fastest over {link}: {took}; {rival.plan.name} would take {more_ms:.1f} ms more"
+        )
+    meeting = sum(cost.latency_ms(link) <= deadline_ms for cost in fastest)
+    within = f"within {deadline_ms:g} ms over {link}"
+    if not meeting:
+        return f"no plan answers {within}; this is the fastest: {took}"
+    which = "the only plan that answers"
+    if meeting > 1:
+        which = f"the most accurate of {meeting} plans that answer"
+    return f"{which} {within}: {took}, accuracy {chosen.plan.predicted.accuracy:.1f}"
+
+
+def _stretches(
+    costs: Sequence[PlanCost], rtt_ms: float, deadline_ms: float | None
+) -> list[Stretch]:
+    """The choice at all bandwidths: it can change where plans meet each other or the deadline."""
+    known = lines(costs, rtt_ms)
+    if deadline_ms is None:
+        return crossovers(known)
+    borders = {0.0} | {_bps(line.uplink_bytes, deadline_ms - line.fixed_ms) for line in known}
+    borders |= {
+        _bps(one.uplink_bytes - other.uplink_bytes, other.fixed_ms - one.fixed_ms)
+        for one, other in combinations(known, 2)
+    }
+    starts = sorted(border for border in borders if 0 <= border < math.inf)
+    made: list[Stretch] = []
+    for start_bps, end_bps in pairwise([*starts, math.inf]):
+        inside_bps = (start_bps + end_bps) / 2 if end_bps < math.inf else 2 * start_bps or 1e6
+        line = _chosen(costs, rtt_ms, inside_bps, deadline_ms).line(rtt_ms)
+        if made and made[-1].line == line:
+            made[-1] = replace(made[-1], to_bps=end_bps)
+        else:
+            made.append(Stretch(line, start_bps, end_bps))
+    return made
+
+
+def _bps(more_bytes: float, less_ms: float) -> float:
+    """Where so many more bytes take as long as so much less of everything else; 0 if nowhere."""
+    return max(0.0, 8e3 * more_bytes / less_ms) if less_ms else 0.0
