@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from common.errors import CloudUnavailableError, SettingsError
-from common.link import Link, Shaper, parse_link
+from common.link import Link, LinkTrace, Shaper, parse_link
 from common.rpc import splitpoint_pb2 as pb
 from edge.shaping import DelayLine, ShapedTransport
 from edge.transport import GrpcTransport, InProcessTransport, check_address
@@ -156,6 +156,18 @@ class TestShaped:
         sent = [inner.sent.get(timeout=60) for _ in range(3)]
         assert [message.frame.frame_id for _, message in sent] == [1, 2, 3]
         assert sorted(at_s for at_s, _ in sent) == [at_s for at_s, _ in sent]
+        transport.close()
+
+    def test_a_trace_that_began_earlier_goes_on_where_it_is(self) -> None:
+        clock = FakeClock()
+        inner = ScriptedTransport(clock)
+        trace = LinkTrace(((0.0, LINK), (1.0, None), (4.0, LINK)))
+        transport = ShapedTransport(inner, trace, clock=clock, start_s=-1.5)
+
+        transport.send(frame(1, 10))  # in the middle of the outage
+
+        at_s, _ = inner.sent.get(timeout=60)
+        assert at_s == pytest.approx(2.5 + LINK.rtt_ms / 2e3)
         transport.close()
 
     def test_a_lost_stream_shows_on_both_sides(self) -> None:
