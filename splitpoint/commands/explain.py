@@ -145,7 +145,7 @@ def _show(found: "Explanation", link: "Link", metric: str) -> None:
     _show_plans(console, found, link, metric)
     seen = {stage.source for cost in found.fastest for stage in cost.stages}
     legend = "; ".join(words for source, words in _LEGEND.items() if source in seen)
-    console.print(f"Times in ms. {legend}.\n", highlight=False)
+    console.print(f"Times in ms; {legend}.\n", highlight=False)
     console.print("By bandwidth of the uplink, with the same round trip:")
     for words in in_words(found.stretches):
         console.print(f"  {words}", highlight=False)
