@@ -134,15 +134,23 @@ def read_tables(path: Path) -> list[LatencyRow]:
     Raises:
         StoreError: If there is no such file, if it is neither, damaged, or of another version.
     """
+    return _read_store(path) if is_store(path) else read_json(path)
+
+
+def is_store(path: Path) -> bool:
+    """Whether a file is an SQLite database, by its first bytes.
+
+    Raises:
+        StoreError: If it cannot be read.
+    """
     try:
         with path.open("rb") as file:
-            is_store = file.read(len(_MAGIC)) == _MAGIC
+            return file.read(len(_MAGIC)) == _MAGIC
     except OSError as error:
         raise StoreError(
             f"{path}: cannot be read: {error.strerror}: give a file that `splitpoint profile "
             "--tables` or `splitpoint cloud --store` wrote"
         ) from error
-    return _read_store(path) if is_store else read_json(path)
 
 
 def latency_rows(database: sqlite3.Connection) -> list[LatencyRow]:

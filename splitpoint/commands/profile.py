@@ -1,43 +1,245 @@
-"""`splitpoint profile`: what the search needs to know of a network, as files to look at."""
+"""`splitpoint profile`: what a network, a bundle or a distant edge takes, as latency tables."""
 
+import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
+from rich.console import Console
 
+from common.errors import SettingsError
 from splitpoint.commands import options
+
+if TYPE_CHECKING:
+    from common.bundle import Bundle
+    from common.tables import LatencyRow, Place
+    from splitpoint.progress import Stages
+
+_T = TypeVar("_T")
+
+_USES: Mapping[str, frozenset[str]] = {
+    "model": frozenset(
+        {
+            *("calibration", "out", "stats", "times", "weights", "max_images", "cloud_threads"),
+            *("cache", "no_cache", "device", "tables"),
+        }
+    ),
+    "bundle": frozenset({"device", "tables", "threads", "budget", "cloud_side"}),
+    "remote": frozenset({"cloud", "tables", "budget"}),
+}
+"""What is profiled, by the option that names it, and the options that go with it."""
 
 
 def run(
-    model: options.Model,
-    calibration: options.Calibration,
-    out: Annotated[Path, typer.Option(help="Folder for the tables.")],
-    stats: Annotated[bool, typer.Option("--stats", help="Only the layers' statistics.")] = False,
-    times: Annotated[bool, typer.Option("--times", help="Only the times of all cuts.")] = False,
+    context: typer.Context,
+    model: Annotated[
+        str | None, typer.Option(help="Profile a model of the zoo; see `splitpoint models list`.")
+    ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="With --model: folder of images like those to come.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="With --model: folder for the files.")] = None,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="With --model: only the layers' statistics.")
+    ] = False,
+    times: Annotated[
+        bool, typer.Option("--times", help="With --model: only the times of all cuts.")
+    ] = False,
     weights: options.Weights = None,
     max_images: options.MaxImages = 64,
     cloud_threads: options.CloudThreads = 1,
     cache: options.Cache = None,
     no_cache: options.NoCache = False,
+    bundle: Annotated[
+        Path | None, typer.Option(help="Profile a bundle's plans: a folder or its zip file.")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="With --bundle: threads within one run.")] = 1,
+    cloud_side: Annotated[
+        bool, typer.Option("--cloud-side", help="With --bundle: time what the cloud runs, too.")
+    ] = False,
+    remote: Annotated[
+        str | None, typer.Option(metavar="EDGE", help="Have a connected edge profile itself.")
+    ] = None,
+    cloud: Annotated[
+        str | None,
+        typer.Option(metavar="http://HOST:PORT", help="With --remote: the cloud's REST API."),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="What this machine is, for the table; default: its CPU.")
+    ] = None,
+    tables: Annotated[
+        Path | None,
+        typer.Option(help="Keep the times in this latency table: .json, or a cloud's store."),
+    ] = None,
+    budget: Annotated[
+        float, typer.Option(min=0.1, max=600, help="Seconds that timing may take.")
+    ] = 60.0,
 ) -> None:
-    """Observe a network on calibration images, and time it; without --stats or --times, both.
+    """Profile a model (--model), a bundle on this device (--bundle), or a distant edge (--remote).
 
-    Writes layers.csv and layers.json (a row per layer), statistics.npz (histograms), samples.npz
-    (values of every tensor on some images) and cuts.csv (times of every cut, edge and cloud).
+    --model writes layers.csv and layers.json (a row per layer), statistics.npz (histograms),
+    samples.npz (values of every tensor on some images) and cuts.csv (times of every cut, edge and
+    cloud); without --stats or --times, all of them. --bundle times the edge's stages of every plan
+    as they are deployed, and needs nothing that an edge lacks.
     """
+    from splitpoint import tables as latency_tables
+
+    use = _use(_given(context))
+    if use == "model" and device is not None and tables is None:
+        raise SettingsError("--device names the rows of --tables: give --tables FILE, too")
+    if tables is not None:
+        latency_tables.check_target(tables)
+    if use == "model":
+        rows = _model(
+            _required(model, "--model"),
+            _required(calibration, "--calibration"),
+            _required(out, "--out"),
+            stats=stats,
+            times=times,
+            weights=weights,
+            max_images=max_images,
+            cloud_threads=cloud_threads,
+            cache=options.cache_of(cache, no_cache),
+            device=_named(device) if tables is not None else None,
+        )
+    elif use == "bundle":
+        named = _named(device)
+        rows = _bundle(_required(bundle, "--bundle"), named, threads, budget, cloud_side)
+    else:
+        rows = _remote(_required(remote, "--remote"), _required(cloud, "--cloud"), budget)
+    if rows and (use != "model" or tables is not None):
+        title = f"{rows[0].device}, {rows[0].runtime}"
+        Console().print(latency_tables.as_table(rows, title))
+    if tables is not None:
+        latency_tables.keep(rows, tables)
+        typer.echo(f"wrote {tables}")
+
+
+def _model(
+    model: str,
+    calibration: Path,
+    out: Path,
+    *,
+    stats: bool,
+    times: bool,
+    weights: Path | None,
+    max_images: int,
+    cloud_threads: int,
+    cache: Path | None,
+    device: str | None,
+) -> "list[LatencyRow]":
+    """Write a model's statistics and times; the rows of a latency table if a device is named."""
     from search.cache import Cache  # heavy: brings torch
     from search.prepare import prepare
-    from search.profile import write_statistics, write_times
+    from search.profile import cut_rows, time_cuts, write_cuts, write_statistics
     from splitpoint import __version__
     from splitpoint.progress import Stages
 
-    kept = Cache(options.cache_of(cache, no_cache), __version__)
+    if stats and not times and device is not None:
+        raise SettingsError("--tables keeps times, and --stats leaves them out: give one of them")
+    kept = Cache(cache, __version__)
+    rows: list[LatencyRow] = []
     with Stages() as stages:
         prepared = prepare(model, calibration, kept, stages, weights=weights, max_images=max_images)
         written: list[Path] = []
         if stats or not times:
             written += write_statistics(prepared, out)
         if times or not stats:
-            written += write_times(prepared, out, cloud_threads, stages)
+            timed = time_cuts(prepared, cloud_threads, stages)
+            written.append(write_cuts(timed, out))
+            if device is not None:
+                rows = cut_rows(timed, device, cloud_threads, time.time())
     for path in written:
         typer.echo(f"wrote {path}")
+    return rows
+
+
+def _bundle(
+    path: Path, device: str, threads: int, budget_s: float, cloud_side: bool
+) -> "list[LatencyRow]":
+    """Time a bundle's plans on this machine."""
+    from common.bundle import Bundle
+    from common.runtime import runtime_name
+    from common.tables import Place
+    from splitpoint.progress import Stages
+
+    place = Place(device, runtime_name(threads), threads)
+    with Bundle.open(path) as opened, Stages() as stages:
+        return _timed(opened, place, budget_s, cloud_side, stages)
+
+
+def _timed(
+    bundle: "Bundle", place: "Place", budget_s: float, cloud_side: bool, stages: "Stages"
+) -> "list[LatencyRow]":
+    from common.tables import profiled
+    from edge.head import open_plans
+    from edge.profile import frame_of, frames_of, profile
+
+    plans, frame = open_plans(bundle, threads=place.threads), frame_of(bundle)
+    each_s = budget_s / 2 if cloud_side else budget_s
+    show = stages.stage("timing the edge's stages")
+    times = profile(plans, frame, budget_s=each_s, progress=show)
+    rows = profiled(times, bundle.plans, "edge", place, time.time())
+    if cloud_side:
+        from cloud import profile as cloud
+        from cloud.tails import Tails
+
+        show = stages.stage("timing the cloud's stages")
+        tails = Tails(bundle, threads=place.threads)
+        times = cloud.profile(tails, frames_of(plans, frame), budget_s=each_s, progress=show)
+        rows += profiled(times, bundle.plans, "cloud", place, time.time())
+    return rows
+
+
+def _remote(edge: str, cloud: str, budget_s: float) -> "list[LatencyRow]":
+    """Have a distant edge time its plans."""
+    from splitpoint.remote import profile_edge
+
+    with Console(stderr=True).status(f"waiting for {edge} to time its plans"):
+        return profile_edge(cloud, edge, budget_s)
+
+
+def _given(context: typer.Context) -> set[str]:
+    """Names of the options that were written on the command line."""
+    return {
+        name
+        for name in context.params
+        if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
+    }
+
+
+def _use(given: set[str]) -> str:
+    """What is to be profiled.
+
+    Raises:
+        SettingsError: If that is not one thing, or an option does not go with it.
+    """
+    uses = [use for use in _USES if use in given]
+    if len(uses) != 1:
+        raise SettingsError(
+            "give one of --model NAME (of the zoo), --bundle DIR (on this device) and --remote "
+            f"EDGE (through its cloud), got {' and '.join(f'--{u}' for u in uses) or 'none'}"
+        )
+    (use,) = uses
+    for name in sorted(given - _USES[use] - {use}):
+        belongs = " or ".join(f"--{u}" for u, names in _USES.items() if name in names)
+        raise SettingsError(f"--{name.replace('_', '-')} belongs to {belongs}, not to --{use}")
+    return use
+
+
+def _required(value: _T | None, option: str) -> _T:
+    if value is None:
+        raise SettingsError(f"{option} is missing; see `splitpoint profile --help`")
+    return value
+
+
+def _named(device: str | None) -> str:
+    """What this machine is called in tables."""
+    from common.messages import MAX_EDGE_ID_CHARACTERS
+    from splitpoint.machine import cpu_name
+
+    name = cpu_name()[:MAX_EDGE_ID_CHARACTERS] if device is None else device
+    if not 1 <= len(name) <= MAX_EDGE_ID_CHARACTERS:
+        raise SettingsError(f"--device: expected 1 to {MAX_EDGE_ID_CHARACTERS} characters")
+    return name

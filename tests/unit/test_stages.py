@@ -21,7 +21,7 @@ from search.frames import Frames, load_frames
 from search.heads import Heads
 from search.layer_table import layer_table, to_csv, to_json
 from search.prepare import Prepared
-from search.profile import write_statistics, write_times
+from search.profile import cut_rows, time_cuts, write_statistics, write_times
 from search.quantization.recipe import RECIPES
 from search.quantization.widths import Widths
 from search.request import Progress
@@ -95,6 +95,24 @@ def test_a_profile_is_written_to_files(prepared: Prepared, tmp_path: Path) -> No
     assert all(float(row["head_ms"]) > 0 for row in rows if row["cut"] != "image")
     with np.load(tmp_path / "samples.npz", allow_pickle=False) as samples:
         assert set(samples.files) == {node.name for node in prepared.graph.nodes[1:]}
+
+
+def test_times_of_cuts_are_rows_of_a_latency_table(prepared: Prepared) -> None:
+    timed = time_cuts(prepared, 2, Silent())
+    rows = {row.segment: row for row in cut_rows(timed, "box", 2, 5.0)}
+    for cut in timed:
+        head, tail = rows.get(f"head to {cut.name}"), rows.get(f"tail from {cut.name}")
+        if cut.times.head.n:
+            assert head is not None
+            assert (head.side, head.threads, head.bits) == ("edge", 1, "8")
+            assert head.median_ms == cut.times.head.median_ms
+        if cut.times.tail.n:
+            assert tail is not None
+            assert (tail.side, tail.threads, tail.bits) == ("cloud", 2, "32")
+    assert "head to image" not in rows
+    assert {(row.device, row.source, row.last_seen_s) for row in rows.values()} == {
+        ("box", "profiled", 5.0)
+    }
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -1,0 +1,101 @@
+"""Asking a running cloud, over its REST API, to have one of its edges profile itself."""
+
+import http.client
+import json
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from common import errors
+from common.errors import CloudUnavailableError, SettingsError, SplitpointError
+from common.tables import LatencyRow
+
+_ROWS = TypeAdapter(list[LatencyRow])
+_MOST_BYTES = 64 << 20
+_PATIENCE_S = 60.0
+"""Beyond the budget: the edge may be busy, and the link slow."""
+
+# The cloud is asked directly: a proxy for the web rarely knows the way to it.
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def profile_edge(cloud: str, edge: str, budget_s: float) -> list[LatencyRow]:
+    """Have a connected edge time its plans; waits for it.
+
+    Args:
+        cloud: Where the cloud's REST API is, http://HOST:PORT.
+        edge: Name of the edge.
+        budget_s: How long the edge may take.
+
+    Raises:
+        SettingsError: If the address is none, or the cloud refuses.
+        CloudUnavailableError: If the cloud cannot be reached, does not answer in time or answers
+            with something else.
+    """
+    path = f"/v1/edges/{urllib.parse.quote(edge, safe='')}/profile?budget_s={budget_s:g}"
+    url = _checked(cloud) + path
+    request = urllib.request.Request(url, data=b"", method="POST")  # noqa: S310 - checked
+    answer = _body(request, cloud, budget_s + _PATIENCE_S)
+    try:
+        return _ROWS.validate_python(answer["rows"])
+    except (KeyError, TypeError, ValidationError) as error:
+        raise _no_splitpoint(cloud) from error
+
+
+def _checked(cloud: str) -> str:
+    """The address without a slash at its end."""
+    try:
+        parts = urllib.parse.urlsplit(cloud)
+        fine = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is no number
+        fine = False
+    if not fine or parts.path.strip("/") or parts.query or parts.fragment:
+        raise SettingsError(f"--cloud {cloud!r}: expected http://HOST:PORT, the cloud's REST API")
+    return cloud.rstrip("/")
+
+
+def _body(request: urllib.request.Request, cloud: str, timeout_s: float) -> Any:
+    """The JSON of an answer.
+
+    Raises:
+        SplitpointError: What the cloud says, as the error that it names.
+        CloudUnavailableError: If there is no answer, or none of a Splitpoint cloud.
+    """
+    try:
+        with _OPENER.open(request, timeout=timeout_s) as response:
+            return json.loads(response.read(_MOST_BYTES))
+    except urllib.error.HTTPError as error:
+        raise _told(error, cloud) from error
+    except TimeoutError as error:
+        raise CloudUnavailableError(f"{cloud}: no answer within {timeout_s:g} s") from error
+    except (OSError, http.client.HTTPException) as error:
+        why = getattr(error, "reason", None) or error
+        raise CloudUnavailableError(
+            f"{cloud}: cannot be reached ({why}): is `splitpoint cloud` running there?"
+        ) from error
+    except ValueError as error:
+        raise _no_splitpoint(cloud) from error
+
+
+def _told(error: urllib.error.HTTPError, cloud: str) -> SplitpointError:
+    """The error that the cloud tells of."""
+    try:
+        detail: Mapping[str, Any] = json.loads(error.read(_MOST_BYTES))["error"]
+        kind, message = str(detail["type"]), " ".join(str(detail["message"]).split())[:500]
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
+        return _no_splitpoint(cloud)
+    known = getattr(errors, kind, None)
+    if isinstance(known, type) and issubclass(known, SplitpointError):
+        return known(message)
+    return (SettingsError if error.code < 500 else CloudUnavailableError)(f"{cloud}: {message}")
+
+
+def _no_splitpoint(cloud: str) -> CloudUnavailableError:
+    return CloudUnavailableError(
+        f"{cloud}: does not answer as this version's cloud does: expected the REST API of "
+        "`splitpoint cloud`"
+    )
