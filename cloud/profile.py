@@ -1,7 +1,9 @@
 """The cloud's part of profiles: timing its stages of plans, and checking what an edge found.
 
-frames of each plan -> TailRunner.finish -> ms per stage    each plan in turn, round by round
-ProfileReport -> rows_of -> latency rows                    only if they can be true
+    frames of each plan -> TailRunner.finish -> ms per stage: each plan in turn, round by round
+    ProfileReport -> rows_of -> latency rows, if they can be true
+
+Frames come from an edge's models, which this room does not have: the caller brings them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
