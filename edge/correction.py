@@ -20,8 +20,8 @@ from dataclasses import dataclass
 _MEAN_PRIOR = 0.5**2
 _OWN_PRIOR = 0.1**2
 _NOISE_PRIOR = 0.15**2
-_MEAN_DRIFT = 0.015**2
-_OWN_DRIFT = 0.005**2
+_MEAN_DRIFT = 0.008**2
+_OWN_DRIFT = 0.004**2
 _CLIP = 2.5
 _NOISE_GAIN = 0.05
 _DRIFT_SLACK = 0.75

@@ -19,6 +19,7 @@ import statistics
 import threading
 from collections import deque
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from common.link import Link
 
@@ -37,8 +38,7 @@ _LEAST_SURPRISE = 0.2
 _MAX_BPS, _MIN_BPS = 1e9, 1e3
 
 
-@dataclass(frozen=True)
-class Transit:
+class Transit(NamedTuple):
     """One message's way up and its answer's way down.
 
     Attributes:
@@ -75,6 +75,7 @@ class Estimate:
         spread: Standard deviation of the logarithm of the bandwidth.
         age_s: Since the bandwidth was last measured.
         changes: How often the link changed suddenly.
+        unsettled: Whether the last message was a surprise that the next one will settle.
     """
 
     uplink_bps: float | None
@@ -83,6 +84,7 @@ class Estimate:
     spread: float
     age_s: float
     changes: int
+    unsettled: bool
 
     def uplink_ms(self, size_bytes: float, expected: Link) -> float:
         """How long the bytes of a message take beyond the round trip.
@@ -124,6 +126,7 @@ class LinkEstimator:
                 spread=math.sqrt(grown),
                 age_s=age_s,
                 changes=self._changes,
+                unsettled=bool(self._surprises),
             )
 
     def reconnected(self) -> None:

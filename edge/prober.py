@@ -1,7 +1,8 @@
 """Probes: how the edge keeps its picture of the link fresh while frames do not.
 
     nothing known yet      pings, then two sizes one after the other: floor, bandwidth, burst
-    bandwidth is stale     one probe, of a size that the link passes in a moment
+    bandwidth is stale     one probe, of a size that the link passes in a moment; if it is a
+                           surprise, another one to settle it
     floor is stale         one ping
     cloud away             a ping a second, each by a new stream
 
@@ -31,6 +32,7 @@ _PING_S = 5.0
 _STALE_S = 0.8
 _AWAY_S = 1.0
 _TIMEOUT_S = 2.0
+_SETTLE_S = 0.1
 _PROBE_S = 0.02
 _MOST_SHARE = 0.05
 _LEAST_BYTES = 3000
@@ -116,6 +118,8 @@ class Prober:
             size = self._size(link.uplink_bps)
             pause_s = size * 8 / (_MOST_SHARE * (link.uplink_bps or 1e6))
             stale_s = max(_STALE_S - link.age_s, self._probed_s + pause_s - now_s)
+            if link.unsettled:
+                stale_s = self._probed_s + _SETTLE_S - now_s
             waits.append((stale_s, lambda: self._probe(size)))
         wait_s, act = min(waits, key=lambda each: each[0])
         return max(0.0, wait_s), act
