@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from common.errors import SettingsError
-from common.tables import LatencyRow, Side
+from common.tables import LatencyRow
 from search.cuts import Cut
 from search.devices import DEVICES, DeviceProfile, Pace
 from search.latency import CutTimes
@@ -264,8 +264,7 @@ def _quantiles(ratios: Mapping[str, tuple[float, float]], shares: Sequence[float
 
 
 def _concerns(row: LatencyRow, device: str) -> bool:
-    side: Side = row.side
-    return side == "cloud" or row.device == device
+    return row.side == "cloud" or row.device == device
 
 
 def _listed(names: Sequence[str]) -> str:

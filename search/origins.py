@@ -37,7 +37,7 @@ def _lines(learned: Learned) -> Iterable[str]:
     else:
         yield "the cloud: the tables do not know it; it is taken to be as fast as this machine"
     if learned.ignored:
-        yield f"ignored: {learned.ignored} rows whose 95 % interval is wider than their median"
+        yield f"rows ignored, their 95 % interval being wider than their median: {learned.ignored}"
 
 
 def _line(who: str, lesson: Lesson) -> str:

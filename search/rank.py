@@ -133,6 +133,7 @@ class _Ranking:
         for done, cut in enumerate(cuts, 1):
             candidates += table.candidates(cut)
             progress(done, len(cuts))
+        # A cut's codecs were chosen by the slowdown of the whole edge: this needs candidates.
         self._world = with_coding(self._world, candidates)
         candidates = self._without_hopeless(candidates, times)
         self._meter.measure(
