@@ -14,7 +14,9 @@ from typing import Annotated
 
 from fastapi import FastAPI, Query, Request
 
-from cloud.edges import Edge, Edges
+from cloud.edges import Edge, EdgeFailedError, Edges
+from cloud.profile import rows_of
+from cloud.samples import ImpossibleTimesError
 from cloud.store import Row, Store
 from cloud.tails import DEFAULT_SCORE_THRESHOLD, Tails
 from common.errors import CloudUnavailableError
@@ -29,6 +31,7 @@ from common.rest import (
     ImageSize,
     PlanKey,
     PlanName,
+    ProfileResponse,
     ScoreThreshold,
     TableRow,
     TablesResponse,
@@ -39,6 +42,9 @@ from common.rest import (
     read_image_body,
 )
 
+ProfileBudget = Annotated[
+    float, Query(gt=0, le=300, allow_inf_nan=False, description="Seconds that it may take.")
+]
 EdgeName = Annotated[str | None, Query(description="Only this edge; all, if not given.")]
 
 
@@ -64,6 +70,7 @@ def create_app(
     app = FastAPI(title="Splitpoint cloud", version=version or "0")
     install_error_handlers(app)
     connected = Edges() if edges is None else edges
+    _serve_edges(app, connected, tails, store)
 
     @app.post(
         "/v1/detect",
@@ -80,11 +87,6 @@ def create_app(
         return await loop.run_in_executor(
             workers, detect_image, tails, body, score_threshold, limits, time.perf_counter()
         )
-
-    @app.get("/v1/edges")
-    async def all_edges() -> EdgesResponse:
-        """The edges that are connected now."""
-        return EdgesResponse(edges=[_edge_record(edge) for edge in connected.all()])
 
     @app.get("/v1/plans", responses=error_responses(404))
     async def plans(edge: EdgeName = None) -> ExplainedPlans:
@@ -127,6 +129,30 @@ def create_app(
         return Health()
 
     return app
+
+
+def _serve_edges(app: FastAPI, connected: Edges, tails: Tails, store: Store | None) -> None:
+    """The routes about edges that are connected."""
+
+    @app.get("/v1/edges")
+    async def all_edges() -> EdgesResponse:
+        """The edges that are connected now."""
+        return EdgesResponse(edges=[_edge_record(edge) for edge in connected.all()])
+
+    @app.post("/v1/edges/{edge}/profile", responses=error_responses(404, 422, 504))
+    async def profile(edge: str, budget_s: ProfileBudget = 30.0) -> ProfileResponse:
+        """Have a connected edge time its plans, for the latency tables; answers when it has."""
+        found = connected.find(edge)
+        report = await found.profile(budget_s)
+        try:
+            rows = rows_of(report, found.source, tails.bundle.plans, time.time())
+        except ImpossibleTimesError as error:
+            if store is not None:
+                store.ignore(edge)
+            raise EdgeFailedError(f"what {edge} answered cannot be true: {error}") from error
+        if store is not None:
+            await asyncio.to_thread(store.put, rows)
+        return ProfileResponse(rows=rows)
 
 
 def _edge_record(edge: Edge) -> EdgeRecord:

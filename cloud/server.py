@@ -8,6 +8,8 @@ read, those under way are answered, and the process exits with 0.
 
 import asyncio
 import os
+import platform
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ from common.bundle import Bundle
 from common.errors import AddressInUseError
 from common.messages import channel_options
 from common.rpc.splitpoint_pb2_grpc import add_SplitServiceServicer_to_server
+from common.runtime import runtime_name
 from common.serving import (
     RestServer,
     announce,
@@ -33,6 +36,7 @@ from common.serving import (
     retract,
     stop_on_signals,
 )
+from common.tables import Place
 
 _MAX_EDGES = 64
 _GRACE_S = 5.0
@@ -50,6 +54,7 @@ class CloudSettings:
         threads: Threads within one inference.
         workers: Frames served at once, of all edges and REST callers.
         store: File for what frames took; None keeps it in memory.
+        device: What this machine is, for latency tables; its host name, if empty.
         ready_file: Written once requests are served.
         version: The software's version.
     """
@@ -61,6 +66,7 @@ class CloudSettings:
     threads: int = 1
     workers: int = 2
     store: Path | None = None
+    device: str = ""
     ready_file: Path | None = None
     version: str = ""
 
@@ -91,6 +97,7 @@ async def _serve(settings: CloudSettings) -> None:
         try:
             bundle = await asyncio.to_thread(Bundle.open, settings.bundle)
             tails = await asyncio.to_thread(Tails, bundle, threads=settings.threads)
+            await asyncio.to_thread(_introduce, store, bundle, settings)
             edges = Edges()
             app = create_app(tails, workers, store=store, edges=edges, version=settings.version)
             rest = RestServer(app)
@@ -111,6 +118,13 @@ async def _serve(settings: CloudSettings) -> None:
             await grpc_server.stop(None)
             await asyncio.to_thread(store.close)
             retract(settings.ready_file)
+
+
+def _introduce(store: Store, bundle: Bundle, settings: CloudSettings) -> None:
+    """Tell the store what plans are made of, and whose tail times come in."""
+    store.know(bundle.plans)
+    device = settings.device or platform.node() or "cloud"
+    store.stand_on(Place(device, runtime_name(settings.threads), settings.threads), time.time())
 
 
 def _ready(tails: Tails, grpc_port: int, rest_port: int) -> dict[str, int | list[str]]:

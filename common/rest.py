@@ -149,6 +149,12 @@ class EdgesResponse(BaseModel):
     edges: list[EdgeRecord]
 
 
+class ProfileResponse(BaseModel):
+    """What an edge found when it timed its plans."""
+
+    rows: list[LatencyRow]
+
+
 class Health(BaseModel):
     """Whether the process lives, or is ready."""
 

@@ -45,6 +45,7 @@ from edge.client import Answer, CloudClient, Reporter
 from edge.head import EdgePlan, open_plans
 from edge.pilot import Pilot
 from edge.planner import Expected, Served
+from edge.profile import answer, frame_of
 
 DEFAULT_SCORE_THRESHOLD: Final = 0.25
 MIN_DIGEST_PREFIX: Final = 4
@@ -265,7 +266,7 @@ class Detector:
 
     def ordered(self, order: pb.ProfileOrder) -> pb.ProfileReport:
         """See `edge.client.Listener`."""
-        raise SettingsError(f"order {order.order_id}: this edge does not profile itself")
+        return answer(order, self._plans, frame_of(self.bundle))
 
     def _run(self, opened: EdgePlan, taken: _Taken, patience_s: float | None) -> _Done:
         if opened.plan.tail is not None:
@@ -290,27 +291,28 @@ class Detector:
         if cut.looks_back and earlier is not None:
             message.reference.CopyFrom(earlier.reference)
         try:
-            answer = client.request(message, patience_s)
+            answered = client.request(message, patience_s)
         except StaleReferenceError:  # a new stream, or a restarted cloud: stand alone this once
             message.ClearField("reference")
             del message.payloads[:]
             message.payloads.extend(opened.encode(cut.symbols))
-            answer = client.request(message, patience_s)
+            answered = client.request(message, patience_s)
         if opened.plan.looks_back:
             self._answered[opened.digest] = _Answered(reference_to(message), cut.symbols)
-        detections = detections_from_message(answer.result.detections, len(self._spec.class_names))
-        times = answer.result.times
+        result, passage = answered.result, answered.passage
+        detections = detections_from_message(result.detections, len(self._spec.class_names))
+        times = result.times
         stages = {
             "head": cut.head_ms,
             "encode": cut.encode_ms,
-            "uplink": answer.passage.uplink_ms,
+            "uplink": passage.uplink_ms,
             "queue": times.queue_us / 1000,
             "decode": times.decode_us / 1000,
             "tail": times.tail_us / 1000,
             "postprocess": times.postprocess_us / 1000,
-            "downlink": answer.passage.downlink_ms,
+            "downlink": passage.downlink_ms,
         }
-        return _Done(detections, stages, message.ByteSize(), answer)
+        return _Done(detections, stages, message.ByteSize(), answered)
 
     def _edge_times(
         self,

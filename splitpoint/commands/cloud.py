@@ -16,6 +16,9 @@ def run(
     store: Annotated[
         Path | None, typer.Option(help="SQLite file for what frames took; without, in memory.")
     ] = None,
+    device: Annotated[
+        str, typer.Option(help="What this machine is, for latency tables; default: its CPU.")
+    ] = "",
     ready_file: Annotated[
         Path | None, typer.Option(help="Written, as JSON with the ports, once requests are served.")
     ] = None,
@@ -23,6 +26,7 @@ def run(
     """Serve the tails of a bundle to edges, and whole images over REST."""
     from cloud.server import CloudSettings, serve  # heavy: only this command needs it
     from splitpoint import __version__
+    from splitpoint.machine import cpu_name
 
     serve(
         CloudSettings(
@@ -33,6 +37,7 @@ def run(
             threads=threads,
             workers=workers,
             store=store,
+            device=device or cpu_name(),
             ready_file=ready_file,
             version=__version__,
         )

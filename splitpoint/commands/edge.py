@@ -17,17 +17,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from common.bundle import Bundle
+    from common.costs import PlanCost
     from edge.client import CloudClient
     from edge.detector import Detector, Outcome
 
 
 @dataclass(frozen=True)
 class _Identity:
-    """What an edge says of itself: its name, what it is (its CPU, if None), threads of a head."""
+    """An edge: its name, what it is (its CPU, if None), threads of a head, its latency tables."""
 
     edge_id: str
     device: str | None
     threads: int
+    tables: Path | None
 
 
 def run(
@@ -50,6 +52,10 @@ def run(
     device: Annotated[
         str | None, typer.Option(help="What this edge is, for latency tables; default: its CPU.")
     ] = None,
+    tables: Annotated[
+        Path | None,
+        typer.Option(help="What is known of this edge's times: a store, or a table as JSON."),
+    ] = None,
     score_threshold: Annotated[float, typer.Option(help="Lowest score of a detection.")] = 0.25,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write detections in COCO's result format.")
@@ -71,7 +77,7 @@ def run(
         )
     if not 0 < score_threshold <= 1:
         raise SettingsError(f"--score-threshold {score_threshold}: expected a number in (0, 1]")
-    identity = _Identity(edge_id, device, threads)
+    identity = _Identity(edge_id, device, threads, tables)
     if listen is not None:
         if json_file is not None or annotate is not None:
             raise SettingsError("--json and --annotate belong to images, not to --listen")
@@ -141,7 +147,33 @@ def _detector(
         wanted = digests[0] if plan is None else find_plan(bundle, plan)
         others = [digest for digest in digests if digest != wanted] if every else []
         digests = [wanted, *others]
-    return Detector(bundle, client, plans=digests, threads=identity.threads, adaptive=adaptive)
+    return Detector(
+        bundle,
+        client,
+        plans=digests,
+        threads=identity.threads,
+        costs=_costs(bundle, identity),
+        adaptive=adaptive,
+    )
+
+
+def _costs(bundle: "Bundle", identity: _Identity) -> "list[PlanCost]":
+    """What plans cost here, as far as it is known before the first frame."""
+    from common.costs import costs
+    from common.store_file import read_tables
+    from splitpoint.machine import cpu_name
+
+    if identity.tables is None:
+        return costs(bundle.plans)
+    device = cpu_name() if identity.device is None else identity.device
+    rows = read_tables(identity.tables)
+    known = sorted({row.device for row in rows if row.side == "edge"})
+    if device not in known:
+        raise SettingsError(
+            f"{identity.tables}: nothing about device {device!r}; it knows "
+            f"{', '.join(known) or 'none'}: give --device"
+        )
+    return costs(bundle.plans, rows, device)
 
 
 def _client(
