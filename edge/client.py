@@ -9,8 +9,6 @@ second time on its own: a camera has a newer frame by then. Every answer teaches
 """
 
 import contextlib
-import logging
-import queue
 import threading
 import time
 from collections import deque
@@ -31,7 +29,6 @@ from common.rpc import splitpoint_pb2 as pb
 from edge.link_estimate import LinkEstimator, Passage, Transit
 from edge.transport import Transport
 
-_LOG = logging.getLogger("splitpoint.edge")
 # That one message may carry; of more, the newest.
 _MEASUREMENTS = 16
 
@@ -368,52 +365,6 @@ class _Stream:
         for waiting in orphans:
             waiting.future.set_exception(CloudUnavailableError(str(self._error)))
         self._transport.close()
-
-
-class Reporter:
-    """Sends reports in the background, so that an edge-only frame never waits for the cloud.
-
-    Attributes:
-        sent: Reports that the cloud has.
-        lost: Reports that were dropped: the cloud was away, refused one, or too many waited.
-    """
-
-    def __init__(self, client: CloudClient, *, limit: int = 64) -> None:
-        self._client = client
-        self._reports: queue.Queue[pb.Report | None] = queue.Queue(limit)
-        self._worker: threading.Thread | None = None
-        self.sent = 0
-        self.lost = 0
-
-    def report(self, message: pb.Report) -> None:
-        """Queue a report; never blocks, never raises."""
-        if self._worker is None:
-            self._worker = threading.Thread(target=self._work, name="reporter", daemon=True)
-            self._worker.start()
-        try:
-            self._reports.put_nowait(message)
-        except queue.Full:
-            self.lost += 1
-
-    def close(self, timeout_s: float = 1.0) -> None:
-        """Give the reports that wait a last chance."""
-        if self._worker is not None and self._worker.is_alive():
-            try:
-                self._reports.put(None, timeout=timeout_s)
-            except queue.Full:
-                return
-            self._worker.join(timeout_s)
-
-    def _work(self) -> None:
-        while (message := self._reports.get()) is not None:
-            try:
-                self._client.request(message)
-            except SplitpointError as error:
-                self.lost += 1
-                if self.lost == 1:
-                    _LOG.warning("a report did not reach the cloud: %s", error)
-            else:
-                self.sent += 1
 
 
 def _rejected(rejection: pb.Rejection) -> SplitpointError:

@@ -12,7 +12,8 @@ from common.errors import (
     UnknownPlanError,
 )
 from common.rpc import splitpoint_pb2 as pb
-from edge.client import CloudClient, Reporter
+from edge.client import CloudClient
+from edge.reporter import Reporter
 from edge.transport import InProcessTransport, Transport
 
 PLAN = bytes(range(32))

@@ -1,0 +1,173 @@
+"""One frame by one plan: on the edge alone, or cut here and finished in the cloud.
+
+    Taken -> EdgePlan.infer                                             -> Done     (edge-only)
+    Taken -> EdgePlan.cut -> Frame -> CloudClient -> Result -> Detections -> Done   (the others)
+
+No clocks are compared between machines: the link's share is the round trip, by the edge's clock,
+less the cloud's total, by the cloud's; how it falls into a way up and a way down is told by
+`edge.link_estimate`.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.detections import Detections
+from common.errors import CloudUnavailableError, StaleReferenceError
+from common.images import Letterbox
+from common.messages import detections_from_message, microseconds, reference_to
+from common.rpc import splitpoint_pb2 as pb
+from edge.client import Answer, CloudClient
+from edge.head import EdgePlan
+from edge.planner import Served
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A frame on its way.
+
+    Attributes:
+        pixels: (3, H, W), letterboxed.
+        where: Where the image lies in it.
+        threshold: Lowest score to return.
+    """
+
+    pixels: NDArray[np.uint8]
+    where: Letterbox
+    threshold: float
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a plan made of a frame.
+
+    Attributes:
+        detections: In pixels of the image.
+        stages_ms: Those of the plan, from the head on, in the order of the path.
+        uplink_bytes: Size of the Frame message; 0 when edge-only.
+        answer: The cloud's; None when edge-only.
+    """
+
+    detections: Detections
+    stages_ms: dict[str, float]
+    uplink_bytes: int = 0
+    answer: Answer | None = None
+
+    def served(self, latency_ms: float) -> Served:
+        """What the frame took, as the planner learns it."""
+        if self.answer is None:
+            return Served(latency_ms, 0.0, 0.0, 0.0, latency_ms)
+        total_ms = self.answer.result.times.total_us / 1000
+        queue_ms = self.stages_ms["queue"]
+        link_ms = self.stages_ms["uplink"] + self.stages_ms["downlink"]
+        return Served(
+            edge_ms=latency_ms - link_ms - total_ms,
+            cloud_ms=total_ms - queue_ms,
+            queue_ms=queue_ms,
+            uplink_bytes=self.uplink_bytes,
+            latency_ms=latency_ms,
+        )
+
+    def edge_times(self, preprocess_ms: float, latency_ms: float) -> pb.EdgeTimes:
+        """The edge's own part of the frame's times, for the cloud."""
+        times = pb.EdgeTimes(
+            preprocess_us=microseconds(preprocess_ms),
+            head_us=microseconds(self.stages_ms["head"]),
+            encode_us=microseconds(self.stages_ms.get("encode", 0.0)),
+            total_us=microseconds(latency_ms),
+        )
+        if self.answer is None:
+            times.postprocess_us = microseconds(self.stages_ms["postprocess"])
+        else:
+            times.round_trip_us = microseconds(self.answer.round_trip_ms)
+            times.uplink_us = microseconds(self.answer.passage.uplink_ms)
+        return times
+
+
+@dataclass(frozen=True)
+class _Answered:
+    """A frame that the cloud has answered, for the next one to look back at."""
+
+    reference: pb.Reference
+    symbols: list[NDArray[np.uint8]]
+
+
+class Runner:
+    """Runs frames by plans; may be called from several threads at once.
+
+    Args:
+        client: The way to the cloud; None if there is none.
+        classes: Number of classes of the model.
+    """
+
+    def __init__(self, client: CloudClient | None, classes: int) -> None:
+        self._client = client
+        self._classes = classes
+        self._answered: dict[bytes, _Answered] = {}
+
+    def run(self, opened: EdgePlan, taken: Taken, patience_s: float | None = None) -> Done:
+        """Run a frame.
+
+        Args:
+            opened: The plan.
+            taken: The frame.
+            patience_s: How long to wait for the cloud, if not as long as usual.
+
+        Raises:
+            UnknownPlanError: If the cloud does not hold the plan.
+            CloudUnavailableError: If the plan needs the cloud, and it is or goes away.
+        """
+        if opened.plan.tail is not None:
+            return self._through_the_cloud(opened, taken, patience_s)
+        local = opened.infer(taken.pixels, taken.where, taken.threshold)
+        stages = {"head": local.head_ms, "postprocess": local.postprocess_ms}
+        return Done(local.detections, stages)
+
+    def client_for(self, opened: EdgePlan) -> CloudClient:
+        """The way to the cloud that a plan needs.
+
+        Raises:
+            CloudUnavailableError: If there is none.
+        """
+        if self._client is None:
+            raise CloudUnavailableError(
+                f"plan {opened.plan.name} needs the cloud, and no address was given"
+            )
+        return self._client
+
+    def _through_the_cloud(self, opened: EdgePlan, taken: Taken, patience_s: float | None) -> Done:
+        client = self.client_for(opened)
+        earlier = self._answered.get(opened.digest)
+        cut = opened.cut(taken.pixels, None if earlier is None else earlier.symbols)
+        message = pb.Frame(
+            plan_digest=opened.digest,
+            image_width=taken.where.image_width,
+            image_height=taken.where.image_height,
+            payloads=cut.payloads,
+            score_threshold=taken.threshold,
+        )
+        if cut.looks_back and earlier is not None:
+            message.reference.CopyFrom(earlier.reference)
+        try:
+            answer = client.request(message, patience_s)
+        except StaleReferenceError:  # a new stream, or a restarted cloud: stand alone this once
+            message.ClearField("reference")
+            del message.payloads[:]
+            message.payloads.extend(opened.encode(cut.symbols))
+            answer = client.request(message, patience_s)
+        if opened.plan.looks_back:
+            self._answered[opened.digest] = _Answered(reference_to(message), cut.symbols)
+        detections = detections_from_message(answer.result.detections, self._classes)
+        times = answer.result.times
+        stages = {
+            "head": cut.head_ms,
+            "encode": cut.encode_ms,
+            "uplink": answer.passage.uplink_ms,
+            "queue": times.queue_us / 1000,
+            "decode": times.decode_us / 1000,
+            "tail": times.tail_us / 1000,
+            "postprocess": times.postprocess_us / 1000,
+            "downlink": answer.passage.downlink_ms,
+        }
+        return Done(detections, stages, message.ByteSize(), answer)
