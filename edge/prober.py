@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from common.errors import SplitpointError
+from common.errors import CloudUnavailableError, SplitpointError
 from common.messages import MAX_PROBE_BYTES
 from common.rpc import splitpoint_pb2 as pb
 from edge.client import CloudClient
@@ -59,8 +59,10 @@ class Prober:
         self._clock = clock
         self._wake = threading.Condition()
         self._active_s = self._pinged_s = self._probed_s = -float("inf")
+        self._failed_s = -float("inf")
         self._stream: object = None
         self._turn = 0
+        self._settling = False
         self._closed = False
         self._thread: threading.Thread | None = None
         self._calibrating = threading.Lock()
@@ -109,7 +111,7 @@ class Prober:
         if self._planner is not None and self._planner.cloud_away:
             return max(0.0, self._probed_s + _AWAY_S - now_s), self._look_for_cloud
         if self._client.stream is None or self._client.stream is not self._stream:
-            return 0.0, self.calibrate
+            return max(0.0, self._failed_s + _AWAY_S - now_s), self.calibrate
         waits: list[tuple[float, Callable[[], None]]] = [
             (self._pinged_s + _PING_S - now_s, self._ping)
         ]
@@ -118,11 +120,23 @@ class Prober:
             size = self._size(link.uplink_bps)
             pause_s = size * 8 / (_MOST_SHARE * (link.uplink_bps or 1e6))
             stale_s = max(_STALE_S - link.age_s, self._probed_s + pause_s - now_s)
-            if link.unsettled:
+            # A link that is a surprise every time would be filled with probes: one, then as usual.
+            soon = link.unsettled and not self._settling
+            if soon:
                 stale_s = self._probed_s + _SETTLE_S - now_s
-            waits.append((stale_s, lambda: self._probe(size)))
+            waits.append((stale_s, lambda: self._look(size, soon=soon)))
         wait_s, act = min(waits, key=lambda each: each[0])
         return max(0.0, wait_s), act
+
+    def act(self, what: Callable[[], None]) -> None:
+        """Send what `due` told; if that fails, the cloud is away."""
+        try:
+            what()
+        except SplitpointError as error:
+            _LOG.debug("a probe failed: %s", error)
+            if self._planner is not None:
+                self._planner.lost()
+            self._failed_s = self._pinged_s = self._probed_s = self._clock()
 
     def _work(self) -> None:
         while True:
@@ -135,13 +149,7 @@ class Prober:
                 if self._closed:
                     return
             if act is not None:
-                try:
-                    act()
-                except SplitpointError as error:
-                    _LOG.debug("a probe failed: %s", error)
-                    if self._planner is not None:
-                        self._planner.lost()
-                    self._pinged_s = self._probed_s = self._clock()
+                self.act(act)
 
     def _look_for_cloud(self) -> None:
         self._probed_s = self._clock()
@@ -155,10 +163,22 @@ class Prober:
         self._ask(b"")
         self._pinged_s = self._clock()
 
+    def _look(self, size_bytes: int, *, soon: bool) -> None:
+        self._settling = soon
+        self._probe(size_bytes)
+
     def _probe(self, size_bytes: int) -> None:
         self._turn += 1
         self._probed_s = self._clock()
-        self._ask(os.urandom(size_bytes))
+        try:
+            self._ask(os.urandom(size_bytes))
+        except CloudUnavailableError:
+            if self._client.stream is None:
+                raise
+            # It may still be on its way: that the link is slow is known, a ping tells the rest.
+            now_s = self._clock()
+            self._client.link.overdue(now_s, size_bytes, (now_s - self._probed_s) * 1e3)
+            self._pinged_s = -float("inf")
 
     def _ask(self, padding: bytes) -> None:
         answer = self._client.request(pb.Probe(padding=padding), _TIMEOUT_S)
