@@ -1,0 +1,483 @@
+"""How well the planner adapts: predictions, steps, drift, outages and switches under load.
+
+    python -m bench.adaptation --bundle DIR --images DIR --json OUT [--plot FILE] [--quick]
+
+A cloud and an edge in processes of their own, the edge behind a quota of CPU, a link of real
+packets between two network namespaces (`bench.shaped`). Needs root and Linux.
+
+| part | what is measured |
+|---|---|
+| profile | `splitpoint profile` of both sides, under the quota: where predictions start |
+| predictions | every plan in turn: error of the profile alone and of the planner; 95 % intervals |
+| steady | regret of the planner against every fixed plan, frame by frame in turn, by bandwidth |
+| steps | frames and seconds until the better plan is in use after the bandwidth steps by four |
+| traces | a drive and a drift: regret against the best plan at every moment, and fixed plans |
+| outage | the longest that a frame took while nothing passed |
+| load | several threads while plans switch: failed, wrong and lost frames |
+
+The best plan at every moment of a trace is what no planner could beat: each plan's own median time
+on either side, as measured, plus the time its bytes take at the trace's bandwidth then.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.adaptation_report import plot, report
+from bench.edge_process import EdgeProcess, EdgeSettings, replay
+from bench.shaped import ShapedLink, shaped
+from bench.slow import quota
+from bench.traces import FOLDER
+from common.bundle import Bundle
+from common.errors import SplitpointError
+from common.images import list_images
+from common.link import Link
+from common.link_trace import read_trace
+from common.manifest import Plan
+from splitpoint.machine import machine
+from splitpoint.processes import Service
+from splitpoint.progress import Stages
+
+RTT_MS = 20.0
+STEADY_MBIT = (1.0, 2.0, 3.0, 5.0, 8.0, 16.0)
+SHARE = 0.25
+_SETTLE = 15
+_PLAUSIBLE = 1.6
+_SEED = 0
+
+
+@dataclass
+class Scene:
+    """What every part works with."""
+
+    bundle: Path
+    plans: dict[str, Plan]
+    images: list[Path]
+    wire: ShapedLink
+    cloud: Service
+    edge_prefix: tuple[str, ...]
+    tables: Path
+    stages: Stages
+
+    def edge(self, device: str = "slow-edge") -> EdgeProcess:
+        """A new edge with a planner."""
+        address = f"{self.wire.cloud.address}:{self.cloud.ready['grpc']}"
+        settings = EdgeSettings(self.bundle, self.images, address, device, self.tables)
+        return EdgeProcess(settings, (*self.wire.edge.prefix, *self.edge_prefix))
+
+    def name(self, digest: str) -> str:
+        """Of a plan."""
+        return self.plans[digest].name
+
+    def rest(self, path: str) -> Any:
+        """GET from the cloud, from its own namespace."""
+        code = (
+            "import sys, urllib.request as r; "
+            "print(r.build_opener(r.ProxyHandler({})).open(sys.argv[1]).read().decode())"
+        )
+        url = f"http://127.0.0.1:{self.cloud.ready['rest']}{path}"
+        command = [*self.wire.cloud.prefix, sys.executable, "-c", code, url]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+        return json.loads(done.stdout)
+
+
+def link(mbit: float) -> Link:
+    """A link of this bench."""
+    return Link(mbit * 1e6, mbit * 1e6, RTT_MS)
+
+
+def predictions(scene: Scene, rounds: int) -> dict[str, Any]:
+    """Every plan in turn on a steady link; what was expected of each frame, and what it took."""
+    scene.wire.change(link(3.0))
+    rows: dict[str, list[dict[str, Any]]] = {digest: [] for digest in scene.plans}
+    progress = scene.stages.stage("predictions")
+    with scene.edge() as edge:
+        for round_ in range(rounds):
+            for digest, seen in rows.items():
+                image = round_ % len(scene.images)
+                seen.append(answered(edge.detect(image, bytes.fromhex(digest))))
+            progress(round_ + 1, rounds)
+    learnt = min(50, rounds // 2)
+    found = {}
+    for digest, seen in rows.items():
+        late = seen[learnt:]
+        found[scene.name(digest)] = {
+            "latency_ms": median([r["latency_ms"] for r in seen]),
+            "profile_error": median([off(r["profile_ms"], r["latency_ms"]) for r in seen]),
+            "profile_error_of_the_median": off(
+                median([r["profile_ms"] for r in seen]), median([r["latency_ms"] for r in seen])
+            ),
+            "learnt_error": median([off(r["expected_ms"], r["latency_ms"]) for r in late]),
+            "covered": float(
+                np.mean([r["low_ms"] <= r["latency_ms"] <= r["high_ms"] for r in late])
+            ),
+            "frames": len(seen),
+            "own_ms": own_ms(seen),
+            "uplink_bytes": median([r["uplink_bytes"] for r in seen]),
+        }
+    return {"after": learnt, "plans": found}
+
+
+def steady(scene: Scene, frames: int) -> list[dict[str, Any]]:
+    """The planner and every plausible fixed plan, one frame each in turn, by bandwidth."""
+    found = []
+    progress = scene.stages.stage("steady links")
+    for done, mbit in enumerate(STEADY_MBIT, 1):
+        scene.wire.change(link(mbit))
+        with scene.edge() as adaptive, scene.edge("fixed-edge") as fixed:
+            first = {d: answered(fixed.detect(0, bytes.fromhex(d))) for d in scene.plans}
+            again = {d: answered(fixed.detect(1, bytes.fromhex(d))) for d in scene.plans}
+            took = {d: min(first[d]["latency_ms"], again[d]["latency_ms"]) for d in scene.plans}
+            best = min(took.values())
+            plausible = [d for d, ms in took.items() if ms <= _PLAUSIBLE * best]
+            for k in range(_SETTLE):
+                answered(adaptive.detect(k % len(scene.images)))
+            ours: list[dict[str, Any]] = []
+            theirs: dict[str, list[float]] = {digest: [] for digest in plausible}
+            for k in range(frames):
+                image = k % len(scene.images)
+                ours.append(answered(adaptive.detect(image)))
+                for digest, times in theirs.items():
+                    row = answered(fixed.detect(image, bytes.fromhex(digest)))
+                    times.append(row["latency_ms"])
+            state = adaptive.state()
+        found.append(_steady_row(scene, mbit, ours, theirs, state))
+        progress(done, len(STEADY_MBIT))
+    return found
+
+
+def _steady_row(
+    scene: Scene,
+    mbit: float,
+    ours: Sequence[dict[str, Any]],
+    theirs: dict[str, list[float]],
+    state: dict[str, Any],
+) -> dict[str, Any]:
+    latencies = np.array([row["latency_ms"] for row in ours])
+    fixed = {digest: np.array(times) for digest, times in theirs.items()}
+    best = min(fixed, key=lambda digest: float(fixed[digest].mean()))
+    chosen = [row["plan"] for row in ours]
+    return {
+        "mbit": mbit,
+        "estimated_mbit": None if state["uplink_bps"] is None else state["uplink_bps"] / 1e6,
+        "estimated_rtt_ms": state["rtt_ms"],
+        "burst_bytes": state["burst_bytes"],
+        "adaptive_mean_ms": float(latencies.mean()),
+        "adaptive_p50_ms": median(latencies),
+        "best": scene.name(best),
+        "best_mean_ms": float(fixed[best].mean()),
+        "best_p50_ms": median(fixed[best]),
+        "regret_mean": interval(latencies, fixed[best], np.mean),
+        "regret_p50": interval(latencies, fixed[best], np.median),
+        "fixed_mean_ms": {scene.name(d): float(t.mean()) for d, t in fixed.items()},
+        "chosen": {scene.name(d): chosen.count(d) for d in set(chosen)},
+    }
+
+
+def steps(scene: Scene, cycles: int) -> list[dict[str, Any]]:
+    """Frames and seconds until the better plan is in use, after steps between two bandwidths."""
+    low, high, phase_s = 1.5, 6.0, 8.0
+    progress = scene.stages.stage("steps")
+    found = []
+    with scene.edge() as edge:
+        scene.wire.change(link(high))
+        _run_for(edge, scene, phase_s)
+        for done in range(2 * cycles):
+            mbit = high if done % 2 else low
+            scene.wire.change(link(mbit))
+            began_s = time.monotonic()
+            rows = _run_for(edge, scene, phase_s)
+            later = [row["plan"] for row in rows[len(rows) // 2 :]]
+            better = max(set(later), key=later.count)
+            first = next(k for k, row in enumerate(rows) if row["plan"] == better)
+            found.append(
+                {
+                    "to_mbit": mbit,
+                    "better": scene.name(better),
+                    "frames": first,
+                    "seconds": rows[first]["began_s"] - began_s,
+                    "held": later.count(better) / len(later),
+                }
+            )
+            progress(done + 1, 2 * cycles)
+    return found
+
+
+def _run_for(edge: EdgeProcess, scene: Scene, seconds: float) -> list[dict[str, Any]]:
+    until_s = time.monotonic() + seconds
+    rows: list[dict[str, Any]] = []
+    while time.monotonic() < until_s:
+        rows.append(answered(edge.detect(len(rows) % len(scene.images))))
+    return rows
+
+
+def on_trace(
+    scene: Scene, name: str, seconds: float, known: dict[str, Any], fixed: Sequence[str]
+) -> dict[str, Any]:
+    """The planner over a trace, and fixed plans over the same."""
+    path = FOLDER / f"{name}.csv"
+    progress = scene.stages.stage(f"trace {name}")
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for done, plan in enumerate(("", *fixed), 1):
+        digest = next((d for d, p in scene.plans.items() if p.name == plan), None)
+        with scene.edge() as edge, replayed(scene.wire, path) as started_s:
+            rows: list[dict[str, Any]] = []
+            while (at_s := time.monotonic() - started_s) < seconds:
+                asked = None if digest is None else bytes.fromhex(digest)
+                row = answered(edge.detect(len(rows) % len(scene.images), asked))
+                rows.append({**row, "at_s": at_s})
+        runs[plan or "adaptive"] = rows
+        progress(done, 1 + len(fixed))
+    ours = runs["adaptive"]
+    trace = read_trace(path)
+    model = Model(known["plans"], lambda at_s: trace.at(at_s))
+    chosen_ms = [model.latency_ms(scene.name(r["plan"]), r["at_s"]) for r in ours]
+    best_ms = [model.best_ms(r["at_s"]) for r in ours]
+    return {
+        "seconds": seconds,
+        "frames": {plan: len(rows) for plan, rows in runs.items()},
+        "mean_ms": {p: float(np.mean([r["latency_ms"] for r in rs])) for p, rs in runs.items()},
+        "p90_ms": {
+            p: float(np.percentile([r["latency_ms"] for r in rs], 90)) for p, rs in runs.items()
+        },
+        "model_over_measured": float(np.sum(chosen_ms) / np.sum([r["latency_ms"] for r in ours])),
+        "regret_to_every_moment": float(np.sum(chosen_ms) / np.sum(best_ms) - 1),
+        "switches": sum(a["plan"] != b["plan"] for a, b in itertools.pairwise(ours)),
+        "series": [
+            {
+                "at_s": round(r["at_s"], 3),
+                "plan": scene.name(r["plan"]),
+                "latency_ms": round(r["latency_ms"], 2),
+                "best_ms": round(b, 2),
+                "estimated_mbit": None if r["uplink_bps"] is None else r["uplink_bps"] / 1e6,
+                "mbit": _mbit(trace.at(r["at_s"])),
+            }
+            for r, b in zip(ours, best_ms, strict=True)
+        ],
+    }
+
+
+@dataclass(frozen=True)
+class Model:
+    """What plans would take at a moment of a trace, by their own measured times.
+
+    Attributes:
+        plans: `own_ms` and `uplink_bytes` of each.
+        at: The link at a moment; None in an outage.
+    """
+
+    plans: dict[str, dict[str, float]]
+    at: Callable[[float], Link | None]
+
+    def latency_ms(self, name: str, at_s: float) -> float:
+        """Of one plan; a frame that meets an outage is charged the link before it."""
+        plan, now = self.plans[name], self.at(at_s)
+        if not plan["uplink_bytes"] or now is None:
+            return plan["own_ms"]
+        return plan["own_ms"] + now.rtt_ms + plan["uplink_bytes"] * 8e3 / now.uplink_bps
+
+    def best_ms(self, at_s: float) -> float:
+        """Of the best plan."""
+        return min(self.latency_ms(name, at_s) for name in self.plans)
+
+
+def outage(scene: Scene, seconds: float) -> dict[str, Any]:
+    """The planner over a trace with an outage."""
+    with scene.edge() as edge, replayed(scene.wire, FOLDER / "outage.csv") as started_s:
+        rows: list[dict[str, Any]] = []
+        failed = 0
+        while (at_s := time.monotonic() - started_s) < seconds:
+            row = edge.detect(len(rows) % len(scene.images))
+            failed += "error" in row
+            if "error" not in row:
+                rows.append({**row, "at_s": at_s})
+    trace = read_trace(FOLDER / "outage.csv")
+    within = [row["latency_ms"] for row in rows if trace.at(row["at_s"]) is None]
+    return {
+        "seconds": seconds,
+        "frames": len(rows),
+        "failed": failed,
+        "p50_ms": median([row["latency_ms"] for row in rows]),
+        "frames_begun_in_the_outage": len(within),
+        "longest_ms": max(row["latency_ms"] for row in rows),
+        "p50_in_the_outage_ms": median(within) if within else None,
+    }
+
+
+def load(scene: Scene, seconds: float) -> dict[str, Any]:
+    """Several threads while the bandwidth jumps so that plans switch."""
+    ended = threading.Event()
+
+    def jump() -> None:
+        fast = False
+        while not ended.is_set():
+            scene.wire.change(link(20.0 if fast else 0.6))
+            fast = not fast
+            ended.wait(2.0)
+
+    with scene.edge("loaded-edge") as edge:
+        jumping = threading.Thread(target=jump)
+        jumping.start()
+        try:
+            counted = edge.load(3, seconds)
+        finally:
+            ended.set()
+            jumping.join()
+        edges = {each["edge"]: each for each in scene.rest("/v1/edges")["edges"]}
+    counted["switches"] = edges["loaded-edge"]["switches"]
+    counted["by_plan"] = {scene.name(d): n for d, n in counted["by_plan"].items()}
+    return counted
+
+
+@contextmanager
+def replayed(wire: ShapedLink, path: Path) -> Iterator[float]:
+    """A link that follows a trace; gives when it began, by `time.monotonic`."""
+    ended, started_s = threading.Event(), time.monotonic()
+    player = threading.Thread(target=replay, args=(wire, path, started_s, ended))
+    player.start()
+    try:
+        yield started_s
+    finally:
+        ended.set()
+        player.join()
+        wire.change(link(3.0))
+
+
+def answered(row: dict[str, Any]) -> dict[str, Any]:
+    """The row of a frame that was answered.
+
+    Raises:
+        SplitpointError: If it was not.
+    """
+    if "error" in row:
+        raise SplitpointError(f"a frame failed: {row['error']}")
+    return row
+
+
+def own_ms(rows: Sequence[dict[str, Any]]) -> float:
+    """Median time of a plan apart from the link."""
+    ways = ("uplink", "downlink")
+    return median([r["latency_ms"] - sum(r["times_ms"].get(w, 0.0) for w in ways) for r in rows])
+
+
+def off(expected: float, measured: float) -> float:
+    """Relative error of a prediction."""
+    return abs(expected / measured - 1)
+
+
+def median(values: Any) -> float:
+    """As a float of Python's."""
+    return float(statistics.median(map(float, values)))
+
+
+def interval(
+    ours: np.ndarray[Any, Any], theirs: np.ndarray[Any, Any], of: Callable[..., Any]
+) -> dict[str, float]:
+    """Relative excess of ours over theirs, with a bootstrap 95 % interval over paired frames."""
+    rng = np.random.default_rng(_SEED)
+    picks = rng.integers(0, len(ours), (2000, len(ours)))
+    ratios = of(ours[picks], axis=1) / of(theirs[picks], axis=1) - 1
+    low, high = np.percentile(ratios, (2.5, 97.5))
+    return {"value": float(of(ours) / of(theirs) - 1), "low": float(low), "high": float(high)}
+
+
+def _mbit(now: Link | None) -> float:
+    return 0.0 if now is None else now.uplink_bps / 1e6
+
+
+def _profile(bundle: Path, tables: Path, prefix: Sequence[str], budget_s: float) -> None:
+    """Both sides' tables: the edge's under its quota, the cloud's without."""
+    command = [sys.executable, "-m", "splitpoint.cli", "profile", "--bundle", str(bundle)]
+    command += ["--tables", str(tables), "--budget", f"{budget_s:g}"]
+    runs = [([*prefix, *command], ["--device", "slow-edge"])]
+    runs += [(command, ["--device", "cloud-machine", "--cloud-side"])]
+    for start, options in runs:
+        subprocess.run([*start, *options], check=True, stdout=subprocess.DEVNULL)  # noqa: S603
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """All parts."""
+    quick = arguments.quick
+    bundle = Bundle.open(arguments.bundle)
+    plans = {digest.hex(): plan for digest, plan in bundle.plans.items()}
+    images = list_images(arguments.images)
+    images = images[:: max(1, len(images) // arguments.send)][: arguments.send]
+    result: dict[str, Any] = {
+        "machine": machine(),
+        "bundle": bundle.digest.hex(),
+        "search": bundle.manifest.search.model_dump(mode="json"),
+        "plans": [plan.name for plan in plans.values()],
+        "images": [path.name for path in images],
+        "rtt_ms": RTT_MS,
+        "quick": quick,
+    }
+    with ExitStack() as stack:
+        stages = stack.enter_context(Stages())
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        slow = stack.enter_context(quota(SHARE))
+        result["edge_share"] = {"asked": slow.share, "measured": slow.measured}
+        progress = stages.stage("profile")
+        _profile(arguments.bundle, folder / "tables.json", slow.prefix, 20 if quick else 90)
+        progress(1, 1)
+        wire = stack.enter_context(shaped(link(3.0)))
+        command = ["cloud", "--bundle", str(arguments.bundle), "--host", wire.cloud.address]
+        command += ["--grpc-port", "0", "--rest-port", "0", "--store", str(folder / "store.sqlite")]
+        cloud = Service(command, folder / "cloud.log", prefix=wire.cloud.prefix)
+        stack.enter_context(cloud)
+        scene = Scene(
+            arguments.bundle,
+            plans,
+            images,
+            wire,
+            cloud,
+            slow.prefix,
+            folder / "tables.json",
+            stages,
+        )
+        result["predictions"] = predictions(scene, 12 if quick else 100)
+        result["steady"] = steady(scene, 10 if quick else 60)
+        result["steps"] = steps(scene, 1 if quick else 4)
+        known = result["predictions"]
+        fixed = [row["best"] for row in result["steady"]]
+        fixed = list(dict.fromkeys(fixed))[:3]
+        result["traces"] = {
+            "drive": on_trace(scene, "drive", 20 if quick else 120, known, fixed),
+            "drift": on_trace(scene, "drift", 20 if quick else 90, known, fixed),
+        }
+        result["outage"] = outage(scene, 32 if quick else 60)
+        result["load"] = load(scene, 15 if quick else 60)
+    return result
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--images", type=Path, required=True)
+    parser.add_argument("--send", type=int, default=24, help="pictures to send, spread evenly")
+    parser.add_argument("--quick", action="store_true", help="a few minutes, for a first look")
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--plot", type=Path, help="also draw the drive (.svg or .png)")
+    arguments = parser.parse_args()
+    result = measure(arguments)
+    arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    report(result)
+    if arguments.plot is not None:
+        plot(result["traces"]["drive"], arguments.plot)
+
+
+if __name__ == "__main__":
+    main()

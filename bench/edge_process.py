@@ -1,0 +1,290 @@
+"""An edge of its own process for measurements: the product's detector, driven line by line.
+
+    EdgeProcess.detect -> JSON line -> [process, perhaps behind a quota and a shaped link]
+                       <- JSON line <- Detector.detect -> gRPC -> cloud
+
+Pictures are decoded before anything is timed, as a camera would hand them over, and what drives the
+process takes next to nothing of its share of a core.
+"""
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+import numpy as np
+
+from bench.shaped import ShapedLink
+from common.bundle import Bundle
+from common.costs import PlanCost, costs
+from common.detections import Detections
+from common.errors import SplitpointError
+from common.images import read_image
+from common.link_trace import link_or_trace
+from common.rpc.splitpoint_pb2 import Hello
+from common.runtime import runtime_name
+from common.store_file import read_tables
+from edge.client import CloudClient
+from edge.detector import Detector, Outcome
+from edge.shaping import ShapedTransport
+from edge.transport import GrpcTransport, Transport
+
+_STOP_S = 10.0
+
+
+@dataclass(frozen=True)
+class EdgeSettings:
+    """What an edge process is started with.
+
+    Attributes:
+        bundle: The bundle.
+        images: Pictures, named by their place in this list.
+        cloud: HOST:PORT of the cloud.
+        device: Name of the device in `tables`.
+        tables: Latency tables that the planner starts from; the search's predictions, if None.
+        link: Emulated in the process; the real one, if None.
+        adaptive: Whether a planner chooses and learns.
+    """
+
+    bundle: Path
+    images: Sequence[Path]
+    cloud: str
+    device: str
+    tables: Path | None = None
+    link: str | None = None
+    adaptive: bool = True
+
+
+class EdgeProcess:
+    """A running edge process, for the length of a `with` block; calls are one after the other.
+
+    Args:
+        settings: What it is started with.
+        prefix: Of its command line.
+    """
+
+    def __init__(self, settings: EdgeSettings, prefix: Sequence[str] = ()) -> None:
+        self._settings = settings
+        self._prefix = list(prefix)
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Self:
+        made = self._settings
+        command = [*self._prefix, sys.executable, "-m", "bench.edge_process"]
+        command += ["--bundle", str(made.bundle), "--cloud", made.cloud, "--device", made.device]
+        command += [] if made.tables is None else ["--tables", str(made.tables)]
+        command += [] if made.link is None else ["--link", made.link]
+        command += ["--adaptive"] if made.adaptive else []
+        command += map(str, made.images)
+        self._process = subprocess.Popen(  # noqa: S603 - our own
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+        self._answer()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        process = self._started
+        if process.stdin is not None:
+            process.stdin.close()
+        try:
+            process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def detect(
+        self, image: int, plan: bytes | None = None, deadline_ms: float | None = None
+    ) -> dict[str, Any]:
+        """Detect objects in one picture; a frame that fails says so under "error"."""
+        name = None if plan is None else plan.hex()
+        return self._ask({"op": "detect", "image": image, "plan": name, "deadline": deadline_ms})
+
+    def load(self, threads: int, seconds: float) -> dict[str, Any]:
+        """Have several threads detect for a while; counts what was answered, wrongly or not."""
+        return self._ask({"op": "load", "threads": threads, "seconds": seconds})
+
+    def state(self) -> dict[str, Any]:
+        """What the planner believes."""
+        return self._ask({"op": "state"})
+
+    @property
+    def _started(self) -> "subprocess.Popen[str]":
+        if self._process is None:
+            raise RuntimeError("the process was not started")
+        return self._process
+
+    def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
+        stdin = self._started.stdin
+        if stdin is None:
+            raise RuntimeError("the process was not started")
+        stdin.write(json.dumps(question) + "\n")
+        stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        line = self._started.stdout.readline() if self._started.stdout else ""
+        if not line:
+            raise SplitpointError("the edge process ended; its last lines say why")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+def replay(wire: ShapedLink, trace_csv: Path, started_s: float, ended: threading.Event) -> None:
+    """Change a link as a trace says, by `time.monotonic`, until it is ended."""
+    trace = link_or_trace(str(trace_csv))
+    if not hasattr(trace, "piece"):
+        raise SplitpointError(f"{trace_csv}: no trace")
+    while not ended.is_set():
+        at_s = time.monotonic() - started_s
+        link, until_s = trace.piece(at_s)
+        wire.change(link)
+        ended.wait(max(0.0, until_s - (time.monotonic() - started_s)))
+
+
+class _Edge:
+    """The process's side."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        bundle = Bundle.open(arguments.bundle)
+        rows = [] if arguments.tables is None else read_tables(arguments.tables)
+        known = costs(bundle.plans, rows, arguments.device)
+        self._costs: dict[bytes, PlanCost] = {cost.digest: cost for cost in known}
+        self._images = [read_image(path) for path in arguments.images]
+        link = None if arguments.link is None else link_or_trace(arguments.link)
+        started_s = time.monotonic()
+
+        def connect() -> Transport:
+            transport = GrpcTransport(arguments.cloud)
+            if link is None:
+                return transport
+            return ShapedTransport(transport, link, start_s=started_s)
+
+        hello = Hello(
+            edge_id=arguments.device,
+            bundle_digest=bundle.digest,
+            device=arguments.device,
+            runtime=runtime_name(1),
+            threads=1,
+        )
+        self._client = CloudClient(connect, hello)
+        self._detector = Detector(bundle, self._client, costs=known, adaptive=arguments.adaptive)
+        self._detector.check_ready()
+
+    def serve(self, questions: TextIO) -> None:
+        self._tell({"ready": True})
+        for line in questions:
+            question = json.loads(line)
+            answer = getattr(self, f"_{question.pop('op')}")(**question)
+            self._tell(answer)
+        self._detector.close()
+
+    def _detect(self, image: int, plan: str | None, deadline: float | None) -> dict[str, Any]:
+        digest = None if plan is None else bytes.fromhex(plan)
+        began_s = time.monotonic()
+        link = self._client.link.estimate(time.perf_counter())
+        try:
+            outcome = self._detector.detect(self._images[image], digest, deadline_ms=deadline)
+        except SplitpointError as error:
+            return {"error": f"{type(error).__name__}: {error}", "began_s": began_s}
+        expected, cost = outcome.expected, self._costs[outcome.digest]
+        alone_ms = cost.edge_ms
+        if cost.needs_cloud and link.rtt_ms is not None and link.uplink_bps is not None:
+            sent_ms = max(0.0, cost.uplink_bytes - link.burst_bytes) * 8e3 / link.uplink_bps
+            alone_ms += cost.cloud_ms + link.rtt_ms + sent_ms
+        return {
+            "began_s": began_s,
+            "plan": outcome.digest.hex(),
+            "latency_ms": outcome.latency_ms,
+            "times_ms": outcome.times_ms,
+            "uplink_bytes": outcome.uplink_bytes,
+            "expected_ms": None if expected is None else expected.latency_ms,
+            "low_ms": None if expected is None else expected.low_ms,
+            "high_ms": None if expected is None else expected.high_ms,
+            "profile_ms": alone_ms,
+            "uplink_bps": link.uplink_bps,
+            "rtt_ms": link.rtt_ms,
+            "reason": outcome.reason,
+        }
+
+    def _state(self) -> dict[str, Any]:
+        pilot = self._detector.pilot
+        if pilot is None:
+            return {}
+        state = pilot.state()
+        return {
+            "current": state.current.hex(),
+            "reason": state.reason,
+            "uplink_bps": state.link.uplink_bps,
+            "rtt_ms": state.link.rtt_ms,
+            "burst_bytes": state.link.burst_bytes,
+            "changes": state.link.changes,
+            "drifts": state.drifts,
+            "coverage": state.coverage,
+        }
+
+    def _load(self, threads: int, seconds: float) -> dict[str, Any]:
+        truth: dict[tuple[int, bytes], str] = {}
+        for digest in self._costs:
+            truth[0, digest] = _digest(self._detector.detect(self._images[0], digest).detections)
+        until_s = time.monotonic() + seconds
+        outcomes: list[Outcome | str] = []
+
+        def work() -> None:
+            while time.monotonic() < until_s:
+                try:
+                    outcomes.append(self._detector.detect(self._images[0]))
+                except SplitpointError as error:
+                    outcomes.append(str(error))
+
+        workers = [threading.Thread(target=work) for _ in range(threads)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        good = [each for each in outcomes if isinstance(each, Outcome)]
+        plans = [each.digest for each in good]
+        return {
+            "asked": len(outcomes),
+            "failed": len(outcomes) - len(good),
+            "wrong": sum(_digest(o.detections) != truth[0, o.digest] for o in good),
+            "by_plan": {digest.hex(): plans.count(digest) for digest in set(plans)},
+        }
+
+    def _tell(self, answer: dict[str, Any]) -> None:
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+
+def _digest(detections: Detections) -> str:
+    parts = (detections.boxes, detections.scores, detections.classes)
+    return hashlib.sha256(b"".join(np.ascontiguousarray(p).tobytes() for p in parts)).hexdigest()
+
+
+def main() -> None:
+    """The process."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--cloud", required=True)
+    parser.add_argument("--device", required=True)
+    parser.add_argument("--tables", type=Path)
+    parser.add_argument("--link")
+    parser.add_argument("--adaptive", action="store_true")
+    parser.add_argument("images", type=Path, nargs="+")
+    _Edge(parser.parse_args()).serve(sys.stdin)
+
+
+if __name__ == "__main__":
+    main()
