@@ -34,6 +34,8 @@ LEARNING_RATE = 6e-5
 # On YOLOv3-tiny at 6 KB, 5 against 1 brings one point of agreement (AP) with the teacher.
 _BOX_WEIGHT = 5.0
 _WARM_UP = 0.1
+# A schedule that warms up over a step or none divides by zero; a shorter run stops on its way up.
+_LEAST_STEPS = round(2 / _WARM_UP)
 _CHECK_EVERY = 25
 
 
@@ -94,7 +96,7 @@ def adapt_tail(
             tail, best, kept = neighbour, now, neighbour.snapshot()
     optimizer = torch.optim.Adam(tail.parameters.values(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=LEARNING_RATE, total_steps=max(steps, 1), pct_start=_WARM_UP
+        optimizer, max_lr=LEARNING_RATE, total_steps=max(steps, _LEAST_STEPS), pct_start=_WARM_UP
     )
     rng = np.random.default_rng(0)
     order: list[int] = []
