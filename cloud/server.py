@@ -17,6 +17,7 @@ from pathlib import Path
 import grpc
 
 from cloud.edges import Edges
+from cloud.metrics import CloudMetrics
 from cloud.rest import create_app
 from cloud.service import SplitService
 from cloud.store import Store
@@ -99,13 +100,26 @@ async def _serve(settings: CloudSettings) -> None:
             tails = await asyncio.to_thread(Tails, bundle, threads=settings.threads)
             await asyncio.to_thread(_introduce, store, bundle, settings)
             edges = Edges()
-            app = create_app(tails, workers, store=store, edges=edges, version=settings.version)
+            metrics = CloudMetrics(bundle.plans, edges, store)
+            app = create_app(
+                tails,
+                workers,
+                store=store,
+                edges=edges,
+                metrics=metrics,
+                version=settings.version,
+            )
             rest = RestServer(app)
             serving_rest = asyncio.create_task(rest.serve_until(stopped, listener))
             await rest.ready.wait()
             await asyncio.to_thread(tails.warm_up)
             service = SplitService(
-                tails, workers, version=settings.version, store=store, edges=edges
+                tails,
+                workers,
+                version=settings.version,
+                store=store,
+                edges=edges,
+                metrics=metrics,
             )
             add_SplitServiceServicer_to_server(service, grpc_server)  # type: ignore[no-untyped-call]
             await grpc_server.start()
@@ -122,7 +136,7 @@ async def _serve(settings: CloudSettings) -> None:
 
 def _introduce(store: Store, bundle: Bundle, settings: CloudSettings) -> None:
     """Tell the store what plans are made of, and whose tail times come in."""
-    store.know(bundle.plans)
+    store.know(bundle.plans, bundle.manifest.search.model)
     device = settings.device or platform.node() or "cloud"
     store.stand_on(Place(device, runtime_name(settings.threads), settings.threads), time.time())
 

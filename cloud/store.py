@@ -148,11 +148,16 @@ class Store:
                 found += _rows(key, rows)
         return found
 
-    def know(self, plans: Mapping[bytes, Plan]) -> None:
+    def know(self, plans: Mapping[bytes, Plan], model: str) -> None:
         """Remember which segments plans have, so that the file can be read without their bundle.
 
+        Args:
+            plans: By digest.
+            model: What they run. A segment is known by the names of layers, which other models may
+                have, too, so a store is for one model.
+
         Raises:
-            StoreError: If it cannot be written.
+            StoreError: If it keeps times of another model, or cannot be written.
         """
         rows = [
             (digest.hex(), each.stage, each.side, each.name, each.bits)
@@ -160,6 +165,14 @@ class Store:
             for each in segments(plan)
         ]
         with self._writing() as database:
+            database.execute("INSERT OR IGNORE INTO about VALUES ('model', ?)", (model,))
+            query = "SELECT value FROM about WHERE key = 'model'"
+            (known,) = database.execute(query).fetchone()
+            if known != model:
+                raise StoreError(
+                    f"this store keeps times of {known}, the bundle runs {model}: give another "
+                    "--store"
+                )
             database.executemany("INSERT OR REPLACE INTO segments VALUES (?, ?, ?, ?, ?)", rows)
 
     def stand_on(self, place: Place, now_s: float) -> None:

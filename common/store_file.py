@@ -239,7 +239,7 @@ def _newest(
         samples = database.execute(on_edge, (*place, plan)).fetchall()
         yield "edge", Place(*place), plan, samples
     about: dict[str, str] = dict(database.execute("SELECT key, value FROM about"))
-    if not about:
+    if "device" not in about:
         return
     here = Place(about["device"], about["runtime"], int(about["threads"]))
     for (plan,) in database.execute("SELECT DISTINCT plan FROM samples").fetchall():

@@ -114,7 +114,7 @@ def path(tmp_path: Path, bundle: Bundle) -> Path:
     """A store that a cloud has left."""
     path = tmp_path / "store of?a#cloud%.sqlite"
     store = Store(path)
-    store.know(bundle.plans)
+    store.know(bundle.plans, "tiny")
     store.stand_on(CLOUD, 500.0)
     store.put([row(source="simulated")])
     digests = {plan.name: digest for digest, plan in bundle.plans.items()}
@@ -168,7 +168,7 @@ def test_a_store_is_read_while_a_cloud_writes_it(path: Path, bundle: Bundle) -> 
 def test_a_row_is_made_of_the_newest_frames(tmp_path: Path, bundle: Bundle) -> None:
     digests = {plan.name: digest for digest, plan in bundle.plans.items()}
     store = Store(tmp_path / "store.sqlite")
-    store.know(bundle.plans)
+    store.know(bundle.plans, "tiny")
     for k in range(400):
         store.add(sample(digests[tiny.SPLIT], float(k), head=100.0))
         store.add(sample(digests[tiny.SPLIT_8], 1000.0 + k, head=10.0))
@@ -286,3 +286,12 @@ def test_the_store_has_a_column_for_every_stage(tmp_path: Path) -> None:
     assert {f"{stage}_ms" for stage in STAGES} | {"rtt_ms"} == {
         name for name in columns if name.endswith("_ms")
     }
+
+
+def test_a_store_is_for_one_model(tmp_path: Path, bundle: Bundle) -> None:
+    store = Store(tmp_path / "store.sqlite")
+    store.know(bundle.plans, "tiny")
+    store.know(bundle.plans, "tiny")
+    with pytest.raises(StoreError, match=r"times of tiny, .* give another --store"):
+        store.know(bundle.plans, "large")
+    store.close()
