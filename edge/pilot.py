@@ -10,6 +10,7 @@ probe gets through again.
 """
 
 import logging
+import threading
 import time
 from collections.abc import Sequence
 
@@ -49,6 +50,7 @@ class Pilot:
         self._planner = Planner(costs, link, client.link, settings)
         self._prober = Prober(client, self._planner)
         self._announced: tuple[object, bytes] | None = None
+        self._announcing = threading.Lock()
 
     def ready(self) -> None:
         """Connect and learn the link, so that the first frame need not.
@@ -98,7 +100,8 @@ class Pilot:
         return self._planner.can_rest
 
     def welcomed(self, welcome: pb.Welcome) -> None:
-        """Start from what the cloud has learnt of edges like this one."""
+        """Start from the plans that the cloud holds, and what it has learnt of edges like this."""
+        self._planner.held(welcome.plan_digests)
         for each in welcome.learned:
             edge_ms, cloud_ms = each.edge_us / 1e3, each.cloud_us / 1e3
             self._planner.seed(each.plan_digest, each.n, edge_ms, cloud_ms, each.uplink_bytes)
@@ -118,11 +121,13 @@ class Pilot:
 
     def _announce(self, now_s: float) -> None:
         """Tell the cloud which plan is used, once for each stream and plan."""
-        stream = self._client.stream
-        if stream is None or self._announced == (stream, self._planner.current):
-            return
-        self._announced = stream, self._planner.current
-        self._client.tell(announcement(self._planner.state(now_s)))
+        with self._announcing:  # or the cloud might hear of two changes in the wrong order
+            stream = self._client.stream
+            if stream is None or self._announced == (stream, self._planner.current):
+                return
+            state = self._planner.state(now_s)
+            self._announced = stream, state.current
+            self._client.tell(announcement(state))
 
 
 def announcement(state: State) -> pb.Switch:

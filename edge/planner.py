@@ -17,7 +17,7 @@ all trials together have cost less than a small share of the time spent.
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from common.costs import PlanCost
@@ -166,6 +166,7 @@ class Planner:
         self._estimator = estimator
         self._queue_ms = 0.0
         self._away = False
+        self._held: frozenset[bytes] | None = None
         self._current = next(iter(self._costs))
         self._reason = "the first of the bundle"
         self._switched_s = -math.inf
@@ -213,6 +214,11 @@ class Planner:
         with self._lock:
             self._away = True
 
+    def held(self, digests: Collection[bytes]) -> None:
+        """Learn of which plans the cloud holds the tails; no other plan with a tail can serve."""
+        with self._lock:
+            self._held = frozenset(digests)
+
     def seed(self, digest: bytes, n: int, edge_ms: float, cloud_ms: float, size: float) -> None:
         """Learn what n earlier frames of a plan took, in medians."""
         with self._lock:
@@ -259,9 +265,8 @@ class Planner:
                 return True
             expected = self._expected(now_s)
             current = expected[self._current]
-            return any(
-                e.fixed_ms < current.latency_ms for e in expected.values() if e.cost.needs_cloud
-            )
+            able = self._able(expected.values())
+            return any(e.fixed_ms < current.latency_ms for e in able if e.cost.needs_cloud)
 
     @property
     def current(self) -> bytes:
@@ -279,12 +284,12 @@ class Planner:
         return any(not cost.needs_cloud for cost in self._costs.values())
 
     def _without_deadline(self, expected: dict[bytes, Expected], now_s: float) -> Choice:
-        able = [e for e in expected.values() if not (self._away and e.cost.needs_cloud)]
-        able = able or list(expected.values())
+        able = self._able(expected.values())
         best = min(able, key=lambda e: e.latency_ms)
         current = expected[self._current]
         if current not in able:
-            return self._switch(best, now_s, "the cloud is away")
+            why = "the cloud is away" if self._away else "the cloud does not hold the plan before"
+            return self._switch(best, now_s, why)
         gain = 1 - best.latency_ms / current.latency_ms
         if gain < self._settings.least_gain:
             self._regret *= _FORGIVING
@@ -358,13 +363,20 @@ class Planner:
 
     def _in_time(self, expected: Sequence[Expected], deadline_ms: float) -> Choice:
         bounded = [self._bounded(each) for each in expected]
-        able = [e for e in bounded if not (self._away and e.cost.needs_cloud)] or bounded
+        able = self._able(bounded)
         in_time = [e for e in able if e.high_ms <= deadline_ms]
         if not in_time:
             fastest = min(able, key=lambda e: e.latency_ms)
             return Choice(fastest, False, f"the fastest; none keeps {deadline_ms:g} ms for sure")
         best = min(in_time, key=lambda e: (-e.cost.plan.predicted.accuracy, e.latency_ms))
         return Choice(best, False, f"the most accurate within {deadline_ms:g} ms")
+
+    def _able(self, expected: Collection[Expected]) -> list[Expected]:
+        """Those that can serve; if none can, those that could if the cloud were there."""
+        held = self._held
+        known = [e for e in expected if not e.cost.needs_cloud or held is None or e.digest in held]
+        known = known or list(expected)
+        return [e for e in known if not (self._away and e.cost.needs_cloud)] or known
 
     def _queued(self, queue_ms: float) -> None:
         self._queue_ms += _QUEUE_GAIN * (queue_ms - self._queue_ms)
