@@ -15,6 +15,7 @@ from typing import Annotated
 from fastapi import FastAPI, Query, Request
 
 from cloud.edges import Edge, EdgeFailedError, Edges
+from cloud.metrics import CloudMetrics
 from cloud.profile import rows_of
 from cloud.samples import ImpossibleTimesError
 from cloud.store import Row, Store
@@ -22,6 +23,7 @@ from cloud.tails import DEFAULT_SCORE_THRESHOLD, Tails
 from common.errors import CloudUnavailableError
 from common.explained import ExplainedPlans, explanation
 from common.images import DEFAULT_LIMITS, ImageLimits, Letterbox, decode_image, letterbox
+from common.metrics import serve_metrics
 from common.rest import (
     IMAGE_BODY,
     DetectResponse,
@@ -54,6 +56,7 @@ def create_app(
     *,
     store: Store | None = None,
     edges: Edges | None = None,
+    metrics: CloudMetrics | None = None,
     limits: ImageLimits = DEFAULT_LIMITS,
     version: str = "",
 ) -> FastAPI:
@@ -64,6 +67,7 @@ def create_app(
         workers: Where tails run, shared with the gRPC service.
         store: Where what frames took is kept.
         edges: Who is connected.
+        metrics: What /metrics tells.
         limits: The largest image to accept.
         version: The software's version, for /docs.
     """
@@ -71,6 +75,8 @@ def create_app(
     install_error_handlers(app)
     connected = Edges() if edges is None else edges
     _serve_edges(app, connected, tails, store)
+    counted = CloudMetrics(tails.bundle.plans, connected, store) if metrics is None else metrics
+    serve_metrics(app, counted.registry)
 
     @app.post(
         "/v1/detect",

@@ -22,6 +22,7 @@ from google.protobuf.message import DecodeError
 
 from cloud.edges import Edge, Edges
 from cloud.history import History
+from cloud.metrics import CloudMetrics
 from cloud.samples import MAX_MEASUREMENTS, ImpossibleTimesError, Ledger, Sample, Source
 from cloud.store import Store
 from cloud.tails import Tails
@@ -59,6 +60,7 @@ class SplitService(SplitServiceServicer):
         version: The software's version, for the Welcome.
         store: Where what frames took is kept; nowhere, if None.
         edges: Where edges are known while they are connected.
+        metrics: Where what it does is counted.
     """
 
     def __init__(
@@ -70,8 +72,10 @@ class SplitService(SplitServiceServicer):
         version: str = "",
         store: Store | None = None,
         edges: Edges | None = None,
+        metrics: CloudMetrics | None = None,
     ) -> None:
         self._edges = Edges() if edges is None else edges
+        self._metrics = CloudMetrics(tails.bundle.plans) if metrics is None else metrics
         self._tails = tails
         self._workers = workers
         self._in_flight = in_flight
@@ -136,6 +140,8 @@ class SplitService(SplitServiceServicer):
                 return
             arrived_s = time.perf_counter()
             if _tells(message, edge):
+                if message.HasField("switch"):
+                    self._metrics.switched()
                 slots.release()
                 continue
             self._learn(message, ledger)
@@ -172,6 +178,7 @@ class SplitService(SplitServiceServicer):
         edge: Edge,
         slots: asyncio.Semaphore,
     ) -> None:
+        self._metrics.arrived()
         try:
             loop = asyncio.get_running_loop()
             answer = await loop.run_in_executor(
@@ -181,10 +188,12 @@ class SplitService(SplitServiceServicer):
                 elapsed_ms = (time.perf_counter() - arrived_s) * 1000
                 answer.result.times.total_us = microseconds(elapsed_ms)
                 self._note(message, answer.result, ledger)
+            self._metrics.answered(message, answer)
             await edge.send(answer)
         except asyncio.InvalidStateError:
             _LOG.debug("an edge left before its answer was ready")
         finally:
+            self._metrics.left()
             slots.release()
 
     def _note(self, message: pb.EdgeMessage, result: pb.Result, ledger: Ledger) -> None:
