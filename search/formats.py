@@ -4,6 +4,7 @@ Per tensor and width one quantizer; per cut and width the codec that is fastest 
 link at hand; for the cut at the input the image codecs, because they differ in accuracy.
 """
 
+import copy
 import math
 from collections.abc import Sequence
 
@@ -80,6 +81,12 @@ class FormatTable:
         self._times = times
         self._world = world
         self._coded: dict[tuple[str, int, CodecSpec], Coded] = {}
+
+    def at(self, world: World) -> "FormatTable":
+        """The same table for another device and link; what was coded is not coded again."""
+        other = copy.copy(self)
+        other._world = world
+        return other
 
     def candidates(self, cut: Cut) -> list[Candidate]:
         """The wire formats of one cut."""
