@@ -11,7 +11,7 @@ import os
 import platform
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
@@ -38,6 +38,7 @@ from common.serving import (
     stop_on_signals,
 )
 from common.tables import Place
+from common.tls import ServerTls, server_credentials
 
 _MAX_EDGES = 64
 _GRACE_S = 5.0
@@ -56,6 +57,7 @@ class CloudSettings:
         workers: Frames served at once, of all edges and REST callers.
         store: File for what frames took; None keeps it in memory.
         device: What this machine is, for latency tables; its host name, if empty.
+        tls: Files for TLS with edges; without any, gRPC is in the clear. REST always is.
         ready_file: Written once requests are served.
         version: The software's version.
     """
@@ -68,6 +70,7 @@ class CloudSettings:
     workers: int = 2
     store: Path | None = None
     device: str = ""
+    tls: ServerTls = field(default_factory=ServerTls)
     ready_file: Path | None = None
     version: str = ""
 
@@ -79,6 +82,7 @@ def serve(settings: CloudSettings) -> None:
         AddressInUseError: If a port is taken.
         BundleError: If the bundle cannot be opened.
         ModelError: If a tail cannot be opened.
+        SettingsError: If the files for TLS cannot be used.
         StoreError: If the store cannot be used.
     """
     configure_logging()
@@ -89,11 +93,12 @@ async def _serve(settings: CloudSettings) -> None:
     stopped = asyncio.Event()
     stop_on_signals(stopped)
     retract(settings.ready_file)
+    credentials = server_credentials(settings.tls)
     with (
         bind(settings.host, settings.rest_port) as listener,
         ThreadPoolExecutor(settings.workers, thread_name_prefix="tail") as workers,
     ):
-        grpc_server, grpc_port = _bind_grpc(settings.host, settings.grpc_port)
+        grpc_server, grpc_port = _bind_grpc(settings.host, settings.grpc_port, credentials)
         store = await asyncio.to_thread(Store, settings.store)
         try:
             bundle = await asyncio.to_thread(Bundle.open, settings.bundle)
@@ -151,13 +156,17 @@ def _ready(tails: Tails, grpc_port: int, rest_port: int) -> dict[str, int | list
     }
 
 
-def _bind_grpc(host: str, port: int) -> tuple[grpc.aio.Server, int]:
+def _bind_grpc(
+    host: str, port: int, credentials: grpc.ServerCredentials | None
+) -> tuple[grpc.aio.Server, int]:
     bind(host, port).close()  # says why, if it cannot be; gRPC would not
     # Without this option a second server would bind the same port and take half of the edges.
     options = [*channel_options(), ("grpc.so_reuseport", 0)]
     server = grpc.aio.server(options=options, maximum_concurrent_rpcs=_MAX_EDGES)
     where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        return server, server.add_insecure_port(where)
+        if credentials is None:
+            return server, server.add_insecure_port(where)
+        return server, server.add_secure_port(where, credentials)
     except RuntimeError as error:
         raise AddressInUseError(f"{where} cannot be bound: choose another port") from error

@@ -62,12 +62,13 @@ class GrpcTransport:
 
     Args:
         address: HOST:PORT of the cloud.
+        credentials: For TLS; without, in the clear.
 
     Raises:
         SettingsError: If the address is not HOST:PORT.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, credentials: grpc.ChannelCredentials | None = None) -> None:
         check_address(address)
         self._address = address
         self._requests: queue.SimpleQueue[EdgeMessage | None] = queue.SimpleQueue()
@@ -75,7 +76,11 @@ class GrpcTransport:
         # A private pool: a shared one would hold a new stream back while an older one's failed
         # connection sits out its retry interval, and a restarted cloud would seem gone for seconds.
         options = [*channel_options(), ("grpc.use_local_subchannel_pool", 1)]
-        self._channel = grpc.insecure_channel(address, options=options)
+        self._channel = (
+            grpc.insecure_channel(address, options=options)
+            if credentials is None
+            else grpc.secure_channel(address, credentials, options=options)
+        )
         stub = SplitServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._call: _StreamCall = stub.Stream(self._outgoing())
 

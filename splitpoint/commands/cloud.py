@@ -19,12 +19,27 @@ def run(
     device: Annotated[
         str, typer.Option(help="What this machine is, for latency tables; default: its CPU.")
     ] = "",
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(envvar="SPLITPOINT_TLS_CERT", help="TLS to edges: our certificate, PEM."),
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(envvar="SPLITPOINT_TLS_KEY", help="The certificate's key.")
+    ] = None,
+    tls_client_ca: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="SPLITPOINT_TLS_CLIENT_CA",
+            help="Serve only edges whose certificate this authority signed.",
+        ),
+    ] = None,
     ready_file: Annotated[
         Path | None, typer.Option(help="Written, as JSON with the ports, once requests are served.")
     ] = None,
 ) -> None:
     """Serve the tails of a bundle to edges, and whole images over REST."""
     from cloud.server import CloudSettings, serve  # heavy: only this command needs it
+    from common.tls import ServerTls
     from splitpoint import __version__
     from splitpoint.machine import cpu_name
 
@@ -38,6 +53,7 @@ def run(
             workers=workers,
             store=store,
             device=device or cpu_name(),
+            tls=ServerTls(tls_cert, tls_key, tls_client_ca),
             ready_file=ready_file,
             version=__version__,
         )
