@@ -4,6 +4,7 @@
       ├─ SettingsError         an option or setting that makes no sense
       ├─ ImageError            not an image, or one that cannot be decoded
       │    └─ ImageTooLargeError   over the limit on bytes or on pixels
+      ├─ SourceError           a video or camera that cannot be opened or read
       ├─ ModelError            a network that cannot be read, exported or cut
       ├─ WeightsError          weights missing, cut off or not the published ones
       ├─ CalibrationError      calibration or evaluation images missing or unusable
@@ -51,6 +52,13 @@ class ImageTooLargeError(ImageError):
     """An image over the limit on bytes or on pixels."""
 
     http_status = 413
+
+
+class SourceError(SplitpointError):
+    """A video or camera that cannot be opened or read, or gave no frame yet."""
+
+    exit_code = 66
+    http_status = 503
 
 
 class ModelError(SplitpointError):

@@ -6,15 +6,20 @@ For whoever stands beside the edge: a camera's script, a browser, a health check
 leaves the machine by this path; what the plan sends does.
 """
 
+import io
 import time
+from contextlib import nullcontext
 from functools import partial
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import anyio
-from fastapi import FastAPI, Query, Request
+from fastapi import FastAPI, Query, Request, Response
 
+from common.draw import annotate
+from common.errors import SourceError
 from common.explained import ExplainedPlans, explanation
 from common.images import DEFAULT_LIMITS, ImageLimits, decode_image
+from common.metrics import serve_metrics
 from common.rest import (
     IMAGE_BODY,
     DetectResponse,
@@ -29,7 +34,11 @@ from common.rest import (
     read_image_body,
 )
 from edge.detector import DEFAULT_SCORE_THRESHOLD, Detector, find_plan
+from edge.metrics import EdgeMetrics
 from edge.pilot import announcement
+
+if TYPE_CHECKING:
+    from edge.player import Player  # brings the video decoder
 
 _AT_ONCE = 4
 
@@ -49,6 +58,8 @@ def create_app(
     limits: ImageLimits = DEFAULT_LIMITS,
     score_threshold: float = DEFAULT_SCORE_THRESHOLD,
     version: str = "",
+    metrics: EdgeMetrics | None = None,
+    player: "Player | None" = None,
 ) -> FastAPI:
     """The app over a detector.
 
@@ -57,11 +68,17 @@ def create_app(
         limits: The largest image to accept.
         score_threshold: For requests that name none.
         version: The software's version, for /docs.
+        metrics: What /metrics tells.
+        player: What is played beside, for /v1/latest.jpg.
     """
     app = FastAPI(title="Splitpoint edge", version=version or "0")
     install_error_handlers(app)
     default_threshold = score_threshold
     slots = anyio.CapacityLimiter(_AT_ONCE)
+    counted = EdgeMetrics(detector) if metrics is None else metrics
+    serve_metrics(app, counted.registry)
+    if player is not None:
+        _serve_latest(app, player)
 
     @app.post(
         "/v1/detect",
@@ -78,7 +95,16 @@ def create_app(
         digest = None if plan is None else find_plan(detector.bundle, plan)
         body = await read_image_body(request, limits.max_bytes)
         return await anyio.to_thread.run_sync(
-            partial(detect_image, detector, body, digest, score_threshold, limits, deadline_ms),
+            partial(
+                detect_image,
+                detector,
+                body,
+                digest,
+                score_threshold,
+                limits,
+                deadline_ms,
+                counted,
+            ),
             limiter=slots,
         )
 
@@ -108,6 +134,39 @@ def create_app(
     return app
 
 
+def _serve_latest(app: FastAPI, player: "Player") -> None:
+    @app.get(
+        "/v1/latest.jpg",
+        response_class=Response,
+        responses={200: {"content": {"image/jpeg": {}}}, **error_responses(503)},
+    )
+    async def latest() -> Response:
+        """The last frame that was served, with its boxes drawn."""
+        return Response(
+            await anyio.to_thread.run_sync(draw_latest, player),
+            media_type="image/jpeg",
+            headers={"Cache-Control": "no-store"},
+        )
+
+
+def draw_latest(player: "Player") -> bytes:
+    """The last frame with its boxes, as a JPEG file.
+
+    Raises:
+        SourceError: If there was none yet.
+    """
+    shown = player.latest
+    if shown is None:
+        raise SourceError("no frame was served yet: try again")
+    outcome = shown.outcome
+    caption = f"{outcome.plan.name}  {outcome.latency_ms:.0f} ms  {outcome.uplink_bytes} B"
+    file = io.BytesIO()
+    annotate(shown.captured.image, outcome.detections, player.class_names, caption).save(
+        file, "JPEG", quality=85
+    )
+    return file.getvalue()
+
+
 def detect_image(
     detector: Detector,
     data: bytes,
@@ -115,6 +174,7 @@ def detect_image(
     score_threshold: float,
     limits: ImageLimits = DEFAULT_LIMITS,
     deadline_ms: float | None = None,
+    metrics: EdgeMetrics | None = None,
 ) -> DetectResponse:
     """Decode an image and detect objects in it, in the calling thread.
 
@@ -126,9 +186,12 @@ def detect_image(
     started_s = time.perf_counter()
     image = decode_image(data, limits)
     open_ms = (time.perf_counter() - started_s) * 1000
-    outcome = detector.detect(
-        image, digest, score_threshold, capture_ms=open_ms, deadline_ms=deadline_ms
-    )
+    with nullcontext() if metrics is None else metrics.under_way():
+        outcome = detector.detect(
+            image, digest, score_threshold, capture_ms=open_ms, deadline_ms=deadline_ms
+        )
+    if metrics is not None:
+        metrics.served(outcome, open_ms)
     plan = outcome.plan
     class_names = detector.bundle.manifest.detector.class_names
     return DetectResponse(

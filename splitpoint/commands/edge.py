@@ -1,7 +1,8 @@
-"""`splitpoint edge`: run images through the split, or serve REST beside a camera."""
+"""`splitpoint edge`: run images through the split, play a camera, or serve REST."""
 
 import json
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,8 +19,28 @@ if TYPE_CHECKING:
 
     from common.bundle import Bundle
     from common.costs import PlanCost
+    from common.tls import ClientTls
     from edge.client import CloudClient
     from edge.detector import Detector, Outcome
+    from edge.source import Camera
+
+
+@dataclass(frozen=True)
+class _Cloud:
+    """The way to the cloud: HOST:PORT, the link to emulate, files for TLS."""
+
+    address: str | None
+    link: str | None
+    tls: "ClientTls"
+
+
+@dataclass(frozen=True)
+class _Played:
+    """A camera to play: what to open, whether to begin again, frames per second."""
+
+    source: str
+    loop: bool
+    fps: float | None
 
 
 @dataclass(frozen=True)
@@ -41,7 +62,11 @@ def run(
         str | None, typer.Option(metavar="HOST:PORT", help="Where `splitpoint cloud` listens.")
     ] = None,
     link: Annotated[
-        str | None, typer.Option(help="Emulate a link to the cloud: 3mbit/20ms, or a trace.csv.")
+        str | None,
+        typer.Option(
+            envvar="SPLITPOINT_LINK",
+            help="Emulate a link to the cloud: 3mbit/20ms, or a trace.csv.",
+        ),
     ] = None,
     plan: Annotated[
         str | None,
@@ -63,34 +88,65 @@ def run(
     annotate: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write pictures with boxes drawn.")
     ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(help="Play a folder of pictures, a video file, rtsp://... or /dev/videoN."),
+    ] = None,
+    loop: Annotated[
+        bool, typer.Option("--loop", help="With --source: begin again at its end.")
+    ] = False,
+    fps: Annotated[
+        float | None,
+        typer.Option(help="With --source: frames per second; default: its own, of pictures 2."),
+    ] = None,
     listen: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Serve REST instead of running images.")
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Serve REST, alone or beside --source."),
     ] = None,
     ready_file: Annotated[
-        Path | None, typer.Option(help="With --listen: written, as JSON, once requests are served.")
+        Path | None,
+        typer.Option(help="With --listen or --source: written, as JSON, once frames are served."),
+    ] = None,
+    tls_ca: Annotated[
+        Path | None,
+        typer.Option(envvar="SPLITPOINT_TLS_CA", help="TLS: who signed the cloud's certificate."),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(envvar="SPLITPOINT_TLS_CERT", help="TLS: our own certificate, PEM."),
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(envvar="SPLITPOINT_TLS_KEY", help="The certificate's key.")
     ] = None,
 ) -> None:
-    """Detect objects through the split: in the images given, or for REST callers with --listen."""
-    if bool(images) == (listen is not None):
+    """Detect objects through the split: in images, a camera's frames, or for REST callers."""
+    if bool(images) == (listen is not None or source is not None):
         raise SettingsError(
-            "give images to run, or --listen HOST:PORT to serve REST: one of the two"
+            "give images to run, or --source to play, or --listen HOST:PORT to serve REST: "
+            "one of them, or the last two"
         )
+    if source is None and (loop or fps is not None):
+        raise SettingsError("--loop and --fps belong to --source")
     if not 0 < score_threshold <= 1:
         raise SettingsError(f"--score-threshold {score_threshold}: expected a number in (0, 1]")
     identity = _Identity(edge_id, device, threads, tables)
-    if listen is not None:
+    from common.tls import ClientTls
+
+    way = _Cloud(cloud, link, ClientTls(tls_ca, tls_cert, tls_key))
+    if not images:
         if json_file is not None or annotate is not None:
-            raise SettingsError("--json and --annotate belong to images, not to --listen")
-        _serve(bundle, cloud, link, plan, identity, score_threshold, listen, ready_file)
+            raise SettingsError("--json and --annotate belong to images")
+        played = None if source is None else _Played(source, loop, fps)
+        _serve(bundle, way, plan, identity, score_threshold, played, listen, ready_file)
         return
     if ready_file is not None:
-        raise SettingsError("--ready-file belongs to --listen")
+        raise SettingsError("--ready-file belongs to --listen or --source")
     from common.bundle import Bundle
 
-    detector = _detector(Bundle.open(bundle), cloud, link, plan, identity)
+    detector = _detector(Bundle.open(bundle), way, plan, identity)
     try:
         detector.check_ready()  # so that the first image does not pay for connecting
-        failed = _run_images(detector, images or [], score_threshold, json_file, annotate)
+        failed = _run_images(detector, images, score_threshold, json_file, annotate)
     finally:
         detector.close()
     if failed:
@@ -99,38 +155,66 @@ def run(
 
 def _serve(
     bundle: Path,
-    cloud: str | None,
-    link: str | None,
+    way: _Cloud,
     plan: str | None,
     identity: _Identity,
     score_threshold: float,
-    listen: str,
+    played: _Played | None,
+    listen: str | None,
     ready_file: Path | None,
 ) -> None:
+    """Serve REST, play a camera, or both in one process."""
     import os
 
     from common.bundle import Bundle
     from common.serving import bind, configure_logging, parse_address, port_of, retract, serve_app
+    from edge.metrics import EdgeMetrics
     from edge.rest import create_app
     from splitpoint import __version__
 
     configure_logging()
     retract(ready_file)
-    with bind(*parse_address(listen)) as listener:  # before the models: a taken port shows at once
+    with ExitStack() as stack:
+        # Before the models: a port that is taken, or a camera that is not there, shows at once.
+        listener = None if listen is None else stack.enter_context(bind(*parse_address(listen)))
+        camera = None if played is None else _camera(played)
         # Callers may name any plan, so all of them are opened.
-        detector = _detector(Bundle.open(bundle), cloud, link, plan, identity, every=True)
-        try:
-            app = create_app(detector, score_threshold=score_threshold, version=__version__)
-            fields = {"rest": port_of(listener), "pid": os.getpid()}
+        every = listener is not None
+        detector = _detector(Bundle.open(bundle), way, plan, identity, every=every)
+        stack.callback(detector.close)
+        metrics = EdgeMetrics(detector, camera)
+        player = None
+        if camera is not None:
+            from edge.player import Player
+
+            player = Player(detector, camera, metrics, score_threshold)
+        app = create_app(
+            detector,
+            score_threshold=score_threshold,
+            version=__version__,
+            metrics=metrics,
+            player=player,
+        )
+        fields: dict[str, object] = {"pid": os.getpid()}
+        if listener is not None:
+            fields["rest"] = port_of(listener)
+        if player is not None:
+            from edge.player import play_until_stopped
+
+            play_until_stopped(player, detector, app, listener, fields, ready_file)
+        elif listener is not None:
             serve_app(app, listener, fields, ready_file)
-        finally:
-            detector.close()
+
+
+def _camera(played: _Played) -> "Camera":
+    from edge.source import Camera, open_feed
+
+    return Camera(open_feed(played.source), loop=played.loop, fps=played.fps)
 
 
 def _detector(
     bundle: "Bundle",
-    cloud: str | None,
-    link: str | None,
+    way: _Cloud,
     plan: str | None,
     identity: _Identity,
     *,
@@ -140,7 +224,7 @@ def _detector(
     from edge.detector import Detector, find_plan
     from edge.head import fitting_together
 
-    client = _client(bundle, cloud, link, identity)
+    client = _client(bundle, way, identity)
     adaptive = client is not None and plan is None
     digests = fitting_together(bundle)
     if not adaptive:
@@ -176,37 +260,38 @@ def _costs(bundle: "Bundle", identity: _Identity) -> "list[PlanCost]":
     return costs(bundle.plans, rows, device)
 
 
-def _client(
-    bundle: "Bundle", cloud: str | None, link: str | None, identity: _Identity
-) -> "CloudClient | None":
+def _client(bundle: "Bundle", way: _Cloud, identity: _Identity) -> "CloudClient | None":
     """The way to the cloud, not yet opened; None without an address."""
     from common.link_trace import link_or_trace
     from common.messages import MAX_EDGE_ID_CHARACTERS
     from common.rpc.splitpoint_pb2 import Hello
     from common.runtime import runtime_name
+    from common.tls import channel_credentials
     from edge.client import CloudClient
     from edge.shaping import ShapedTransport
     from edge.transport import GrpcTransport, Transport, check_address
     from splitpoint import __version__
     from splitpoint.machine import cpu_name
 
-    emulated = None if link is None else link_or_trace(link)
+    emulated = None if way.link is None else link_or_trace(way.link)
+    credentials = channel_credentials(way.tls)
     device = cpu_name()[:MAX_EDGE_ID_CHARACTERS]
     device = device if identity.device is None else identity.device
     for option, name in (("--edge-id", identity.edge_id), ("--device", device)):
         if not 1 <= len(name) <= MAX_EDGE_ID_CHARACTERS:
             raise SettingsError(f"{option}: expected 1 to {MAX_EDGE_ID_CHARACTERS} characters")
-    if cloud is None:
-        if emulated is not None:
-            raise SettingsError("--link emulates the way to a cloud: give --cloud HOST:PORT too")
+    if way.address is None:
+        for option, given in (("--link", emulated), ("--tls-ca", credentials)):
+            if given is not None:
+                raise SettingsError(f"{option} is for the way to a cloud: give --cloud HOST:PORT")
         return None
-    address = check_address(cloud)
+    address = check_address(way.address)
 
     started_s: float | None = None
 
     def connect() -> Transport:
         nonlocal started_s
-        transport = GrpcTransport(address)
+        transport = GrpcTransport(address, credentials)
         if emulated is None:
             return transport
         # A trace goes on where it is when a lost stream is opened again.

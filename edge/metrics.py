@@ -1,0 +1,155 @@
+"""The edge's metrics: what frames took, which plan serves and what the link does, for GET /metrics.
+
+Outcome -> served            -> counters, histograms
+Pilot, Reporter -> when asked -> plan in use, link estimate, expected latencies
+Camera -> when asked          -> frames captured and dropped
+
+Plans are labels by name; their number is the bundle's.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import Metric
+
+from common.errors import SplitpointError
+from common.metrics import STAGE_BUCKETS_S, Asked, gauge, stamp, total
+from edge.detector import Detector, Outcome
+from edge.planner import State
+
+
+class Counts(Protocol):
+    """What a camera counts; see `edge.source.Camera`."""
+
+    @property
+    def captured(self) -> int: ...
+
+    @property
+    def dropped(self) -> int: ...
+
+    @property
+    def failures(self) -> int: ...
+
+
+class EdgeMetrics:
+    """Counts what a detector does.
+
+    Args:
+        detector: The opened detector.
+        camera: Where frames come from; None if callers bring them.
+
+    Attributes:
+        registry: What /metrics tells.
+    """
+
+    def __init__(self, detector: Detector, camera: Counts | None = None) -> None:
+        self._detector = detector
+        self._camera = camera
+        self._current = detector.default
+        self.registry = registry = CollectorRegistry()
+        self._frames = Counter(
+            "splitpoint_edge_frames", "Frames with detections.", ["plan"], registry=registry
+        )
+        self._failures = Counter(
+            "splitpoint_edge_failures", "Frames without.", ["error"], registry=registry
+        )
+        self._bytes = Counter("splitpoint_edge_uplink_bytes", "Bytes sent.", registry=registry)
+        self._switches = Counter(
+            "splitpoint_edge_switches", "Changes of the plan in use.", registry=registry
+        )
+        self._stages = Histogram(
+            "splitpoint_edge_stage_seconds",
+            "What stages of frames took.",
+            ["stage"],
+            buckets=STAGE_BUCKETS_S,
+            registry=registry,
+        )
+        self._latency = Histogram(
+            "splitpoint_edge_latency_seconds",
+            "From a picture to its detections.",
+            buckets=STAGE_BUCKETS_S,
+            registry=registry,
+        )
+        self._depth = Gauge("splitpoint_edge_queue_depth", "Frames under way.", registry=registry)
+        stamp(self._frames, (plan.name for plan in detector.bundle.plans.values()))
+        registry.register(Asked(self._read))
+
+    @contextmanager
+    def under_way(self) -> Iterator[None]:
+        """Count a frame as under way, and as failed if it ends in an error."""
+        self._depth.inc()
+        try:
+            yield
+        except SplitpointError as error:
+            self._failures.labels(type(error).__name__).inc()
+            raise
+        finally:
+            self._depth.dec()
+
+    def served(self, outcome: Outcome, capture_ms: float) -> None:
+        """Count a frame that was served."""
+        self._frames.labels(outcome.plan.name).inc()
+        self._bytes.inc(outcome.uplink_bytes)
+        self._latency.observe(outcome.latency_ms / 1e3)
+        for stage, ms in {"capture": capture_ms, **outcome.times_ms}.items():
+            self._stages.labels(stage).observe(ms / 1e3)
+        current = self._detector.default
+        if current != self._current:
+            self._current = current
+            self._switches.inc()
+
+    def _read(self) -> Iterator[Metric]:
+        detector = self._detector
+        in_use = detector.bundle.plans[detector.default].name
+        yield gauge(
+            "splitpoint_edge_plan_in_use", "1 for the plan in use.", [({"plan": in_use}, 1.0)]
+        )
+        if detector.pilot is not None:
+            yield from _believed(detector.pilot.state())
+        if detector.reporter is not None:
+            yield total(
+                "splitpoint_edge_lost_reports",
+                "Reports of edge-only frames that the cloud did not get.",
+                detector.reporter.lost,
+            )
+        if self._camera is not None:
+            yield total(
+                "splitpoint_edge_captured_frames", "Frames captured.", self._camera.captured
+            )
+            yield total(
+                "splitpoint_edge_dropped_frames",
+                "Frames captured that a newer one replaced.",
+                self._camera.dropped,
+            )
+            yield total(
+                "splitpoint_edge_source_failures",
+                "Times that the camera was lost, or a picture could not be read.",
+                self._camera.failures,
+            )
+
+
+def _believed(state: State) -> Iterator[Metric]:
+    """What a planner believes."""
+    link = state.link
+    yield gauge(
+        "splitpoint_edge_cloud_away",
+        "1 if the cloud was last found unreachable.",
+        [({}, float(state.cloud_away))],
+    )
+    yield gauge(
+        "splitpoint_edge_link_uplink_bits_per_second",
+        "Estimated bandwidth.",
+        [] if link.uplink_bps is None else [({}, link.uplink_bps)],
+    )
+    yield gauge(
+        "splitpoint_edge_link_rtt_seconds",
+        "Estimated round trip.",
+        [] if link.rtt_ms is None else [({}, link.rtt_ms / 1e3)],
+    )
+    yield gauge(
+        "splitpoint_edge_expected_seconds",
+        "Expected latency of every plan.",
+        [({"plan": e.cost.plan.name}, e.latency_ms / 1e3) for e in state.expected],
+    )
