@@ -96,16 +96,18 @@ class Edge:
         Raises:
             EdgeFailedError: If it hangs up, cannot, or does not answer in time.
         """
-        order = pb.ProfileOrder(order_id=next(self._ids), budget_ms=round(budget_s * 1e3))
+        order = pb.ProfileOrder(order_id=next(self._ids), budget_ms=max(1, round(budget_s * 1e3)))
         waiting: asyncio.Future[pb.ProfileReport] = asyncio.get_running_loop().create_future()
         self._orders[order.order_id] = waiting
         try:
-            await self.send(pb.CloudMessage(order=order))
-            async with asyncio.timeout(budget_s + patience_s):
+            async with asyncio.timeout(budget_s + patience_s):  # an edge may not even read
+                await self.send(pb.CloudMessage(order=order))
                 report = await waiting
         except TimeoutError:
             late = f"{self.source.edge} did not answer within {budget_s + patience_s:g} s"
             raise EdgeFailedError(late) from None
+        except asyncio.InvalidStateError as error:
+            raise EdgeFailedError(f"{self.source.edge} hung up") from error
         finally:
             self._orders.pop(order.order_id, None)
         if report.error:
