@@ -145,7 +145,7 @@ def _serve_edges(app: FastAPI, connected: Edges, tails: Tails, store: Store | No
         """The edges that are connected now."""
         return EdgesResponse(edges=[_edge_record(edge) for edge in connected.all()])
 
-    @app.post("/v1/edges/{edge}/profile", responses=error_responses(404, 422, 504))
+    @app.post("/v1/edges/{edge:path}/profile", responses=error_responses(404, 422, 504))
     async def profile(edge: str, budget_s: ProfileBudget = 30.0) -> ProfileResponse:
         """Have a connected edge time its plans, for the latency tables; answers when it has."""
         found = connected.find(edge)
