@@ -140,7 +140,7 @@ class TestProfiles:
                         found.reported(pb.ProfileReport(order_id=order.order_id, rows=[row]))
 
             found = edge(send=send)
-            return await asyncio.gather(found.profile(1.0), found.profile(2.0))
+            return list(await asyncio.gather(found.profile(1.0), found.profile(2.0)))
 
         first, second = asyncio.run(run())
         assert (first.rows[0].n, second.rows[0].n) == (1000, 2000)
