@@ -124,6 +124,12 @@ def test_edge_only_runs_without_a_cloud(
             "is taken by another process",
         ),
         (["cloud", "--bundle", "{bundle}", "--rest-port", "99999"], 64, "0 to 65535"),
+        (["edge", "--bundle", "{bundle}", "--source", "{none}"], 66, "no such file"),
+        (["edge", "--bundle", "{bundle}", "--source", "{picture}", "--fps", "0"], 64, "--fps 0"),
+        (["edge", "--bundle", "{bundle}", "--loop", "{picture}"], 64, "belong to --source"),
+        (["edge", "--bundle", "{bundle}", "--source", "x", "{picture}"], 64, "one of them"),
+        (["edge", "--bundle", "{bundle}", "--tls-ca", "{none}", "{picture}"], 64, "cannot be read"),
+        (["cloud", "--bundle", "{bundle}", "--tls-cert", "{none}"], 64, "--tls-key"),
         (["models", "fetch", "resnet"], 65, "yolov3-tiny"),
     ],
 )
