@@ -304,6 +304,7 @@ def _client(bundle: "Bundle", way: _Cloud, identity: _Identity) -> "CloudClient 
         software_version=__version__,
         device=device,
         runtime=runtime_name(identity.threads),
+        threads=identity.threads,
     )
     return CloudClient(connect, hello)
 
