@@ -1,6 +1,6 @@
 """How well the planner adapts: predictions, steps, drift, outages and switches under load.
 
-    python -m bench.adaptation --bundle DIR --images DIR --json OUT [--plot FILE] [--quick]
+    python -m bench.adaptation --bundle DIR --images DIR --video FILE --json OUT [--plot FILE]
 
 A cloud and an edge in processes of their own, the edge behind a quota of CPU, a link of real
 packets between two network namespaces (`bench.shaped`). Needs root and Linux.
@@ -8,12 +8,15 @@ packets between two network namespaces (`bench.shaped`). Needs root and Linux.
 | part | what is measured |
 |---|---|
 | profile | `splitpoint profile` of both sides, under the quota: where predictions start |
-| predictions | every plan in turn: error of the profile alone and of the planner; 95 % intervals |
+| predictions | every plan in turn: error of the profile alone and of the planner; 95 % intervals; |
+| | on pictures that have nothing to do with each other, and on frames of a video |
 | steady | regret of the planner against every fixed plan, frame by frame in turn, by bandwidth |
 | steps | frames and seconds until the better plan is in use after the bandwidth steps by four |
 | traces | a drive and a drift: regret against the best plan at every moment, and fixed plans |
 | outage | the longest that a frame took while nothing passed |
 | load | several threads while plans switch: failed, wrong and lost frames |
+
+All other parts play the video, as a camera would.
 
 The best plan at every moment of a trace is what no planner could beat: each plan's own median time
 on either side, as measured, plus the time its bytes take at the trace's bandwidth then.
@@ -34,12 +37,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
+from PIL import Image
 
 from bench.adaptation_report import plot, report
 from bench.edge_process import EdgeProcess, EdgeSettings, replay
 from bench.shaped import ShapedLink, shaped
-from bench.slow import quota
+from bench.slow import Quota, quota
 from bench.traces import FOLDER
 from common.bundle import Bundle
 from common.errors import SplitpointError
@@ -53,7 +58,8 @@ from splitpoint.progress import Stages
 
 RTT_MS = 20.0
 STEADY_MBIT = (1.0, 2.0, 3.0, 5.0, 8.0, 16.0)
-SHARE = 0.25
+SHARE = 0.1
+PARTS = ("predictions", "steady", "steps", "traces", "outage", "load")
 _SETTLE = 15
 _PLAUSIBLE = 1.6
 _SEED = 0
@@ -66,17 +72,25 @@ class Scene:
     bundle: Path
     plans: dict[str, Plan]
     images: list[Path]
+    stills: int
     wire: ShapedLink
     cloud: Service
-    edge_prefix: tuple[str, ...]
+    slow: Quota
     tables: Path
     stages: Stages
 
-    def edge(self, device: str = "slow-edge") -> EdgeProcess:
-        """A new edge with a planner."""
+    @contextmanager
+    def edge(self, device: str = "slow-edge") -> Iterator[EdgeProcess]:
+        """A new edge with a planner, slow from when it is ready."""
         address = f"{self.wire.cloud.address}:{self.cloud.ready['grpc']}"
         settings = EdgeSettings(self.bundle, self.images, address, device, self.tables)
-        return EdgeProcess(settings, (*self.wire.edge.prefix, *self.edge_prefix))
+        with EdgeProcess(settings, self.wire.edge.prefix) as process:
+            self.slow.take(process.pid)
+            yield process
+
+    def frame(self, k: int) -> int:
+        """Which of the pictures is frame k of the video."""
+        return self.stills + k % (len(self.images) - self.stills)
 
     def name(self, digest: str) -> str:
         """Of a plan."""
@@ -88,7 +102,7 @@ class Scene:
             "import sys, urllib.request as r; "
             "print(r.build_opener(r.ProxyHandler({})).open(sys.argv[1]).read().decode())"
         )
-        url = f"http://127.0.0.1:{self.cloud.ready['rest']}{path}"
+        url = f"http://{self.wire.cloud.address}:{self.cloud.ready['rest']}{path}"
         command = [*self.wire.cloud.prefix, sys.executable, "-c", code, url]
         done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
         return json.loads(done.stdout)
@@ -99,15 +113,15 @@ def link(mbit: float) -> Link:
     return Link(mbit * 1e6, mbit * 1e6, RTT_MS)
 
 
-def predictions(scene: Scene, rounds: int) -> dict[str, Any]:
+def predictions(scene: Scene, rounds: int, picture: Callable[[int], int]) -> dict[str, Any]:
     """Every plan in turn on a steady link; what was expected of each frame, and what it took."""
     scene.wire.change(link(3.0))
     rows: dict[str, list[dict[str, Any]]] = {digest: [] for digest in scene.plans}
     progress = scene.stages.stage("predictions")
     with scene.edge() as edge:
         for round_ in range(rounds):
+            image = picture(round_)
             for digest, seen in rows.items():
-                image = round_ % len(scene.images)
                 seen.append(answered(edge.detect(image, bytes.fromhex(digest))))
             progress(round_ + 1, rounds)
     learnt = min(50, rounds // 2)
@@ -138,17 +152,21 @@ def steady(scene: Scene, frames: int) -> list[dict[str, Any]]:
     for done, mbit in enumerate(STEADY_MBIT, 1):
         scene.wire.change(link(mbit))
         with scene.edge() as adaptive, scene.edge("fixed-edge") as fixed:
-            first = {d: answered(fixed.detect(0, bytes.fromhex(d))) for d in scene.plans}
-            again = {d: answered(fixed.detect(1, bytes.fromhex(d))) for d in scene.plans}
+            first = {
+                d: answered(fixed.detect(scene.frame(0), bytes.fromhex(d))) for d in scene.plans
+            }
+            again = {
+                d: answered(fixed.detect(scene.frame(1), bytes.fromhex(d))) for d in scene.plans
+            }
             took = {d: min(first[d]["latency_ms"], again[d]["latency_ms"]) for d in scene.plans}
             best = min(took.values())
             plausible = [d for d, ms in took.items() if ms <= _PLAUSIBLE * best]
             for k in range(_SETTLE):
-                answered(adaptive.detect(k % len(scene.images)))
+                answered(adaptive.detect(scene.frame(k)))
             ours: list[dict[str, Any]] = []
             theirs: dict[str, list[float]] = {digest: [] for digest in plausible}
             for k in range(frames):
-                image = k % len(scene.images)
+                image = scene.frame(k)
                 ours.append(answered(adaptive.detect(image)))
                 for digest, times in theirs.items():
                     row = answered(fixed.detect(image, bytes.fromhex(digest)))
@@ -220,7 +238,7 @@ def _run_for(edge: EdgeProcess, scene: Scene, seconds: float) -> list[dict[str, 
     until_s = time.monotonic() + seconds
     rows: list[dict[str, Any]] = []
     while time.monotonic() < until_s:
-        rows.append(answered(edge.detect(len(rows) % len(scene.images))))
+        rows.append(answered(edge.detect(scene.frame(len(rows)))))
     return rows
 
 
@@ -237,7 +255,7 @@ def on_trace(
             rows: list[dict[str, Any]] = []
             while (at_s := time.monotonic() - started_s) < seconds:
                 asked = None if digest is None else bytes.fromhex(digest)
-                row = answered(edge.detect(len(rows) % len(scene.images), asked))
+                row = answered(edge.detect(scene.frame(len(rows)), asked))
                 rows.append({**row, "at_s": at_s})
         runs[plan or "adaptive"] = rows
         progress(done, 1 + len(fixed))
@@ -300,7 +318,7 @@ def outage(scene: Scene, seconds: float) -> dict[str, Any]:
         rows: list[dict[str, Any]] = []
         failed = 0
         while (at_s := time.monotonic() - started_s) < seconds:
-            row = edge.detect(len(rows) % len(scene.images))
+            row = edge.detect(scene.frame(len(rows)))
             failed += "error" in row
             if "error" not in row:
                 rows.append({**row, "at_s": at_s})
@@ -340,6 +358,20 @@ def load(scene: Scene, seconds: float) -> dict[str, Any]:
     counted["switches"] = edges["loaded-edge"]["switches"]
     counted["by_plan"] = {scene.name(d): n for d, n in counted["by_plan"].items()}
     return counted
+
+
+def video_frames(path: Path, count: int, folder: Path) -> list[Path]:
+    """Every fifth frame of a video as pictures, lossless."""
+    found: list[Path] = []
+    with av.open(str(path)) as container:
+        for number, frame in enumerate(container.decode(video=0)):
+            if number % 5 == 0:
+                found.append(folder / f"frame-{number:05d}.png")
+                pixels = frame.to_ndarray(format="rgb24")
+                Image.fromarray(pixels).save(found[-1], compress_level=1)
+            if len(found) == count:
+                break
+    return found
 
 
 @contextmanager
@@ -408,9 +440,30 @@ def _profile(bundle: Path, tables: Path, prefix: Sequence[str], budget_s: float)
         subprocess.run([*start, *options], check=True, stdout=subprocess.DEVNULL)  # noqa: S603
 
 
+def _parts(scene: Scene, result: dict[str, Any], *, quick: bool) -> dict[str, Callable[[], Any]]:
+    """All parts, in order; traces need what predictions have measured."""
+
+    def traces() -> dict[str, Any]:
+        known = result["predictions"]["video"]
+        fixed = list(dict.fromkeys(row["best"] for row in result["steady"]))[:2]
+        lengths = {"drive": 20 if quick else 90, "drift": 20 if quick else 90}
+        return {name: on_trace(scene, name, s, known, fixed) for name, s in lengths.items()}
+
+    return {
+        "predictions": lambda: {
+            "pictures": predictions(scene, 12 if quick else 80, lambda k: k % scene.stills),
+            "video": predictions(scene, 12 if quick else 80, scene.frame),
+        },
+        "steady": lambda: steady(scene, 10 if quick else 60),
+        "steps": lambda: steps(scene, 1 if quick else 4),
+        "traces": traces,
+        "outage": lambda: outage(scene, 32 if quick else 60),
+        "load": lambda: load(scene, 15 if quick else 60),
+    }
+
+
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """All parts."""
-    quick = arguments.quick
     bundle = Bundle.open(arguments.bundle)
     plans = {digest.hex(): plan for digest, plan in bundle.plans.items()}
     images = list_images(arguments.images)
@@ -421,16 +474,21 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "search": bundle.manifest.search.model_dump(mode="json"),
         "plans": [plan.name for plan in plans.values()],
         "images": [path.name for path in images],
+        "video": {"file": arguments.video.name, "frames": arguments.video_frames},
         "rtt_ms": RTT_MS,
-        "quick": quick,
+        "quick": arguments.quick,
     }
     with ExitStack() as stack:
         stages = stack.enter_context(Stages())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         slow = stack.enter_context(quota(SHARE))
         result["edge_share"] = {"asked": slow.share, "measured": slow.measured}
+        stills = len(images)
+        images += video_frames(arguments.video, arguments.video_frames, folder)
         progress = stages.stage("profile")
-        _profile(arguments.bundle, folder / "tables.json", slow.prefix, 20 if quick else 90)
+        _profile(
+            arguments.bundle, folder / "tables.json", slow.prefix, 20 if arguments.quick else 90
+        )
         progress(1, 1)
         wire = stack.enter_context(shaped(link(3.0)))
         command = ["cloud", "--bundle", str(arguments.bundle), "--host", wire.cloud.address]
@@ -441,24 +499,17 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             arguments.bundle,
             plans,
             images,
+            stills,
             wire,
             cloud,
-            slow.prefix,
+            slow,
             folder / "tables.json",
             stages,
         )
-        result["predictions"] = predictions(scene, 12 if quick else 100)
-        result["steady"] = steady(scene, 10 if quick else 60)
-        result["steps"] = steps(scene, 1 if quick else 4)
-        known = result["predictions"]
-        fixed = [row["best"] for row in result["steady"]]
-        fixed = list(dict.fromkeys(fixed))[:3]
-        result["traces"] = {
-            "drive": on_trace(scene, "drive", 20 if quick else 120, known, fixed),
-            "drift": on_trace(scene, "drift", 20 if quick else 90, known, fixed),
-        }
-        result["outage"] = outage(scene, 32 if quick else 60)
-        result["load"] = load(scene, 15 if quick else 60)
+        for name, part in _parts(scene, result, quick=arguments.quick).items():
+            if name in arguments.parts:
+                result[name] = part()
+                arguments.json.write_text(json.dumps(result, indent=1) + "\n")
     return result
 
 
@@ -467,15 +518,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--images", type=Path, required=True)
+    parser.add_argument("--video", type=Path, required=True, help="to play as a camera would")
+    parser.add_argument("--video-frames", type=int, default=48, help="of it, every fifth")
     parser.add_argument("--send", type=int, default=24, help="pictures to send, spread evenly")
     parser.add_argument("--quick", action="store_true", help="a few minutes, for a first look")
+    parser.add_argument("--parts", type=lambda text: text.split(","), default=list(PARTS))
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--plot", type=Path, help="also draw the drive (.svg or .png)")
     arguments = parser.parse_args()
     result = measure(arguments)
-    arguments.json.write_text(json.dumps(result, indent=1) + "\n")
     report(result)
-    if arguments.plot is not None:
+    if arguments.plot is not None and "traces" in result:
         plot(result["traces"]["drive"], arguments.plot)
 
 

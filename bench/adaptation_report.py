@@ -12,13 +12,19 @@ _COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#
 def report(result: dict[str, Any]) -> None:
     """The figures that were asked for."""
     console = Console()
-    for name, row in result["predictions"]["plans"].items():
+    rows = [
+        (kind, name, row)
+        for kind, part in result.get("predictions", {}).items()
+        for name, row in part["plans"].items()
+    ]
+    for kind, name, row in rows:
         console.print(
-            f"{name}: {row['latency_ms']:.1f} ms; off by {row['profile_error']:.1%} by the "
-            f"profile, {row['learnt_error']:.1%} learnt; covered {row['covered']:.0%}",
+            f"{kind}, {name}: {row['latency_ms']:.1f} ms; off by {row['profile_error']:.1%} by the "
+            f"profile ({row['profile_error_of_the_median']:.1%} the medians), "
+            f"{row['learnt_error']:.1%} learnt; covered {row['covered']:.0%}",
             highlight=False,
         )
-    for row in result["steady"]:
+    for row in result.get("steady", ()):
         regret = row["regret_mean"]
         console.print(
             f"{row['mbit']:g} Mbit/s: {row['adaptive_mean_ms']:.1f} ms, best {row['best']} "
@@ -27,19 +33,19 @@ def report(result: dict[str, Any]) -> None:
             f"estimated {row['estimated_mbit'] or 0:.2f} Mbit/s",
             highlight=False,
         )
-    for row in result["steps"]:
+    for row in result.get("steps", ()):
         console.print(
             f"to {row['to_mbit']:g} Mbit/s: {row['better']} after {row['frames']} frames, "
             f"{row['seconds']:.2f} s",
             highlight=False,
         )
-    for name, trace in result["traces"].items():
+    for name, trace in result.get("traces", {}).items():
         console.print(
             f"{name}: regret {trace['regret_to_every_moment']:.1%} to every moment's best; "
             f"mean ms {trace['mean_ms']}; {trace['switches']} switches",
             highlight=False,
         )
-    console.print(result["outage"], result["load"])
+    console.print(result.get("outage"), result.get("load"))
 
 
 def plot(trace: dict[str, Any], path: Path) -> None:

@@ -9,6 +9,8 @@ process takes next to nothing of its share of a core.
 
 import argparse
 import hashlib
+import http.client
+import io
 import json
 import subprocess
 import sys
@@ -21,19 +23,21 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 import numpy as np
+from PIL import Image
 
 from bench.shaped import ShapedLink
 from common.bundle import Bundle
 from common.costs import PlanCost, costs
-from common.detections import Detections
+from common.detections import Detections, decode_yolo
 from common.errors import SplitpointError
-from common.images import read_image
+from common.images import Letterbox, letterbox, read_image
 from common.link_trace import link_or_trace
+from common.manifest import LOSSLESS_UPLOADS
 from common.rpc.splitpoint_pb2 import Hello
-from common.runtime import runtime_name
+from common.runtime import Model, runtime_name
 from common.store_file import read_tables
 from edge.client import CloudClient
-from edge.detector import Detector, Outcome
+from edge.detector import DEFAULT_SCORE_THRESHOLD, Detector, Outcome
 from edge.shaping import ShapedTransport
 from edge.transport import GrpcTransport, Transport
 
@@ -52,6 +56,8 @@ class EdgeSettings:
         tables: Latency tables that the planner starts from; the search's predictions, if None.
         link: Emulated in the process; the real one, if None.
         adaptive: Whether a planner chooses and learns.
+        plans: Digests of the plans to open; all, if empty.
+        plain: HOST:PORT of a `bench.plain_service`.
     """
 
     bundle: Path
@@ -61,6 +67,8 @@ class EdgeSettings:
     tables: Path | None = None
     link: str | None = None
     adaptive: bool = True
+    plans: Sequence[bytes] = ()
+    plain: str | None = None
 
 
 class EdgeProcess:
@@ -83,6 +91,8 @@ class EdgeProcess:
         command += [] if made.tables is None else ["--tables", str(made.tables)]
         command += [] if made.link is None else ["--link", made.link]
         command += ["--adaptive"] if made.adaptive else []
+        command += [] if made.plain is None else ["--plain", made.plain]
+        command += [word for plan in made.plans for word in ("--plan", plan.hex())]
         command += map(str, made.images)
         self._process = subprocess.Popen(  # noqa: S603 - our own
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
@@ -111,6 +121,19 @@ class EdgeProcess:
         """Detect objects in one picture; a frame that fails says so under "error"."""
         name = None if plan is None else plan.hex()
         return self._ask({"op": "detect", "image": image, "plan": name, "deadline": deadline_ms})
+
+    def in_float(self, image: int) -> dict[str, Any]:
+        """Run the whole network here in floating point."""
+        return self._ask({"op": "in_float", "image": image})
+
+    def plain(self, image: int) -> dict[str, Any]:
+        """Upload a JPEG to the plain service."""
+        return self._ask({"op": "plain", "image": image})
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._started.pid
 
     def load(self, threads: int, seconds: float) -> dict[str, Any]:
         """Have several threads detect for a while; counts what was answered, wrongly or not."""
@@ -180,8 +203,15 @@ class _Edge:
             threads=1,
         )
         self._client = CloudClient(connect, hello)
-        self._detector = Detector(bundle, self._client, costs=known, adaptive=arguments.adaptive)
+        wanted = [bytes.fromhex(digest) for digest in arguments.plan] or None
+        self._detector = Detector(
+            bundle, self._client, plans=wanted, costs=known, adaptive=arguments.adaptive
+        )
         self._detector.check_ready()
+        self._bundle = bundle
+        self._whole: Model | None = None
+        self._plain_address = arguments.plain
+        self._connection: http.client.HTTPConnection | None = None
 
     def serve(self, questions: TextIO) -> None:
         self._tell({"ready": True})
@@ -193,7 +223,7 @@ class _Edge:
 
     def _detect(self, image: int, plan: str | None, deadline: float | None) -> dict[str, Any]:
         digest = None if plan is None else bytes.fromhex(plan)
-        began_s = time.monotonic()
+        began_s, cpu_s = time.monotonic(), time.process_time()
         link = self._client.link.estimate(time.perf_counter())
         try:
             outcome = self._detector.detect(self._images[image], digest, deadline_ms=deadline)
@@ -206,6 +236,7 @@ class _Edge:
             alone_ms += cost.cloud_ms + link.rtt_ms + sent_ms
         return {
             "began_s": began_s,
+            "cpu_ms": (time.process_time() - cpu_s) * 1e3,
             "plan": outcome.digest.hex(),
             "latency_ms": outcome.latency_ms,
             "times_ms": outcome.times_ms,
@@ -217,6 +248,46 @@ class _Edge:
             "uplink_bps": link.uplink_bps,
             "rtt_ms": link.rtt_ms,
             "reason": outcome.reason,
+        }
+
+    def _in_float(self, image: int) -> dict[str, Any]:
+        detector = self._bundle.manifest.detector
+        plan = next(p for p in self._bundle.plans.values() if p.codec in LOSSLESS_UPLOADS)
+        if self._whole is None and plan.tail is not None:
+            self._whole = Model(self._bundle.file(plan.tail.file))
+        if self._whole is None:
+            return {"error": "no plan has the whole network"}
+        picture, wire = self._images[image], plan.wire[0]
+        size = detector.input_height, detector.input_width
+        started_s, cpu_s = time.perf_counter(), time.process_time()
+        pixels = letterbox(picture, size)[None].astype(np.float32) * np.float32(wire.to_value[1])
+        maps = [output[0] for output in self._whole.run({wire.name: pixels})]
+        where = Letterbox.fit(picture.shape[1], picture.shape[0], size)
+        decode_yolo(maps, detector, where, score_threshold=DEFAULT_SCORE_THRESHOLD)
+        return {
+            "latency_ms": (time.perf_counter() - started_s) * 1e3,
+            "cpu_ms": (time.process_time() - cpu_s) * 1e3,
+            "uplink_bytes": 0,
+        }
+
+    def _plain(self, image: int) -> dict[str, Any]:
+        """As a user's script would: scale down, JPEG q75, POST over a connection that stays."""
+        if self._connection is None:
+            self._connection = http.client.HTTPConnection(self._plain_address)
+        detector = self._bundle.manifest.detector
+        picture = Image.fromarray(self._images[image])
+        started_s, cpu_s = time.perf_counter(), time.process_time()
+        small = picture.copy()
+        small.thumbnail((detector.input_width, detector.input_height))
+        body = io.BytesIO()
+        small.save(body, "JPEG", quality=75)
+        self._connection.request("POST", "/detect", body.getvalue())
+        response = self._connection.getresponse()
+        json.loads(response.read())
+        return {
+            "latency_ms": (time.perf_counter() - started_s) * 1e3,
+            "cpu_ms": (time.process_time() - cpu_s) * 1e3,
+            "uplink_bytes": len(body.getvalue()),
         }
 
     def _state(self) -> dict[str, Any]:
@@ -282,6 +353,8 @@ def main() -> None:
     parser.add_argument("--tables", type=Path)
     parser.add_argument("--link")
     parser.add_argument("--adaptive", action="store_true")
+    parser.add_argument("--plan", action="append", default=[], help="digest of a plan to open")
+    parser.add_argument("--plain")
     parser.add_argument("images", type=Path, nargs="+")
     _Edge(parser.parse_args()).serve(sys.stdin)
 

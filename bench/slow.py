@@ -59,6 +59,17 @@ class Quota:
     measured: float
     prefix: tuple[str, ...]
 
+    def take(self, pid: int) -> None:
+        """Let a process that runs already go on inside, with all of its threads.
+
+        Raises:
+            QuotaError: If it cannot.
+        """
+        try:
+            Path(self.prefix[-1]).write_text(str(pid))
+        except OSError as error:
+            raise QuotaError(f"process {pid} cannot be slowed: {error.strerror}") from error
+
 
 @contextlib.contextmanager
 def quota(share: float, period_ms: float = 10.0) -> Iterator[Quota]:
