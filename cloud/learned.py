@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.store_file import RECENT
+from common.store_file import RECENT, of_one_kind
 from common.tables import Place
 
 
@@ -74,11 +74,11 @@ def learned(database: sqlite3.Connection, place: Place) -> list[Learned]:
         "     + IFNULL(other_ms, 0) + IIF(decode_ms IS NULL, IFNULL(postprocess_ms, 0), 0),"
         " IIF(decode_ms IS NULL, 0, decode_ms + IFNULL(tail_ms, 0) + IFNULL(postprocess_ms, 0)),"
         " uplink_bytes"
-        f" FROM samples WHERE {kind} AND plan = ? ORDER BY at_s DESC LIMIT {RECENT}"
+        f" FROM ({of_one_kind()})"
     )
     found = []
     for (plan,) in plans:
-        samples = database.execute(query, (*place, plan)).fetchall()
+        samples = database.execute(query, (*place, plan, *place, plan)).fetchall()
         edge_ms, cloud_ms, uplink_bytes = np.median(np.array(samples, np.float64), axis=0).tolist()
         found.append(Learned(plan, len(samples), edge_ms, cloud_ms, round(uplink_bytes)))
     return found

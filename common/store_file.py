@@ -226,17 +226,33 @@ def _segments(database: sqlite3.Connection) -> dict[str, list[Segment]]:
     return found
 
 
+def of_one_kind() -> str:
+    """A query for the newest samples of a plan on edges of one kind, as many of each edge.
+
+    So an edge that sends much, or lies, counts no more than another. It takes device, runtime,
+    threads and plan, twice.
+    """
+    kind = "device = ? AND runtime = ? AND threads = ? AND plan = ?"
+    return (
+        "SELECT * FROM (SELECT *, ROW_NUMBER() OVER (PARTITION BY edge ORDER BY at_s DESC) AS rank "  # noqa: S608
+        f"FROM samples WHERE {kind}) WHERE rank <= {RECENT} / "
+        f"(SELECT COUNT(DISTINCT edge) FROM samples WHERE {kind})"
+    )
+
+
 def _newest(
     database: sqlite3.Connection,
 ) -> Iterator[tuple[Side, Place, str, Iterable[_Seen]]]:
     """The newest samples of each plan: on each kind of edge, and in this cloud from all edges."""
     columns = ", ".join(f"{stage}_ms" for stage in _STAGES)
-    select, newest = f"SELECT at_s, {columns} FROM samples", f"ORDER BY at_s DESC LIMIT {RECENT}"  # noqa: S608
-    on_edge = f"{select} WHERE device = ? AND runtime = ? AND threads = ? AND plan = ? {newest}"
-    in_cloud = f"{select} WHERE plan = ? AND at_s >= ? {newest}"
+    in_cloud = (
+        f"SELECT at_s, {columns} FROM samples "  # noqa: S608
+        f"WHERE plan = ? AND at_s >= ? ORDER BY at_s DESC LIMIT {RECENT}"
+    )
+    on_edge = f"SELECT at_s, {columns} FROM ({of_one_kind()})"  # noqa: S608
     keys = database.execute("SELECT DISTINCT device, runtime, threads, plan FROM samples")
     for *place, plan in keys.fetchall():
-        samples = database.execute(on_edge, (*place, plan)).fetchall()
+        samples = database.execute(on_edge, (*place, plan, *place, plan)).fetchall()
         yield "edge", Place(*place), plan, samples
     about: dict[str, str] = dict(database.execute("SELECT key, value FROM about"))
     if "device" not in about:

@@ -77,40 +77,53 @@ class Correction:
         own = self._own.get(key)
         return 0 if own is None else own.n
 
-    def learn(self, key: Hashable, measured: float, predicted: float, weight: float = 1.0) -> None:
+    def learn(self, key: Hashable, measured: float, predicted: float) -> None:
         """Learn from one measurement.
 
         Args:
             key: The plan.
             measured: What it took, or sent.
             predicted: What it should have, uncorrected.
-            weight: How many measurements it stands for: its noise is that much smaller.
         """
         if measured <= 0 or predicted <= 0:
             return
         own = self._own.setdefault(key, _Residual())
         error = math.log(measured / predicted) - self._mean - own.value
         error = min(max(error, -_MOST_LOG), _MOST_LOG)
-        noise = self._noise / weight
-        known = self._variance + own.variance
-        deviation = math.sqrt(known + noise)
+        noise = self._noise
+        deviation = math.sqrt(self._variance + own.variance + noise)
         self._watch(error / deviation)
         known = self._variance + own.variance
         clipped = min(max(error, -_CLIP * deviation), _CLIP * deviation)
-        self._mean += clipped * self._variance / (known + noise)
-        own.value += clipped * own.variance / (known + noise)
-        self._variance *= 1 - self._variance / (known + noise)
-        own.variance *= 1 - own.variance / (known + noise)
+        self._share(own, clipped, noise)
         seen = max(clipped**2 - known, (0.01) ** 2)
         self._noise += _NOISE_GAIN * (seen - self._noise)
         self.n += 1
         own.n += 1
+
+    def seed(self, key: Hashable, measured: float, predicted: float, n: int) -> None:
+        """Begin with the median of n earlier measurements of a plan that was not served yet."""
+        if measured <= 0 or predicted <= 0 or self.served(key):
+            return
+        own = self._own.setdefault(key, _Residual())
+        error = math.log(measured / predicted) - self._mean - own.value
+        error = min(max(error, -_MOST_LOG), _MOST_LOG)
+        self._share(own, error, self._noise / n)
 
     def step(self) -> None:
         """A frame has passed, of whatever plan: what was learnt is a little less certain."""
         self._variance = min(self._variance + _MEAN_DRIFT, _MEAN_PRIOR)
         for own in self._own.values():
             own.variance = min(own.variance + _OWN_DRIFT, _OWN_PRIOR)
+
+    def _share(self, own: _Residual, error: float, noise: float) -> None:
+        """Divide an error between side and plan, by how little is known of either."""
+        total = self._variance + own.variance + noise
+        side, plan = self._variance / total, own.variance / total
+        self._mean += error * side
+        own.value += error * plan
+        self._variance *= 1 - side
+        own.variance *= 1 - plan
 
     def _watch(self, surprise: float) -> None:
         """Page's cumulative sums: errors that stay on one side are no noise."""

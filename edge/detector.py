@@ -235,10 +235,11 @@ class Detector:
         try:
             return chosen, self._runner.run(chosen.opened, taken, patience_s)
         except CloudUnavailableError as error:
-            if not pilot.lost(size, (time.perf_counter() - sent_s) * 1000):
+            resting = pilot.lost(size, (time.perf_counter() - sent_s) * 1000)
+            if resting is None:
                 raise
             # What this frame takes now is no measurement of the plan that saves it.
-            opened = self._opened(pilot.choose().digest)
+            opened = self._opened(resting)
             return _Chosen(opened, None, str(error)), self._runner.run(opened, taken)
 
     def _tell(

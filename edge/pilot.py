@@ -93,11 +93,12 @@ class Pilot:
         """Learn from a frame that was answered."""
         self._planner.served(expected, frame)
 
-    def lost(self, size_bytes: int, waited_ms: float) -> bool:
-        """Learn that the cloud did not answer; returns whether a plan can do without it."""
-        self._client.link.overdue(time.perf_counter(), size_bytes, waited_ms)
+    def lost(self, size_bytes: int, waited_ms: float) -> bytes | None:
+        """Learn that the cloud did not answer; returns the plan that does without it, if any."""
+        now_s = time.perf_counter()
+        self._client.link.overdue(now_s, size_bytes, waited_ms)
         self._planner.lost()
-        return self._planner.can_rest
+        return self._planner.resting(now_s).digest if self._planner.can_rest else None
 
     def welcomed(self, welcome: pb.Welcome) -> None:
         """Start from the plans that the cloud holds, and what it has learnt of edges like this."""

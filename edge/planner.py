@@ -224,10 +224,17 @@ class Planner:
         with self._lock:
             cost = self._costs.get(digest)
             if cost is not None and n > 0:
-                weight = float(min(n, _MOST_SEED))
-                self._edge.learn(digest, edge_ms, cost.edge_ms, weight)
-                self._cloud.learn(digest, cloud_ms, cost.cloud_ms, weight)
-                self._bytes.learn(digest, size, cost.uplink_bytes, weight)
+                weight = min(n, _MOST_SEED)
+                self._edge.seed(digest, edge_ms, cost.edge_ms, weight)
+                self._cloud.seed(digest, cloud_ms, cost.cloud_ms, weight)
+                self._bytes.seed(digest, size, cost.uplink_bytes, weight)
+
+    def resting(self, now_s: float) -> Expected:
+        """The fastest plan that needs no cloud; there must be one."""
+        with self._lock:
+            link = self._estimator.estimate(now_s)
+            able = [self._one(c, link) for c in self._costs.values() if not c.needs_cloud]
+            return min(able, key=lambda e: e.latency_ms)
 
     def cost_of(self, digest: bytes) -> PlanCost | None:
         """The costs of a plan that it chooses from."""

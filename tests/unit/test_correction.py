@@ -65,11 +65,21 @@ def test_what_is_not_measured_becomes_less_certain() -> None:
     assert correction.spread("a") > before
 
 
-def test_many_frames_in_one_median_weigh_more_than_one() -> None:
-    light, heavy = Correction(), Correction()
-    light.learn("a", 60.0, 40.0)
-    heavy.learn("a", 60.0, 40.0, weight=10)
-    assert 1.0 < light.factor("a") < heavy.factor("a") < 1.5
+def test_what_earlier_frames_took_is_believed_at_once_and_by_how_many_they_were() -> None:
+    few, many, far = Correction(), Correction(), Correction()
+    few.seed("a", 60.0, 40.0, n=1)
+    many.seed("a", 60.0, 40.0, n=10)
+    far.seed("a", 4000.0, 40.0, n=10)
+    assert 1.0 < few.factor("a") < many.factor("a") < 1.5
+    assert far.factor("a") == pytest.approx(100.0, rel=0.2)
+
+
+def test_what_was_served_here_is_not_begun_again() -> None:
+    correction = Correction()
+    teach(correction, "a", 1.0, 5)
+    before = correction.factor("a")
+    correction.seed("a", 4000.0, 40.0, n=10)
+    assert correction.factor("a") == before
 
 
 @pytest.mark.parametrize(("measured", "predicted"), [(0.0, 40.0), (-1.0, 40.0), (40.0, 0.0)])

@@ -375,7 +375,6 @@ class TestWithoutTheCloud:
             detector.detect(tiny.image(), find_plan(bundle, tiny.SPLIT))
         detector.close()
 
-    @pytest.mark.xfail(reason="Detector._run_or_rest asks the planner, which may be told otherwise")
     def test_another_thread_s_answer_does_not_send_a_saved_frame_back(
         self, bundle: Bundle, cloud: Cloud
     ) -> None:
