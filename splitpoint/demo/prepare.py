@@ -1,0 +1,148 @@
+"""What containers start from: a bundle and a video in one folder, made once and kept.
+
+    weights, video (fetched, checked) -> pictures -> search -> FOLDER/bundle, FOLDER/video.mp4
+
+    python -m splitpoint.demo.prepare FOLDER
+
+A step that was finished before is kept, also by a run that was killed in the next one.
+"""
+
+import argparse
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.bundle import Bundle
+from common.errors import BundleError, SplitpointError
+from common.link import Link, parse_link
+from splitpoint import __version__
+from splitpoint.progress import Stages
+from splitpoint.sizes import parse_size
+
+MODEL = "yolov3-tiny"
+LINK = "3mbit/20ms"
+# The whole network does not fit, so that there is something to split.
+EDGE_MEMORY = "4MiB"
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long the search may take; see `search.request.Request`."""
+
+    refined_cuts: int
+    narrow_cuts: int
+    format_trials: int = 2
+    adapt_steps: int = 60
+
+
+EFFORTS = {"usual": Effort(refined_cuts=1, narrow_cuts=1), "quick": Effort(0, 0)}
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What the bundle is for: a link, and memory for weights and activations on the edge."""
+
+    link: Link
+    edge_memory_bytes: int | None
+
+
+def prepare(folder: Path, aim: Aim, effort: Effort, *, again: bool = False) -> None:
+    """Make the bundle and the video, unless they are there.
+
+    Args:
+        folder: Where both go, with the pictures that the search learns from.
+        aim: What the bundle is searched for.
+        effort: How long that may take.
+        again: Whether to search although there is a bundle.
+
+    Raises:
+        SplitpointError: If a step cannot be done.
+    """
+    from search.weights import fetch
+    from splitpoint.demo.frames import VIDEO, prepare_frames
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with Stages() as stages:
+        video = folder / "video.mp4"
+        if not video.is_file():
+            _copy(fetch(VIDEO, progress=stages.stage("fetching the video"), notify=_notify), video)
+        bundle = folder / "bundle"
+        if not again and _usable(bundle):
+            stages.stage("searching plans (kept)")(1, 1)
+            return
+        calibration, _ = prepare_frames(
+            folder / "frames", stages.stage("fetching pictures"), _notify
+        )
+        _search(calibration, bundle, aim, effort, stages)
+
+
+def _search(calibration: Path, bundle: Path, aim: Aim, effort: Effort, stages: Stages) -> None:
+    from search.devices import device_profile
+    from search.pipeline import search
+    from search.request import Request
+    from search.weights import cache_folder, fetch
+    from search.zoo.registry import zoo_model
+
+    weights = zoo_model(MODEL).weights
+    fetch(weights, progress=stages.stage("fetching weights"), notify=_notify)
+    request = Request(
+        model=MODEL,
+        link=aim.link,
+        edge_memory_bytes=aim.edge_memory_bytes,
+        device=device_profile("this-machine"),
+        calibration=calibration,
+        refined_cuts=effort.refined_cuts,
+        narrow_cuts=effort.narrow_cuts,
+        format_trials=effort.format_trials,
+        adapt_steps=effort.adapt_steps,
+        cache=cache_folder("search"),
+        software_version=__version__,
+    )
+    # A search that is killed leaves its cache, but no half bundle under the name that is served.
+    part = bundle.with_name(f"{bundle.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    search(request, part, stages)
+    shutil.rmtree(bundle, ignore_errors=True)
+    part.replace(bundle)
+
+
+def _usable(bundle: Path) -> bool:
+    try:
+        Bundle.open(bundle).close()
+    except BundleError:
+        return False
+    return True
+
+
+def _copy(source: Path, target: Path) -> None:
+    part = target.with_suffix(".part")
+    shutil.copyfile(source, part)
+    part.replace(target)
+
+
+def _notify(text: str) -> None:
+    print(f"  {text}; trying the next source", file=sys.stderr)  # noqa: T201 - a command's output
+
+
+def main() -> int:
+    """Prepare as a command."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--link", default=LINK, help="to search for")
+    parser.add_argument("--edge-memory", default=EDGE_MEMORY, help="such as 16MiB; empty: any")
+    parser.add_argument("--effort", choices=EFFORTS, default="usual")
+    parser.add_argument("--again", action="store_true", help="search although there is a bundle")
+    given = parser.parse_args()
+    try:
+        memory = parse_size(given.edge_memory) if given.edge_memory else None
+        aim = Aim(parse_link(given.link), memory)
+        prepare(given.folder, aim, EFFORTS[given.effort], again=given.again)
+    except SplitpointError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
