@@ -35,6 +35,7 @@ _EXTRA_OF = {
     "pycocotools": "search",
     "scipy": "search",
     "torch": "search",
+    "prometheus_client": "edge,cloud",
     "uvicorn": "edge,cloud",
     "yaml": "search",
 }
