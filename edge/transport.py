@@ -128,8 +128,11 @@ class GrpcTransport:
     def _lost(self, why: str) -> CloudUnavailableError:
         # The request iterator waits in a thread of gRPC's: let it go.
         self._requests.put(None)
+        # A server that refuses a certificate just hangs up.
+        refused = "handshake" in why or "Socket closed" in why
+        tls = ", with the TLS that this edge expects (--tls-ca, --tls-cert)" if refused else ""
         return CloudUnavailableError(
-            f"cloud at {self._address}: {why}; is `splitpoint cloud` running there?"
+            f"cloud at {self._address}: {why}; is `splitpoint cloud` running there{tls}?"
         )
 
 

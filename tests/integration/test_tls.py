@@ -86,4 +86,4 @@ def test_no_other_edge_is(bundle: Path, certs: Path, tmp_path: Path) -> None:
             with _edge(bundle, cloud, tmp_path / "edge.log", *tls) as edge:
                 answer = _detect(edge)
             assert answer.status_code == 503, way
-            assert "cloud at 127.0.0.1" in answer.json()["error"]["message"], way
+            assert "--tls-ca" in answer.json()["error"]["message"], way
