@@ -12,12 +12,14 @@ from prometheus_client import generate_latest
 from cloud.metrics import CloudMetrics
 from cloud.store import Store
 from common.bundle import Bundle
+from common.link import parse_link
 from common.rpc import splitpoint_pb2 as pb
 from edge.client import CloudClient
 from edge.detector import Detector
 from edge.metrics import EdgeMetrics
 from edge.source import Camera, open_feed
 from edge.transport import GrpcTransport
+from splitpoint.demo.prepare import EFFORTS, Aim, prepare
 from tests import tiny
 from tests.conftest import REPOSITORY
 
@@ -125,6 +127,13 @@ def test_images_run_as_a_user() -> None:
     finals = [s for s in stages if re.match(r"base AS (edge|cloud|search)\n", s)]
     assert len(finals) == 3
     assert all("\nUSER splitpoint\n" in stage for stage in finals)
+
+
+def test_a_bundle_that_is_there_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "video.mp4").write_bytes(b"kept")
+    digest = tiny.build(tmp_path / "bundle").digest
+    prepare(tmp_path, Aim(parse_link("3mbit"), None), EFFORTS["usual"])  # fetches nothing
+    assert Bundle.open(tmp_path / "bundle").digest == digest
 
 
 def test_nothing_but_the_code_goes_to_a_build() -> None:
