@@ -4,7 +4,8 @@
     POST /v1/edges/NAME/profile -> ProfileOrder -> ... -> ProfileReport -> rows of the tables
 
 All of it lives in the event loop of the server and is never touched from another thread. What an
-edge says of itself is shown under its own name and believed nowhere else.
+edge says of itself here is shown under its own name; what it says of times goes through
+`cloud.samples` and into the tables, where edges of one kind count alike.
 """
 
 import asyncio

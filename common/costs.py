@@ -14,10 +14,7 @@ from typing import Literal
 from common.crossover import Line
 from common.link import Link
 from common.manifest import Plan
-from common.tables import LatencyRow, Segment, Side, Source, segments
-
-ENOUGH = 20
-"""Served frames that are believed before a profile."""
+from common.tables import LatencyRow, Segment, Side, Source, segments, trust
 
 
 @dataclass(frozen=True)
@@ -128,8 +125,4 @@ def _key(row: LatencyRow) -> _Key:
 
 def _worth(row: LatencyRow) -> tuple[int, float]:
     """How much a row is believed."""
-    if row.source == "served":
-        tier = 3 if row.n >= ENOUGH else 1
-    else:
-        tier = {"profiled": 2, "simulated": 0}[row.source]
-    return tier, row.last_seen_s
+    return trust(row), row.last_seen_s

@@ -27,6 +27,8 @@ Source = Literal["simulated", "profiled", "served"]
 StageTimes = Mapping[bytes, Mapping[str, Timing]]
 """By digest of a plan and stage of its path: what it took."""
 
+ENOUGH = 20
+"""Served frames that are believed before a profile."""
 MAX_PROFILE_ROWS = 2048
 """That one ProfileReport may carry."""
 
@@ -187,6 +189,13 @@ def merged(*tables: Iterable[LatencyRow]) -> list[LatencyRow]:
             if known is None or row.last_seen_s >= known.last_seen_s:
                 newest[row.key] = row
     return list(newest.values())
+
+
+def trust(row: LatencyRow) -> int:
+    """How much a row is believed: `ENOUGH` served frames, then a profile, few frames, the rest."""
+    if row.source == "served":
+        return 3 if row.n >= ENOUGH else 1
+    return {"profiled": 2, "simulated": 0}[row.source]
 
 
 def to_json(rows: Sequence[LatencyRow]) -> str:

@@ -23,13 +23,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from common.errors import SettingsError
-from common.tables import LatencyRow
+from common.tables import LatencyRow, trust
 from search.cuts import Cut
 from search.devices import DEVICES, DeviceProfile, Pace
 from search.latency import CutTimes
-
-ENOUGH = 20
-"""Served frames that are believed before a profile."""
 
 LETTERBOX, BOXES = "letterbox", "boxes"
 _MOST_WEIGHT = 100
@@ -234,11 +231,7 @@ def _believed(rows: Iterable[LatencyRow]) -> dict[str, LatencyRow]:
 
 
 def _worth(row: LatencyRow) -> tuple[int, bool, float]:
-    if row.source == "served":
-        tier = 3 if row.n >= ENOUGH else 1
-    else:
-        tier = {"profiled": 2, "simulated": 0}[row.source]
-    return tier, row.bits in _PLAIN_BITS, row.last_seen_s
+    return trust(row), row.bits in _PLAIN_BITS, row.last_seen_s
 
 
 def _is_head(row: LatencyRow) -> bool:

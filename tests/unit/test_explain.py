@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.costs import ENOUGH, PlanCost, costs, lines
+from common.costs import PlanCost, costs, lines
 from common.crossover import Line
 from common.link import Link, parse_link
 from common.manifest import CodecSpec, Plan, Tail, WireTensor
-from common.tables import LatencyRow, Side, Source, segments, to_json
+from common.tables import ENOUGH, LatencyRow, Side, Source, segments, to_json
 from splitpoint.cli import main
 from splitpoint.explain import explain
 from tests import tiny

@@ -14,7 +14,7 @@ from common.images import Letterbox
 from common.link import parse_link
 from common.manifest import CodecSpec
 from common.store_file import read_tables
-from common.tables import LatencyRow, segments, to_json
+from common.tables import ENOUGH, LatencyRow, segments, to_json
 from common.timing import Timing
 from search import origins
 from search.cache import Cache
@@ -29,7 +29,6 @@ from search.heads import Heads
 from search.html_report import html
 from search.latency import CutTimes
 from search.learned import (
-    ENOUGH,
     Learned,
     cuts_of,
     head_to,
