@@ -2,12 +2,12 @@
 
     python -m bench.adaptation --bundle DIR --images DIR --video FILE --json OUT [--plot FILE]
 
-A cloud and an edge in processes of their own, the edge behind a quota of CPU, a link of real
+A cloud and an edge in processes of their own, the edge slowed to a tenth of a core, a link of real
 packets between two network namespaces (`bench.shaped`). Needs root and Linux.
 
 | part | what is measured |
 |---|---|
-| profile | `splitpoint profile` of both sides, under the quota: where predictions start |
+| profile | `splitpoint profile` of both sides, the edge slowed: where predictions start |
 | predictions | every plan in turn: error of the profile alone and of the planner; 95 % intervals; |
 | | on pictures that have nothing to do with each other, and on frames of a video |
 | steady | regret of the planner against every fixed plan, frame by frame in turn, by bandwidth |
@@ -44,7 +44,7 @@ from PIL import Image
 from bench.adaptation_report import plot, report
 from bench.edge_process import EdgeProcess, EdgeSettings, replay
 from bench.shaped import ShapedLink, shaped
-from bench.slow import Quota, quota
+from bench.slow import SlowCpu, slowed
 from bench.traces import FOLDER
 from common.bundle import Bundle
 from common.errors import SplitpointError
@@ -61,6 +61,7 @@ STEADY_MBIT = (1.0, 2.0, 3.0, 5.0, 8.0, 16.0)
 SHARE = 0.1
 PARTS = ("predictions", "steady", "steps", "traces", "outage", "load")
 _SETTLE = 15
+_CAMERA = (640, 480)
 _PLAUSIBLE = 1.6
 _SEED = 0
 
@@ -75,7 +76,7 @@ class Scene:
     stills: int
     wire: ShapedLink
     cloud: Service
-    slow: Quota
+    slow: SlowCpu
     tables: Path
     stages: Stages
 
@@ -361,13 +362,13 @@ def load(scene: Scene, seconds: float) -> dict[str, Any]:
 
 
 def video_frames(path: Path, count: int, folder: Path) -> list[Path]:
-    """Every fifth frame of a video as pictures, lossless."""
+    """Every fifth frame of a video as pictures of the size that profiles take, lossless."""
     found: list[Path] = []
     with av.open(str(path)) as container:
         for number, frame in enumerate(container.decode(video=0)):
             if number % 5 == 0:
                 found.append(folder / f"frame-{number:05d}.png")
-                pixels = frame.to_ndarray(format="rgb24")
+                pixels = frame.reformat(*_CAMERA, format="rgb24").to_ndarray()
                 Image.fromarray(pixels).save(found[-1], compress_level=1)
             if len(found) == count:
                 break
@@ -431,7 +432,7 @@ def _mbit(now: Link | None) -> float:
 
 
 def _profile(bundle: Path, tables: Path, prefix: Sequence[str], budget_s: float) -> None:
-    """Both sides' tables: the edge's under its quota, the cloud's without."""
+    """Both sides' tables: the edge's slowed, the cloud's not."""
     command = [sys.executable, "-m", "splitpoint.cli", "profile", "--bundle", str(bundle)]
     command += ["--tables", str(tables), "--budget", f"{budget_s:g}"]
     runs = [([*prefix, *command], ["--device", "slow-edge"])]
@@ -481,7 +482,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     with ExitStack() as stack:
         stages = stack.enter_context(Stages())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        slow = stack.enter_context(quota(SHARE))
+        slow = stack.enter_context(slowed(SHARE))
         result["edge_share"] = {"asked": slow.share, "measured": slow.measured}
         stills = len(images)
         images += video_frames(arguments.video, arguments.video_frames, folder)

@@ -1,6 +1,6 @@
 """An edge of its own process for measurements: the product's detector, driven line by line.
 
-    EdgeProcess.detect -> JSON line -> [process, perhaps behind a quota and a shaped link]
+    EdgeProcess.detect -> JSON line -> [process, perhaps slowed and behind a shaped link]
                        <- JSON line <- Detector.detect -> gRPC -> cloud
 
 Pictures are decoded before anything is timed, as a camera would hand them over, and what drives the

@@ -3,7 +3,7 @@
     python -m bench.run_latency --images DIR --annotations FILE --calibration DIR --json OUT
     python -m bench.run_latency ... --quick        # under two minutes, once the plans are searched
 
-Real processes and real packets: a cloud, an edge behind a quota of CPU (`bench.slow`), and two
+Real processes and real packets: a cloud, a slowed edge (`bench.slow`), and two
 network namespaces with a shaped wire between them (`bench.shaped`). Needs root and Linux.
 
 In every cell of the grid all strategies take turns, frame by frame, so that whatever else the
@@ -34,7 +34,7 @@ from bench.contenders import MEMORY, Cell, Grid, build, key_of
 from bench.edge_process import EdgeProcess, EdgeSettings
 from bench.latency_report import print_table, write_all
 from bench.shaped import ShapedLink, shaped
-from bench.slow import quota
+from bench.slow import slowed
 from common.bundle import Bundle
 from common.costs import costs
 from common.errors import BundleError, SplitpointError
@@ -182,7 +182,7 @@ def _stage(
     digests = {plan.name: digest for digest, plan in bundle.plans.items()}
     device, tables = f"{share:g} of a core", folder / f"{share:g}.json"
     with ExitStack() as stack:
-        slow = None if share >= 1 else stack.enter_context(quota(share))
+        slow = None if share >= 1 else stack.enter_context(slowed(share))
         result["shares"][f"{share:g}"] = {"measured": 1.0 if slow is None else slow.measured}
         _profile(bundle, device, tables, () if slow is None else slow.prefix)
         command = ["cloud", "--bundle", str(bundle.root), "--host", wire.cloud.address]
