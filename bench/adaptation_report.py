@@ -1,5 +1,14 @@
-"""What `bench.adaptation` found, in lines and as a picture."""
+"""What `bench.adaptation` found, in lines and as a picture.
 
+python -m bench.adaptation_report bench/results/adaptation.json
+
+Targets are judged by their worst case.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +55,67 @@ def report(result: dict[str, Any]) -> None:
             highlight=False,
         )
     console.print(result.get("outage"), result.get("load"))
+    for target in targets(result):
+        console.print(target.line, highlight=False)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Something that must be reached.
+
+    Attributes:
+        what: In words.
+        worst: The worst case that was measured.
+        where: Which case that was.
+        met: Whether it is good enough.
+    """
+
+    what: str
+    worst: str
+    where: str
+    met: bool
+
+    @property
+    def line(self) -> str:
+        """For people."""
+        return f"{'met' if self.met else 'MISSED'}: {self.what}: {self.worst} ({self.where})"
+
+
+def targets(result: dict[str, Any]) -> Iterator[Target]:
+    """What must be reached, of the parts that were measured; always the worst case."""
+    for kind, part in result.get("predictions", {}).items():
+        plans = part["plans"]
+        for key, what, limit in (
+            ("profile_error", "error of the profile alone at most 10 %", 0.10),
+            ("learnt_error", f"error after {part['after']} frames at most 5 %", 0.05),
+        ):
+            name = max(plans, key=lambda name, key=key: plans[name][key])
+            worst = plans[name][key]
+            yield Target(f"{kind}, {what}", f"{worst:.1%}", name, worst <= limit)
+        frames = sum(row["frames"] - part["after"] for row in plans.values())
+        inside = sum((row["frames"] - part["after"]) * row["covered"] for row in plans.values())
+        share = inside / frames
+        what = f"{kind}, 95 % intervals hold 90 to 98 %"
+        yield Target(what, f"{share:.1%}", f"of {frames} frames", 0.90 <= share <= 0.98)
+    if steady := result.get("steady"):
+        row = max(steady, key=lambda row: row["regret_mean"]["value"])
+        regret = row["regret_mean"]
+        shown = f"{regret['value']:.1%} [{regret['low']:.1%}, {regret['high']:.1%}]"
+        where = f"at {row['mbit']:g} Mbit/s"
+        yield Target("steady regret at most 3 %", shown, where, regret["value"] <= 0.03)
+    if steps := result.get("steps"):
+        row = max(steps, key=lambda row: (row["frames"] > 10 and row["seconds"] > 2, row["frames"]))
+        shown = f"{row['frames']} frames, {row['seconds']:.2f} s"
+        met = row["frames"] <= 10 or row["seconds"] <= 2
+        yield Target("steps within 10 frames or 2 s", shown, f"to {row['to_mbit']:g} Mbit/s", met)
+    if traces := result.get("traces"):
+        name = max(traces, key=lambda name: traces[name]["regret_to_every_moment"])
+        worst = traces[name]["regret_to_every_moment"]
+        yield Target("regret on traces at most 6 %", f"{worst:.1%}", name, worst <= 0.06)
+    if load := result.get("load"):
+        shown = f"{load['failed']} failed, {load['wrong']} wrong of {load['asked']}"
+        met = not load["failed"] and not load["wrong"] and load["switches"] >= 20
+        yield Target("no frame lost over 20 switches", shown, f"{load['switches']} switches", met)
 
 
 def plot(trace: dict[str, Any], path: Path) -> None:
@@ -75,3 +145,14 @@ def plot(trace: dict[str, Any], path: Path) -> None:
     below.set_xlabel("seconds")
     below.legend(loc="upper right", frameon=False, ncols=2, fontsize="small")
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def main() -> None:
+    """Print a result again."""
+    parser = argparse.ArgumentParser(description="Print what bench.adaptation found.")
+    parser.add_argument("json", type=Path)
+    report(json.loads(parser.parse_args().json.read_text()))
+
+
+if __name__ == "__main__":
+    main()

@@ -33,7 +33,7 @@ from edge.client import CloudClient
 from edge.head import EdgePlan, open_plans
 from edge.pilot import Pilot
 from edge.planner import Expected
-from edge.profile import answer, frame_of
+from edge.profile import PICTURE, answer, frame_of
 from edge.reporter import Reporter
 from edge.runner import Done, Runner, Taken
 
@@ -107,6 +107,7 @@ class Detector:
         self.bundle = bundle
         self._spec = bundle.manifest.detector
         self._size = self._spec.input_height, self._spec.input_width
+        self._picture = PICTURE
         self._client = client
         self._plans = open_plans(bundle, plans, threads=threads)
         self._runner = Runner(client, len(self._spec.class_names))
@@ -155,6 +156,7 @@ class Detector:
         started_s = time.perf_counter()
         chosen = self._choose(plan, deadline_ms)
         chosen_s = time.perf_counter()
+        self._picture = image.shape[1], image.shape[0]
         pixels = letterbox(image, self._size)
         preprocess_ms = (time.perf_counter() - chosen_s) * 1000
         where = Letterbox.fit(image.shape[1], image.shape[0], self._size)
@@ -210,7 +212,7 @@ class Detector:
 
     def ordered(self, order: pb.ProfileOrder) -> pb.ProfileReport:
         """See `edge.client.Listener`."""
-        return answer(order, self._plans, frame_of(self.bundle))
+        return answer(order, self._plans, frame_of(self.bundle), self._picture)
 
     def _choose(self, plan: bytes | None, deadline_ms: float | None) -> _Chosen:
         """The plan that is asked for, or that the pilot takes."""

@@ -24,14 +24,16 @@ from common.timing import Probe, Timing, probe_until_tight
 from edge.head import EdgePlan
 
 _LOG = logging.getLogger("splitpoint.edge")
-_WIDTH, _HEIGHT = 640, 480
 _FALL = 1.5
-"""Letterboxed to 416, 21 KB as JPEG q75 and 198 KB as PNG; COCO's pictures take 23 and 192."""
+"""640x480 letterboxed to 416: 21 KB as JPEG q75, 198 KB as PNG; COCO's pictures take 23 and 192."""
 _MOVED_PIXELS = 2
 _SCORE_THRESHOLD = 0.25
 _LONGEST_MS = 600_000
 
 Frame = NDArray[np.uint8]
+
+PICTURE = (640, 480)
+"""Width and height of the pictures that are prepared, if a camera's own are not known."""
 
 
 def profile(
@@ -39,6 +41,7 @@ def profile(
     frame: Frame,
     *,
     budget_s: float,
+    picture: tuple[int, int] = PICTURE,
     progress: Callable[[int, int], None] | None = None,
 ) -> StageTimes:
     """Time the edge's stages of plans.
@@ -47,17 +50,18 @@ def profile(
         plans: The opened plans, by digest.
         frame: (3, H, W), letterboxed; see `frame_of`.
         budget_s: How long it may take; the round under way is finished.
+        picture: Width and height of the camera's pictures: preprocessing grows with them.
         progress: Called after each round with rounds done and rounds at the most.
 
     Returns:
         By plan, of preprocess, head, encode and postprocess those that it has on the edge.
     """
-    picture = natural_picture(_WIDTH, _HEIGHT)
+    taken = natural_picture(*picture)
     stages = {
         digest: [each.stage for each in segments(opened.plan) if each.side == "edge"]
         for digest, opened in plans.items()
     }
-    probes = [_probe(opened, stages[digest], picture, frame) for digest, opened in plans.items()]
+    probes = [_probe(opened, stages[digest], taken, frame) for digest, opened in plans.items()]
     timings = probe_until_tight(probes, budget_s=budget_s, progress=progress)
     return {
         digest: dict(zip(stages[digest], each, strict=True))
@@ -91,7 +95,7 @@ def frame_of(bundle: Bundle) -> Frame:
             return frame
     detector = bundle.manifest.detector
     size = detector.input_height, detector.input_width
-    return letterbox(natural_picture(_WIDTH, _HEIGHT), size)
+    return letterbox(natural_picture(*PICTURE), size)
 
 
 def natural_picture(width: int, height: int, seed: int = 0) -> Frame:
@@ -118,7 +122,10 @@ def natural_picture(width: int, height: int, seed: int = 0) -> Frame:
 
 
 def answer(
-    order: pb.ProfileOrder, plans: Mapping[bytes, EdgePlan], frame: Frame
+    order: pb.ProfileOrder,
+    plans: Mapping[bytes, EdgePlan],
+    frame: Frame,
+    picture: tuple[int, int] = PICTURE,
 ) -> pb.ProfileReport:
     """Do as the cloud asks; never raises.
 
@@ -126,12 +133,14 @@ def answer(
         order: The cloud's message.
         plans: The opened plans, by digest.
         frame: (3, H, W), letterboxed; see `frame_of`.
+        picture: Width and height of the camera's pictures.
 
     Returns:
         The times of the plans, or an error in one line.
     """
     try:
-        times = profile(_wanted(order, plans), frame, budget_s=_budget_s(order))
+        wanted, budget_s = _wanted(order, plans), _budget_s(order)
+        times = profile(wanted, frame, budget_s=budget_s, picture=picture)
     except SplitpointError as error:
         why = " ".join(str(error).split())[:300]
     except Exception as error:  # noqa: BLE001 - the edge serves on, whatever a profile does
@@ -152,7 +161,7 @@ def answer(
 def _probe(opened: EdgePlan, stages: list[str], picture: Frame, frame: Frame) -> Probe:
     """A run of all stages of a plan that the edge has."""
     size = frame.shape[1], frame.shape[2]
-    where = Letterbox.fit(_WIDTH, _HEIGHT, size)
+    where = Letterbox.fit(picture.shape[1], picture.shape[0], size)
     looks_back = opened.plan.tail is not None and opened.plan.looks_back
     earlier = opened.cut(_moved(frame)).symbols if looks_back else None
 
@@ -185,8 +194,8 @@ def _message(opened: EdgePlan, payloads: list[pb.Payload], frame_id: int) -> pb.
     return pb.Frame(
         frame_id=frame_id,
         plan_digest=opened.digest,
-        image_width=_WIDTH,
-        image_height=_HEIGHT,
+        image_width=PICTURE[0],
+        image_height=PICTURE[1],
         payloads=payloads,
         score_threshold=_SCORE_THRESHOLD,
     )

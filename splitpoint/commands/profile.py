@@ -1,5 +1,6 @@
 """`splitpoint profile`: what a network, a bundle or a distant edge takes, as latency tables."""
 
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
+_LARGEST = 8192
+
 _USES: Mapping[str, frozenset[str]] = {
     "model": frozenset(
         {
@@ -25,7 +28,7 @@ _USES: Mapping[str, frozenset[str]] = {
             *("cache", "no_cache", "device", "tables"),
         }
     ),
-    "bundle": frozenset({"device", "tables", "threads", "budget", "cloud_side"}),
+    "bundle": frozenset({"device", "tables", "threads", "budget", "cloud_side", "picture"}),
     "remote": frozenset({"cloud", "tables", "budget"}),
 }
 """What is profiled, by the option that names it, and the options that go with it."""
@@ -58,6 +61,10 @@ def run(
     cloud_side: Annotated[
         bool, typer.Option("--cloud-side", help="With --bundle: time what the cloud runs, too.")
     ] = False,
+    picture: Annotated[
+        str,
+        typer.Option(metavar="WIDTHxHEIGHT", help="With --bundle: size of a camera's pictures."),
+    ] = "640x480",
     remote: Annotated[
         str | None, typer.Option(metavar="EDGE", help="Have a connected edge profile itself.")
     ] = None,
@@ -105,7 +112,8 @@ def run(
         )
     elif use == "bundle":
         named = _named(device)
-        rows = _bundle(_required(bundle, "--bundle"), named, threads, budget, cloud_side)
+        size = _size(picture)
+        rows = _bundle(_required(bundle, "--bundle"), named, threads, budget, cloud_side, size)
     else:
         rows = _remote(_required(remote, "--remote"), _required(cloud, "--cloud"), budget)
     if rows and (use != "model" or tables is not None):
@@ -156,7 +164,12 @@ def _model(
 
 
 def _bundle(
-    path: Path, device: str, threads: int, budget_s: float, cloud_side: bool
+    path: Path,
+    device: str,
+    threads: int,
+    budget_s: float,
+    cloud_side: bool,
+    picture: tuple[int, int],
 ) -> "list[LatencyRow]":
     """Time a bundle's plans on this machine."""
     from common.bundle import Bundle
@@ -166,11 +179,16 @@ def _bundle(
 
     place = Place(device, runtime_name(threads), threads)
     with Bundle.open(path) as opened, Stages() as stages:
-        return _timed(opened, place, budget_s, cloud_side, stages)
+        return _timed(opened, place, budget_s, cloud_side, picture, stages)
 
 
 def _timed(
-    bundle: "Bundle", place: "Place", budget_s: float, cloud_side: bool, stages: "Stages"
+    bundle: "Bundle",
+    place: "Place",
+    budget_s: float,
+    cloud_side: bool,
+    picture: tuple[int, int],
+    stages: "Stages",
 ) -> "list[LatencyRow]":
     from common.tables import profiled
     from edge.head import open_plans
@@ -179,7 +197,7 @@ def _timed(
     plans, frame = open_plans(bundle, threads=place.threads), frame_of(bundle)
     each_s = budget_s / 2 if cloud_side else budget_s
     show = stages.stage("timing the edge's stages")
-    times = profile(plans, frame, budget_s=each_s, progress=show)
+    times = profile(plans, frame, budget_s=each_s, picture=picture, progress=show)
     rows = profiled(times, bundle.plans, "edge", place, time.time())
     if cloud_side:
         from cloud import profile as cloud
@@ -198,6 +216,19 @@ def _remote(edge: str, cloud: str, budget_s: float) -> "list[LatencyRow]":
 
     with Console(stderr=True).status(f"waiting for {edge} to time its plans"):
         return profile_edge(cloud, edge, budget_s)
+
+
+def _size(text: str) -> tuple[int, int]:
+    """Width and height.
+
+    Raises:
+        SettingsError: If it is not WIDTHxHEIGHT, each from 1 to 8192.
+    """
+    found = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", text)
+    size = (0, 0) if found is None else (int(found[1]), int(found[2]))
+    if not 0 < min(size) <= max(size) <= _LARGEST:
+        raise SettingsError(f"--picture {text}: expected WIDTHxHEIGHT, such as 1280x720")
+    return size
 
 
 def _given(context: typer.Context) -> set[str]:

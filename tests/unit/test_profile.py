@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from cloud import profile as cloud_profile
@@ -17,8 +18,10 @@ from cloud.store import Store
 from cloud.tails import Tails
 from common.bundle import Bundle, read_vector
 from common.errors import ModelError, PayloadError, UnknownPlanError
+from common.images import letterbox
 from common.rpc import splitpoint_pb2 as pb
 from edge import profile as edge_profile
+from edge.detector import Detector
 from edge.head import EdgePlan, open_plans
 from edge.profile import answer, frame_of, frames_of, natural_picture
 from tests import tiny
@@ -133,6 +136,41 @@ class TestBothEnds:
             cloud_profile.profile(tails, {b"?" * 32: [pb.Frame()]}, budget_s=BUDGET_S)
         with pytest.raises(PayloadError):
             cloud_profile.profile(tails, {key: [pb.Frame()] for key in frames}, budget_s=BUDGET_S)
+
+
+class TestPictures:
+    def test_preprocessing_is_timed_on_pictures_of_the_cameras_size(
+        self, bundle: Bundle, plans: dict[bytes, EdgePlan], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shapes = set()
+
+        def seen(picture: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+            shapes.add(picture.shape)
+            return letterbox(picture, size)
+
+        frame, order = frame_of(bundle), pb.ProfileOrder(budget_ms=1)
+        monkeypatch.setattr(edge_profile, "letterbox", seen)
+        assert answer(order, plans, frame).error == ""
+        assert shapes == {(480, 640, 3)}
+        shapes.clear()
+        assert answer(order, plans, frame, (320, 200)).error == ""
+        assert shapes == {(200, 320, 3)}
+
+    def test_an_edge_that_is_asked_takes_the_size_that_it_last_saw(self, bundle: Bundle) -> None:
+        shapes = set()
+
+        def seen(order: pb.ProfileOrder, *rest: object) -> pb.ProfileReport:
+            shapes.add(rest[-1])
+            return pb.ProfileReport(order_id=order.order_id)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("edge.detector.answer", seen)
+            digest = digest_of(bundle, tiny.EDGE_ONLY)
+            detector = Detector(bundle, None, plans=[digest])
+            detector.ordered(pb.ProfileOrder())
+            detector.detect(np.zeros((30, 50, 3), np.uint8))
+            detector.ordered(pb.ProfileOrder())
+        assert shapes == {(640, 480), (50, 30)}
 
 
 class TestOrders:
