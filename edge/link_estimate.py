@@ -10,7 +10,8 @@ of different sizes that were sent at about the same time, or large frames would 
 small ones as much too fast.
 
 The bandwidth is filtered in the log domain by a scalar Kalman filter whose measurement noise grows
-as transfer times shrink; two surprising samples in a row on the same side are a change of the link
+as transfer times shrink towards the jitter that small messages show, which is large where the edge
+itself is slow to send; two surprising samples in a row on the same side are a change of the link
 and not noise, and the filter starts anew from them.
 """
 
@@ -30,7 +31,9 @@ _LEAST_MEASURED_BYTES = 800.0
 _MOST_BURST_BYTES = 16_384.0
 _PAIR_S = 3.0
 _PAIR_RATIO = 1.6
-_JITTER_MS = 0.6
+_LEAST_JITTER_MS = 0.6
+_DEVIATION = 1.4826
+"""From the median absolute deviation to the standard deviation of a normal distribution."""
 _NOISE = 0.08
 _DRIFT_PER_S = 0.15
 _SURPRISE = 3.0
@@ -154,6 +157,15 @@ class LinkEstimator:
         """What may leave at once after a pause."""
         return statistics.median(self._bursts) if self._bursts else 0.0
 
+    @property
+    def _jitter_ms(self) -> float:
+        """Standard deviation of the way up of small messages, robustly."""
+        floor_ms = _median(self._ups)
+        if floor_ms is None:
+            return _LEAST_JITTER_MS
+        off_ms = statistics.median(abs(up_ms - floor_ms) for _, up_ms in self._ups)
+        return max(_LEAST_JITTER_MS, _DEVIATION * off_ms)
+
     def _passed(self, transit: Transit) -> Passage:
         now_s = transit.received_s
         up_ms = (transit.arrived_s - transit.sent_s) * 1e3
@@ -184,9 +196,10 @@ class LinkEstimator:
         charged = size_bytes - (0.0 if queued else self._burst_bytes)
         if charged < _LEAST_MEASURED_BYTES:
             return
+        jitter_ms = self._jitter_ms
         log_bps = math.log(charged * 8e3 / max(transfer_ms, 1e-3))
         log_bps = min(max(log_bps, math.log(_MIN_BPS)), math.log(_MAX_BPS))
-        noise = _NOISE**2 + (_JITTER_MS / max(transfer_ms, _JITTER_MS)) ** 2
+        noise = _NOISE**2 + (jitter_ms / max(transfer_ms, jitter_ms)) ** 2
         self._filter(now_s, log_bps, noise)
 
     def _filter(self, now_s: float, log_bps: float, noise: float) -> None:
@@ -222,7 +235,7 @@ class LinkEstimator:
             [(previous[1], previous[2]), (size_bytes, transfer_ms)]
         )
         grown_ms = large_ms - small_ms
-        if large < _PAIR_RATIO * small or grown_ms < 2 * _JITTER_MS:
+        if large < _PAIR_RATIO * small or grown_ms < 2 * self._jitter_ms:
             return False
         burst = small - small_ms * (large - small) / grown_ms
         if not -small <= burst <= _MOST_BURST_BYTES:

@@ -51,6 +51,7 @@ class Pilot:
         self._prober = Prober(client, self._planner)
         self._announced: tuple[object, bytes] | None = None
         self._announcing = threading.Lock()
+        self._warm = False
 
     def ready(self) -> None:
         """Connect and learn the link, so that the first frame need not.
@@ -90,8 +91,10 @@ class Pilot:
         return max(_LEAST_PATIENCE_S, _PATIENCE * expected.high_ms / 1e3)
 
     def served(self, expected: Expected, frame: Served) -> None:
-        """Learn from a frame that was answered."""
-        self._planner.served(expected, frame)
+        """Learn from a frame that was answered; the first is as slow as no other will be."""
+        if self._warm:
+            self._planner.served(expected, frame)
+        self._warm = True
 
     def lost(self, size_bytes: int, waited_ms: float) -> bytes | None:
         """Learn that the cloud did not answer; returns the plan that does without it, if any."""

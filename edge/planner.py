@@ -43,7 +43,7 @@ class PlannerSettings:
 
     switch_cost: float = 0.25
     dwell_s: float = 0.3
-    trial_share: float = 0.005
+    trial_share: float = 0.01
     least_gain: float = 0.01
 
 

@@ -110,6 +110,19 @@ def test_one_stray_message_changes_little() -> None:
     assert world.uplink == pytest.approx(before, rel=0.1)
 
 
+def test_an_edge_that_is_slow_to_send_does_not_shake_the_estimate() -> None:
+    world = World(8e6, jitter_ms=8.0)
+    world.calibrate()
+    found = []
+    for _ in range(60):
+        world.send(40)
+        world.send(12_000)
+        found.append(world.uplink)
+    steps = np.abs(np.diff(np.log(found[10:])))
+    assert steps.max() < 0.15
+    assert world.estimator.estimate(world.now_s).changes == 0
+
+
 def test_messages_that_queue_behind_each_other_are_charged_their_own_time() -> None:
     estimator = LinkEstimator()
     rate, now_s = 2e6, 100.0

@@ -475,6 +475,8 @@ class TestChoosing:
         detector = adaptive(bundle, cloud)
         digest = find_plan(bundle, tiny.EDGE_ONLY)
         before = planner_of(detector).expected(digest, 0.0).latency_ms
+        detector.detect(tiny.image(), digest)
+        assert planner_of(detector).expected(digest, 0.0).latency_ms == before  # it was cold
         outcome = detector.detect(tiny.image(), digest)
         assert outcome.digest == digest
         assert outcome.reason == "asked for"
