@@ -42,10 +42,10 @@ import numpy as np
 from PIL import Image
 
 from bench.adaptation_report import plot, report
-from bench.edge_process import EdgeProcess, EdgeSettings, replay
+from bench.edge_process import EdgeProcess, EdgeSettings
 from bench.shaped import ShapedLink, shaped
 from bench.slow import SlowCpu, slowed
-from bench.traces import FOLDER
+from bench.traces import FOLDER, replayed
 from common.bundle import Bundle
 from common.errors import SplitpointError
 from common.images import list_images
@@ -247,12 +247,12 @@ def on_trace(
     scene: Scene, name: str, seconds: float, known: dict[str, Any], fixed: Sequence[str]
 ) -> dict[str, Any]:
     """The planner over a trace, and fixed plans over the same."""
-    path = FOLDER / f"{name}.csv"
+    trace = read_trace(FOLDER / f"{name}.csv")
     progress = scene.stages.stage(f"trace {name}")
     runs: dict[str, list[dict[str, Any]]] = {}
     for done, plan in enumerate(("", *fixed), 1):
         digest = next((d for d, p in scene.plans.items() if p.name == plan), None)
-        with scene.edge() as edge, replayed(scene.wire, path) as started_s:
+        with scene.edge() as edge, replayed(scene.wire, trace) as started_s:
             rows: list[dict[str, Any]] = []
             while (at_s := time.monotonic() - started_s) < seconds:
                 asked = None if digest is None else bytes.fromhex(digest)
@@ -261,7 +261,6 @@ def on_trace(
         runs[plan or "adaptive"] = rows
         progress(done, 1 + len(fixed))
     ours = runs["adaptive"]
-    trace = read_trace(path)
     model = Model(known["plans"], lambda at_s: trace.at(at_s))
     chosen_ms = [model.latency_ms(scene.name(r["plan"]), r["at_s"]) for r in ours]
     best_ms = [model.best_ms(r["at_s"]) for r in ours]
@@ -315,7 +314,8 @@ class Model:
 
 def outage(scene: Scene, seconds: float) -> dict[str, Any]:
     """The planner over a trace with an outage."""
-    with scene.edge() as edge, replayed(scene.wire, FOLDER / "outage.csv") as started_s:
+    trace = read_trace(FOLDER / "outage.csv")
+    with scene.edge() as edge, replayed(scene.wire, trace) as started_s:
         rows: list[dict[str, Any]] = []
         failed = 0
         while (at_s := time.monotonic() - started_s) < seconds:
@@ -323,7 +323,6 @@ def outage(scene: Scene, seconds: float) -> dict[str, Any]:
             failed += "error" in row
             if "error" not in row:
                 rows.append({**row, "at_s": at_s})
-    trace = read_trace(FOLDER / "outage.csv")
     within = [row["latency_ms"] for row in rows if trace.at(row["at_s"]) is None]
     return {
         "seconds": seconds,
@@ -373,20 +372,6 @@ def video_frames(path: Path, count: int, folder: Path) -> list[Path]:
             if len(found) == count:
                 break
     return found
-
-
-@contextmanager
-def replayed(wire: ShapedLink, path: Path) -> Iterator[float]:
-    """A link that follows a trace; gives when it began, by `time.monotonic`."""
-    ended, started_s = threading.Event(), time.monotonic()
-    player = threading.Thread(target=replay, args=(wire, path, started_s, ended))
-    player.start()
-    try:
-        yield started_s
-    finally:
-        ended.set()
-        player.join()
-        wire.change(link(3.0))
 
 
 def answered(row: dict[str, Any]) -> dict[str, Any]:

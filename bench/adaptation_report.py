@@ -8,12 +8,13 @@ Targets are judged by their worst case.
 import argparse
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 from rich.console import Console
+
+from bench.targets import Target
 
 _COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
 
@@ -57,28 +58,6 @@ def report(result: dict[str, Any]) -> None:
     console.print(result.get("outage"), result.get("load"))
     for target in targets(result):
         console.print(target.line, highlight=False)
-
-
-@dataclass(frozen=True)
-class Target:
-    """Something that must be reached.
-
-    Attributes:
-        what: In words.
-        worst: The worst case that was measured.
-        where: Which case that was.
-        met: Whether it is good enough.
-    """
-
-    what: str
-    worst: str
-    where: str
-    met: bool
-
-    @property
-    def line(self) -> str:
-        """For people."""
-        return f"{'met' if self.met else 'MISSED'}: {self.what}: {self.worst} ({self.where})"
 
 
 def targets(result: dict[str, Any]) -> Iterator[Target]:

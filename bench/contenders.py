@@ -45,6 +45,10 @@ UPLOADS = {
 PUBLISHED = ("neurosurgeon", "dads", "auto-split")
 """QDMP cuts where DADS does: both find the same minimum, one of them faster."""
 
+SHARES = (1.0, 0.25, 0.1)
+"""Of a core: what published strategies choose for."""
+MBITS = (0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 16.0, 32.0, 64.0)
+
 MEMORY = {"A": None, "B": 4 << 20}
 """Settings: bytes of memory on the edge."""
 

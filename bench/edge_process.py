@@ -25,13 +25,12 @@ from typing import Any, Self, TextIO
 import numpy as np
 from PIL import Image
 
-from bench.shaped import ShapedLink
 from common.bundle import Bundle
 from common.costs import PlanCost, costs
 from common.detections import Detections, decode_yolo
 from common.errors import SplitpointError
 from common.images import Letterbox, letterbox, read_image
-from common.link_trace import link_or_trace
+from common.link import Link, parse_link
 from common.manifest import LOSSLESS_UPLOADS
 from common.rpc.splitpoint_pb2 import Hello
 from common.runtime import Model, runtime_name
@@ -65,7 +64,7 @@ class EdgeSettings:
     cloud: str
     device: str
     tables: Path | None = None
-    link: str | None = None
+    link: Link | None = None
     adaptive: bool = True
     plans: Sequence[bytes] = ()
     plain: str | None = None
@@ -89,7 +88,7 @@ class EdgeProcess:
         command = [*self._prefix, sys.executable, "-m", "bench.edge_process"]
         command += ["--bundle", str(made.bundle), "--cloud", made.cloud, "--device", made.device]
         command += [] if made.tables is None else ["--tables", str(made.tables)]
-        command += [] if made.link is None else ["--link", made.link]
+        command += [] if made.link is None else ["--link", _text(made.link)]
         command += ["--adaptive"] if made.adaptive else []
         command += [] if made.plain is None else ["--plain", made.plain]
         command += [word for plan in made.plans for word in ("--plan", plan.hex())]
@@ -165,16 +164,8 @@ class EdgeProcess:
         return answer
 
 
-def replay(wire: ShapedLink, trace_csv: Path, started_s: float, ended: threading.Event) -> None:
-    """Change a link as a trace says, by `time.monotonic`, until it is ended."""
-    trace = link_or_trace(str(trace_csv))
-    if not hasattr(trace, "piece"):
-        raise SplitpointError(f"{trace_csv}: no trace")
-    while not ended.is_set():
-        at_s = time.monotonic() - started_s
-        link, until_s = trace.piece(at_s)
-        wire.change(link)
-        ended.wait(max(0.0, until_s - (time.monotonic() - started_s)))
+def _text(link: Link) -> str:
+    return f"{link.uplink_bps:.0f}bit/{link.rtt_ms:g}ms"
 
 
 class _Edge:
@@ -186,14 +177,11 @@ class _Edge:
         known = costs(bundle.plans, rows, arguments.device)
         self._costs: dict[bytes, PlanCost] = {cost.digest: cost for cost in known}
         self._images = [read_image(path) for path in arguments.images]
-        link = None if arguments.link is None else link_or_trace(arguments.link)
-        started_s = time.monotonic()
+        link = None if arguments.link is None else parse_link(arguments.link)
 
         def connect() -> Transport:
             transport = GrpcTransport(arguments.cloud)
-            if link is None:
-                return transport
-            return ShapedTransport(transport, link, start_s=started_s)
+            return transport if link is None else ShapedTransport(transport, link)
 
         hello = Hello(
             edge_id=arguments.device,

@@ -10,7 +10,8 @@
 | relay | two TUN devices and our own process between them (`bench.relay`) | yes | yes |
 | tbf | a veth pair with the kernel's token bucket at either end | yes | no: as fast as it is |
 
-Real sockets, real TCP, real packets; only the wire is made up. Needs root, Linux and iproute2.
+Real sockets, real TCP, real packets; only the wire is made up. Needs root, Linux and iproute2;
+`emulated` needs none of them.
 Everything has names of its own, so that runs beside each other do not meet, and is removed in the
 end.
 """
@@ -66,11 +67,14 @@ class ShapedLink:
         edge: One end.
         cloud: The other.
         change: Let the wire be like another link from now on; None is an outage.
+        left_to_edges: The link that every edge process has to emulate by itself, because there is
+            no such wire; None if there is.
     """
 
     edge: End
     cloud: End
     change: Callable[[Link | None], None]
+    left_to_edges: Link | None = None
 
 
 @contextlib.contextmanager
@@ -109,6 +113,30 @@ def shaped(
                 _up(end, device)
             change = relay.change
         yield ShapedLink(edge, cloud, change)
+
+
+def emulated(link: Link) -> ShapedLink:
+    """Loopback instead of a wire, for machines that let no link be shaped.
+
+    Edges emulate the link in their own process (`edge.shaping`), each for itself, and it stays as
+    it is.
+    """
+
+    def change(now: Link | None) -> None:
+        if now != link:
+            raise ShapingError("a link that edges emulate does not change: start them anew")
+
+    end = End("127.0.0.1", (), "")
+    return ShapedLink(end, end, change, left_to_edges=link)
+
+
+def can_shape() -> bool:
+    """Whether this process may make network namespaces."""
+    try:
+        _check_machine()
+    except ShapingError:
+        return False
+    return True
 
 
 def _check_machine() -> None:

@@ -13,13 +13,17 @@ All are made of formulas and seeded noise, none is a recording; all repeat.
 """
 
 import argparse
+import contextlib
 import math
-from collections.abc import Callable, Mapping
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 
+from bench.shaped import ShapedLink
 from common.link import Link, LinkTrace
 from common.link_trace import to_csv
 
@@ -81,6 +85,30 @@ def drive(seed: int = _DRIVE_SEED) -> LinkTrace:
 TRACES: Mapping[str, Callable[[], LinkTrace]] = MappingProxyType(
     {"step": step, "drive": drive, "outage": outage, "drift": drift}
 )
+
+
+@contextlib.contextmanager
+def replayed(wire: ShapedLink, trace: LinkTrace) -> Iterator[float]:
+    """Let a wire follow a trace; gives when it began, by `time.monotonic`.
+
+    In the end the wire is as the trace begins.
+    """
+    ended, started_s = threading.Event(), time.monotonic()
+
+    def play() -> None:
+        while not ended.is_set():
+            link, until_s = trace.piece(time.monotonic() - started_s)
+            wire.change(link)
+            ended.wait(max(0.0, until_s - (time.monotonic() - started_s)))
+
+    player = threading.Thread(target=play, name="trace")
+    player.start()
+    try:
+        yield started_s
+    finally:
+        ended.set()
+        player.join()
+        wire.change(trace.at(0.0))
 
 
 def main() -> None:

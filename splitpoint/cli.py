@@ -13,6 +13,7 @@ from common.errors import SplitpointError
 from splitpoint import __version__
 from splitpoint.commands import (
     allocate,
+    bench,
     cloud,
     demo,
     edge,
@@ -59,6 +60,7 @@ app.command("quantize")(quantize.run)
 app.command("explain")(explain.run)
 app.command("edge")(edge.run)
 app.command("cloud")(cloud.run)
+app.add_typer(bench.app, name="bench")
 
 
 def _show_version(wanted: bool) -> None:

@@ -1,0 +1,231 @@
+"""One cell of `bench.run_latency`: all strategies in turn, frame by frame, at one bandwidth.
+
+Whatever else the machine does hits all alike. Strategies that use the same plan share its frames:
+sent twice they would differ by noise only, and the least of two noisy medians flatters a rival.
+"""
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from bench.contenders import MEMORY, Cell, key_of
+from bench.cpu import cpu_ms
+from bench.edge_process import EdgeProcess
+from bench.latency_stage import Stage
+from common.bundle import Bundle
+from common.costs import costs
+from common.errors import SplitpointError
+from common.link import Link
+from common.manifest import Plan
+
+ADAPTIVE, FIXED = "Splitpoint, adaptive", "Splitpoint, fixed plan"
+FLOAT, PLAIN = "edge-only, floating point", "plain FastAPI, JPEG q75"
+RTT_MS = 20.0
+_LEAST_FRAMES = 5
+_WARM_UP = 2
+_SETTLE = 10
+_RESAMPLES = 1000
+_SEED = 0
+
+
+@dataclass
+class Contender:
+    """What some strategies do in one cell.
+
+    Attributes:
+        roles: Strategies with the settings that each is meant for: "A", "B", or "AB".
+        ask: Sends one picture.
+        plan: The plan, if it has one that does not change.
+        pid: Of the process that serves it.
+        rows: One for each frame that was answered.
+        errors: One line for each that was not.
+    """
+
+    roles: dict[str, str]
+    ask: Callable[[int], dict[str, Any]]
+    plan: str | None = None
+    pid: int = 0
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    def take_turn(self, image: int) -> dict[str, Any]:
+        """Send one picture; gives the frame's row, or one with an "error"."""
+        before_ms = cpu_ms(self.pid)
+        try:
+            row = self.ask(image)
+        except SplitpointError as error:
+            return {"error": str(error)}
+        return {**row, "cloud_cpu_ms": cpu_ms(self.pid) - before_ms}
+
+    def keep(self, row: dict[str, Any]) -> None:
+        """Count a frame."""
+        if "error" in row:
+            self.errors.append(row["error"])
+        else:
+            self.rows.append(row)
+
+    def spent_s(self) -> float:
+        """On its frames."""
+        return float(sum(row["latency_ms"] for row in self.rows)) / 1e3
+
+
+def link_of(mbit: float) -> Link:
+    """A link of this bench."""
+    return Link(mbit * 1e6, mbit * 1e6, RTT_MS)
+
+
+def measure_cell(stage: Stage, cell: Cell, frames: int, budget_s: float) -> list[dict[str, Any]]:
+    """All contenders of a cell in turn; returns a row for each strategy.
+
+    Args:
+        stage: What runs.
+        cell: Its bandwidth.
+        frames: Of each contender.
+        budget_s: For the frames of one contender, beyond the first few.
+    """
+    contenders, infeasible = who_runs(stage, cell)
+    for each in stage.adaptive.values():
+        for k in range(_SETTLE):
+            each.detect(k % len(stage.images))
+    for k in range(_WARM_UP + frames):
+        for contender in contenders:
+            if len(contender.rows) >= _LEAST_FRAMES and contender.spent_s() > budget_s:
+                continue
+            row = contender.take_turn(k % len(stage.images))
+            if k >= _WARM_UP:
+                contender.keep(row)
+    where = {"share": cell.share, "mbit": cell.mbit}
+    found = [where | row for contender in contenders for row in rows_of(stage, contender)]
+    return found + [where | row for row in infeasible]
+
+
+def who_runs(stage: Stage, cell: Cell) -> tuple[list[Contender], list[dict[str, Any]]]:
+    """Contenders of a cell, and rows of the strategies that have no plan."""
+    who, fixed = stage.who, stage.fixed
+    infeasible: list[dict[str, Any]] = []
+    by_plan: dict[str, Contender] = {}
+
+    def deploys(strategy: str, settings: str, plan: str) -> None:
+        ask = _by(fixed, stage.digests[plan])
+        contender = by_plan.setdefault(plan, Contender({}, ask, plan, stage.cloud_pid))
+        contender.roles[strategy] = contender.roles.get(strategy, "") + settings
+
+    for name, plan in who["uploads"].items():
+        deploys(name, "AB", plan)
+    for whole in stage.bundle.plans.values():
+        if whole.kind == "edge-only":
+            deploys(f"edge-only, {_bits(whole)}", _fits(whole), whole.name)
+    for name, cells in who["published"].items():
+        for setting in MEMORY:
+            told = cells[key_of(setting, cell)]
+            if "plan" in told:
+                deploys(name, setting, told["plan"])
+            else:
+                infeasible.append(_nothing(name, setting, told["infeasible"]))
+    for setting, names in who["splitpoint"].items():
+        deploys(FIXED, setting, _predicted_best(stage, names, cell))
+    contenders = list(by_plan.values())
+    contenders.append(Contender({FLOAT: "A"}, fixed.in_float, pid=stage.cloud_pid))
+    if stage.plain_pid is None:
+        infeasible.append(_nothing(PLAIN, "AB", "HTTP does not pass an emulated link"))
+    else:
+        contenders.append(Contender({PLAIN: "AB"}, fixed.plain, pid=stage.plain_pid))
+    for setting, edge in stage.adaptive.items():
+        contenders.append(Contender({ADAPTIVE: setting}, edge.detect, pid=stage.cloud_pid))
+    return contenders, infeasible
+
+
+def rows_of(stage: Stage, contender: Contender) -> list[dict[str, Any]]:
+    """What a contender came to, for each of its strategies."""
+    summary = {
+        "plan": contender.plan,
+        "frames": len(contender.rows),
+        "failed": len(contender.errors),
+        "errors": contender.errors[:3],
+    }
+    if contender.rows:
+        summary |= _summary(stage, contender)
+    return [
+        {"strategy": name, "settings": settings, **summary}
+        for name, settings in contender.roles.items()
+    ]
+
+
+def with_interval(values: np.ndarray[Any, Any], percentile: float) -> dict[str, float]:
+    """A percentile with its bootstrap 95 % interval."""
+    rng = np.random.default_rng(_SEED)
+    picks = rng.integers(0, len(values), (_RESAMPLES, len(values)))
+    low, high = np.percentile(np.percentile(values[picks], percentile, axis=1), (2.5, 97.5))
+    value = float(np.percentile(values, percentile))
+    return {"value": value, "low": float(low), "high": float(high)}
+
+
+def reference_accuracy(bundle: Bundle) -> float:
+    """Of the network in floating point: that of a plan plus what it lost."""
+    predicted = next(iter(bundle.plans.values())).predicted
+    return predicted.accuracy + predicted.accuracy_drop
+
+
+def _summary(stage: Stage, contender: Contender) -> dict[str, Any]:
+    rows = contender.rows
+    latencies = np.array([each["latency_ms"] for each in rows])
+    stages: dict[str, list[float]] = {}
+    for each in rows:
+        for name, ms in each.get("times_ms", {}).items():
+            stages.setdefault(name, []).append(ms)
+    used = [each["plan"] for each in rows if "plan" in each]
+    names = {digest.hex(): plan.name for digest, plan in stage.bundle.plans.items()}
+    plans = {names[digest]: used.count(digest) for digest in dict.fromkeys(used)}
+    return {
+        "mean_ms": float(latencies.mean()),
+        "p50_ms": with_interval(latencies, 50),
+        "p90_ms": with_interval(latencies, 90),
+        "p99_ms": with_interval(latencies, 99),
+        "latencies_ms": [round(float(ms), 2) for ms in latencies],
+        "stages_ms": {name: statistics.median(values) for name, values in stages.items()},
+        "uplink_bytes": statistics.mean(each["uplink_bytes"] for each in rows),
+        "edge_cpu_ms": statistics.mean(each["cpu_ms"] for each in rows),
+        "cloud_cpu_ms": statistics.mean(each["cloud_cpu_ms"] for each in rows),
+        "accuracy": _accuracy(stage, contender, plans),
+        "plans": plans,
+    }
+
+
+def _accuracy(stage: Stage, contender: Contender, plans: dict[str, int]) -> float:
+    """AP on the evaluation images; of several plans, weighted by their frames."""
+    if FLOAT in contender.roles:
+        return reference_accuracy(stage.bundle)
+    if PLAIN in contender.roles:
+        plans = {stage.who["uploads"]["JPEG q75"]: 1}
+    each = {n: stage.bundle.plans[stage.digests[n]].predicted.accuracy for n in plans}
+    return sum(each[name] * count for name, count in plans.items()) / sum(plans.values())
+
+
+def _by(edge: EdgeProcess, digest: bytes) -> Callable[[int], dict[str, Any]]:
+    return lambda image: edge.detect(image, digest)
+
+
+def _fits(plan: Plan) -> str:
+    """Settings whose memory a plan keeps."""
+    memory = plan.predicted.edge_memory_bytes
+    return "".join(name for name, limit in MEMORY.items() if limit is None or memory <= limit)
+
+
+def _bits(plan: Plan) -> str:
+    widths = set() if plan.head is None else set(plan.head.bits.values())
+    return "int8" if widths == {8} else f"W{min(widths)}-{max(widths)}"
+
+
+def _predicted_best(stage: Stage, names: Sequence[str], cell: Cell) -> str:
+    """The plan that `splitpoint explain` would name, by the profile of this edge."""
+    plans = {stage.digests[name]: stage.bundle.plans[stage.digests[name]] for name in names}
+    known = costs(plans, stage.rows, stage.device)
+    return min(known, key=lambda cost: cost.latency_ms(link_of(cell.mbit))).plan.name
+
+
+def _nothing(name: str, setting: str, why: str) -> dict[str, Any]:
+    found = {"strategy": name, "settings": setting, "plan": None, "infeasible": why}
+    return found | {"frames": 0, "failed": 0, "errors": []}

@@ -1,0 +1,190 @@
+"""Who won in each cell of `bench.run_latency`, and which targets that meets.
+
+A *rival* is a strategy that is not ours, answered every frame and lost at most `WITHIN` points of
+AP against floating point. *All others* are the rivals and our own plan when it is fixed.
+"""
+
+from collections.abc import Iterator, Sequence
+from statistics import mean
+from typing import Any
+
+from bench.latency_cell import ADAPTIVE, FIXED
+from bench.targets import Target
+
+WITHIN = 1.0
+"""Points of AP that a rival may lose and still be one."""
+SLACK = 1.03
+LEAD = 0.8
+FEWER_BYTES = 3.0
+CLOUD_SHARE = 0.75
+TARGETED = (0.25, 0.1)
+"""Shares of a core that targets are set for."""
+
+Row = dict[str, Any]
+
+
+def shares(result: dict[str, Any]) -> list[float]:
+    """Of a core, the largest first."""
+    return sorted({row["share"] for row in result["cells"]}, reverse=True)
+
+
+def measured(result: dict[str, Any], share: float, setting: str) -> dict[float, list[Row]]:
+    """Measured rows of a share and setting by bandwidth."""
+    found: dict[float, list[Row]] = {}
+    for row in result["cells"]:
+        if row["share"] == share and setting in row["settings"] and "p50_ms" in row:
+            found.setdefault(row["mbit"], []).append(row)
+    return found
+
+
+def accurate(rows: Sequence[Row], reference: float) -> list[Row]:
+    """Strategies but the adaptive one that answered every frame and keep the accuracy.
+
+    Fastest first.
+    """
+    able = [
+        row
+        for row in rows
+        if row["strategy"] != ADAPTIVE
+        and not row["failed"]
+        and row["accuracy"] >= reference - WITHIN
+    ]
+    return sorted(able, key=_p50)
+
+
+def verdicts(result: dict[str, Any]) -> list[Row]:
+    """The adaptive planner beside the best others, for every cell and setting."""
+    found = (
+        ({"share": share, "setting": setting, "mbit": mbit}, _verdict(result, rows))
+        for share in shares(result)
+        for setting in result["memory"]
+        for mbit, rows in sorted(measured(result, share, setting).items())
+    )
+    return [where | verdict for where, verdict in found if verdict is not None]
+
+
+def codec_bytes(result: dict[str, Any], accuracy: float) -> float | None:
+    """Least bytes of any image upload that was searched and is at least as accurate."""
+    plans, kinds = result["plans"], result["kinds"]
+    able = [
+        plan["uplink_bytes"]
+        for name, plan in plans.items()
+        if kinds[name] == "cloud-only" and plan["accuracy"] >= accuracy
+    ]
+    return min(able, default=None)
+
+
+def cloud_work(result: dict[str, Any], share: float) -> list[Row]:
+    """CPU time for a frame on either side, by plan that the adaptive planner used most.
+
+    Beside each split the upload that costs the cloud least.
+    """
+    rows = [r for r in result["cells"] if r["share"] == share and "p50_ms" in r and r["plan"]]
+    by_plan: dict[str, list[Row]] = {}
+    for row in rows:
+        by_plan.setdefault(row["plan"], []).append(row)
+    found = [
+        {
+            "share": share,
+            "plan": name,
+            "kind": result["kinds"][name],
+            "edge_cpu_ms": mean(row["edge_cpu_ms"] for row in each),
+            "cloud_cpu_ms": mean(row["cloud_cpu_ms"] for row in each),
+        }
+        for name, each in by_plan.items()
+    ]
+    return [row for row in found if row["kind"] != "edge-only"]
+
+
+def targets(result: dict[str, Any]) -> Iterator[Target]:
+    """What must be reached; always by the worst case."""
+    rows = [row for row in verdicts(result) if row["share"] in TARGETED]
+    if not rows:
+        return
+    for setting in result["memory"]:
+        here = [row for row in rows if row["setting"] == setting]
+        worst = max(here, key=lambda row: row["ratio"])
+        kept = sum(row["ratio"] <= SLACK for row in here)
+        yield Target(
+            f"setting {setting}: adaptive at most {SLACK:g} x the best of all others, everywhere",
+            f"{worst['ratio']:.3f} x; {kept} of {len(here)} cells are within",
+            f"{_cell(worst)} against {worst['best']}",
+            worst["ratio"] <= SLACK,
+        )
+    for share in TARGETED:
+        narrow = [row for row in rows if row["setting"] == "B" and row["share"] == share]
+        if not narrow:
+            continue
+        ahead = [row for row in narrow if row["rival_ratio"] <= LEAD]
+        best = min(narrow, key=lambda row: row["rival_ratio"])
+        yield Target(
+            f"setting B, {share:g} of a core: 20 % ahead of the best rival at 3 bandwidths or more",
+            f"at {len(ahead)}; at best {best['rival_ratio']:.2f} x",
+            f"{_cell(best)} against {best['rival']}",
+            len(ahead) >= 3,
+        )
+    yield from _bytes_target([row for row in rows if row["setting"] == "B"])
+    yield from _work_target(result)
+
+
+def _bytes_target(rows: Sequence[Row]) -> Iterator[Target]:
+    sent = [row for row in rows if row["fewer_bytes"] is not None]
+    if sent:
+        least = min(sent, key=lambda row: row["fewer_bytes"])
+        enough = sum(row["fewer_bytes"] >= FEWER_BYTES for row in sent)
+        yield Target(
+            f"setting B: {FEWER_BYTES:g} x fewer bytes than the best image codec of equal AP",
+            f"{least['fewer_bytes']:.1f} x; {enough} of {len(sent)} cells reach it",
+            f"{_cell(least)}, {least['plan']}",
+            least["fewer_bytes"] >= FEWER_BYTES,
+        )
+
+
+def _work_target(result: dict[str, Any]) -> Iterator[Target]:
+    for share in TARGETED:
+        work = cloud_work(result, share)
+        splits = [row for row in work if row["kind"] == "split"]
+        uploads = [row for row in work if row["kind"] == "cloud-only"]
+        used = {row["plan"] for row in verdicts(result) if row["share"] == share}
+        ours = [row for row in splits if row["plan"] in used]
+        if not ours or not uploads:
+            continue
+        least = min(uploads, key=lambda row: row["cloud_cpu_ms"])
+        most = max(ours, key=lambda row: row["cloud_cpu_ms"])
+        ratio = most["cloud_cpu_ms"] / least["cloud_cpu_ms"]
+        yield Target(
+            f"{share:g} of a core: the cloud's CPU time at most {CLOUD_SHARE:g} x cloud-only's",
+            f"{ratio:.2f} x",
+            f"{most['plan']} against {least['plan']}",
+            ratio <= CLOUD_SHARE,
+        )
+
+
+def _verdict(result: dict[str, Any], rows: Sequence[Row]) -> Row | None:
+    mine = next((row for row in rows if row["strategy"] == ADAPTIVE), None)
+    others = accurate(rows, result["reference_accuracy"])
+    rivals = [row for row in others if row["strategy"] != FIXED]
+    if mine is None or not rivals:
+        return None
+    equal = codec_bytes(result, mine["accuracy"])
+    sent = mine["uplink_bytes"]
+    return {
+        "adaptive_ms": _p50(mine),
+        "plan": max(mine["plans"], key=mine["plans"].__getitem__),
+        "accuracy": mine["accuracy"],
+        "best": others[0]["strategy"],
+        "best_ms": _p50(others[0]),
+        "ratio": _p50(mine) / _p50(others[0]),
+        "rival": rivals[0]["strategy"],
+        "rival_ms": _p50(rivals[0]),
+        "rival_ratio": _p50(mine) / _p50(rivals[0]),
+        "fewer_bytes": equal / sent if sent and equal is not None else None,
+    }
+
+
+def _p50(row: Row) -> float:
+    return float(row["p50_ms"]["value"])
+
+
+def _cell(row: Row) -> str:
+    return f"{row['share']:g} of a core, {row['mbit']:g} Mbit/s"

@@ -1,0 +1,131 @@
+"""Who won, judged from rows as `bench.run_latency` writes them."""
+
+from typing import Any
+
+import pytest
+
+from bench.latency_cell import ADAPTIVE, FIXED
+from bench.latency_report import markdown
+from bench.latency_verdicts import codec_bytes, targets, verdicts
+
+PLANS = {
+    "jpeg": {"uplink_bytes": 20_000, "accuracy": 24.6},
+    "webp": {"uplink_bytes": 12_000, "accuracy": 24.0},
+    "split": {"uplink_bytes": 3_000, "accuracy": 24.3},
+}
+KINDS = {"jpeg": "cloud-only", "webp": "cloud-only", "split": "split"}
+
+
+def row(strategy: str, p50_ms: float, plan: str = "jpeg", **other: Any) -> dict[str, Any]:
+    interval = {"value": p50_ms, "low": p50_ms, "high": p50_ms}
+    return {
+        "share": 0.25,
+        "mbit": 1.0,
+        "strategy": strategy,
+        "settings": "AB",
+        "plan": None if strategy == ADAPTIVE else plan,
+        "plans": {plan: 20},
+        "frames": 20,
+        "failed": 0,
+        "mean_ms": p50_ms,
+        "p50_ms": interval,
+        "p90_ms": interval,
+        "p99_ms": interval,
+        "stages_ms": {},
+        "uplink_bytes": PLANS[plan]["uplink_bytes"],
+        "accuracy": PLANS[plan]["accuracy"],
+        "edge_cpu_ms": 10.0,
+        "cloud_cpu_ms": 10.0 if plan == "split" else 40.0,
+        **other,
+    }
+
+
+def result(*rows: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "machine": {"cpu": "a processor", "cores": 2, "system": "Linux"},
+        "commit": "abc",
+        "reference_accuracy": 25.0,
+        "memory": {"A": None, "B": 4 << 20},
+        "plans": PLANS,
+        "kinds": KINDS,
+        "images": ["a.jpg"],
+        "frames": 20,
+        "rtt_ms": 20.0,
+        "wire": "relay",
+        "shares": {"0.25": {"measured": 0.25}},
+        "cells": list(rows),
+        "traces": [],
+    }
+
+
+OURS = row(ADAPTIVE, 60.0, "split")
+
+
+@pytest.mark.parametrize(
+    ("others", "best", "rival"),
+    [
+        ([row("JPEG", 100.0), row("PNG", 200.0)], "JPEG", "JPEG"),  # the faster one
+        ([row("JPEG", 100.0), row("WebP", 50.0, "webp")], "WebP", "WebP"),  # one point of AP less
+        ([row("JPEG", 100.0), row("WebP", 50.0, accuracy=23.9)], "JPEG", "JPEG"),  # beyond it
+        ([row("JPEG", 100.0), row("PNG", 50.0, failed=1)], "JPEG", "JPEG"),  # lost a frame
+        ([row("JPEG", 100.0), row(FIXED, 50.0, "split")], FIXED, "JPEG"),  # no rival, but another
+    ],
+)
+def test_the_adaptive_planner_is_laid_beside_the_best_others(
+    others: list[dict[str, Any]], best: str, rival: str
+) -> None:
+    (verdict, _) = verdicts(result(OURS, *others))
+
+    assert (verdict["best"], verdict["rival"]) == (best, rival)
+    assert verdict["rival_ratio"] == pytest.approx(60.0 / verdict["rival_ms"])
+
+
+def test_a_setting_sees_only_the_strategies_that_fit_it() -> None:
+    whole = row("edge-only", 20.0, settings="A")
+
+    found = {v["setting"]: v["best"] for v in verdicts(result(OURS, whole, row("JPEG", 100.0)))}
+
+    assert found == {"A": "edge-only", "B": "JPEG"}
+
+
+def test_a_strategy_that_never_answered_is_nobodys_best() -> None:
+    silent = {k: v for k, v in row("raw", 1.0, failed=20).items() if k != "p50_ms"}
+
+    assert {v["best"] for v in verdicts(result(OURS, silent, row("JPEG", 100.0)))} == {"JPEG"}
+
+
+def test_bytes_are_those_of_the_smallest_upload_that_is_as_accurate() -> None:
+    some = result(OURS)
+
+    assert codec_bytes(some, 24.3) == 20_000
+    assert codec_bytes(some, 24.0) == 12_000
+    assert codec_bytes(some, 25.0) is None
+
+
+def test_targets_are_judged_by_their_worst_cell() -> None:
+    cells = [
+        {**row(ADAPTIVE, adaptive_ms, "split"), "mbit": mbit}
+        for mbit, adaptive_ms in ((1.0, 60.0), (2.0, 104.0))
+    ]
+    cells += [{**row("JPEG", 100.0), "mbit": mbit} for mbit in (1.0, 2.0)]
+    cells += [{**row("Neurosurgeon", 300.0, "split"), "mbit": mbit} for mbit in (1.0, 2.0)]
+
+    found = list(targets(result(*cells)))
+
+    assert not found[0].met
+    assert found[0].worst.startswith("1.040 x; 1 of 2")
+    fewer = next(t for t in found if "fewer bytes" in t.what)
+    assert fewer.met
+    work = next(t for t in found if "CPU time" in t.what)
+    assert work.met
+    assert work.worst == "0.25 x"
+
+
+def test_the_report_shows_failures_and_strategies_without_a_plan() -> None:
+    nothing = row("DADS", 1.0, infeasible="takes 9 MiB")
+    del nothing["p50_ms"]
+
+    text = markdown(result(OURS, row("JPEG", 100.0, failed=3), nothing), "some")
+
+    assert "(3 failed)" in text
+    assert "DADS, setting AB: takes 9 MiB" in text
