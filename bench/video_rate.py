@@ -26,22 +26,17 @@ from numpy.typing import NDArray
 from common.codec import ContextCoded, make_codec
 from common.codec.base import Symbols
 from common.images import letterbox
-from common.link import parse_link
 from common.manifest import USUAL_UPLOAD
 from common.quantizer import WireTable
 from common.runtime import Model
-from common.timing import NO_TIME
 from search.adapt import distillation_loss
 from search.calibration import observe
-from search.candidates import World
 from search.cuts import enumerate_cuts
-from search.devices import device_profile
 from search.examples import collect, collect_pairs, copies_of
 from search.frames import load_frames
 from search.graph import IMAGE
 from search.heads import Heads
 from search.importer import import_module
-from search.latency import CutTimes
 from search.onnx_models import head_model
 from search.passes import optimise
 from search.prepare import detector_of
@@ -108,18 +103,16 @@ def _run(arguments: argparse.Namespace, folder: Path, stages: Stages) -> dict[st
         Heads(network),
         examples,
         distillation_loss(detector_of(module)),
-        {cut.name: CutTimes(NO_TIME, NO_TIME)},
-        World(parse_link("1kbit/0ms"), device_profile("this-machine"), 0.0, 0.0),
         0,
         stages,
         pairs=pairs,
     )
     curve = refiner.curve(cut)
     point = [p for p in curve.points if p.payload_bytes <= arguments.bytes][-1]
-    candidate = refiner.candidate(cut, curve, point)
+    candidate = refiner.options(cut, curve, point)[0]
     (codec,), (wire,) = candidate.codecs, candidate.wire
     if not isinstance(codec, ContextCoded):
-        raise TypeError("expected the context coder on so thin a link")
+        raise TypeError("expected the context coder first")
     head, table = Model(head_model(network, cut.tensors), threads=2), WireTable(wire)
     videos = {}
     for path in arguments.videos:

@@ -140,8 +140,6 @@ class _Bench:
             heads,
             examples,
             distillation_loss(detector),
-            times,
-            world,
             arguments.adapt_steps,
             stages,
         )
@@ -201,7 +199,7 @@ class _Bench:
         curve = self._refiner.curve(self._cut)
         candidates = []
         for point in reversed(_spread(curve.points)):  # a finer format's tail is a good start
-            candidate = self._refiner.candidate(self._cut, curve, point)
+            candidate = self._refiner.options(self._cut, curve, point)[0]  # in context
             before = self._measure(replace(candidate, cut=self._cut))
             self._formats.append(
                 {

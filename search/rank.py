@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from common.errors import NoFeasiblePlanError
 from common.manifest import CodecSpec
@@ -33,7 +33,7 @@ from search.narrow import Narrower
 from search.prepare import Prepared
 from search.quantization.recipe import recipe
 from search.rate_curve import RatePoint
-from search.refine import Refiner, cheapest
+from search.refine import Refiner, cheapest, fastest
 from search.remembered import Remembered
 from search.request import Found, Reporter, Request
 from search.rounding import Rounder
@@ -292,22 +292,22 @@ class _Ranking:
         curves = {}
         for cut in _promising(good, times, self._world)[: self._request.refined_cuts]:
             refiner = Remembered(
-                partial(self._refiner, cut, times),
+                partial(self._refiner, cut),
                 self._heads,
                 self._prepared.cache,
                 [self._prepared.origin, self._request.adapt_steps, self._request.video],
-                [*_choosing(self._world, cut), times[cut.name]],
             )
             curve = refiner.curve(cut)
 
             def is_good_at(point: RatePoint, cut: Cut = cut, refiner: Remembered = refiner) -> bool:
-                return self._is_good(refiner.candidate(cut, curve, point))  # noqa: B023
+                options = refiner.options(cut, curve, point)  # noqa: B023
+                return self._is_good(fastest(options, times, self._world))
 
             cheapest(curve.points, is_good_at, trials=self._request.format_trials)
             curves[cut.label] = curve.points
         return curves
 
-    def _refiner(self, cut: Cut, times: dict[str, CutTimes]) -> Refiner:
+    def _refiner(self, cut: Cut) -> Refiner:
         """With what tails, and context models of sequences, are fitted to."""
         network, threads = self._heads.of(cut), _EVALUATION_THREADS
         pixels, pairs = self._prepared.calibration.pixels, None
@@ -328,8 +328,6 @@ class _Ranking:
             self._heads,
             examples,
             distillation_loss(self._prepared.detector),
-            times,
-            self._world,
             self._request.adapt_steps,
             self._reporter,
             pairs=pairs,
@@ -378,17 +376,6 @@ class _Ranking:
             curves=curves,
             times=times,
         )
-
-
-def _choosing(world: World, cut: Cut) -> list[Any]:
-    """What the choice of a cut's codec depends on, for the cache."""
-    found: list[Any] = [world.link, world.device]
-    if world.learned is None:
-        return found
-    for pace in (world.edge, world.cloud):
-        coding = {k: ms for k, ms in pace.known_ms.items() if f"code {cut.name} " in k}
-        found.append([pace.slowdown, pace.coding, coding])
-    return found
 
 
 def _promising(

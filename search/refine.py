@@ -3,8 +3,8 @@
     cut -> rate curve -> cheapest point whose tail, adapted, is accurate enough -> candidates
 
 Along a rate curve accuracy is bought with bytes, so bisection finds the cheapest point within the
-limit. Each point tried gets context models and an adapted tail of its own, and the codec that is
-fastest at hand.
+limit. Each point tried gets context models and an adapted tail of its own; which codec is the
+fastest then depends on the link and the devices, and is all that does.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,8 +38,6 @@ class Refiner:
         heads: The integer networks.
         examples: With codes of the cuts' tensors.
         loss: Of the tail's maps against the teacher's.
-        times: Latency table of the cuts.
-        world: The device and link for which a codec is chosen.
         adapt_steps: Of tail adaptation; 0 leaves the tails as they are.
         reporter: Where it says how far it is.
         pairs: Frames and those before them, if frames will come in sequence.
@@ -51,8 +49,6 @@ class Refiner:
         heads: Heads,
         examples: Examples,
         loss: Loss,
-        times: dict[str, CutTimes],
-        world: World,
         adapt_steps: int,
         reporter: Reporter,
         *,
@@ -63,8 +59,6 @@ class Refiner:
         self._network = heads.network
         self._examples = examples
         self._loss = loss
-        self._times = times
-        self._world = world
         self._adapt_steps = adapt_steps
         self._reporter = reporter
         self._pairs = pairs
@@ -82,29 +76,31 @@ class Refiner:
             progress=self._reporter.stage(f"searching formats of {cut.name}"),
         )
 
-    def candidate(self, cut: Cut, curve: RateCurve, point: RatePoint) -> Candidate:
-        """A point of the curve with its context models, its fastest codec and its adapted tail."""
+    def options(self, cut: Cut, curve: RateCurve, point: RatePoint) -> tuple[Candidate, ...]:
+        """A point of the curve, its tail adapted, by the context coder and then by other codecs."""
         contexts = self._fit(cut, point.wire, curve.contexts)
-        options = [self._candidate(cut, point.wire, CONTEXT, contexts)]
+        in_context = self._candidate(cut, point.wire, CONTEXT, contexts)
         # The bytes of a format tell it from the others of its cut.
-        label = f"{options[0].payload_bytes / 1000:.2f} KB"
-        options += [
-            self._candidate(cut, point.wire, spec, ()) for spec in tensor_codecs(point.wire)
-        ]
-        options = [replace(option, label=label) for option in options]
-        fastest = judge(options, self._times, self._world)[0].candidate
-        if fastest.contexts and self._pairs is not None:
+        label = f"{in_context.payload_bytes / 1000:.2f} KB"
+        if self._pairs is not None:
             after = self._fit_after(self._pairs, label, point.wire, contexts)
             more = sum(len(model.to_bytes()) for model in after)
-            fastest = replace(
-                fastest, contexts_after=after, weight_bytes=fastest.weight_bytes + more
+            in_context = replace(
+                in_context, contexts_after=after, weight_bytes=in_context.weight_bytes + more
             )
+        others = (self._candidate(cut, point.wire, spec, ()) for spec in tensor_codecs(point.wire))
+        options = [in_context, *others]
+        adapted = self._adapt(cut, point.wire, label)
+        return tuple(replace(option, label=label, cut=adapted) for option in options)
+
+    def _adapt(self, cut: Cut, wire: Wire, label: str) -> Cut:
+        """The cut with an adapted tail, if that is better."""
         if not self._adapt_steps:
-            return fastest
+            return cut
         adapted = adapt_tail(
             self._network.graph.outputs,
             cut,
-            point.wire,
+            wire,
             self._examples,
             self._loss,
             steps=self._adapt_steps,
@@ -113,9 +109,9 @@ class Refiner:
             progress=self._reporter.stage(f"adapting the tail to {label}"),
         )
         if not adapted.is_better:
-            return fastest
+            return cut
         self._adapted[cut.name] = adapted.cut
-        return replace(fastest, cut=adapted.cut)
+        return adapted.cut
 
     def _fit(
         self, cut: Cut, wire: Wire, start: tuple[ContextModel, ...]
@@ -172,6 +168,11 @@ class Refiner:
             activation_bytes=activation_bytes,
             contexts=contexts,
         )
+
+
+def fastest(options: Sequence[Candidate], times: dict[str, CutTimes], world: World) -> Candidate:
+    """The option that is predicted to take the least time."""
+    return judge(options, times, world)[0].candidate
 
 
 def _part(progress: Progress, index: int, parts: int) -> Callable[[int, int], None]:

@@ -24,14 +24,13 @@ from search.refine import Refiner
 
 
 class Remembered:
-    """Keeps a refiner's curves and candidates.
+    """Keeps a refiner's curves and options.
 
     Args:
         make: Makes the refiner when it is needed.
         heads: The integer networks.
         cache: Where results are kept.
-        inputs: What they depend on beside the cut.
-        latency: What the choice of a codec depends on: link, device and times.
+        inputs: What they depend on beside the cut; no link, device or time is among it.
     """
 
     def __init__(
@@ -40,13 +39,11 @@ class Remembered:
         heads: Heads,
         cache: Cache,
         inputs: Sequence[Any],
-        latency: Sequence[Any],
     ) -> None:
         self._make = make
         self._heads = heads
         self._cache = cache
         self._inputs = inputs
-        self._latency = latency
 
     @cached_property
     def _refiner(self) -> Refiner:
@@ -60,15 +57,15 @@ class Remembered:
         )
         return _curve_from_arrays(arrays)
 
-    def candidate(self, cut: Cut, curve: RateCurve, point: RatePoint) -> Candidate:
-        """As `Refiner.candidate`."""
-        inputs = [self._inputs, self._latency, self._heads.digest(cut), point.wire]
+    def options(self, cut: Cut, curve: RateCurve, point: RatePoint) -> tuple[Candidate, ...]:
+        """As `Refiner.options`."""
+        inputs = [self._inputs, self._heads.digest(cut), point.wire]
         arrays = self._cache.arrays(
             "refined",
             inputs,
-            lambda: _candidate_to_arrays(self._refiner.candidate(cut, curve, point)),
+            lambda: _options_to_arrays(self._refiner.options(cut, curve, point)),
         )
-        return _candidate_from_arrays(arrays, cut, point.wire)
+        return _options_from_arrays(arrays, cut, point.wire)
 
 
 class _Record(BaseModel):
@@ -89,7 +86,7 @@ class _CurveRecord(_Record):
     contexts: int
 
 
-class _CandidateRecord(_Record):
+class _OptionRecord(_Record):
     codec: CodecSpec
     payload_bytes: float
     encode_ms: float
@@ -97,13 +94,17 @@ class _CandidateRecord(_Record):
     weight_bytes: int
     activation_bytes: int
     label: str
-    adapted_to: str
     contexts: int
     contexts_after: int
 
 
+class _OptionsRecord(_Record):
+    adapted_to: str
+    options: tuple[_OptionRecord, ...]
+
+
 _POINT_FIELDS = tuple(_PointRecord.model_fields)
-_CANDIDATE_FIELDS = (
+_OPTION_FIELDS = (
     "codec",
     "payload_bytes",
     "encode_ms",
@@ -132,26 +133,35 @@ def _curve_from_arrays(arrays: Arrays) -> RateCurve:
     return RateCurve(points, _contexts(arrays, "context", record.contexts))
 
 
-def _candidate_to_arrays(candidate: Candidate) -> Arrays:
-    record = _CandidateRecord(
-        **{name: getattr(candidate, name) for name in _CANDIDATE_FIELDS},
-        adapted_to=candidate.cut.adapted_to,
-        contexts=len(candidate.contexts),
-        contexts_after=len(candidate.contexts_after),
+def _options_to_arrays(options: Sequence[Candidate]) -> Arrays:
+    cut = options[0].cut
+    record = _OptionsRecord(
+        adapted_to=cut.adapted_to,
+        options=tuple(
+            _OptionRecord(
+                **{name: getattr(option, name) for name in _OPTION_FIELDS},
+                contexts=len(option.contexts),
+                contexts_after=len(option.contexts_after),
+            )
+            for option in options
+        ),
     )
-    adapted = candidate.cut.tail if candidate.cut.adapted_to else ()
     weights = {
         f"{part}:{node.name}": array
-        for node in adapted
+        for node in (cut.tail if cut.adapted_to else ())
         for part, array in (("weight", node.weight), ("bias", node.bias))
         if array is not None
     }
-    models = _models("context", candidate.contexts) | _models("after", candidate.contexts_after)
+    models: dict[str, NDArray[np.uint8]] = {}
+    for option in options:
+        models |= _models("context", option.contexts) | _models("after", option.contexts_after)
     return {"record": _text(record), **models, **weights}
 
 
-def _candidate_from_arrays(arrays: Arrays, cut: Cut, wire: tuple[WireTensor, ...]) -> Candidate:
-    record = _CandidateRecord.model_validate_json(arrays["record"].tobytes())
+def _options_from_arrays(
+    arrays: Arrays, cut: Cut, wire: tuple[WireTensor, ...]
+) -> tuple[Candidate, ...]:
+    record = _OptionsRecord.model_validate_json(arrays["record"].tobytes())
     if record.adapted_to:
         tail = tuple(
             replace(
@@ -162,12 +172,15 @@ def _candidate_from_arrays(arrays: Arrays, cut: Cut, wire: tuple[WireTensor, ...
             for node in cut.tail
         )
         cut = replace(cut, tail=tail, adapted_to=record.adapted_to)
-    return Candidate(
-        cut=cut,
-        wire=wire,
-        contexts=_contexts(arrays, "context", record.contexts),
-        contexts_after=_contexts(arrays, "after", record.contexts_after),
-        **{name: getattr(record, name) for name in _CANDIDATE_FIELDS},
+    return tuple(
+        Candidate(
+            cut=cut,
+            wire=wire,
+            contexts=_contexts(arrays, "context", option.contexts),
+            contexts_after=_contexts(arrays, "after", option.contexts_after),
+            **{name: getattr(option, name) for name in _OPTION_FIELDS},
+        )
+        for option in record.options
     )
 
 

@@ -1,5 +1,6 @@
 """Searched wire formats: quantizers, context models, adapted tails, and the curve they lie on."""
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from common.link import parse_link
 from common.timing import NO_TIME
 from search import adapt, execute
 from search.adapt import Loss, Wire, adapt_tail, distillation_loss, wire_error
+from search.cache import Cache
 from search.calibration import observe
 from search.candidates import World
 from search.context import fit_context, ideal_bytes, magnitudes_of
@@ -31,7 +33,8 @@ from search.quantization.grids import Grid
 from search.quantization.network import QuantizedGraph
 from search.quantization.recipe import rounded
 from search.rate_curve import RatePoint, lower_hull, rate_curve
-from search.refine import Refiner, cheapest
+from search.refine import Refiner, cheapest, fastest
+from search.remembered import Remembered
 from search.wire import stepped_tensor
 from tests.networks import SIZE, branched_graph, pictures
 
@@ -397,7 +400,7 @@ class TestCurve:
 
 @pytest.mark.parametrize("video", [False, True], ids=["stills", "video"])
 def test_a_refined_candidate_has_all_that_it_needs(
-    network: QuantizedGraph, cut: Cut, examples: Examples, video: bool
+    network: QuantizedGraph, cut: Cut, examples: Examples, tmp_path: Path, video: bool
 ) -> None:
     reporter = Silent()
     pairs = collect_pairs(network, cut.tensors, FRAMES, threads=1, progress=Silent())
@@ -405,8 +408,6 @@ def test_a_refined_candidate_has_all_that_it_needs(
         Heads(network),
         examples,
         distillation_loss(DETECTOR),
-        {cut.name: CutTimes(NO_TIME, NO_TIME)},
-        World(parse_link("1kbit/0ms"), device_profile("this-machine"), 0.0, 0.0),
         60,
         reporter,
         pairs=pairs if video else None,
@@ -414,7 +415,13 @@ def test_a_refined_candidate_has_all_that_it_needs(
     )
     curve = refiner.curve(cut)
     coarse_one = curve.points[len(curve.points) // 4]
-    candidate = refiner.candidate(cut, curve, coarse_one)
+    remembered = Remembered(
+        lambda: refiner, Heads(network), Cache(tmp_path, "some version"), ["a network"]
+    )
+    options = remembered.options(cut, curve, coarse_one)
+    times = {cut.name: CutTimes(NO_TIME, NO_TIME)}
+    slow = World(parse_link("1kbit/0ms"), device_profile("this-machine"), 0.0, 0.0)
+    candidate = fastest(options, times, slow)
     assert str(candidate.codec) == "context"
     assert candidate.name.startswith(f"{cut.name} ")
     assert candidate.name.endswith(" KB context adapted")
@@ -425,3 +432,10 @@ def test_a_refined_candidate_has_all_that_it_needs(
         np.testing.assert_array_equal(codec.decode(data, wire.shape, wire.bits), symbols)
     assert len(reporter.titles) == 3 + video
     assert [model.looks_back for model in candidate.contexts_after] == [True] * video
+    again = remembered.options(cut, curve, coarse_one)
+    assert len(reporter.titles) == 3 + video  # it was asked for nothing a second time
+    assert [option.name for option in again] == [option.name for option in options]
+    for kept, made in zip(again[0].cut.tail, options[0].cut.tail, strict=True):
+        np.testing.assert_array_equal(kept.weight, made.weight)
+    fast = replace(slow, link=parse_link("1000gbit/0ms"))
+    assert fastest(options, times, fast) is min(options, key=lambda o: o.encode_ms + o.decode_ms)
