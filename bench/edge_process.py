@@ -96,7 +96,11 @@ class EdgeProcess:
         self._process = subprocess.Popen(  # noqa: S603 - our own
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
-        self._answer()
+        try:
+            self._answer()
+        except SplitpointError:
+            self._stop()
+            raise
         return self
 
     def __exit__(
@@ -105,14 +109,16 @@ class EdgeProcess:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        """It ends when its input does."""
         process = self._started
-        if process.stdin is not None:
-            process.stdin.close()
         try:
-            process.wait(_STOP_S)
+            process.communicate(timeout=_STOP_S)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait()
+            process.communicate()
 
     def detect(
         self, image: int, plan: bytes | None = None, deadline_ms: float | None = None
