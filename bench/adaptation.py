@@ -52,6 +52,7 @@ from common.images import list_images
 from common.link import Link
 from common.link_trace import read_trace
 from common.manifest import Plan
+from edge.detector import find_plan
 from splitpoint.machine import machine
 from splitpoint.processes import Service
 from splitpoint.progress import Stages
@@ -84,7 +85,8 @@ class Scene:
     def edge(self, device: str = "slow-edge") -> Iterator[EdgeProcess]:
         """A new edge with a planner, slow from when it is ready."""
         address = f"{self.wire.cloud.address}:{self.cloud.ready['grpc']}"
-        settings = EdgeSettings(self.bundle, self.images, address, device, self.tables)
+        plans = [bytes.fromhex(digest) for digest in self.plans]
+        settings = EdgeSettings(self.bundle, self.images, address, device, self.tables, plans=plans)
         with EdgeProcess(settings, self.wire.edge.prefix) as process:
             self.slow.take(process.pid)
             yield process
@@ -451,7 +453,9 @@ def _parts(scene: Scene, result: dict[str, Any], *, quick: bool) -> dict[str, Ca
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """All parts."""
     bundle = Bundle.open(arguments.bundle)
-    plans = {digest.hex(): plan for digest, plan in bundle.plans.items()}
+    names = arguments.plans or [plan.name for plan in bundle.plans.values()]
+    digests = [find_plan(bundle, name) for name in names]
+    plans = {digest.hex(): bundle.plans[digest] for digest in digests}
     images = list_images(arguments.images)
     images = images[:: max(1, len(images) // arguments.send)][: arguments.send]
     result: dict[str, Any] = {
@@ -507,6 +511,9 @@ def main() -> None:
     parser.add_argument("--video", type=Path, required=True, help="to play as a camera would")
     parser.add_argument("--video-frames", type=int, default=48, help="of it, every fifth")
     parser.add_argument("--send", type=int, default=24, help="pictures to send, spread evenly")
+    parser.add_argument(
+        "--plans", type=lambda text: text.split(","), help="names; all of the bundle, if not given"
+    )
     parser.add_argument("--quick", action="store_true", help="a few minutes, for a first look")
     parser.add_argument("--parts", type=lambda text: text.split(","), default=list(PARTS))
     parser.add_argument("--json", type=Path, required=True)

@@ -16,8 +16,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
@@ -41,6 +41,8 @@ from edge.shaping import ShapedTransport
 from edge.transport import GrpcTransport, Transport
 
 _STOP_S = 10.0
+_PLAIN_TIMEOUT_S = 10.0
+"""As long as a stream waits for an answer, too."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class EdgeSettings:
         link: Emulated in the process; the real one, if None.
         adaptive: Whether a planner chooses and learns.
         plans: Digests of the plans to open; all, if empty.
+        pilots: Planners beside, by name, each with a stream of its own and digests of plans to
+            choose from: for decisions to compare in one and the same process.
         plain: HOST:PORT of a `bench.plain_service`.
     """
 
@@ -67,6 +71,7 @@ class EdgeSettings:
     link: Link | None = None
     adaptive: bool = True
     plans: Sequence[bytes] = ()
+    pilots: Mapping[str, Sequence[bytes]] = field(default_factory=dict)
     plain: str | None = None
 
 
@@ -92,7 +97,9 @@ class EdgeProcess:
         command += ["--adaptive"] if made.adaptive else []
         command += [] if made.plain is None else ["--plain", made.plain]
         command += [word for plan in made.plans for word in ("--plan", plan.hex())]
-        command += map(str, made.images)
+        for name, plans in made.pilots.items():
+            command += ["--pilot", name, *(plan.hex() for plan in plans)]
+        command += ["--images", *map(str, made.images)]
         self._process = subprocess.Popen(  # noqa: S603 - our own
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
@@ -121,11 +128,16 @@ class EdgeProcess:
             process.communicate()
 
     def detect(
-        self, image: int, plan: bytes | None = None, deadline_ms: float | None = None
+        self,
+        image: int,
+        plan: bytes | None = None,
+        deadline_ms: float | None = None,
+        pilot: str | None = None,
     ) -> dict[str, Any]:
         """Detect objects in one picture; a frame that fails says so under "error"."""
         name = None if plan is None else plan.hex()
-        return self._ask({"op": "detect", "image": image, "plan": name, "deadline": deadline_ms})
+        asked = {"image": image, "plan": name, "deadline": deadline_ms, "pilot": pilot}
+        return self._ask({"op": "detect", **asked})
 
     def in_float(self, image: int) -> dict[str, Any]:
         """Run the whole network here in floating point."""
@@ -189,19 +201,28 @@ class _Edge:
             transport = GrpcTransport(arguments.cloud)
             return transport if link is None else ShapedTransport(transport, link)
 
-        hello = Hello(
-            edge_id=arguments.device,
-            bundle_digest=bundle.digest,
-            device=arguments.device,
-            runtime=runtime_name(1),
-            threads=1,
-        )
-        self._client = CloudClient(connect, hello)
-        wanted = [bytes.fromhex(digest) for digest in arguments.plan] or None
-        self._detector = Detector(
-            bundle, self._client, plans=wanted, costs=known, adaptive=arguments.adaptive
-        )
-        self._detector.check_ready()
+        def detector(name: str, plans: Sequence[bytes], *, adaptive: bool) -> Detector:
+            hello = Hello(
+                edge_id=name,
+                bundle_digest=bundle.digest,
+                device=arguments.device if adaptive else name,
+                runtime=runtime_name(1),
+                threads=1,
+            )
+            client = CloudClient(connect, hello)
+            made = Detector(bundle, client, plans=plans, costs=known, adaptive=adaptive)
+            made.check_ready()
+            self._clients[made] = client
+            return made
+
+        self._clients: dict[Detector, CloudClient] = {}
+        self._opened = [bytes.fromhex(digest) for digest in arguments.plan] or list(bundle.plans)
+        own = arguments.device if arguments.adaptive else f"{arguments.device}, fixed"
+        self._detector = detector(own, self._opened, adaptive=arguments.adaptive)
+        self._pilots = {
+            name: detector(name, list(map(bytes.fromhex, plans)), adaptive=True)
+            for name, *plans in arguments.pilot
+        }
         self._bundle = bundle
         self._whole: Model | None = None
         self._plain_address = arguments.plain
@@ -213,14 +234,18 @@ class _Edge:
             question = json.loads(line)
             answer = getattr(self, f"_{question.pop('op')}")(**question)
             self._tell(answer)
-        self._detector.close()
+        for detector in self._clients:
+            detector.close()
 
-    def _detect(self, image: int, plan: str | None, deadline: float | None) -> dict[str, Any]:
+    def _detect(
+        self, image: int, plan: str | None, deadline: float | None, pilot: str | None
+    ) -> dict[str, Any]:
         digest = None if plan is None else bytes.fromhex(plan)
+        detector = self._detector if pilot is None else self._pilots[pilot]
         began_s, cpu_s = time.monotonic(), time.process_time()
-        link = self._client.link.estimate(time.perf_counter())
+        link = self._clients[detector].link.estimate(time.perf_counter())
         try:
-            outcome = self._detector.detect(self._images[image], digest, deadline_ms=deadline)
+            outcome = detector.detect(self._images[image], digest, deadline_ms=deadline)
         except SplitpointError as error:
             return {"error": f"{type(error).__name__}: {error}", "began_s": began_s}
         expected, cost = outcome.expected, self._costs[outcome.digest]
@@ -267,7 +292,9 @@ class _Edge:
     def _plain(self, image: int) -> dict[str, Any]:
         """As a user's script would: scale down, JPEG q75, POST over a connection that stays."""
         if self._connection is None:
-            self._connection = http.client.HTTPConnection(self._plain_address)
+            self._connection = http.client.HTTPConnection(
+                self._plain_address, timeout=_PLAIN_TIMEOUT_S
+            )
         detector = self._bundle.manifest.detector
         picture = Image.fromarray(self._images[image])
         started_s, cpu_s = time.perf_counter(), time.process_time()
@@ -275,9 +302,12 @@ class _Edge:
         small.thumbnail((detector.input_width, detector.input_height))
         body = io.BytesIO()
         small.save(body, "JPEG", quality=75)
-        self._connection.request("POST", "/detect", body.getvalue())
-        response = self._connection.getresponse()
-        json.loads(response.read())
+        try:
+            self._connection.request("POST", "/detect", body.getvalue())
+            json.loads(self._connection.getresponse().read())
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            self._connection.close()  # the next one opens it anew
+            return {"error": f"{type(error).__name__}: {error}"}
         return {
             "latency_ms": (time.perf_counter() - started_s) * 1e3,
             "cpu_ms": (time.process_time() - cpu_s) * 1e3,
@@ -302,7 +332,7 @@ class _Edge:
 
     def _load(self, threads: int, seconds: float) -> dict[str, Any]:
         truth: dict[tuple[int, bytes], str] = {}
-        for digest in self._costs:
+        for digest in self._opened:
             truth[0, digest] = _digest(self._detector.detect(self._images[0], digest).detections)
         until_s = time.monotonic() + seconds
         outcomes: list[Outcome | str] = []
@@ -349,7 +379,8 @@ def main() -> None:
     parser.add_argument("--adaptive", action="store_true")
     parser.add_argument("--plan", action="append", default=[], help="digest of a plan to open")
     parser.add_argument("--plain")
-    parser.add_argument("images", type=Path, nargs="+")
+    parser.add_argument("--pilot", action="append", nargs="+", default=[], help="NAME PLAN ...")
+    parser.add_argument("--images", type=Path, nargs="+")
     _Edge(parser.parse_args()).serve(sys.stdin)
 
 

@@ -1,19 +1,22 @@
 """One cell of `bench.run_latency`: all strategies in turn, frame by frame, at one bandwidth.
 
-Whatever else the machine does hits all alike. Strategies that use the same plan share its frames:
-sent twice they would differ by noise only, and the least of two noisy medians flatters a rival.
+Whatever else the machine does hits all alike; every round begins with another strategy. Strategies
+that use the same plan share its frames: sent twice they would differ by noise only, and the least
+of two noisy medians flatters a rival. Between two turns the link rests for as long as an edge's
+last report takes, which would else stand in another strategy's way.
 """
 
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from bench.contenders import MEMORY, Cell, key_of
 from bench.cpu import cpu_ms
-from bench.edge_process import EdgeProcess
 from bench.latency_stage import Stage
 from common.bundle import Bundle
 from common.costs import costs
@@ -27,6 +30,7 @@ RTT_MS = 20.0
 _LEAST_FRAMES = 5
 _WARM_UP = 2
 _SETTLE = 10
+_REPORT_BYTES = 3000
 _RESAMPLES = 1000
 _SEED = 0
 
@@ -87,14 +91,17 @@ def measure_cell(stage: Stage, cell: Cell, frames: int, budget_s: float) -> list
         budget_s: For the frames of one contender, beyond the first few.
     """
     contenders, infeasible = who_runs(stage, cell)
-    for each in stage.adaptive.values():
+    rest_s = _REPORT_BYTES * 8e-6 / cell.mbit
+    for setting in stage.who["splitpoint"]:
         for k in range(_SETTLE):
-            each.detect(k % len(stage.images))
+            stage.edge.detect(k % len(stage.images), pilot=setting)
     for k in range(_WARM_UP + frames):
-        for contender in contenders:
+        first = k % len(contenders)
+        for contender in contenders[first:] + contenders[:first]:
             if len(contender.rows) >= _LEAST_FRAMES and contender.spent_s() > budget_s:
                 continue
             row = contender.take_turn(k % len(stage.images))
+            time.sleep(rest_s)
             if k >= _WARM_UP:
                 contender.keep(row)
     where = {"share": cell.share, "mbit": cell.mbit}
@@ -104,12 +111,12 @@ def measure_cell(stage: Stage, cell: Cell, frames: int, budget_s: float) -> list
 
 def who_runs(stage: Stage, cell: Cell) -> tuple[list[Contender], list[dict[str, Any]]]:
     """Contenders of a cell, and rows of the strategies that have no plan."""
-    who, fixed = stage.who, stage.fixed
+    who, edge = stage.who, stage.edge
     infeasible: list[dict[str, Any]] = []
     by_plan: dict[str, Contender] = {}
 
     def deploys(strategy: str, settings: str, plan: str) -> None:
-        ask = _by(fixed, stage.digests[plan])
+        ask = partial(edge.detect, plan=stage.digests[plan])
         contender = by_plan.setdefault(plan, Contender({}, ask, plan, stage.cloud_pid))
         contender.roles[strategy] = contender.roles.get(strategy, "") + settings
 
@@ -128,13 +135,14 @@ def who_runs(stage: Stage, cell: Cell) -> tuple[list[Contender], list[dict[str, 
     for setting, names in who["splitpoint"].items():
         deploys(FIXED, setting, _predicted_best(stage, names, cell))
     contenders = list(by_plan.values())
-    contenders.append(Contender({FLOAT: "A"}, fixed.in_float, pid=stage.cloud_pid))
+    contenders.append(Contender({FLOAT: "A"}, edge.in_float, pid=stage.cloud_pid))
     if stage.plain_pid is None:
         infeasible.append(_nothing(PLAIN, "AB", "HTTP does not pass an emulated link"))
     else:
-        contenders.append(Contender({PLAIN: "AB"}, fixed.plain, pid=stage.plain_pid))
-    for setting, edge in stage.adaptive.items():
-        contenders.append(Contender({ADAPTIVE: setting}, edge.detect, pid=stage.cloud_pid))
+        contenders.append(Contender({PLAIN: "AB"}, edge.plain, pid=stage.plain_pid))
+    for setting in who["splitpoint"]:
+        ask = partial(edge.detect, pilot=setting)
+        contenders.append(Contender({ADAPTIVE: setting}, ask, pid=stage.cloud_pid))
     return contenders, infeasible
 
 
@@ -202,10 +210,6 @@ def _accuracy(stage: Stage, contender: Contender, plans: dict[str, int]) -> floa
         plans = {stage.who["uploads"]["JPEG q75"]: 1}
     each = {n: stage.bundle.plans[stage.digests[n]].predicted.accuracy for n in plans}
     return sum(each[name] * count for name, count in plans.items()) / sum(plans.values())
-
-
-def _by(edge: EdgeProcess, digest: bytes) -> Callable[[int], dict[str, Any]]:
-    return lambda image: edge.detect(image, digest)
 
 
 def _fits(plan: Plan) -> str:

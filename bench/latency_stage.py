@@ -1,10 +1,11 @@
 """The processes that `bench.run_latency` measures: of one share of a core, for all of its cells.
 
-    [slowed] edge processes -> wire -> cloud
-                                    -> plain service
+    [slowed] edge process -> wire -> cloud
+                                  -> plain service
 
-One edge runs whatever plan it is told; one for each setting chooses by itself. They become slow
-once they are ready, and nothing is reported unless the share that they get was measured first.
+The edge runs whatever plan it is told, and for each setting it has a planner that chooses by
+itself: in the same process, since another one's caches would be colder. It becomes slow once it is
+ready, and nothing is reported unless the share that it gets was measured first.
 """
 
 import subprocess
@@ -18,7 +19,7 @@ from typing import Any
 
 from bench.edge_process import EdgeProcess, EdgeSettings
 from bench.shaped import ShapedLink
-from bench.slow import SlowCpu, slowed
+from bench.slow import slowed
 from common.bundle import Bundle
 from common.errors import SplitpointError
 from common.store_file import read_tables
@@ -44,8 +45,7 @@ class Stage:
         rows: Latency tables of both sides, profiled before anything is measured.
         device: What the edge is called in them.
         share: Of a core, as measured; 1 is a whole one.
-        fixed: Runs the plans that it is told.
-        adaptive: By setting, chooses among the plans of it.
+        edge: Runs plans, and has a pilot for each setting.
         cloud_pid: Of the cloud.
         plain_pid: Of the plain service; None on an emulated link, which HTTP does not pass.
     """
@@ -58,8 +58,7 @@ class Stage:
     rows: list[LatencyRow]
     device: str
     share: float
-    fixed: EdgeProcess
-    adaptive: dict[str, EdgeProcess]
+    edge: EdgeProcess
     cloud_pid: int
     plain_pid: int | None
 
@@ -100,24 +99,23 @@ def stage(
         alone = wire.left_to_edges is not None
         plain_pid = None if alone else stack.enter_context(_plain_service(wire, bundle))
 
-        def edge(name: str, plans: Sequence[bytes], *, adaptive: bool) -> EdgeProcess:
-            settings = EdgeSettings(
-                bundle=bundle.root,
-                images=images,
-                cloud=f"{wire.cloud.address}:{cloud.ready['grpc']}",
-                device=device if adaptive else name,
-                tables=tables,
-                link=wire.left_to_edges,
-                adaptive=adaptive,
-                plans=plans,
-                plain=None if alone else f"{wire.cloud.address}:{_PLAIN_PORT}",
-            )
-            return stack.enter_context(_slow_edge(settings, wire, slow))
-
-        adaptive = {
-            setting: edge(setting, [digests[name] for name in names], adaptive=True)
-            for setting, names in who["splitpoint"].items()
-        }
+        settings = EdgeSettings(
+            bundle=bundle.root,
+            images=images,
+            cloud=f"{wire.cloud.address}:{cloud.ready['grpc']}",
+            device=device,
+            tables=tables,
+            link=wire.left_to_edges,
+            adaptive=False,
+            pilots={
+                setting: [digests[name] for name in names]
+                for setting, names in who["splitpoint"].items()
+            },
+            plain=None if alone else f"{wire.cloud.address}:{_PLAIN_PORT}",
+        )
+        edge = stack.enter_context(EdgeProcess(settings, wire.edge.prefix))
+        if slow is not None:
+            slow.take(edge.pid)
         yield Stage(
             bundle=bundle,
             digests=digests,
@@ -127,21 +125,10 @@ def stage(
             rows=read_tables(tables),
             device=device,
             share=1.0 if slow is None else slow.measured,
-            fixed=edge("fixed", [], adaptive=False),
-            adaptive=adaptive,
+            edge=edge,
             cloud_pid=cloud.ready["pid"],
             plain_pid=plain_pid,
         )
-
-
-@contextmanager
-def _slow_edge(
-    settings: EdgeSettings, wire: ShapedLink, slow: SlowCpu | None
-) -> Iterator[EdgeProcess]:
-    with EdgeProcess(settings, wire.edge.prefix) as process:
-        if slow is not None:
-            slow.take(process.pid)
-        yield process
 
 
 @contextmanager

@@ -20,6 +20,8 @@ from common.manifest import LOSSLESS_UPLOADS
 from common.runtime import Model
 
 _SCORE_THRESHOLD = 0.25
+# The connection outlives the turns of all other strategies: no frame pays for a new one.
+_KEEP_ALIVE_S = 600
 
 
 def create_app(bundle: Bundle) -> FastAPI:
@@ -54,7 +56,13 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     arguments = parser.parse_args()
     app = create_app(Bundle.open(arguments.bundle))
-    uvicorn.run(app, host=arguments.host, port=arguments.port, log_level="warning")
+    uvicorn.run(
+        app,
+        host=arguments.host,
+        port=arguments.port,
+        log_level="warning",
+        timeout_keep_alive=_KEEP_ALIVE_S,
+    )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@
     floor is stale         one ping
     cloud away             a ping a second, each by a new stream
 
-Nothing is sent while no frames come, nor when no bandwidth could change the choice of a plan.
+Nothing is sent while no frames come, nor when no bandwidth could change the choice of a plan. When
+they come again after a pause, the first ones have the link for themselves: they may measure it.
 """
 
 import logging
@@ -58,7 +59,7 @@ class Prober:
         self._planner = planner
         self._clock = clock
         self._wake = threading.Condition()
-        self._active_s = self._pinged_s = self._probed_s = -float("inf")
+        self._active_s = self._began_s = self._pinged_s = self._probed_s = -float("inf")
         self._failed_s = -float("inf")
         self._stream: object = None
         self._turn = 0
@@ -70,8 +71,10 @@ class Prober:
     def frame(self) -> None:
         """Say that a frame is being served: probes make sense for the next seconds."""
         with self._wake:
-            idle = self._clock() - self._active_s > _ACTIVE_S
-            self._active_s = self._clock()
+            now_s = self._clock()
+            idle = now_s - self._active_s > _ACTIVE_S
+            self._began_s = now_s if idle else self._began_s
+            self._active_s = now_s
             if self._thread is None and not self._closed:
                 self._thread = threading.Thread(target=self._work, name="prober", daemon=True)
                 self._thread.start()
@@ -119,7 +122,8 @@ class Prober:
             link = self._client.link.estimate(now_s)
             size = self._size(link.uplink_bps)
             pause_s = size * 8 / (_MOST_SHARE * (link.uplink_bps or 1e6))
-            stale_s = max(_STALE_S - link.age_s, self._probed_s + pause_s - now_s)
+            known_s = max(now_s - link.age_s, self._began_s)
+            stale_s = max(known_s + _STALE_S, self._probed_s + pause_s) - now_s
             # A link that is a surprise every time would be filled with probes: one, then as usual.
             soon = link.unsettled and not self._settling
             if soon:

@@ -225,6 +225,16 @@ def test_a_bandwidth_that_is_stale_is_probed(prober: ByHand, world: World) -> No
     assert world.sizes[0] > 0
 
 
+def test_the_first_frame_after_a_pause_has_the_link_for_itself(
+    prober: ByHand, world: World
+) -> None:
+    calibrated(prober)
+    world.now_s += ACTIVE_S + 10
+    world.estimate = replace(FRESH, age_s=13.0)
+    assert {size for _, size in prober.go(0.7)} <= {0}
+    assert any(size for _, size in prober.go(0.3)), "no frame has measured it since"
+
+
 def test_a_surprise_is_settled_soon(prober: ByHand, world: World) -> None:
     calibrated(prober)
     world.estimate = replace(FRESH, age_s=0.05, unsettled=True)

@@ -1,0 +1,206 @@
+"""The scaling measurements: what a stream does, how turns add up, and what networks are made of."""
+
+import io
+from collections.abc import Iterable
+from threading import Event
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from bench.scaling import (
+    Answered,
+    Load,
+    Stream,
+    Turn,
+    choose,
+    made_up_costs,
+    made_up_problem,
+    print_edges,
+    print_search,
+    random_weights,
+    summary,
+)
+from common.errors import SplitpointError
+from common.rpc import splitpoint_pb2 as pb
+from edge.client import CloudClient
+from edge.transport import InProcessTransport
+from search.allocate.exact import solve_exact
+from search.allocate.problem import is_feasible, least_error
+from search.graph import Graph, Node
+from search.strategies.min_cut import dads, qdmp
+from search.zoo.registry import load_model
+from tests import tiny
+
+PLAN = bytes(range(32))
+FRAMES = [pb.Frame(plan_digest=PLAN, image_width=width) for width in (10, 20, 30)]
+
+
+class Cloud:
+    """Greets, answers or refuses frames, and ends the load after a number of them."""
+
+    def __init__(self, load: Load, frames: int, *, refuses: bool = False) -> None:
+        self.seen: list[pb.Frame] = []
+        self._load, self._frames, self._refuses = load, frames, refuses
+
+    def client(self) -> CloudClient:
+        hello = pb.Hello(edge_id="test", bundle_digest=bytes(32))
+        return CloudClient(lambda: InProcessTransport(self._handle), hello)
+
+    def _handle(self, message: pb.EdgeMessage) -> Iterable[pb.CloudMessage]:
+        if message.WhichOneof("kind") == "hello":
+            return [pb.CloudMessage(welcome=pb.Welcome(plan_digests=[PLAN]))]
+        self.seen.append(message.frame)
+        if len(self.seen) == self._frames:
+            self._load.ended.set()
+        frame_id = message.frame.frame_id
+        if self._refuses:
+            return [pb.CloudMessage(rejection=pb.Rejection(frame_id=frame_id, message="no"))]
+        return [pb.CloudMessage(result=pb.Result(frame_id=frame_id))]
+
+
+def load_of(streams: int) -> Load:
+    return Load([Event() for _ in range(streams)])
+
+
+def graph_of(convolutions: int) -> Graph:
+    nodes = [Node("image", "input", (), (3, 8, 8))]
+    for rank in range(convolutions):
+        channels = nodes[-1].shape[0]
+        weight = np.ones((8, channels, 3, 3), np.float32)
+        nodes.append(Node(f"conv_{rank}", "conv", (nodes[-1].name,), (8, 8, 8), weight=weight))
+    return Graph(tuple(nodes), (nodes[-1].name,))
+
+
+def test_a_stream_sends_one_picture_after_the_other_from_its_own_on() -> None:
+    load = load_of(3)
+    cloud = Cloud(load, frames=4)
+
+    Stream(cloud.client(), number=2).run(FRAMES, load)
+
+    assert [frame.image_width for frame in cloud.seen] == [30, 10, 20, 30]
+    assert len(load.answered) == 4
+    assert load.had_one[2].is_set()
+    assert not load.had_one[0].is_set()
+
+
+def test_a_stream_tells_the_cloud_what_its_frames_took() -> None:
+    load = load_of(1)
+    cloud = Cloud(load, frames=2)
+
+    Stream(cloud.client(), number=0).run(FRAMES, load)
+
+    (told,) = cloud.seen[1].measured
+    assert told.frame_id == cloud.seen[0].frame_id
+    assert told.times.total_us >= told.times.round_trip_us > 0
+
+
+def test_frames_are_shared_and_stay_as_they_were() -> None:
+    load = load_of(1)
+
+    Stream(Cloud(load, frames=3).client(), number=0).run(FRAMES, load)
+
+    assert all(not frame.frame_id and not frame.measured for frame in FRAMES)
+
+
+def test_a_refused_frame_is_counted_and_the_stream_goes_on() -> None:
+    load = load_of(1)
+    cloud = Cloud(load, frames=2, refuses=True)
+
+    Stream(cloud.client(), number=0).run(FRAMES, load)
+
+    assert len(cloud.seen) == len(load.errors) == 2
+    assert not load.answered
+
+
+def test_turns_of_a_plan_add_up() -> None:
+    turns = [
+        Turn(2.0, [Answered(0.0, 10.0), Answered(0.0, 20.0)], [], 30.0, 3.0),
+        Turn(2.0, [Answered(0.0, 30.0), Answered(0.0, 40.0)], ["away"], 50.0, 5.0),
+    ]
+
+    found = summary(turns)
+
+    assert (found["frames"], found["failed"], found["errors"]) == (4, 1, ["away"])
+    assert (found["frames_per_s"], found["p50_ms"]) == (1.0, 25.0)
+    assert (found["cloud_cpu_ms"], found["load_cpu_ms"]) == (20.0, 2.0)
+
+
+def test_a_plan_without_any_answer_has_no_times() -> None:
+    found = summary([Turn(2.0, [], ["away", "away"], 1.0, 1.0)])
+
+    assert found == {"frames": 0, "failed": 2, "errors": ["away"]}
+
+
+def test_a_bundle_without_a_jpeg_upload_is_refused(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    bundle = tiny.build(tmp_path_factory.mktemp("bundle") / "b", [tiny.SPLIT_CONTEXT])
+
+    with pytest.raises(SplitpointError, match="a JPEG upload"):
+        choose(bundle)
+
+
+def test_random_weights_are_as_long_as_the_network_needs_and_go_away() -> None:
+    with random_weights("yolov3-tiny") as path:
+        module = load_model("yolov3-tiny", weights=path)
+        assert module.weight_count * 4 + 20 == path.stat().st_size
+
+    assert not path.exists()
+    assert not path.parent.exists()
+
+
+def test_costs_are_made_up_from_a_seed() -> None:
+    graph = graph_of(6)
+    first, again, other = (made_up_costs(graph, seed) for seed in (1, 1, 2))
+
+    assert first.edge_ms == again.edge_ms != other.edge_ms
+    assert first.latency_ms(dads(first)) == pytest.approx(first.latency_ms(qdmp(first)))
+
+
+def test_every_convolution_has_weights_and_an_output_to_allocate() -> None:
+    problem = made_up_problem(graph_of(7), seed=0)
+
+    assert [choice.elements for choice in problem.weights] == [216, *[576] * 6]
+    assert [choice.elements for choice in problem.activations] == [512] * 7
+    assert len(problem.live) == 7
+    assert not is_feasible(problem, least_error(problem))
+    assert is_feasible(problem, solve_exact(problem))
+
+
+def test_what_failed_is_printed_too() -> None:
+    rows = [
+        {"streams": 1, "way": "split", **summary([Turn(2.0, [Answered(0, 12.5)], [], 5, 1)])},
+        {"streams": 2, "way": "JPEG", **summary([Turn(2.0, [], ["away"], 5, 1)])},
+    ]
+    output = io.StringIO()
+
+    result = {
+        "rows": [row | {"cloud_resident_mib": 70.0} for row in rows],
+        "plans": {"split": "conv_8 context", "JPEG": "image jpeg q75"},
+        "frame_bytes": {"split": 4000, "JPEG": 23_000},
+    }
+    print_edges(result, Console(file=output, width=120))
+
+    for word in ("split", "12.5", "JPEG", "70.0", "image jpeg q75, 23,000 bytes"):
+        assert word in output.getvalue()
+
+
+def test_every_network_is_printed() -> None:
+    row = {
+        "network": "yolov3-tiny",
+        "convolutions": 13,
+        "read_s": 0.5,
+        "cuts": 1032,
+        "undominated_cuts": 24,
+        "cuts_s": 0.25,
+        "dads_s": 0.125,
+        "qdmp_s": 0.001,
+        "allocation_s": 0.0625,
+    }
+    output = io.StringIO()
+
+    print_search({"rounds": 3, "rows": [row]}, Console(file=output, width=120))
+
+    for word in ("yolov3-tiny", "13", "1,032", "0.500", "0.125"):
+        assert word in output.getvalue()
