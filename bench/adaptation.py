@@ -433,8 +433,8 @@ def _parts(scene: Scene, result: dict[str, Any], *, quick: bool) -> dict[str, Ca
 
     def traces() -> dict[str, Any]:
         known = result["predictions"]["video"]
-        fixed = list(dict.fromkeys(row["best"] for row in result["steady"]))[:2]
-        lengths = {"drive": 20 if quick else 90, "drift": 20 if quick else 90}
+        fixed = [statistics.mode(row["best"] for row in result["steady"])]
+        lengths = {"drive": 20 if quick else 60, "drift": 20 if quick else 90}
         return {name: on_trace(scene, name, s, known, fixed) for name, s in lengths.items()}
 
     return {
@@ -442,7 +442,7 @@ def _parts(scene: Scene, result: dict[str, Any], *, quick: bool) -> dict[str, Ca
             "pictures": predictions(scene, 12 if quick else 80, lambda k: k % scene.stills),
             "video": predictions(scene, 12 if quick else 80, scene.frame),
         },
-        "steady": lambda: steady(scene, 10 if quick else 60),
+        "steady": lambda: steady(scene, 10 if quick else 50),
         "steps": lambda: steps(scene, 1 if quick else 4),
         "traces": traces,
         "outage": lambda: outage(scene, 32 if quick else 60),

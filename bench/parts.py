@@ -1,0 +1,570 @@
+"""Every part of a frame's path by itself, as a ratio to the least that it could take.
+
+    python -m bench.parts --bundle DIR --images DIR [--json OUT]
+
+    letterbox, encoders, boxes    beside a copy of the bytes that they read
+    decoders                      beside a copy of the bytes that they make
+    head, tail                    beside ONNX Runtime's own call with the same options
+    stream                        beside a bare gRPC stream that echoes as many bytes, on loopback
+    tail of four frames           beside one batch of four: what a batcher would save
+    planner                       by itself
+
+A part and its floor take turns, so that whatever else the machine does hits both alike. Parts are
+called as the product calls them; of a head and a tail those times count that the product tells. All
+rows come from the first picture of the folder; only the batch is of the first four.
+"""
+
+import argparse
+import asyncio
+import json
+import queue
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from types import MappingProxyType
+from typing import Any
+
+import grpc
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from cloud.tails import DEFAULT_SCORE_THRESHOLD, TailRunner
+from common.bundle import Bundle, open_codecs
+from common.codec import check
+from common.costs import costs
+from common.detections import Detections, decode_yolo
+from common.errors import SplitpointError
+from common.images import Letterbox, letterbox, list_images, read_image
+from common.link import Link
+from common.manifest import Plan, PlanKind, Tail
+from common.messages import channel_options
+from common.packed_weights import unpack_weights
+from common.quantizer import WireTable
+from common.rpc import splitpoint_pb2 as pb
+from common.runtime import Model
+from common.timing import Timing, interleave_until_tight, probe_until_tight
+from edge.client import CloudClient
+from edge.head import INPUT, EdgePlan, open_plans
+from edge.link_estimate import LinkEstimator, Transit
+from edge.planner import Planner, Served
+from edge.transport import GrpcTransport
+from splitpoint import __version__
+from splitpoint.machine import machine
+from splitpoint.processes import Service
+from splitpoint.progress import Stages
+
+_RESULT = Path(__file__).parent / "results" / "parts.json"
+_WITHIN = 1.0
+"""Points of accuracy that the cheapest plan may be behind the most accurate one."""
+_QUALITY = 75
+_BATCH = 4
+_PROBE_BYTES = (1024, 4096)
+_FRAMES_BEFORE = 100
+_LINK_BYTES = (100, 10_000)
+"""Of messages, small and large, that have taught the planner its link."""
+_TOLERANCE, _WARM_UP, _LEAST, _MOST, _BUDGET_S = 0.02, 5, 100, 1000, 8.0
+_LEAST_MESSAGES = 500
+_ECHO, _ECHO_SERVICE, _ECHO_STOP_S = "--echo", "bench.Echo", 10.0
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One part beside its floor.
+
+    Attributes:
+        part: What is timed.
+        timing: What it takes.
+        plan: The plan that it is part of, if it is one's.
+        floor: What it is compared with; None if with nothing.
+        least: What that takes.
+        note: What else there is to say.
+    """
+
+    part: str
+    timing: Timing
+    plan: str | None = None
+    floor: str | None = None
+    least: Timing | None = None
+    note: str | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        """Part over floor."""
+        if self.least is None or self.least.median_ms <= 0:
+            return None
+        return self.timing.median_ms / self.least.median_ms
+
+    def to_json(self) -> dict[str, Any]:
+        """In microseconds."""
+        timing, least = self.timing, self.least
+        return {
+            "part": self.part,
+            "plan": self.plan,
+            "median_us": _us(timing.median_ms),
+            "low_us": _us(timing.low_ms),
+            "high_us": _us(timing.high_ms),
+            "n": timing.n,
+            "floor": self.floor,
+            "floor_us": None if least is None else _us(least.median_ms),
+            "floor_low_us": None if least is None else _us(least.low_ms),
+            "floor_high_us": None if least is None else _us(least.high_ms),
+            "ratio": None if self.ratio is None else round(self.ratio, 3),
+            "note": self.note,
+        }
+
+
+class Opened:
+    """One plan with a tail, opened on both sides, and one picture on its way through it.
+
+    Args:
+        bundle: The bundle.
+        digest: Of the plan.
+        picture: (H, W, 3) RGB.
+
+    Attributes:
+        codes: What the head makes of the picture, (C, H, W) uint8 each; the pixels without a head.
+    """
+
+    def __init__(self, bundle: Bundle, digest: bytes, picture: NDArray[np.uint8]) -> None:
+        self.plan = plan = bundle.plan(digest)
+        self.tail_file = bundle.file(_tail(plan).file)
+        self.detector = detector = bundle.manifest.detector
+        self.edge: EdgePlan = open_plans(bundle, [digest])[digest]
+        self.codecs = open_codecs(bundle, plan)
+        self.tables = [WireTable(tensor) for tensor in plan.wire]
+        self.size = detector.input_height, detector.input_width
+        self.where = Letterbox.fit(picture.shape[1], picture.shape[0], self.size)
+        self.frame = letterbox(picture, self.size)
+        self.bare_head = _bare_head(bundle, plan)
+        self.codes: list[NDArray[np.uint8]] = [self.frame]
+        if self.bare_head is not None:
+            outputs = self.bare_head.session.run(None, {INPUT: self.frame[None]})
+            self.codes = [output[0] for output in outputs]
+
+    def symbols(self) -> list[NDArray[np.uint8]]:
+        """What travels of the codes."""
+        return [table.symbols(code) for table, code in zip(self.tables, self.codes, strict=True)]
+
+    def encode(self) -> list[pb.Payload]:
+        """As `EdgePlan.cut` does it behind the head."""
+        return self.edge.encode(self.symbols())
+
+    def decode(self, payloads: Sequence[pb.Payload]) -> list[NDArray[np.float32]]:
+        """As `TailRunner.finish` does it before the tail."""
+        values = []
+        parts = zip(payloads, self.plan.wire, self.codecs, self.tables, strict=True)
+        for payload, wire, codec, table in parts:
+            check(payload.data, payload.crc32)
+            values.append(table.values(codec.decode(payload.data, wire.shape, wire.bits)))
+        return values
+
+    def inputs(self) -> dict[str, NDArray[np.float32]]:
+        """What the tail reads, (1, C, H, W) each."""
+        values = [table.values(s) for table, s in zip(self.tables, self.symbols(), strict=True)]
+        return {wire.name: v[None] for wire, v in zip(self.plan.wire, values, strict=True)}
+
+
+def cheapest_split(plans: Mapping[bytes, Plan], codecs: Collection[str]) -> bytes | None:
+    """The split plan of fewest bytes with one of these codecs.
+
+    Of those that are at most a point less accurate than the most accurate of them; None without
+    any.
+    """
+    able = {digest: plan for digest, plan in plans.items() if _is(plan, "split", codecs)}
+    if not able:
+        return None
+    least = max(plan.predicted.accuracy for plan in able.values()) - _WITHIN
+    kept = [digest for digest, plan in able.items() if plan.predicted.accuracy >= least]
+    return min(kept, key=lambda digest: able[digest].predicted.uplink_bytes)
+
+
+def upload(plans: Mapping[bytes, Plan], codec: str) -> bytes | None:
+    """The upload by an image codec whose quality is nearest to 75; None without any."""
+    able = {digest: plan for digest, plan in plans.items() if _is(plan, "cloud-only", [codec])}
+    return min(able, key=lambda digest: _off_usual(able[digest]), default=None)
+
+
+def choose(plans: Mapping[bytes, Plan]) -> dict[str, bytes]:
+    """The plans that are measured, by what they stand for.
+
+    Raises:
+        SplitpointError: If there is no split plan with the context coder.
+    """
+    found = {
+        "context": cheapest_split(plans, ["context"]),
+        "zstd": cheapest_split(plans, ["packed+zstd", "symbols+zstd"]),
+        "jpeg": upload(plans, "jpeg"),
+        "webp": upload(plans, "webp"),
+    }
+    if found["context"] is None:
+        raise SplitpointError("the bundle has no split plan with the context coder: search again")
+    return {name: digest for name, digest in found.items() if digest is not None}
+
+
+def measure(arguments: argparse.Namespace, stages: Stages) -> dict[str, Any]:
+    """All rows, with what they were measured on."""
+    with Bundle.open(arguments.bundle) as bundle:
+        chosen = choose(bundle.plans)
+        paths = list_images(arguments.images)[:_BATCH]
+        pictures = [read_image(path) for path in paths]
+        rows = []
+        progress, total = stages.stage("timing parts"), 8 + 2 * len(chosen)
+        for row in _rows(bundle, chosen, pictures):
+            rows.append(row)
+            progress(len(rows), total)
+        return {
+            "machine": machine(),
+            "software_version": __version__,
+            "bundle": bundle.digest.hex(),
+            "plans": {name: bundle.plan(digest).name for name, digest in chosen.items()},
+            "pictures": [path.name for path in paths],
+            "rows": [row.to_json() for row in rows],
+        }
+
+
+def _rows(
+    bundle: Bundle, chosen: Mapping[str, bytes], pictures: Sequence[NDArray[np.uint8]]
+) -> Iterator[Row]:
+    split = Opened(bundle, chosen["context"], pictures[0])
+    yield _letterbox_row(pictures[0], split.size)
+    yield _head_row(split)
+    for name, digest in chosen.items():
+        opened = split if name == "context" else Opened(bundle, digest, pictures[0])
+        yield from codec_rows(opened)
+    yield from _tail_rows(split)
+    yield _batch_row([Opened(bundle, chosen["context"], picture) for picture in pictures])
+    yield _planner_row(bundle)
+    yield from _stream_rows(bundle)
+
+
+def _letterbox_row(picture: NDArray[np.uint8], size: tuple[int, int]) -> Row:
+    part, floor = _compared(lambda: letterbox(picture, size), copying([picture]))
+    where = f"{picture.shape[1]}x{picture.shape[0]}"
+    return Row(f"letterbox of {where}", part, None, _copy_of([picture]), floor)
+
+
+def codec_rows(opened: Opened) -> Iterator[Row]:
+    """Look-up and encoding, then decoding and look-up, of one plan."""
+    name, codec = opened.plan.name, str(opened.plan.codec)
+    payloads = opened.encode()
+    values = opened.decode(payloads)
+    sent = f"{sum(len(payload.data) for payload in payloads):,} bytes"
+    part, floor = _compared(opened.encode, copying(opened.codes))
+    yield Row(f"{codec}: look-up, encode", part, name, _copy_of(opened.codes), floor, sent)
+    part, floor = _compared(lambda: opened.decode(payloads), copying(values))
+    yield Row(f"{codec}: decode, look-up", part, name, _copy_of(values), floor, sent)
+
+
+def _head_row(opened: Opened) -> Row:
+    bare, inputs = opened.bare_head, {INPUT: opened.frame[None]}
+    if bare is None:
+        raise SplitpointError(f"plan {opened.plan.name} has no head")
+
+    def floor() -> float:
+        took_ms = bare.run_ms(inputs)
+        opened.encode()  # as behind the part: both begin with the same in the caches
+        return took_ms
+
+    part, least = _told(lambda: opened.edge.cut(opened.frame).head_ms, floor)
+    return Row("head", part, opened.plan.name, "session.run", least)
+
+
+def _tail_rows(opened: Opened) -> Iterator[Row]:
+    """The tail, and the boxes behind it."""
+    plan, where, detector = opened.plan, opened.where, opened.detector
+    model = Model(opened.tail_file)
+    runner = TailRunner(plan, opened.edge.digest, detector, opened.codecs, model)
+    bare, symbols, names = Bare(opened.tail_file), opened.symbols(), [w.name for w in plan.wire]
+    inputs = opened.inputs()
+    maps = [output[0] for output in model.run(inputs)]
+
+    def boxes() -> Detections:
+        return decode_yolo(maps, detector, where, score_threshold=DEFAULT_SCORE_THRESHOLD)
+
+    def floor() -> float:
+        values = runner.values(symbols)
+        took_ms = bare.run_ms({n: v[None] for n, v in zip(names, values, strict=True)})
+        boxes()  # as behind the part: both begin with the same in the caches
+        return took_ms
+
+    part, least = _told(lambda: runner.run(symbols, where, DEFAULT_SCORE_THRESHOLD).tail_ms, floor)
+    yield Row("tail", part, plan.name, "session.run", least)
+    part, least = _compared(boxes, copying(maps))
+    note = f"{len(boxes())} objects"
+    yield Row("decode boxes, suppress", part, plan.name, _copy_of(maps), least, note)
+
+
+def _batch_row(opened: Sequence[Opened]) -> Row:
+    """Frames one after the other beside all in one batch, which has to be joined first."""
+    model, name = Model(opened[0].tail_file), opened[0].plan.name
+    frames = [each.inputs() for each in opened]
+    part = f"tail of {len(frames)} frames in turn"
+    if not takes_batches(model):
+        (timing,) = _timed([lambda: [model.run(inputs) for inputs in frames]])
+        return Row(part, timing, name, note="the tail's batch is fixed: none to compare with")
+
+    def batched() -> None:
+        model.run({port.name: np.concatenate([f[port.name] for f in frames]) for port in ports})
+
+    ports = model.inputs
+    timing, batch = _compared(lambda: [model.run(inputs) for inputs in frames], batched)
+    note = "above 1 a batcher would pay; one thread"
+    return Row(part, timing, name, f"one batch of {len(frames)}", batch, note)
+
+
+def takes_batches(model: Model) -> bool:
+    """Whether every input's batch may vary."""
+    return all(port.shape[0] is None for port in model.inputs)
+
+
+def _planner_row(bundle: Bundle) -> Row:
+    planner = experienced_planner(bundle)
+    (timing,) = _timed([lambda: planner.choose(perf_counter())])
+    note = f"{len(bundle.plans)} plans, after {_FRAMES_BEFORE} frames"
+    return Row("choice of a frame's plan", timing, note=note)
+
+
+def experienced_planner(bundle: Bundle) -> Planner:
+    """A planner of all plans that has seen frames take about what was predicted, up to now."""
+    search = bundle.manifest.search
+    link = Link(search.uplink_bps, search.uplink_bps, search.rtt_ms)
+    estimator, rng = LinkEstimator(), np.random.default_rng(0)
+    planner = Planner(costs(bundle.plans), link, estimator)
+    now_s = perf_counter() - _FRAMES_BEFORE
+    for _ in range(_FRAMES_BEFORE):
+        now_s += 1.0
+        expected = planner.choose(now_s).expected
+        cost, stretch = expected.cost, float(rng.lognormal(0, 0.05))
+        for size in _LINK_BYTES:
+            up_s = link.rtt_ms / 2e3 + size * 8 / link.uplink_bps * stretch
+            back_s = now_s + up_s + link.rtt_ms / 2e3
+            estimator.passed(Transit(now_s, now_s + up_s, now_s + up_s, back_s, size))
+        planner.served(
+            expected,
+            Served(
+                edge_ms=cost.edge_ms * stretch,
+                cloud_ms=cost.cloud_ms * stretch,
+                queue_ms=0.0,
+                uplink_bytes=cost.uplink_bytes,
+                latency_ms=expected.latency_ms * stretch,
+            ),
+        )
+    return planner
+
+
+def _stream_rows(bundle: Bundle) -> Iterator[Row]:
+    """A message there and its answer back, through the product and through nothing but gRPC."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        command = ["cloud", "--bundle", str(bundle.root), "--grpc-port", "0", "--rest-port", "0"]
+        cloud = stack.enter_context(Service(command, folder / "cloud.log"))
+        echo = stack.enter_context(_echo_client())
+        hello = pb.Hello(edge_id="bench.parts", bundle_digest=bundle.digest)
+        address = f"127.0.0.1:{cloud.ready['grpc']}"
+        client = CloudClient(lambda: GrpcTransport(address), hello)
+        stack.callback(client.close)
+        client.connect()
+        calls: list[Callable[[], object]] = []
+        for size in _PROBE_BYTES:
+            probe = pb.Probe(padding=bytes(size))
+            wrapped = pb.EdgeMessage(probe=probe).SerializeToString()
+            calls += [partial(client.request, probe), partial(echo, wrapped)]
+        # All sizes in turn: both ends get faster over their first hundreds of messages.
+        timings = _timed(calls, least=_LEAST_MESSAGES)
+        for size, part, floor in zip(_PROBE_BYTES, timings[::2], timings[1::2], strict=True):
+            yield Row(f"stream, a probe of {size:,} bytes", part, None, "gRPC echo", floor)
+
+
+@contextmanager
+def _echo_client() -> Iterator[Callable[[bytes], bytes]]:
+    """A bare stream to an echo in a process of its own: sends bytes and waits for them."""
+    command = [sys.executable, "-m", "bench.parts", _ECHO]
+    requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+    with subprocess.Popen(  # noqa: S603 - our own module
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            port = process.stdout.readline().strip() if process.stdout else ""
+            with grpc.insecure_channel(f"127.0.0.1:{port}", options=channel_options()) as channel:
+                open_stream: Any = channel.stream_stream(f"/{_ECHO_SERVICE}/Stream")
+                answers: Iterator[bytes] = open_stream(iter(requests.get, None))
+
+                def echo(data: bytes) -> bytes:
+                    requests.put(data)
+                    return next(answers)
+
+                yield echo
+        finally:
+            requests.put(None)  # a thread of gRPC's waits for it
+            try:
+                process.communicate(timeout=_ECHO_STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+async def _serve_echo() -> None:
+    """Echo until standard input ends; prints the port."""
+    server = grpc.aio.server(options=channel_options())
+    handler: Any = grpc.stream_stream_rpc_method_handler(_echo_stream)
+    service = grpc.method_handlers_generic_handler(_ECHO_SERVICE, {"Stream": handler})
+    server.add_generic_rpc_handlers((service,))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    print(port, flush=True)  # noqa: T201 - for who started it
+    await asyncio.to_thread(sys.stdin.read)
+    await server.stop(None)
+
+
+async def _echo_stream(requests: object, context: Any) -> None:
+    del requests  # read as the product's cloud reads
+    while (message := await context.read()) is not grpc.aio.EOF:
+        await context.write(message)
+
+
+class Bare:
+    """ONNX Runtime without our wrapper, with one thread and the options of `common.runtime.Model`.
+
+    Args:
+        source: The model.
+        weights: Tensors by name that it expects from outside.
+    """
+
+    def __init__(self, source: Path, weights: Mapping[str, Array] = MappingProxyType({})) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        # They must live as long as the session.
+        self._weights = [onnxruntime.OrtValue.ortvalue_from_numpy(w) for w in weights.values()]
+        options.add_external_initializers(list(weights), self._weights)
+        self.session = onnxruntime.InferenceSession(
+            str(source), options, providers=["CPUExecutionProvider"]
+        )
+
+    def run_ms(self, inputs: Mapping[str, Array]) -> float:
+        """What one run takes."""
+        started_s = perf_counter()
+        self.session.run(None, inputs)
+        return (perf_counter() - started_s) * 1e3
+
+
+def copying(arrays: Sequence[Array]) -> Callable[[], None]:
+    """A call that copies the arrays' bytes into memory which is there already."""
+    pairs = [(np.empty_like(array), array) for array in arrays]
+
+    def copy() -> None:
+        for target, source in pairs:
+            np.copyto(target, source)
+
+    return copy
+
+
+def _compared(part: Callable[[], object], floor: Callable[[], object]) -> tuple[Timing, Timing]:
+    first, second = _timed([part, floor])
+    return first, second
+
+
+def _timed(calls: Sequence[Callable[[], object]], *, least: int = _LEAST) -> list[Timing]:
+    return interleave_until_tight(
+        calls, tolerance=_TOLERANCE, warm_up=_WARM_UP, least=least, most=_MOST, budget_s=_BUDGET_S
+    )
+
+
+def _told(part: Callable[[], float], floor: Callable[[], float]) -> tuple[Timing, Timing]:
+    """Of calls that tell in ms what is to be counted of them."""
+    (first,), (second,) = probe_until_tight(
+        [lambda: (part(),), lambda: (floor(),)],
+        tolerance=_TOLERANCE,
+        warm_up=_WARM_UP,
+        least=_LEAST,
+        most=_MOST,
+        budget_s=_BUDGET_S,
+    )
+    return first, second
+
+
+def _bare_head(bundle: Bundle, plan: Plan) -> Bare | None:
+    head = plan.head
+    if head is None:
+        return None
+    weights: Mapping[str, Array] = {}
+    if head.weights is not None:
+        weights = unpack_weights(bundle.file(head.weights).read_bytes(), head.weights)
+    return Bare(bundle.file(head.file), weights)
+
+
+def _tail(plan: Plan) -> Tail:
+    if plan.tail is None:
+        raise SplitpointError(f"plan {plan.name} has no tail")
+    return plan.tail
+
+
+def _is(plan: Plan, kind: PlanKind, codecs: Collection[str]) -> bool:
+    return plan.kind == kind and plan.codec is not None and plan.codec.name in codecs
+
+
+def _off_usual(plan: Plan) -> int:
+    quality = None if plan.codec is None else plan.codec.quality
+    return abs((quality or 0) - _QUALITY)
+
+
+def _copy_of(arrays: Sequence[Array]) -> str:
+    return f"copy of {sum(array.nbytes for array in arrays):,} bytes"
+
+
+def _us(ms: float) -> float:
+    return round(ms * 1e3, 2)
+
+
+def print_rows(result: dict[str, Any], console: Console) -> None:
+    """For people."""
+    table = Table("part", title="Parts of a frame's path, medians", title_justify="left")
+    for column in ("us", "95 % interval"):
+        table.add_column(column, justify="right")
+    table.add_column("floor")
+    for column in ("us", "ratio"):
+        table.add_column(column, justify="right")
+    for row in result["rows"]:
+        table.add_row(
+            row["part"],
+            f"{row['median_us']:,.1f}",
+            f"{row['low_us']:,.1f} - {row['high_us']:,.1f}",
+            row["floor"] or "",
+            "" if row["floor_us"] is None else f"{row['floor_us']:,.1f}",
+            "" if row["ratio"] is None else f"{row['ratio']:.2f}",
+        )
+    console.print(table)
+    for name, plan in result["plans"].items():
+        console.print(f"{name}: {plan}", highlight=False)
+
+
+def main() -> None:
+    """Measure, print and write the result."""
+    if sys.argv[1:] == [_ECHO]:
+        asyncio.run(_serve_echo())
+        return
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--images", type=Path, required=True, help="pictures to send")
+    parser.add_argument("--json", type=Path, default=_RESULT, help="where the result goes")
+    arguments = parser.parse_args()
+    with Stages() as stages:
+        result = measure(arguments, stages)
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    print_rows(result, Console())
+
+
+if __name__ == "__main__":
+    main()
