@@ -44,8 +44,9 @@ def report(result: dict[str, Any]) -> None:
             highlight=False,
         )
     for row in result.get("steps", ()):
+        better = ", ".join(row["better"])
         console.print(
-            f"to {row['to_mbit']:g} Mbit/s: {row['better']} after {row['frames']} frames, "
+            f"to {row['to_mbit']:g} Mbit/s: {better} after {row['frames']} frames, "
             f"{row['seconds']:.2f} s",
             highlight=False,
         )

@@ -156,9 +156,9 @@ class EdgeProcess:
         """Have several threads detect for a while; counts what was answered, wrongly or not."""
         return self._ask({"op": "load", "threads": threads, "seconds": seconds})
 
-    def state(self) -> dict[str, Any]:
-        """What the planner believes."""
-        return self._ask({"op": "state"})
+    def state(self, pilot: str | None = None) -> dict[str, Any]:
+        """What a planner believes."""
+        return self._ask({"op": "state", "pilot": pilot})
 
     @property
     def _started(self) -> "subprocess.Popen[str]":
@@ -314,11 +314,11 @@ class _Edge:
             "uplink_bytes": len(body.getvalue()),
         }
 
-    def _state(self) -> dict[str, Any]:
-        pilot = self._detector.pilot
-        if pilot is None:
+    def _state(self, pilot: str | None) -> dict[str, Any]:
+        chosen = (self._detector if pilot is None else self._pilots[pilot]).pilot
+        if chosen is None:
             return {}
-        state = pilot.state()
+        state = chosen.state()
         return {
             "current": state.current.hex(),
             "reason": state.reason,

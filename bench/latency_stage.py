@@ -29,7 +29,6 @@ from splitpoint.processes import Service
 _PLAIN_PORT = 18_080
 """In a namespace of its own, where no other port is taken."""
 _PLAIN_START_S = 60.0
-_PROFILE_S = 40
 
 
 @dataclass(frozen=True)
@@ -71,6 +70,7 @@ def stage(
     images: Sequence[Path],
     share: float,
     folder: Path,
+    profile_s: float = 40.0,
 ) -> Iterator[Stage]:
     """Start all processes of a share, for the length of the block.
 
@@ -81,6 +81,7 @@ def stage(
         images: To send.
         share: Of a core that the edges get.
         folder: For logs and tables.
+        profile_s: For the profile of either side, at the most.
 
     Raises:
         SlowCpuError: If the edge cannot be slowed, or its share is not kept.
@@ -91,7 +92,7 @@ def stage(
     with ExitStack() as stack:
         slow = None if share >= 1 else stack.enter_context(slowed(share))
         if not tables.exists():
-            _profile(bundle, device, tables, () if slow is None else slow.prefix)
+            _profile(bundle, device, tables, () if slow is None else slow.prefix, profile_s)
         command = ["cloud", "--bundle", str(bundle.root), "--host", wire.cloud.address]
         command += ["--grpc-port", "0", "--rest-port", "0"]
         cloud = Service(command, folder / f"cloud-{share:g}.log", prefix=wire.cloud.prefix)
@@ -156,10 +157,12 @@ def _wait_for_port(wire: ShapedLink, process: "subprocess.Popen[bytes]") -> None
         time.sleep(0.2)
 
 
-def _profile(bundle: Bundle, device: str, tables: Path, prefix: Sequence[str]) -> None:
+def _profile(
+    bundle: Bundle, device: str, tables: Path, prefix: Sequence[str], budget_s: float
+) -> None:
     """Both sides' tables: the edge's slowed, the cloud's not."""
     command = [sys.executable, "-m", "splitpoint.cli", "profile", "--bundle", str(bundle.root)]
-    command += ["--tables", str(tables), "--budget", str(_PROFILE_S)]
+    command += ["--tables", str(tables), "--budget", f"{budget_s:g}"]
     sides = [([*prefix, *command], ["--device", device])]
     sides += [(command, ["--device", "cloud-machine", "--cloud-side"])]
     for start, options in sides:

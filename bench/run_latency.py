@@ -46,6 +46,7 @@ from splitpoint.progress import Stages
 MAX_DROP = 1.0
 TRACED_SHARE = 0.25
 TRACE_S = 30.0
+PROFILE_S, QUICK_PROFILE_S = 40.0, 8.0
 
 
 def measure(arguments: argparse.Namespace, stages: Stages) -> dict[str, Any]:
@@ -62,7 +63,8 @@ def measure(arguments: argparse.Namespace, stages: Stages) -> dict[str, Any]:
         cells, began_s = grid.cells(), time.monotonic()
         for share, mbits in _groups(grid, real):
             wire = real or emulated(link_of(mbits[0]))
-            with stage(wire, bundle, who, images, share, folder) as running:
+            profile_s = QUICK_PROFILE_S if arguments.quick else PROFILE_S
+            with stage(wire, bundle, who, images, share, folder, profile_s) as running:
                 result["shares"][f"{share:g}"] = {"measured": running.share}
                 for mbit in mbits:
                     wire.change(link_of(mbit))
@@ -180,8 +182,8 @@ def _parsed(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--contenders", type=Path, default=cache_folder("contenders") / "bundle")
     parser.add_argument("--shares", type=_numbers, default=SHARES, help="cores of the edge")
     parser.add_argument("--mbits", type=_numbers, default=MBITS)
-    parser.add_argument("--frames", type=int, default=20, help="of each strategy in each cell")
-    parser.add_argument("--budget", type=float, default=6.0, help="seconds for each, at the most")
+    parser.add_argument("--frames", type=int, default=40, help="of each strategy in each cell")
+    parser.add_argument("--budget", type=float, default=8.0, help="seconds for each, at the most")
     parser.add_argument("--send", type=int, default=24, help="pictures to send, spread evenly")
     parser.add_argument(
         "--traces", type=_words, default=("drive", "outage"), help="at a quarter of a core"
@@ -192,7 +194,7 @@ def _parsed(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, required=True)
     arguments = parser.parse_args(words)
     if arguments.quick:
-        arguments.shares, arguments.mbits, arguments.traces = (0.25,), (1.0, 8.0), ()
+        arguments.shares, arguments.mbits, arguments.traces = (0.25,), (3.0, 16.0), ()
         arguments.frames, arguments.budget = 5, 1.0
     if not arguments.emulate and not can_shape():
         sys.stderr.write("links are emulated in the edge's process: shaping real ones needs root\n")

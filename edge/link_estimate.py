@@ -36,7 +36,7 @@ _DEVIATION = 1.4826
 """From the median absolute deviation to the standard deviation of a normal distribution."""
 _NOISE = 0.08
 _DRIFT_PER_S = 0.15
-_SURPRISE = 3.0
+_SURPRISE = 2.5
 _LEAST_SURPRISE = 0.2
 _MAX_BPS, _MIN_BPS = 1e9, 1e3
 
@@ -79,6 +79,8 @@ class Estimate:
         age_s: Since the bandwidth was last measured.
         changes: How often the link changed suddenly.
         unsettled: Whether the last message was a surprise that the next one will settle.
+        jitter_ms: Standard deviation of the way up of small messages: a transfer has to take
+            longer to tell anything.
     """
 
     uplink_bps: float | None
@@ -88,6 +90,7 @@ class Estimate:
     age_s: float
     changes: int
     unsettled: bool
+    jitter_ms: float = 0.0
 
     def uplink_ms(self, size_bytes: float, expected: Link) -> float:
         """How long the bytes of a message take beyond the round trip.
@@ -130,6 +133,7 @@ class LinkEstimator:
                 age_s=age_s,
                 changes=self._changes,
                 unsettled=bool(self._surprises),
+                jitter_ms=self._jitter_ms,
             )
 
     def reconnected(self) -> None:
@@ -197,7 +201,8 @@ class LinkEstimator:
         if charged < _LEAST_MEASURED_BYTES:
             return
         jitter_ms = self._jitter_ms
-        log_bps = math.log(charged * 8e3 / max(transfer_ms, 1e-3))
+        # A transfer within the jitter says that the link is at least so fast, and no more.
+        log_bps = math.log(charged * 8e3 / max(transfer_ms, jitter_ms))
         log_bps = min(max(log_bps, math.log(_MIN_BPS)), math.log(_MAX_BPS))
         noise = _NOISE**2 + (jitter_ms / max(transfer_ms, jitter_ms)) ** 2
         self._filter(now_s, log_bps, noise)

@@ -20,6 +20,7 @@ from common.errors import CloudUnavailableError, SplitpointError
 from common.messages import MAX_PROBE_BYTES
 from common.rpc import splitpoint_pb2 as pb
 from edge.client import CloudClient
+from edge.link_estimate import Estimate
 from edge.planner import Planner
 
 _LOG = logging.getLogger("splitpoint.edge")
@@ -34,7 +35,8 @@ _STALE_S = 0.8
 _AWAY_S = 1.0
 _TIMEOUT_S = 2.0
 _SETTLE_S = 0.1
-_PROBE_S = 0.02
+_PROBE_S, _PROBE_JITTERS = 0.02, 6.0
+"""How long a probe is to take: told from the jitter even if the link has quickened."""
 _MOST_SHARE = 0.05
 _LEAST_BYTES = 3000
 _MOST_BYTES = 24_000
@@ -120,12 +122,12 @@ class Prober:
         ]
         if self._planner is not None and self._planner.wants_probe(now_s):
             link = self._client.link.estimate(now_s)
-            size = self._size(link.uplink_bps)
+            # A link that is a surprise every time would be filled with probes: one, then as usual.
+            soon = link.unsettled and not self._settling
+            size = self._size(link, soon=soon)
             pause_s = size * 8 / (_MOST_SHARE * (link.uplink_bps or 1e6))
             known_s = max(now_s - link.age_s, self._began_s)
             stale_s = max(known_s + _STALE_S, self._probed_s + pause_s) - now_s
-            # A link that is a surprise every time would be filled with probes: one, then as usual.
-            soon = link.unsettled and not self._settling
             if soon:
                 stale_s = self._probed_s + _SETTLE_S - now_s
             waits.append((stale_s, lambda: self._look(size, soon=soon)))
@@ -189,8 +191,10 @@ class Prober:
         if self._planner is not None:
             self._planner.probed(answer.result.times.queue_us / 1e3)
 
-    def _size(self, uplink_bps: float | None) -> int:
-        """Alternating sizes tell the burst from the bandwidth."""
-        moment = (uplink_bps or 1e6) * _PROBE_S / 8
-        size = min(max(moment, _LEAST_BYTES), _MOST_BYTES) * (2.5 if self._turn % 2 else 1.0)
+    def _size(self, link: Estimate, *, soon: bool) -> int:
+        """Alternating sizes tell the burst from the bandwidth; what settles is a large one."""
+        lasts_s = max(_PROBE_S, _PROBE_JITTERS * link.jitter_ms / 1e3)
+        moment = (link.uplink_bps or 1e6) * lasts_s / 8
+        large = soon or self._turn % 2
+        size = min(max(moment, _LEAST_BYTES), _MOST_BYTES) * (2.5 if large else 1.0)
         return min(int(size), MAX_PROBE_BYTES)
