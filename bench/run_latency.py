@@ -72,6 +72,8 @@ def measure(arguments: argparse.Namespace, stages: Stages) -> dict[str, Any]:
                     result["cells"] += measure_cell(
                         running, cell, arguments.frames, arguments.budget
                     )
+                    # A run that is cut off leaves what it has measured.
+                    arguments.json.write_text(json.dumps(result) + "\n")
                     done = 1 + cells.index(cell)
                     left_s = (time.monotonic() - began_s) / done * (len(cells) - done)
                     progress(done, len(cells), f"{left_s / 60:.0f} min left")

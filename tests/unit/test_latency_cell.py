@@ -1,0 +1,52 @@
+"""How long strategies of a cell are measured, and what traces are taken for."""
+
+import pytest
+
+from bench.latency_cell import Contender
+from bench.latency_trace import usual_mbit
+from bench.traces import TRACES
+from common.link import Link, LinkTrace
+
+
+def contender(settings: str, latency_ms: float, frames: int) -> Contender:
+    made = Contender({"some": settings}, lambda _: {})
+    for _ in range(frames):
+        made.keep({"latency_ms": latency_ms})
+    return made
+
+
+@pytest.mark.parametrize(
+    ("settings", "latency_ms", "frames", "enough"),
+    [
+        ("A", 500.0, 4, False),  # a few are measured of everyone
+        ("A", 500.0, 10, True),  # far from the fastest
+        ("A", 120.0, 10, False),  # close to it
+        ("B", 500.0, 10, False),  # the fastest of another setting does not count
+        ("AB", 500.0, 10, False),  # close in one of its settings
+        ("B", 3000.0, 5, True),  # it took its time
+    ],
+)
+def test_what_is_close_to_the_fastest_is_measured_longer(
+    settings: str, latency_ms: float, frames: int, enough: bool
+) -> None:
+    mine = contender(settings, latency_ms, frames)
+    others = [mine, contender("A", 100.0, 10), contender("B", 400.0, 10)]
+
+    assert mine.has_enough(others, budget_s=8.0) is enough
+
+
+def test_a_frame_that_failed_is_kept_as_an_error_and_takes_no_time() -> None:
+    mine = contender("A", 100.0, 2)
+
+    mine.keep({"error": "the cloud went away"})
+
+    assert mine.errors == ["the cloud went away"]
+    assert mine.median_ms() == 100.0
+
+
+def test_a_choice_for_a_trace_is_made_for_its_median_bandwidth() -> None:
+    slow, fast = Link(0.9e6, 0.9e6, 20.0), Link(60e6, 60e6, 20.0)
+    steps = ((0.0, slow), (1.0, None), (2.0, slow), (3.0, fast))
+
+    assert usual_mbit(LinkTrace(steps)) == 1.0
+    assert usual_mbit(TRACES["outage"]()) == 3.0
