@@ -14,7 +14,7 @@ packets between two network namespaces (`bench.shaped`). Needs root and Linux.
 | steps | frames and seconds until a better plan is in use after the bandwidth steps by four |
 | traces | a drive and a drift: regret against the best plan at every moment, and fixed plans |
 | outage | the longest that a frame took while nothing passed |
-| load | several threads while plans switch: failed, wrong and lost frames |
+| load | two threads while plans switch: failed, wrong and lost frames |
 
 All other parts play the video, as a camera would.
 
@@ -363,21 +363,21 @@ def outage(scene: Scene, seconds: float) -> dict[str, Any]:
 
 
 def load(scene: Scene, seconds: float) -> dict[str, Any]:
-    """Several threads while the bandwidth jumps so that plans switch."""
+    """Two threads at once while the bandwidth jumps so that plans switch."""
     ended = threading.Event()
 
     def jump() -> None:
         fast = False
         while not ended.is_set():
-            scene.wire.change(link(20.0 if fast else 0.6))
+            scene.wire.change(link(20.0 if fast else 0.3))
             fast = not fast
-            ended.wait(4.0)
+            ended.wait(8.0)
 
     with scene.edge("loaded-edge") as edge:
         jumping = threading.Thread(target=jump)
         jumping.start()
         try:
-            counted = edge.load(3, seconds)
+            counted = edge.load(2, seconds)
         finally:
             ended.set()
             jumping.join()
@@ -471,7 +471,7 @@ def _parts(scene: Scene, result: dict[str, Any], *, quick: bool) -> dict[str, Ca
         "steps": lambda: steps(scene, 1 if quick else 4, result["predictions"]["video"]["plans"]),
         "traces": traces,
         "outage": lambda: outage(scene, 32 if quick else 60),
-        "load": lambda: load(scene, 15 if quick else 120),
+        "load": lambda: load(scene, 15 if quick else 200),
     }
 
 
@@ -502,9 +502,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         stills = len(images)
         images += video_frames(arguments.video, arguments.video_frames, folder)
         progress = stages.stage("profile")
-        _profile(
-            arguments.bundle, folder / "tables.json", slow.prefix, 20 if arguments.quick else 90
-        )
+        budget_s = 20.0 if arguments.quick else arguments.profile
+        _profile(arguments.bundle, folder / "tables.json", slow.prefix, budget_s)
         progress(1, 1)
         wire = stack.enter_context(shaped(link(3.0)))
         command = ["cloud", "--bundle", str(arguments.bundle), "--host", wire.cloud.address]
@@ -551,6 +550,7 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="a few minutes, for a first look")
     parser.add_argument("--parts", type=lambda text: text.split(","), default=list(PARTS))
+    parser.add_argument("--profile", type=float, default=90.0, help="seconds for either side")
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--plot", type=Path, help="also draw the drive (.svg or .png)")
     arguments = parser.parse_args()

@@ -1,0 +1,26 @@
+"""docs/performance.md is what its results say."""
+
+import re
+from pathlib import Path
+
+from bench.performance import OUT, RESULTS, page
+
+
+def test_the_page_is_made_of_the_committed_results() -> None:
+    assert OUT.read_text() == page(), "run python -m bench.performance"
+
+
+def test_every_picture_and_link_of_it_is_there() -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", OUT.read_text())
+
+    assert links
+    assert [link for link in links if not (OUT.parent / link).exists()] == []
+
+
+def test_a_result_that_is_missing_is_said_to_be(tmp_path: Path) -> None:
+    (tmp_path / "link_check.json").write_text((RESULTS / "link_check.json").read_text())
+
+    text = page(tmp_path)
+
+    assert text.count("Not measured yet.") == 5
+    assert "| 3mbit/20ms | relay |" in text
