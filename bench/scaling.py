@@ -5,10 +5,11 @@
 
 Edges: a real `splitpoint cloud`, and N streams to it, each with one frame in flight over a gRPC
 channel of its own. The streams are threads of this process, which does nothing else meanwhile;
-their frames were cut before. What they take of the machine is told too (`load_cpu_ms`), because on
-the same machine the cloud does not get that, and so is what others take (`others_cores`). Two plans take turns: the cheapest split plan with the
-context coder and the JPEG upload, as `bench.parts` chooses them. A turn counts from when every
-stream has had an answer: then as many frames wait as ever will.
+their frames were cut before. On the same machine the cloud does not get what they take, so that is
+told too (`load_cpu_ms`), and so is what others took (`others_cores`), which should be nothing. Two
+plans take turns: the cheapest split plan with the context coder and the JPEG upload, as
+`bench.parts` chooses them. A turn counts from when every stream has had an answer: then as many
+frames wait as ever will.
 
 Search: the stages that depend on the structure of a network alone, for the zoo's networks with
 random weights. Structure alone decides how long they take, so no weights need be fetched. Costs of

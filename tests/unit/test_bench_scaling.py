@@ -115,8 +115,8 @@ def test_a_refused_frame_is_counted_and_the_stream_goes_on() -> None:
 
 def test_turns_of_a_plan_add_up() -> None:
     turns = [
-        Turn(2.0, [Answered(0.0, 10.0), Answered(0.0, 20.0)], [], 30.0, 3.0),
-        Turn(2.0, [Answered(0.0, 30.0), Answered(0.0, 40.0)], ["away"], 50.0, 5.0),
+        Turn(2.0, [Answered(0.0, 10.0), Answered(0.0, 20.0)], [], 30.0, 3.0, 433.0),
+        Turn(2.0, [Answered(0.0, 30.0), Answered(0.0, 40.0)], ["away"], 50.0, 5.0, 50.0),
     ]
 
     found = summary(turns)
@@ -124,10 +124,11 @@ def test_turns_of_a_plan_add_up() -> None:
     assert (found["frames"], found["failed"], found["errors"]) == (4, 1, ["away"])
     assert (found["frames_per_s"], found["p50_ms"]) == (1.0, 25.0)
     assert (found["cloud_cpu_ms"], found["load_cpu_ms"]) == (20.0, 2.0)
+    assert found["others_cores"] == 0.1
 
 
 def test_a_plan_without_any_answer_has_no_times() -> None:
-    found = summary([Turn(2.0, [], ["away", "away"], 1.0, 1.0)])
+    found = summary([Turn(2.0, [], ["away", "away"], 1.0, 1.0, 2.0)])
 
     assert found == {"frames": 0, "failed": 2, "errors": ["away"]}
 
@@ -170,8 +171,8 @@ def test_every_convolution_has_weights_and_an_output_to_allocate() -> None:
 
 def test_what_failed_is_printed_too() -> None:
     rows = [
-        {"streams": 1, "way": "split", **summary([Turn(2.0, [Answered(0, 12.5)], [], 5, 1)])},
-        {"streams": 2, "way": "JPEG", **summary([Turn(2.0, [], ["away"], 5, 1)])},
+        {"streams": 1, "way": "split", **summary([Turn(2.0, [Answered(0, 12.5)], [], 5, 1, 6)])},
+        {"streams": 2, "way": "JPEG", **summary([Turn(2.0, [], ["away"], 5, 1, 6)])},
     ]
     output = io.StringIO()
 
@@ -182,7 +183,14 @@ def test_what_failed_is_printed_too() -> None:
     }
     print_edges(result, Console(file=output, width=120))
 
-    for word in ("split", "12.5", "JPEG", "70.0", "image jpeg q75, 23,000 bytes"):
+    for word in (
+        "split",
+        "12.5",
+        "JPEG",
+        "70.0",
+        "failed: 1 frames",
+        "image jpeg q75, 23,000 bytes",
+    ):
         assert word in output.getvalue()
 
 
@@ -202,5 +210,5 @@ def test_every_network_is_printed() -> None:
 
     print_search({"rounds": 3, "rows": [row]}, Console(file=output, width=120))
 
-    for word in ("yolov3-tiny", "13", "1,032", "0.500", "0.125"):
+    for word in ("yolov3-tiny", "13", "1,032", "0.5000", "0.1250"):
         assert word in output.getvalue()
