@@ -43,6 +43,7 @@ from PIL import Image
 
 from bench.adaptation_report import plot, report
 from bench.edge_process import EdgeProcess, EdgeSettings
+from bench.profiles import profile_both
 from bench.shaped import ShapedLink, shaped
 from bench.slow import SlowCpu, slowed
 from bench.traces import FOLDER, replayed
@@ -443,16 +444,6 @@ def _mbit(now: Link | None) -> float:
     return 0.0 if now is None else now.uplink_bps / 1e6
 
 
-def _profile(bundle: Path, tables: Path, prefix: Sequence[str], budget_s: float) -> None:
-    """Both sides' tables: the edge's slowed, the cloud's not."""
-    command = [sys.executable, "-m", "splitpoint.cli", "profile", "--bundle", str(bundle)]
-    command += ["--tables", str(tables), "--budget", f"{budget_s:g}"]
-    runs = [([*prefix, *command], ["--device", "slow-edge"])]
-    runs += [(command, ["--device", "cloud-machine", "--cloud-side"])]
-    for start, options in runs:
-        subprocess.run([*start, *options], check=True, stdout=subprocess.DEVNULL)  # noqa: S603
-
-
 def _parts(scene: Scene, result: dict[str, Any], *, quick: bool) -> dict[str, Callable[[], Any]]:
     """All parts, in order; steps and traces need what predictions have measured."""
 
@@ -503,7 +494,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         images += video_frames(arguments.video, arguments.video_frames, folder)
         progress = stages.stage("profile")
         budget_s = 20.0 if arguments.quick else arguments.profile
-        _profile(arguments.bundle, folder / "tables.json", slow.prefix, budget_s)
+        profile_both(arguments.bundle, _PILOT, folder / "tables.json", slow.prefix, budget_s)
         progress(1, 1)
         wire = stack.enter_context(shaped(link(3.0)))
         command = ["cloud", "--bundle", str(arguments.bundle), "--host", wire.cloud.address]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.edge_process import EdgeProcess, EdgeSettings
+from bench.profiles import profile_both
 from bench.shaped import ShapedLink
 from bench.slow import slowed
 from common.bundle import Bundle
@@ -92,14 +93,15 @@ def stage(
     with ExitStack() as stack:
         slow = None if share >= 1 else stack.enter_context(slowed(share))
         if not tables.exists():
-            _profile(bundle, device, tables, () if slow is None else slow.prefix, profile_s)
+            profile_both(
+                bundle.root, device, tables, () if slow is None else slow.prefix, profile_s
+            )
         command = ["cloud", "--bundle", str(bundle.root), "--host", wire.cloud.address]
         command += ["--grpc-port", "0", "--rest-port", "0"]
         cloud = Service(command, folder / f"cloud-{share:g}.log", prefix=wire.cloud.prefix)
         stack.enter_context(cloud)
         alone = wire.left_to_edges is not None
         plain_pid = None if alone else stack.enter_context(_plain_service(wire, bundle))
-
         settings = EdgeSettings(
             bundle=bundle.root,
             images=images,
@@ -155,15 +157,3 @@ def _wait_for_port(wire: ShapedLink, process: "subprocess.Popen[bytes]") -> None
         if process.poll() is not None or time.monotonic() > until_s:
             raise SplitpointError("the plain service did not start")
         time.sleep(0.2)
-
-
-def _profile(
-    bundle: Bundle, device: str, tables: Path, prefix: Sequence[str], budget_s: float
-) -> None:
-    """Both sides' tables: the edge's slowed, the cloud's not."""
-    command = [sys.executable, "-m", "splitpoint.cli", "profile", "--bundle", str(bundle.root)]
-    command += ["--tables", str(tables), "--budget", f"{budget_s:g}"]
-    sides = [([*prefix, *command], ["--device", device])]
-    sides += [(command, ["--device", "cloud-machine", "--cloud-side"])]
-    for start, options in sides:
-        subprocess.run([*start, *options], check=True, stdout=subprocess.DEVNULL)  # noqa: S603

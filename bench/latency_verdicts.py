@@ -75,10 +75,7 @@ def codec_bytes(result: dict[str, Any], accuracy: float) -> float | None:
 
 
 def cloud_work(result: dict[str, Any], share: float) -> list[Row]:
-    """CPU time for a frame on either side, by plan that the adaptive planner used most.
-
-    Beside each split the upload that costs the cloud least.
-    """
+    """CPU time for a frame on either side, of every plan that needs the cloud."""
     rows = [r for r in result["cells"] if r["share"] == share and "p50_ms" in r and r["plan"]]
     by_plan: dict[str, list[Row]] = {}
     for row in rows:

@@ -2,7 +2,7 @@
 
     splitpoint bench latency --images DIR --annotations FILE --calibration DIR --json OUT
     python -m bench.run_latency ...                # the same
-    ... --quick                                    # under two minutes, once the plans are searched
+    ... --quick                                    # two cells, once the plans are searched
 
 Real processes and real packets: a cloud, a slowed edge (`bench.slow`), and two network namespaces
 with a shaped wire between them (`bench.shaped`). That needs root and Linux; without, links are

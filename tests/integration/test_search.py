@@ -36,7 +36,7 @@ def bundle(data_dir: Path, tiny_weights: Path, tmp_path_factory: pytest.TempPath
     request = Request(
         model="yolov3-tiny",
         weights=tiny_weights,
-        link=parse_link("500kbit/20ms"),  # so thin that coding in context pays on any machine
+        link=parse_link("500kbit/20ms"),  # so thin that the fewest bytes win
         device=device_profile("this-machine"),
         calibration=data_dir / "coco_train" / "images",
         edge_memory_bytes=5 << 20,
@@ -107,7 +107,7 @@ def test_a_baseline_is_deployed_as_our_own_plans_are(
     request = Request(
         model="yolov3-tiny",
         weights=tiny_weights,
-        link=parse_link("500kbit/20ms"),  # so thin that coding in context pays on any machine
+        link=parse_link("500kbit/20ms"),  # so thin that the fewest bytes win
         device=device_profile("tenth-core"),
         calibration=data_dir / "coco_train" / "images",
         strategy=known_strategy(strategy),
