@@ -25,6 +25,8 @@ from common.link import Link
 from common.manifest import Plan
 
 ADAPTIVE, FIXED = "Splitpoint, adaptive", "Splitpoint, fixed plan"
+TUNED = "upload of tuned codec and quality"
+"""The best that sending pictures can do: of the uploads that our own search keeps, the fastest."""
 FLOAT, PLAIN = "edge-only, floating point", "plain FastAPI, JPEG q75"
 RTT_MS = 20.0
 _LEAST_FRAMES = 5
@@ -156,6 +158,9 @@ def who_runs(stage: Stage, cell: Cell) -> tuple[list[Contender], list[dict[str, 
                 infeasible.append(_nothing(name, setting, told["infeasible"]))
     for setting, names in who["splitpoint"].items():
         deploys(FIXED, setting, _predicted_best(stage, names, cell))
+        sent = [n for n in names if stage.bundle.plan(stage.digests[n]).kind == "cloud-only"]
+        if sent:
+            deploys(TUNED, setting, _predicted_best(stage, sent, cell))
     contenders = list(by_plan.values())
     contenders.append(Contender({FLOAT: "A"}, edge.in_float, pid=stage.cloud_pid))
     if stage.plain_pid is None:

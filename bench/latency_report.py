@@ -119,23 +119,24 @@ def _grid_cell(row: Row | None, all_rows: list[Row]) -> str:
 def verdict_table(result: dict[str, Any]) -> list[str]:
     """The adaptive planner beside all others, cell by cell."""
     words = (
-        f"Others fit the setting and lose {WITHIN:g} AP at most; among them is our own fixed plan, "
-        "which is no rival. Fewer bytes: those of the smallest image upload of at least our AP, "
-        "over ours."
+        f"Others fit the setting and lose {WITHIN:g} AP at most; among them are our own fixed plan "
+        "and the image upload whose codec and quality our search has tuned, which are no rivals. "
+        "Fewer bytes: those of the smallest image upload of at least our AP, over ours."
     )
     head = (
         "| core | setting | Mbit/s | adaptive | best of all others | ratio | within | "
-        "best rival | ratio | AP | fewer bytes | plan |"
+        "best rival | ratio | to tuned upload | AP | fewer bytes | plan |"
     )
-    lines = [words, "", head, "|--:|---|--:|--:|---|--:|---|---|--:|--:|--:|---|"]
+    lines = [words, "", head, "|--:|---|--:|--:|---|--:|---|---|--:|--:|--:|--:|---|"]
     for row in verdicts(result):
         within = "yes" if row["ratio"] <= SLACK else "no"
         fewer = "" if row["fewer_bytes"] is None else f"{row['fewer_bytes']:.1f} x"
+        tuned = "" if row["tuned_ratio"] is None else f"{row['tuned_ratio']:.2f}"
         lines.append(
             f"| {row['share']:g} | {row['setting']} | {row['mbit']:g} | {row['adaptive_ms']:.0f} | "
             f"{row['best']}, {row['best_ms']:.0f} | {row['ratio']:.3f} | {within} | "
             f"{row['rival']}, {row['rival_ms']:.0f} | {row['rival_ratio']:.2f} | "
-            f"{row['accuracy']:.1f} | {fewer} | {row['plan']} |"
+            f"{tuned} | {row['accuracy']:.1f} | {fewer} | {row['plan']} |"
         )
     return lines
 

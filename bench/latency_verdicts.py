@@ -1,14 +1,16 @@
 """Who won in each cell of `bench.run_latency`, and which targets that meets.
 
 A *rival* is a strategy that is not ours, answered every frame and lost at most `WITHIN` points of
-AP against floating point. *All others* are the rivals and our own plan when it is fixed.
+AP against floating point. *All others* are the rivals and what our own search gives those who do
+not adapt: a fixed plan, and the tuned upload, which is told of apart: who sends pictures of fixed
+quality does not have it, but could.
 """
 
 from collections.abc import Iterator, Sequence
 from statistics import mean
 from typing import Any
 
-from bench.latency_cell import ADAPTIVE, FIXED
+from bench.latency_cell import ADAPTIVE, FIXED, TUNED
 from bench.targets import Target
 
 WITHIN = 1.0
@@ -160,7 +162,8 @@ def _work_target(result: dict[str, Any]) -> Iterator[Target]:
 def _verdict(result: dict[str, Any], rows: Sequence[Row]) -> Row | None:
     mine = next((row for row in rows if row["strategy"] == ADAPTIVE), None)
     others = accurate(rows, result["reference_accuracy"])
-    rivals = [row for row in others if row["strategy"] != FIXED]
+    rivals = [row for row in others if row["strategy"] not in (FIXED, TUNED)]
+    tuned = next((_p50(row) for row in others if row["strategy"] == TUNED), None)
     if mine is None or not rivals:
         return None
     equal = codec_bytes(result, mine["accuracy"])
@@ -175,6 +178,7 @@ def _verdict(result: dict[str, Any], rows: Sequence[Row]) -> Row | None:
         "rival": rivals[0]["strategy"],
         "rival_ms": _p50(rivals[0]),
         "rival_ratio": _p50(mine) / _p50(rivals[0]),
+        "tuned_ratio": None if tuned is None else _p50(mine) / tuned,
         "fewer_bytes": equal / sent if sent and equal is not None else None,
     }
 

@@ -18,45 +18,37 @@ caches: ratios to a copy tell an order of magnitude, those to a session or an ec
 """
 
 import argparse
-import asyncio
 import json
-import queue
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from types import MappingProxyType
 from typing import Any
 
-import grpc
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from bench.echo import echo_client
+from bench.opened import Array, Bare, Opened
+from bench.plan_choice import cheapest_split, upload
 from cloud.tails import DEFAULT_SCORE_THRESHOLD, TailRunner
-from common.bundle import Bundle, open_codecs
-from common.codec import check
+from common.bundle import Bundle
 from common.costs import costs
 from common.detections import Detections, decode_yolo
 from common.errors import SplitpointError
-from common.images import Letterbox, letterbox, list_images, read_image
+from common.images import letterbox, list_images, read_image
 from common.link import Link
-from common.manifest import Plan, PlanKind, Tail
-from common.messages import channel_options
-from common.packed_weights import unpack_weights
-from common.quantizer import WireTable
+from common.manifest import Plan
 from common.rpc import splitpoint_pb2 as pb
 from common.runtime import Model
 from common.timing import Timing, interleave_until_tight, probe_until_tight
 from edge.client import CloudClient
-from edge.head import INPUT, EdgePlan, open_plans
+from edge.head import INPUT
 from edge.link_estimate import LinkEstimator, Transit
 from edge.planner import Planner, Served
 from edge.transport import GrpcTransport
@@ -66,9 +58,6 @@ from splitpoint.processes import Service
 from splitpoint.progress import Stages
 
 _RESULT = Path(__file__).parent / "results" / "parts.json"
-_WITHIN = 1.0
-"""Points of accuracy that the cheapest plan may be behind the most accurate one."""
-_QUALITY = 75
 _BATCH = 4
 _PROBE_BYTES = (1024, 4096)
 _FRAMES_BEFORE = 100
@@ -76,9 +65,6 @@ _LINK_BYTES = (100, 10_000)
 """Of messages, small and large, that have taught the planner its link."""
 _TOLERANCE, _WARM_UP, _LEAST, _MOST, _BUDGET_S = 0.02, 5, 100, 1000, 8.0
 _LEAST_MESSAGES = 500
-_ECHO, _ECHO_SERVICE, _ECHO_STOP_S = "--echo", "bench.Echo", 10.0
-
-Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -125,77 +111,6 @@ class Row:
             "ratio": None if self.ratio is None else round(self.ratio, 3),
             "note": self.note,
         }
-
-
-class Opened:
-    """One plan with a tail, opened on both sides, and one picture on its way through it.
-
-    Args:
-        bundle: The bundle.
-        digest: Of the plan.
-        picture: (H, W, 3) RGB.
-
-    Attributes:
-        codes: What the head makes of the picture, (C, H, W) uint8 each; the pixels without a head.
-    """
-
-    def __init__(self, bundle: Bundle, digest: bytes, picture: NDArray[np.uint8]) -> None:
-        self.plan = plan = bundle.plan(digest)
-        self.tail_file = bundle.file(_tail(plan).file)
-        self.detector = detector = bundle.manifest.detector
-        self.edge: EdgePlan = open_plans(bundle, [digest])[digest]
-        self.codecs = open_codecs(bundle, plan)
-        self.tables = [WireTable(tensor) for tensor in plan.wire]
-        self.size = detector.input_height, detector.input_width
-        self.where = Letterbox.fit(picture.shape[1], picture.shape[0], self.size)
-        self.frame = letterbox(picture, self.size)
-        self.bare_head = _bare_head(bundle, plan)
-        self.codes: list[NDArray[np.uint8]] = [self.frame]
-        if self.bare_head is not None:
-            outputs = self.bare_head.session.run(None, {INPUT: self.frame[None]})
-            self.codes = [output[0] for output in outputs]
-
-    def symbols(self) -> list[NDArray[np.uint8]]:
-        """What travels of the codes."""
-        return [table.symbols(code) for table, code in zip(self.tables, self.codes, strict=True)]
-
-    def encode(self) -> list[pb.Payload]:
-        """As `EdgePlan.cut` does it behind the head."""
-        return self.edge.encode(self.symbols())
-
-    def decode(self, payloads: Sequence[pb.Payload]) -> list[NDArray[np.float32]]:
-        """As `TailRunner.finish` does it before the tail."""
-        values = []
-        parts = zip(payloads, self.plan.wire, self.codecs, self.tables, strict=True)
-        for payload, wire, codec, table in parts:
-            check(payload.data, payload.crc32)
-            values.append(table.values(codec.decode(payload.data, wire.shape, wire.bits)))
-        return values
-
-    def inputs(self) -> dict[str, NDArray[np.float32]]:
-        """What the tail reads, (1, C, H, W) each."""
-        values = [table.values(s) for table, s in zip(self.tables, self.symbols(), strict=True)]
-        return {wire.name: v[None] for wire, v in zip(self.plan.wire, values, strict=True)}
-
-
-def cheapest_split(plans: Mapping[bytes, Plan], codecs: Collection[str]) -> bytes | None:
-    """The split plan of fewest bytes with one of these codecs.
-
-    Of those that are at most a point less accurate than the most accurate of them; None without
-    any.
-    """
-    able = {digest: plan for digest, plan in plans.items() if _is(plan, "split", codecs)}
-    if not able:
-        return None
-    least = max(plan.predicted.accuracy for plan in able.values()) - _WITHIN
-    kept = [digest for digest, plan in able.items() if plan.predicted.accuracy >= least]
-    return min(kept, key=lambda digest: able[digest].predicted.uplink_bytes)
-
-
-def upload(plans: Mapping[bytes, Plan], codec: str) -> bytes | None:
-    """The upload by an image codec whose quality is nearest to 75; None without any."""
-    able = {digest: plan for digest, plan in plans.items() if _is(plan, "cloud-only", [codec])}
-    return min(able, key=lambda digest: _off_usual(able[digest]), default=None)
 
 
 def choose(plans: Mapping[bytes, Plan]) -> dict[str, bytes]:
@@ -372,7 +287,7 @@ def _stream_rows(bundle: Bundle) -> Iterator[Row]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         command = ["cloud", "--bundle", str(bundle.root), "--grpc-port", "0", "--rest-port", "0"]
         cloud = stack.enter_context(Service(command, folder / "cloud.log"))
-        echo = stack.enter_context(_echo_client())
+        echo = stack.enter_context(echo_client())
         hello = pb.Hello(edge_id="bench.parts", bundle_digest=bundle.digest)
         address = f"127.0.0.1:{cloud.ready['grpc']}"
         client = CloudClient(lambda: GrpcTransport(address), hello)
@@ -387,79 +302,6 @@ def _stream_rows(bundle: Bundle) -> Iterator[Row]:
         timings = _timed(calls, least=_LEAST_MESSAGES)
         for size, part, floor in zip(_PROBE_BYTES, timings[::2], timings[1::2], strict=True):
             yield Row(f"stream, a probe of {size:,} bytes", part, None, "gRPC echo", floor)
-
-
-@contextmanager
-def _echo_client() -> Iterator[Callable[[bytes], bytes]]:
-    """A bare stream to an echo in a process of its own: sends bytes and waits for them."""
-    command = [sys.executable, "-m", "bench.parts", _ECHO]
-    requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-    with subprocess.Popen(  # noqa: S603 - our own module
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            port = process.stdout.readline().strip() if process.stdout else ""
-            with grpc.insecure_channel(f"127.0.0.1:{port}", options=channel_options()) as channel:
-                open_stream: Any = channel.stream_stream(f"/{_ECHO_SERVICE}/Stream")
-                answers: Iterator[bytes] = open_stream(iter(requests.get, None))
-
-                def echo(data: bytes) -> bytes:
-                    requests.put(data)
-                    return next(answers)
-
-                yield echo
-        finally:
-            requests.put(None)  # a thread of gRPC's waits for it
-            try:
-                process.communicate(timeout=_ECHO_STOP_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-async def _serve_echo() -> None:
-    """Echo until standard input ends; prints the port."""
-    server = grpc.aio.server(options=channel_options())
-    handler: Any = grpc.stream_stream_rpc_method_handler(_echo_stream)
-    service = grpc.method_handlers_generic_handler(_ECHO_SERVICE, {"Stream": handler})
-    server.add_generic_rpc_handlers((service,))
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    print(port, flush=True)  # noqa: T201 - for who started it
-    await asyncio.to_thread(sys.stdin.read)
-    await server.stop(None)
-
-
-async def _echo_stream(requests: object, context: Any) -> None:
-    del requests  # read as the product's cloud reads
-    while (message := await context.read()) is not grpc.aio.EOF:
-        await context.write(message)
-
-
-class Bare:
-    """ONNX Runtime without our wrapper, with one thread and the options of `common.runtime.Model`.
-
-    Args:
-        source: The model.
-        weights: Tensors by name that it expects from outside.
-    """
-
-    def __init__(self, source: Path, weights: Mapping[str, Array] = MappingProxyType({})) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
-        # They must live as long as the session.
-        self._weights = [onnxruntime.OrtValue.ortvalue_from_numpy(w) for w in weights.values()]
-        options.add_external_initializers(list(weights), self._weights)
-        self.session = onnxruntime.InferenceSession(
-            str(source), options, providers=["CPUExecutionProvider"]
-        )
-
-    def run_ms(self, inputs: Mapping[str, Array]) -> float:
-        """What one run takes."""
-        started_s = perf_counter()
-        self.session.run(None, inputs)
-        return (perf_counter() - started_s) * 1e3
 
 
 def copying(arrays: Sequence[Array]) -> Callable[[], None]:
@@ -497,31 +339,6 @@ def _told(part: Callable[[], float], floor: Callable[[], float]) -> tuple[Timing
     return first, second
 
 
-def _bare_head(bundle: Bundle, plan: Plan) -> Bare | None:
-    head = plan.head
-    if head is None:
-        return None
-    weights: Mapping[str, Array] = {}
-    if head.weights is not None:
-        weights = unpack_weights(bundle.file(head.weights).read_bytes(), head.weights)
-    return Bare(bundle.file(head.file), weights)
-
-
-def _tail(plan: Plan) -> Tail:
-    if plan.tail is None:
-        raise SplitpointError(f"plan {plan.name} has no tail")
-    return plan.tail
-
-
-def _is(plan: Plan, kind: PlanKind, codecs: Collection[str]) -> bool:
-    return plan.kind == kind and plan.codec is not None and plan.codec.name in codecs
-
-
-def _off_usual(plan: Plan) -> int:
-    quality = None if plan.codec is None else plan.codec.quality
-    return abs((quality or 0) - _QUALITY)
-
-
 def _copy_of(arrays: Sequence[Array]) -> str:
     return f"copy of {sum(array.nbytes for array in arrays):,} bytes"
 
@@ -554,9 +371,6 @@ def print_rows(result: dict[str, Any], console: Console) -> None:
 
 def main() -> None:
     """Measure, print and write the result."""
-    if sys.argv[1:] == [_ECHO]:
-        asyncio.run(_serve_echo())
-        return
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--images", type=Path, required=True, help="pictures to send")

@@ -7,7 +7,8 @@
     cloud away             a ping a second, each by a new stream
 
 Nothing is sent while no frames come, nor when no bandwidth could change the choice of a plan. When
-they come again after a pause, the first ones have the link for themselves: they may measure it.
+they come again after a pause, the first ones have the link for themselves: they may measure it. Nor
+does a probe of the bandwidth stand in the way of a frame that measures it by itself.
 """
 
 import logging
@@ -38,7 +39,8 @@ _SETTLE_S = 0.1
 _PROBE_S, _PROBE_JITTERS = 0.02, 6.0
 """How long a probe is to take: told from the jitter even if the link has quickened."""
 _MOST_SHARE = 0.05
-_LEAST_BYTES = 3000
+LEAST_BYTES = 3000
+"""Of a probe, or a frame, that measures the bandwidth."""
 _MOST_BYTES = 24_000
 
 
@@ -62,7 +64,7 @@ class Prober:
         self._clock = clock
         self._wake = threading.Condition()
         self._active_s = self._began_s = self._pinged_s = self._probed_s = -float("inf")
-        self._failed_s = -float("inf")
+        self._failed_s = self._measuring_s = -float("inf")
         self._stream: object = None
         self._turn = 0
         self._settling = False
@@ -82,6 +84,14 @@ class Prober:
                 self._thread.start()
             elif idle:
                 self._wake.notify_all()
+
+    def measuring(self) -> None:
+        """Say that the frame is large enough to measure the link itself."""
+        self._measuring_s = self._clock()
+
+    def measured(self) -> None:
+        """Say that it was answered, or will not be."""
+        self._measuring_s = -float("inf")
 
     def calibrate(self) -> None:
         """Learn the link of a new stream, now; does nothing for one that is known.
@@ -130,7 +140,8 @@ class Prober:
             stale_s = max(known_s + _STALE_S, self._probed_s + pause_s) - now_s
             if soon:
                 stale_s = self._probed_s + _SETTLE_S - now_s
-            waits.append((stale_s, lambda: self._look(size, soon=soon)))
+            free_s = self._measuring_s + _STALE_S - now_s
+            waits.append((max(stale_s, free_s), lambda: self._look(size, soon=soon)))
         wait_s, act = min(waits, key=lambda each: each[0])
         return max(0.0, wait_s), act
 
@@ -196,5 +207,5 @@ class Prober:
         lasts_s = max(_PROBE_S, _PROBE_JITTERS * link.jitter_ms / 1e3)
         moment = (link.uplink_bps or 1e6) * lasts_s / 8
         large = soon or self._turn % 2
-        size = min(max(moment, _LEAST_BYTES), _MOST_BYTES) * (2.5 if large else 1.0)
+        size = min(max(moment, LEAST_BYTES), _MOST_BYTES) * (2.5 if large else 1.0)
         return min(int(size), MAX_PROBE_BYTES)

@@ -9,18 +9,16 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from bench.opened import Bare, Opened
 from bench.parts import (
-    Bare,
-    Opened,
     Row,
-    cheapest_split,
     choose,
     copying,
     experienced_planner,
     print_rows,
     takes_batches,
-    upload,
 )
+from bench.plan_choice import cheapest_split, upload
 from cloud.tails import Tails
 from common.bundle import Bundle
 from common.errors import SplitpointError

@@ -8,19 +8,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bench.scaling import (
-    Answered,
-    Load,
-    Stream,
-    Turn,
-    choose,
+from bench.larger_networks import (
     made_up_costs,
     made_up_problem,
-    print_edges,
     print_search,
     random_weights,
-    summary,
 )
+from bench.many_edges import Answered, Load, Stream, Turn, choose, print_edges, summary
 from common.errors import SplitpointError
 from common.rpc import splitpoint_pb2 as pb
 from edge.client import CloudClient

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from bench.latency_cell import ADAPTIVE, FIXED
+from bench.latency_cell import ADAPTIVE, FIXED, TUNED
 from bench.latency_report import markdown
 from bench.latency_verdicts import codec_bytes, targets, verdicts
 
@@ -69,6 +69,7 @@ OURS = row(ADAPTIVE, 60.0, "split")
         ([row("JPEG", 100.0), row("WebP", 50.0, accuracy=23.9)], "JPEG", "JPEG"),  # beyond it
         ([row("JPEG", 100.0), row("PNG", 50.0, failed=1)], "JPEG", "JPEG"),  # lost a frame
         ([row("JPEG", 100.0), row(FIXED, 50.0, "split")], FIXED, "JPEG"),  # no rival, but another
+        ([row("JPEG", 100.0), row(TUNED, 50.0, "webp")], TUNED, "JPEG"),
     ],
 )
 def test_the_adaptive_planner_is_laid_beside_the_best_others(

@@ -235,6 +235,29 @@ def test_the_first_frame_after_a_pause_has_the_link_for_itself(
     assert any(size for _, size in prober.go(0.3)), "no frame has measured it since"
 
 
+@pytest.mark.parametrize("unsettled", [False, True])
+def test_a_frame_that_measures_the_link_has_it_for_itself(
+    prober: ByHand, world: World, unsettled: bool
+) -> None:
+    calibrated(prober)
+    prober.go(1.0)
+    world.estimate = replace(FRESH, age_s=10.0, unsettled=unsettled)
+    world.sent.clear()
+    prober.measuring()
+    assert [size for _, size in prober.go(0.5) if size] == []
+    prober.measured()
+    assert [size for _, size in prober.go(0.5) if size]
+
+
+def test_a_frame_that_takes_long_does_not_keep_the_edge_from_looking(
+    prober: ByHand, world: World
+) -> None:
+    calibrated(prober)
+    prober.measuring()
+    world.estimate = replace(FRESH, age_s=10.0)
+    assert [size for _, size in prober.go(2.0) if size]
+
+
 def test_a_surprise_is_settled_soon(prober: ByHand, world: World) -> None:
     calibrated(prober)
     world.estimate = replace(FRESH, age_s=0.05, unsettled=True)
