@@ -9,7 +9,8 @@ packets between two network namespaces (`bench.shaped`). Needs root and Linux.
 |---|---|
 | profile | `splitpoint profile` of both sides, the edge slowed: where predictions start |
 | predictions | every plan in turn: error of the profile alone and of the planner; 95 % intervals; |
-| | on pictures that have nothing to do with each other, and on frames of a video |
+| | on pictures that have nothing to do with each other, and on frames of a video; |
+| | also with the whole core for the edge, which then is as steady as a machine of its own |
 | steady | regret of the planner against every fixed plan, frame by frame in turn, by bandwidth |
 | steps | frames and seconds until a better plan is in use after the bandwidth steps by four |
 | traces | a drive and a drift: regret against the best plan at every moment, and fixed plans |
@@ -33,7 +34,7 @@ from typing import Any
 
 from bench.adaptation_parts import load, on_trace, outage, predictions, steady, steps
 from bench.adaptation_report import plot, report
-from bench.adaptation_scene import PILOT, RTT_MS, Scene, link, video_frames
+from bench.adaptation_scene import PILOT, RTT_MS, WHOLE, Scene, link, video_frames
 from bench.profiles import profile_both
 from bench.shaped import shaped
 from bench.slow import slowed
@@ -61,12 +62,13 @@ def _parts(scene: Scene, result: dict[str, Any], *, quick: bool) -> dict[str, Ca
         "predictions": lambda: {
             "pictures": predictions(scene, 12 if quick else 80, lambda k: k % scene.stills),
             "video": predictions(scene, 12 if quick else 80, scene.frame),
+            "video, a whole core": predictions(scene, 12 if quick else 80, scene.frame, WHOLE),
         },
         "steady": lambda: steady(scene, 10 if quick else 40),
         "steps": lambda: steps(scene, 1 if quick else 4, result["predictions"]["video"]["plans"]),
         "traces": traces,
         "outage": lambda: outage(scene, 32 if quick else 60),
-        "load": lambda: load(scene, 15 if quick else 200),
+        "load": lambda: load(scene, 2 if quick else 20, 60 if quick else 600),
     }
 
 
@@ -98,7 +100,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         images += video_frames(arguments.video, arguments.video_frames, folder)
         progress = stages.stage("profile")
         budget_s = 20.0 if arguments.quick else arguments.profile
-        profile_both(arguments.bundle, PILOT, folder / "tables.json", slow.prefix, budget_s)
+        edges = {PILOT: slow.prefix, WHOLE: ()}
+        profile_both(arguments.bundle, edges, folder / "tables.json", budget_s)
         progress(1, 1)
         wire = stack.enter_context(shaped(link(3.0)))
         command = ["cloud", "--bundle", str(arguments.bundle), "--host", wire.cloud.address]

@@ -3,6 +3,7 @@
 import itertools
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 
 from bench.adaptation_scene import PILOT, Scene, answered, link, median
 from bench.edge_process import EdgeProcess
+from bench.latency_cell import PROBE_S
 from bench.traces import FOLDER, replayed
 from common.link import Link, LinkTrace
 from common.link_trace import read_trace
@@ -20,15 +22,20 @@ _SETTLE = 15
 _LOOKS, _PLAUSIBLE = 3, 1.3
 """Frames of each plan at a bandwidth, before those that are too slow are left out."""
 _NEAR = 0.05
+_JUMP_S, _LOAD_S = 8.0, 30.0
+_REPORT_S = 0.03
+"""For what an edge still has to send when a frame is answered."""
 _SEED = 0
 
 
-def predictions(scene: Scene, rounds: int, picture: Callable[[int], int]) -> dict[str, Any]:
+def predictions(
+    scene: Scene, rounds: int, picture: Callable[[int], int], device: str = PILOT
+) -> dict[str, Any]:
     """Every plan in turn on a steady link; what was expected of each frame, and what it took."""
     scene.wire.change(link(3.0))
     rows: dict[str, list[dict[str, Any]]] = {digest: [] for digest in scene.plans}
     progress = scene.stages.stage("predictions")
-    with scene.edge() as edge:
+    with scene.edge(device) as edge:
         for round_ in range(rounds):
             image = picture(round_)
             for digest, seen in rows.items():
@@ -73,11 +80,18 @@ def steady(scene: Scene, frames: int) -> list[dict[str, Any]]:
                 answered(edge.detect(scene.frame(k), pilot=PILOT))
             ours: list[dict[str, Any]] = []
             theirs: dict[str, list[float]] = {digest: [] for digest in plausible}
+            order = np.random.default_rng(_SEED)
             for k in range(frames):
                 image = scene.frame(k)
-                ours.append(answered(edge.detect(image, pilot=PILOT)))
-                for digest, times in theirs.items():
-                    times.append(_took(edge, image, digest))
+                # In another order every time: a frame takes longer behind some than behind others.
+                for turn in order.permutation(1 + len(theirs)):
+                    if turn == len(theirs):
+                        ours.append(answered(edge.detect(image, pilot=PILOT)))
+                        time.sleep(PROBE_S)
+                    else:
+                        digest = plausible[turn]
+                        theirs[digest].append(_took(edge, image, digest))
+                        time.sleep(_REPORT_S)
             state = edge.state(PILOT)
         found.append(_steady_row(scene, mbit, ours, theirs, state))
         progress(done, len(STEADY_MBIT))
@@ -252,8 +266,8 @@ def outage(scene: Scene, seconds: float) -> dict[str, Any]:
     }
 
 
-def load(scene: Scene, seconds: float) -> dict[str, Any]:
-    """Two threads at once while the bandwidth jumps so that plans switch."""
+def load(scene: Scene, switches: int, most_s: float) -> dict[str, Any]:
+    """Two threads at once while the bandwidth jumps, until plans have switched so often."""
     ended = threading.Event()
 
     def jump() -> None:
@@ -261,20 +275,27 @@ def load(scene: Scene, seconds: float) -> dict[str, Any]:
         while not ended.is_set():
             scene.wire.change(link(20.0 if fast else 0.3))
             fast = not fast
-            ended.wait(8.0)
+            ended.wait(_JUMP_S)
 
+    counted: Counter[str] = Counter()
+    by_plan: Counter[str] = Counter()
+    progress = scene.stages.stage("load")
+    began_s, before = time.monotonic(), scene.frames_served()
     with scene.edge("loaded-edge") as edge:
         jumping = threading.Thread(target=jump)
         jumping.start()
         try:
-            counted = edge.load(2, seconds)
+            while counted["switches"] < switches and time.monotonic() - began_s < most_s:
+                found = edge.load(2, _LOAD_S)
+                by_plan.update({scene.name(d): n for d, n in found.pop("by_plan").items()})
+                counted.update(found)
+                counted["switches"] = scene.switches("loaded-edge")
+                progress(min(counted["switches"], switches), switches)
         finally:
             ended.set()
             jumping.join()
-        edges = {each["edge"]: each for each in scene.rest("/v1/edges")["edges"]}
-    counted["switches"] = edges["loaded-edge"]["switches"]
-    counted["by_plan"] = {scene.name(d): n for d, n in counted["by_plan"].items()}
-    return counted
+    counted["served"] = scene.frames_served() - before
+    return {**counted, "by_plan": dict(by_plan), "seconds": time.monotonic() - began_s}
 
 
 def own_ms(rows: Sequence[dict[str, Any]]) -> float:

@@ -23,8 +23,8 @@ from splitpoint.processes import Service
 from splitpoint.progress import Stages
 
 RTT_MS = 20.0
+PILOT, WHOLE = "slow-edge", "whole-core"
 _CAMERA = (640, 480)
-PILOT = "slow-edge"
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Scene:
 
     @contextmanager
     def edge(self, device: str = PILOT, *, beside: bool = False) -> Iterator[EdgeProcess]:
-        """A new edge with a planner, slow from when it is ready.
+        """A new edge with a planner; slow, from when it is ready, unless it is the whole core's.
 
         Args:
             device: What it is called.
@@ -62,7 +62,8 @@ class Scene:
             pilots={device: plans} if beside else {},
         )
         with EdgeProcess(settings, self.wire.edge.prefix) as process:
-            self.slow.take(process.pid)
+            if device != WHOLE:
+                self.slow.take(process.pid)
             yield process
 
     def frame(self, k: int) -> int:
@@ -73,7 +74,7 @@ class Scene:
         """Of a plan."""
         return self.plans[digest].name
 
-    def rest(self, path: str) -> Any:
+    def get(self, path: str) -> str:
         """GET from the cloud, from its own namespace."""
         code = (
             "import sys, urllib.request as r; "
@@ -82,7 +83,18 @@ class Scene:
         url = f"http://{self.wire.cloud.address}:{self.cloud.ready['rest']}{path}"
         command = [*self.wire.cloud.prefix, sys.executable, "-c", code, url]
         done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
-        return json.loads(done.stdout)
+        return done.stdout
+
+    def switches(self, edge: str) -> int:
+        """How often the cloud heard an edge announce a plan."""
+        edges = json.loads(self.get("/v1/edges"))["edges"]
+        return next(int(each["switches"]) for each in edges if each["edge"] == edge)
+
+    def frames_served(self) -> int:
+        """By the cloud, since it started."""
+        lines = self.get("/metrics").splitlines()
+        served = (line for line in lines if line.startswith("splitpoint_cloud_frames_total{"))
+        return sum(round(float(line.split()[-1])) for line in served)
 
 
 def link(mbit: float) -> Link:

@@ -153,7 +153,12 @@ class EdgeProcess:
         return self._started.pid
 
     def load(self, threads: int, seconds: float) -> dict[str, Any]:
-        """Have several threads detect for a while; counts what was answered, wrongly or not."""
+        """Have several threads detect for a while; counts what was answered, wrongly or not.
+
+        Under "sent" are all frames that the cloud answered, those among them that tell first what
+        each plan finds; under "rested" those that the edge answered because the cloud took too
+        long, which may have served them, too.
+        """
         return self._ask({"op": "load", "threads": threads, "seconds": seconds})
 
     def state(self, pilot: str | None = None) -> dict[str, Any]:
@@ -331,16 +336,15 @@ class _Edge:
         }
 
     def _load(self, threads: int, seconds: float) -> dict[str, Any]:
-        truth: dict[tuple[int, bytes], str] = {}
-        for digest in self._opened:
-            truth[0, digest] = _digest(self._detector.detect(self._images[0], digest).detections)
+        picture = self._images[0]
+        truth = {d: _digest(self._detector.detect(picture, d).detections) for d in self._opened}
         until_s = time.monotonic() + seconds
         outcomes: list[Outcome | str] = []
 
         def work() -> None:
             while time.monotonic() < until_s:
                 try:
-                    outcomes.append(self._detector.detect(self._images[0]))
+                    outcomes.append(self._detector.detect(picture))
                 except SplitpointError as error:
                     outcomes.append(str(error))
 
@@ -354,7 +358,9 @@ class _Edge:
         return {
             "asked": len(outcomes),
             "failed": len(outcomes) - len(good),
-            "wrong": sum(_digest(o.detections) != truth[0, o.digest] for o in good),
+            "wrong": sum(_digest(o.detections) != truth[o.digest] for o in good),
+            "rested": sum(o.expected is None for o in good),
+            "sent": sum(self._costs[digest].needs_cloud for digest in [*plans, *truth]),
             "by_plan": {digest.hex(): plans.count(digest) for digest in set(plans)},
         }
 

@@ -1,11 +1,14 @@
 """One cell of `bench.run_latency`: all strategies in turn, frame by frame, at one bandwidth.
 
-Whatever else the machine does hits all alike; every round begins with another strategy. Strategies
-that use the same plan share its frames: sent twice they would differ by noise only, and the least
-of two noisy medians flatters a rival. Between two turns the link rests for as long as an edge's
-last report takes, which would else stand in another strategy's way.
+Whatever else the machine does hits all alike; every round has an order of its own, since a frame
+takes longer behind one that left other things in the caches. Strategies that use the same plan
+share its frames: sent twice they would differ by noise only, and the least of two noisy medians
+flatters a rival. Between two turns edge and link rest for as long as an edge's last report takes,
+and longer behind the adaptive planner, which may probe: both would else stand in another strategy's
+way.
 """
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -28,12 +31,16 @@ ADAPTIVE, FIXED = "Splitpoint, adaptive", "Splitpoint, fixed plan"
 TUNED = "upload of tuned codec and quality"
 """The best that sending pictures can do: of the uploads that our own search keeps, the fastest."""
 FLOAT, PLAIN = "edge-only, floating point", "plain FastAPI, JPEG q75"
+WITHIN = 1.0
+"""Points of AP against floating point that a rival may lose and still be one."""
 RTT_MS = 20.0
 _LEAST_FRAMES = 5
 _FAR, _FAR_FRAMES = 1.5, 10
 _WARM_UP = 2
 _SETTLE = 10
-_REPORT_BYTES = 3000
+_REPORT_BYTES, _REPORT_CPU_S = 3000, 0.002
+PROBE_S = 0.15
+"""For what a planner sends once a frame is answered."""
 _RESAMPLES = 1000
 _SEED = 0
 
@@ -46,6 +53,7 @@ class Contender:
         roles: Strategies with the settings that each is meant for: "A", "B", or "AB".
         ask: Sends one picture.
         plan: The plan, if it has one that does not change.
+        accurate: Whether it may be the best: it loses no more accuracy than a rival may.
         pid: Of the process that serves it.
         rows: One for each frame that was answered.
         errors: One line for each that was not.
@@ -54,6 +62,7 @@ class Contender:
     roles: dict[str, str]
     ask: Callable[[int], dict[str, Any]]
     plan: str | None = None
+    accurate: bool = True
     pid: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
@@ -75,17 +84,24 @@ class Contender:
             self.rows.append(row)
 
     def has_enough(self, others: "Sequence[Contender]", budget_s: float) -> bool:
-        """Whether more frames would change nothing: it is far from the fastest, or took its time.
+        """Whether more frames would change nothing: it is far from the best, or took its time.
 
         What is close in some setting is measured longer; of a strategy that is half as slow again
-        as another one a few frames tell as much.
+        as an accurate one a few frames tell as much.
         """
         if len(self.rows) < _LEAST_FRAMES:
             return False
         if sum(row["latency_ms"] for row in self.rows) / 1e3 > budget_s:
             return True
         near_ms = max(
-            min(other.median_ms() for other in others if other.rows and setting in other.settings)
+            min(
+                (
+                    other.median_ms()
+                    for other in others
+                    if other.rows and other.accurate and setting in other.settings
+                ),
+                default=math.inf,
+            )
             for setting in self.settings
         )
         return len(self.rows) >= _FAR_FRAMES and self.median_ms() > _FAR * near_ms
@@ -115,17 +131,18 @@ def measure_cell(stage: Stage, cell: Cell, frames: int, budget_s: float) -> list
         budget_s: For the frames of one contender, beyond the first few.
     """
     contenders, infeasible = who_runs(stage, cell)
-    rest_s = _REPORT_BYTES * 8e-6 / cell.mbit
+    rest_s = _REPORT_BYTES * 8e-6 / cell.mbit + _REPORT_CPU_S / cell.share
+    order = np.random.default_rng(_SEED)
     for setting in stage.who["splitpoint"]:
         for k in range(_SETTLE):
             stage.edge.detect(k % len(stage.images), pilot=setting)
     for k in range(_WARM_UP + frames):
-        first = k % len(contenders)
-        for contender in contenders[first:] + contenders[:first]:
+        for turn in order.permutation(len(contenders)):
+            contender = contenders[turn]
             if contender.has_enough(contenders, budget_s):
                 continue
             row = contender.take_turn(k % len(stage.images))
-            time.sleep(rest_s)
+            time.sleep(rest_s + PROBE_S * (ADAPTIVE in contender.roles))
             if k >= _WARM_UP:
                 contender.keep(row)
     where = {"share": cell.share, "mbit": cell.mbit}
@@ -141,7 +158,10 @@ def who_runs(stage: Stage, cell: Cell) -> tuple[list[Contender], list[dict[str, 
 
     def deploys(strategy: str, settings: str, plan: str) -> None:
         ask = partial(edge.detect, plan=stage.digests[plan])
-        contender = by_plan.setdefault(plan, Contender({}, ask, plan, stage.cloud_pid))
+        lost = stage.bundle.plan(stage.digests[plan]).predicted.accuracy_drop
+        contender = by_plan.setdefault(
+            plan, Contender({}, ask, plan, lost <= WITHIN, stage.cloud_pid)
+        )
         contender.roles[strategy] = contender.roles.get(strategy, "") + settings
 
     for name, plan in who["uploads"].items():
@@ -166,7 +186,7 @@ def who_runs(stage: Stage, cell: Cell) -> tuple[list[Contender], list[dict[str, 
     if stage.plain_pid is None:
         infeasible.append(_nothing(PLAIN, "AB", "HTTP does not pass an emulated link"))
     else:
-        contenders.append(Contender({PLAIN: "AB"}, edge.plain, pid=stage.plain_pid))
+        contenders.append(Contender({PLAIN: "AB"}, edge.plain, accurate=False, pid=stage.plain_pid))
     for setting in who["splitpoint"]:
         ask = partial(edge.detect, pilot=setting)
         contenders.append(Contender({ADAPTIVE: setting}, ask, pid=stage.cloud_pid))

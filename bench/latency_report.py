@@ -16,10 +16,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from bench.latency_cell import WITHIN
 from bench.latency_plots import plot_accuracy, plot_latency, plot_stages
 from bench.latency_verdicts import (
     SLACK,
-    WITHIN,
     Row,
     cloud_work,
     measured,
@@ -127,14 +127,15 @@ def verdict_table(result: dict[str, Any]) -> list[str]:
         "| core | setting | Mbit/s | adaptive | best of all others | ratio | within | "
         "best rival | ratio | to tuned upload | AP | fewer bytes | plan |"
     )
-    lines = [words, "", head, "|--:|---|--:|--:|---|--:|---|---|--:|--:|--:|--:|---|"]
+    lines = [words, "", head, "|--:|---|--:|--:|---|---|---|---|--:|--:|--:|--:|---|"]
     for row in verdicts(result):
         within = "yes" if row["ratio"] <= SLACK else "no"
         fewer = "" if row["fewer_bytes"] is None else f"{row['fewer_bytes']:.1f} x"
         tuned = "" if row["tuned_ratio"] is None else f"{row['tuned_ratio']:.2f}"
         lines.append(
             f"| {row['share']:g} | {row['setting']} | {row['mbit']:g} | {row['adaptive_ms']:.0f} | "
-            f"{row['best']}, {row['best_ms']:.0f} | {row['ratio']:.3f} | {within} | "
+            f"{row['best']}, {row['best_ms']:.0f} | "
+            f"{row['ratio']:.3f} [{row['ratio_low']:.3f}, {row['ratio_high']:.3f}] | {within} | "
             f"{row['rival']}, {row['rival_ms']:.0f} | {row['rival_ratio']:.2f} | "
             f"{tuned} | {row['accuracy']:.1f} | {fewer} | {row['plan']} |"
         )

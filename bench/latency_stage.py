@@ -93,9 +93,8 @@ def stage(
     with ExitStack() as stack:
         slow = None if share >= 1 else stack.enter_context(slowed(share))
         if not tables.exists():
-            profile_both(
-                bundle.root, device, tables, () if slow is None else slow.prefix, profile_s
-            )
+            prefix = () if slow is None else slow.prefix
+            profile_both(bundle.root, {device: prefix}, tables, profile_s)
         command = ["cloud", "--bundle", str(bundle.root), "--host", wire.cloud.address]
         command += ["--grpc-port", "0", "--rest-port", "0"]
         cloud = Service(command, folder / f"cloud-{share:g}.log", prefix=wire.cloud.prefix)

@@ -2,28 +2,28 @@
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 
 def profile_both(
-    bundle: Path, device: str, tables: Path, prefix: Sequence[str], budget_s: float
+    bundle: Path, edges: Mapping[str, Sequence[str]], tables: Path, budget_s: float
 ) -> None:
-    """Profile the edge, perhaps slowed, and the cloud, which is not.
+    """Profile edges, perhaps slowed, and the cloud, which is not.
 
     Args:
         bundle: Whose plans are timed.
-        device: What the edge is called in the tables.
+        edges: What each edge is called in the tables, and the prefix of its profile's command
+            line; see `bench.slow`.
         tables: Where they are written.
-        prefix: Of the command line of the edge's profile; see `bench.slow`.
-        budget_s: For either side, at the most.
+        budget_s: For each of them, at the most.
 
     Raises:
         subprocess.CalledProcessError: If a profile fails; it has said why.
     """
     command = [sys.executable, "-m", "splitpoint.cli", "profile", "--bundle", str(bundle)]
     command += ["--tables", str(tables), "--budget", f"{budget_s:g}"]
-    sides = [([*prefix, *command], ["--device", device])]
+    sides = [([*prefix, *command], ["--device", device]) for device, prefix in edges.items()]
     sides += [(command, ["--device", "cloud-machine", "--cloud-side"])]
     for start, options in sides:
         subprocess.run([*start, *options], check=True, stdout=subprocess.DEVNULL)  # noqa: S603

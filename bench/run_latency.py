@@ -185,7 +185,7 @@ def _parsed(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--shares", type=_numbers, default=SHARES, help="cores of the edge")
     parser.add_argument("--mbits", type=_numbers, default=MBITS)
     parser.add_argument("--frames", type=int, default=40, help="of each strategy in each cell")
-    parser.add_argument("--budget", type=float, default=8.0, help="seconds for each, at the most")
+    parser.add_argument("--budget", type=float, default=16.0, help="seconds for each, at the most")
     parser.add_argument("--send", type=int, default=24, help="pictures to send, spread evenly")
     parser.add_argument(
         "--traces", type=_words, default=("drive", "outage"), help="at a quarter of a core"

@@ -21,7 +21,7 @@ from common.messages import microseconds
 from common.rpc import splitpoint_pb2 as pb
 from edge.client import CloudClient
 from edge.planner import DEFAULT, Choice, Expected, Planner, PlannerSettings, Served, State
-from edge.prober import LEAST_BYTES, Prober
+from edge.prober import Prober
 
 _LOG = logging.getLogger("splitpoint.edge")
 _PATIENCE = 4.0
@@ -75,7 +75,6 @@ class Pilot:
         if choice.switched:
             _LOG.info("from now on %s: %s", choice.expected.cost.plan.name, choice.reason)
         self._announce(now_s)
-        self._watch(choice.expected)
         return choice
 
     def expected(self, digest: bytes) -> Expected | None:
@@ -83,9 +82,7 @@ class Pilot:
         if self._planner.cost_of(digest) is None:
             return None
         self._prober.frame()
-        expected = self._planner.expected(digest, time.perf_counter())
-        self._watch(expected)
-        return expected
+        return self._planner.expected(digest, time.perf_counter())
 
     def patience_s(self, expected: Expected) -> float | None:
         """How long to wait for the cloud's answer; as long as usual if nothing else can serve."""
@@ -95,7 +92,7 @@ class Pilot:
 
     def served(self, expected: Expected, frame: Served) -> None:
         """Learn from a frame that was answered; the first is as slow as no other will be."""
-        self._prober.measured()
+        self._prober.rest()
         if self._warm:
             self._planner.served(expected, frame)
         self._warm = True
@@ -103,7 +100,7 @@ class Pilot:
     def lost(self, size_bytes: int, waited_ms: float) -> bytes | None:
         """Learn that the cloud did not answer; returns the plan that does without it, if any."""
         now_s = time.perf_counter()
-        self._prober.measured()
+        self._prober.rest()
         self._client.link.overdue(now_s, size_bytes, waited_ms)
         self._planner.lost()
         return self._planner.resting(now_s).digest if self._planner.can_rest else None
@@ -127,11 +124,6 @@ class Pilot:
     def close(self) -> None:
         """Send no more probes."""
         self._prober.close()
-
-    def _watch(self, expected: Expected) -> None:
-        """Leave the link to a frame that measures it."""
-        if expected.uplink_bytes >= LEAST_BYTES:
-            self._prober.measuring()
 
     def _announce(self, now_s: float) -> None:
         """Tell the cloud which plan is used, once for each stream and plan."""

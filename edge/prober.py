@@ -7,8 +7,9 @@
     cloud away             a ping a second, each by a new stream
 
 Nothing is sent while no frames come, nor when no bandwidth could change the choice of a plan. When
-they come again after a pause, the first ones have the link for themselves: they may measure it. Nor
-does a probe of the bandwidth stand in the way of a frame that measures it by itself.
+they come again after a pause, the first ones have the link for themselves: they may measure it. A
+frame that is being served has the edge for itself, too: what is due waits until it is answered, or
+takes long.
 """
 
 import logging
@@ -39,8 +40,7 @@ _SETTLE_S = 0.1
 _PROBE_S, _PROBE_JITTERS = 0.02, 6.0
 """How long a probe is to take: told from the jitter even if the link has quickened."""
 _MOST_SHARE = 0.05
-LEAST_BYTES = 3000
-"""Of a probe, or a frame, that measures the bandwidth."""
+_LEAST_BYTES = 3000
 _MOST_BYTES = 24_000
 
 
@@ -64,8 +64,9 @@ class Prober:
         self._clock = clock
         self._wake = threading.Condition()
         self._active_s = self._began_s = self._pinged_s = self._probed_s = -float("inf")
-        self._failed_s = self._measuring_s = -float("inf")
+        self._failed_s = self._serving_s = -float("inf")
         self._stream: object = None
+        self._held = False
         self._turn = 0
         self._settling = False
         self._closed = False
@@ -73,25 +74,24 @@ class Prober:
         self._calibrating = threading.Lock()
 
     def frame(self) -> None:
-        """Say that a frame is being served: probes make sense for the next seconds."""
+        """Say that a frame is being served: probes make sense, once it is answered."""
         with self._wake:
             now_s = self._clock()
             idle = now_s - self._active_s > _ACTIVE_S
             self._began_s = now_s if idle else self._began_s
-            self._active_s = now_s
+            self._active_s = self._serving_s = now_s
             if self._thread is None and not self._closed:
                 self._thread = threading.Thread(target=self._work, name="prober", daemon=True)
                 self._thread.start()
             elif idle:
                 self._wake.notify_all()
 
-    def measuring(self) -> None:
-        """Say that the frame is large enough to measure the link itself."""
-        self._measuring_s = self._clock()
-
-    def measured(self) -> None:
-        """Say that it was answered, or will not be."""
-        self._measuring_s = -float("inf")
+    def rest(self) -> None:
+        """Say that the frame was answered, or will not be."""
+        self._serving_s = -float("inf")
+        if self._held:
+            with self._wake:
+                self._wake.notify_all()
 
     def calibrate(self) -> None:
         """Learn the link of a new stream, now; does nothing for one that is known.
@@ -140,10 +140,11 @@ class Prober:
             stale_s = max(known_s + _STALE_S, self._probed_s + pause_s) - now_s
             if soon:
                 stale_s = self._probed_s + _SETTLE_S - now_s
-            free_s = self._measuring_s + _STALE_S - now_s
-            waits.append((max(stale_s, free_s), lambda: self._look(size, soon=soon)))
+            waits.append((stale_s, lambda: self._look(size, soon=soon)))
         wait_s, act = min(waits, key=lambda each: each[0])
-        return max(0.0, wait_s), act
+        free_s = self._serving_s + _STALE_S - now_s
+        self._held = wait_s <= 0 < free_s
+        return max(0.0, wait_s, free_s), act
 
     def act(self, what: Callable[[], None]) -> None:
         """Send what `due` told; if that fails, the cloud is away."""
@@ -207,5 +208,5 @@ class Prober:
         lasts_s = max(_PROBE_S, _PROBE_JITTERS * link.jitter_ms / 1e3)
         moment = (link.uplink_bps or 1e6) * lasts_s / 8
         large = soon or self._turn % 2
-        size = min(max(moment, LEAST_BYTES), _MOST_BYTES) * (2.5 if large else 1.0)
+        size = min(max(moment, _LEAST_BYTES), _MOST_BYTES) * (2.5 if large else 1.0)
         return min(int(size), MAX_PROBE_BYTES)

@@ -21,6 +21,8 @@ from search.learned import BOXES, LETTERBOX, Coding, Learned, head_to, tail_from
 
 # What a frame takes on the wire beside its payloads: message fields, gRPC and HTTP/2 framing.
 FRAME_OVERHEAD_BYTES = 100
+_FASTER = 32.0
+"""How much faster than asked for a link may turn out, and still have its plan in the bundle."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,6 +146,7 @@ class Judged:
         times: Of its cut.
         accuracy: None while it was not measured.
         judged_on: Images that the accuracy was measured on.
+        uplink_ms: Of the latency, what its bytes take.
     """
 
     candidate: Candidate
@@ -151,13 +154,20 @@ class Judged:
     times: CutTimes
     accuracy: float | None = None
     judged_on: int = 0
+    uplink_ms: float = 0.0
 
     @property
     def axes(self) -> tuple[float, float, float, float]:
-        """What a plan should have little of: latency, bytes, edge memory, lost accuracy."""
+        """What a plan should have little of: latency, bytes, edge memory, lost accuracy.
+
+        The latency is that over a link many times as fast as was asked for. Over slower ones bytes
+        only add to it: who has less of both is faster over all of them, and the edge chooses anew
+        when its link changes.
+        """
+        fast_ms = self.latency_ms - self.uplink_ms * (1 - 1 / _FASTER)
         sent = 0.0 if self.candidate.codec is None else self.candidate.payload_bytes
         lost = -(self.accuracy or 0.0)
-        return self.latency_ms, sent, float(self.candidate.edge_memory_bytes), lost
+        return fast_ms, sent, float(self.candidate.edge_memory_bytes), lost
 
 
 def predict(candidate: Candidate, times: CutTimes, world: World) -> Prediction:
@@ -221,10 +231,11 @@ def judge(
     candidates: Iterable[Candidate], times: dict[str, CutTimes], world: World
 ) -> list[Judged]:
     """Predict all candidates, fastest first."""
-    judged = [
-        Judged(c, predict(c, times[c.cut.name], world).latency_ms, times[c.cut.name])
-        for c in candidates
-    ]
+    judged = []
+    for each in candidates:
+        expected = predict(each, times[each.cut.name], world)
+        known = times[each.cut.name]
+        judged.append(Judged(each, expected.latency_ms, known, uplink_ms=expected.uplink_ms))
     return sorted(judged, key=lambda each: each.latency_ms)
 
 
@@ -253,7 +264,7 @@ def shortlist(
 
 
 def pareto(judged: Sequence[Judged]) -> list[Judged]:
-    """Those that no other one beats or equals on every axis, fastest first."""
+    """Those that no other one beats or equals on every axis."""
     front: list[Judged] = []
     for each in sorted(judged, key=lambda j: j.axes):
         if not any(_dominates(other, each) for other in front):

@@ -31,6 +31,7 @@ def row(strategy: str, p50_ms: float, plan: str = "jpeg", **other: Any) -> dict[
         "p50_ms": interval,
         "p90_ms": interval,
         "p99_ms": interval,
+        "latencies_ms": [p50_ms] * 20,
         "stages_ms": {},
         "uplink_bytes": PLANS[plan]["uplink_bytes"],
         "accuracy": PLANS[plan]["accuracy"],
@@ -114,12 +115,25 @@ def test_targets_are_judged_by_their_worst_cell() -> None:
     found = list(targets(result(*cells)))
 
     assert not found[0].met
-    assert found[0].worst.startswith("1.040 x; 1 of 2")
+    assert found[0].worst.startswith("1.040 x [1.040, 1.040]; 1 of 2 cells are within, 0 more")
     fewer = next(t for t in found if "fewer bytes" in t.what)
     assert fewer.met
     work = next(t for t in found if "CPU time" in t.what)
     assert work.met
     assert work.worst == "0.25 x"
+
+
+def test_what_holds_up_both_in_a_round_does_not_widen_their_ratio() -> None:
+    rounds = [float(ms) for ms in range(60, 100, 2)]
+    mine = row(ADAPTIVE, 79.0, "split", latencies_ms=rounds)
+    other = row("JPEG", 79.0, latencies_ms=rounds)
+    fewer = row("JPEG", 79.0, latencies_ms=rounds[::2])
+
+    (together, _), (apart, _) = verdicts(result(mine, other)), verdicts(result(mine, fewer))
+
+    assert together["ratio_low"] == together["ratio_high"] == 1.0
+    assert apart["ratio_low"] < 0.95
+    assert apart["ratio_high"] > 1.05
 
 
 def test_the_report_shows_failures_and_strategies_without_a_plan() -> None:

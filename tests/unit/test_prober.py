@@ -25,6 +25,7 @@ FRESH = Estimate(
     changes=0,
     unsettled=False,
 )
+PING_S = 5.0
 ACTIVE_S = 3.0
 """How long after a frame the link is still of interest."""
 
@@ -131,6 +132,7 @@ class ByHand(Prober):
         for _ in range(10_000):
             if frames:
                 self.frame()
+                self.rest()
             wait_s, act = self.due(self.world.now_s)
             if act is None:
                 self.world.now_s = until_s
@@ -215,6 +217,7 @@ def test_a_bandwidth_that_is_stale_is_probed(prober: ByHand, world: World) -> No
     world.estimate = replace(FRESH, age_s=0.7)
     world.now_s += 2.0
     prober.frame()
+    prober.rest()
     wait_s, _ = prober.due(world.now_s)
     assert wait_s == pytest.approx(0.1)
     world.estimate = replace(FRESH, age_s=5.0)
@@ -235,27 +238,47 @@ def test_the_first_frame_after_a_pause_has_the_link_for_itself(
     assert any(size for _, size in prober.go(0.3)), "no frame has measured it since"
 
 
-@pytest.mark.parametrize("unsettled", [False, True])
-def test_a_frame_that_measures_the_link_has_it_for_itself(
-    prober: ByHand, world: World, unsettled: bool
+@pytest.mark.parametrize(
+    "estimate", [replace(FRESH, age_s=10.0), replace(FRESH, unsettled=True), FRESH]
+)
+def test_a_frame_that_is_served_has_the_edge_for_itself(
+    prober: ByHand, world: World, estimate: Estimate
 ) -> None:
     calibrated(prober)
-    prober.go(1.0)
-    world.estimate = replace(FRESH, age_s=10.0, unsettled=unsettled)
-    world.sent.clear()
-    prober.measuring()
-    assert [size for _, size in prober.go(0.5) if size] == []
-    prober.measured()
-    assert [size for _, size in prober.go(0.5) if size]
+    world.estimate = estimate
+    world.now_s += PING_S
+    prober.frame()
+    assert prober.go(0.5, frames=False) == []
+    prober.rest()
+    assert prober.go(0.1, frames=False) != []
+
+
+def test_what_waits_for_a_frame_is_sent_as_soon_as_it_is_answered(world: World) -> None:
+    sent = threading.Event()
+
+    class Watched(Prober):
+        def act(self, what: Callable[[], None]) -> None:
+            super().act(what)
+            sent.set()
+
+    prober = Watched(world.client, world.planner, world.clock)
+    prober.calibrate()
+    world.now_s += 1.0
+    world.estimate = replace(FRESH, unsettled=True)
+    prober.frame()
+    assert not sent.wait(0.1)
+    prober.rest()
+    assert sent.wait(5.0)
+    prober.close()
 
 
 def test_a_frame_that_takes_long_does_not_keep_the_edge_from_looking(
     prober: ByHand, world: World
 ) -> None:
     calibrated(prober)
-    prober.measuring()
     world.estimate = replace(FRESH, age_s=10.0)
-    assert [size for _, size in prober.go(2.0) if size]
+    prober.frame()
+    assert [size for _, size in prober.go(2.0, frames=False) if size]
 
 
 def test_a_surprise_is_settled_soon(prober: ByHand, world: World) -> None:

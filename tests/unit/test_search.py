@@ -90,6 +90,17 @@ def test_the_front_holds_what_nothing_beats_on_every_axis() -> None:
     assert set(pareto([beaten, fast, small, lean, good])) == {fast, small, lean, good}
 
 
+def test_who_is_beaten_on_the_link_asked_for_is_kept_for_a_faster_one() -> None:
+    coded = _candidate(sent=1000, memory=10)
+    times = {coded.cut.name: TIMES}
+    plain = replace(coded, payload_bytes=1500.0, encode_ms=coded.encode_ms / 5)
+    worse = replace(plain, payload_bytes=1600.0)
+    judged = [replace(j, accuracy=50.0) for j in judge([coded, plain, worse], times, WORLD)]
+
+    assert judged[0].candidate is coded
+    assert {j.candidate.payload_bytes for j in pareto(judged)} == {1000.0, 1500.0}
+
+
 @given(st.lists(st.tuples(*[st.integers(0, 5)] * 4), min_size=1, max_size=20))
 def test_everything_off_the_front_is_beaten_by_something_on_it(
     points: list[tuple[int, int, int, int]],
