@@ -7,7 +7,7 @@ packets between two network namespaces (`bench.shaped`). Needs root and Linux.
 
 | part | what is measured |
 |---|---|
-| profile | `splitpoint profile` of both sides, the edge slowed: where predictions start |
+| profile | `splitpoint profile` of all sides, edges slow and not: where predictions start |
 | predictions | every plan in turn: error of the profile alone and of the planner; 95 % intervals; |
 | | on pictures that have nothing to do with each other, and on frames of a video; |
 | | also with the whole core for the edge, which then is as steady as a machine of its own |
@@ -15,7 +15,7 @@ packets between two network namespaces (`bench.shaped`). Needs root and Linux.
 | steps | frames and seconds until a better plan is in use after the bandwidth steps by four |
 | traces | a drive and a drift: regret against the best plan at every moment, and fixed plans |
 | outage | the longest that a frame took while nothing passed |
-| load | two threads while plans switch: failed, wrong and lost frames |
+| load | two threads while plans switch: failed, wrong and doubled frames |
 
 All other parts play the video, as a camera would.
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from bench.adaptation_scene import PILOT, Scene, answered, link, median
+from bench.bootstrap import Values, ratio
 from bench.edge_process import EdgeProcess
 from bench.latency_cell import PROBE_S
 from bench.traces import FOLDER, replayed
@@ -123,8 +124,8 @@ def _steady_row(
         "best": scene.name(best),
         "best_mean_ms": float(fixed[best].mean()),
         "best_p50_ms": median(fixed[best]),
-        "regret_mean": interval(latencies, fixed[best], np.mean),
-        "regret_p50": interval(latencies, fixed[best], np.median),
+        "regret_mean": _excess(latencies, fixed[best], np.mean),
+        "regret_p50": _excess(latencies, fixed[best], np.median),
         "fixed_mean_ms": {scene.name(d): float(t.mean()) for d, t in fixed.items()},
         "chosen": {scene.name(d): chosen.count(d) for d in set(chosen)},
     }
@@ -309,15 +310,9 @@ def off(expected: float, measured: float) -> float:
     return abs(expected / measured - 1)
 
 
-def interval(
-    ours: np.ndarray[Any, Any], theirs: np.ndarray[Any, Any], of: Callable[..., Any]
-) -> dict[str, float]:
-    """Relative excess of ours over theirs, with a bootstrap 95 % interval over paired frames."""
-    rng = np.random.default_rng(_SEED)
-    picks = rng.integers(0, len(ours), (2000, len(ours)))
-    ratios = of(ours[picks], axis=1) / of(theirs[picks], axis=1) - 1
-    low, high = np.percentile(ratios, (2.5, 97.5))
-    return {"value": float(of(ours) / of(theirs) - 1), "low": float(low), "high": float(high)}
+def _excess(ours: Values, theirs: Values, of: Callable[..., Any]) -> dict[str, float]:
+    """What ours are above theirs, as a share, with its interval over paired frames."""
+    return {end: each - 1 for end, each in ratio(ours, theirs, of).items()}
 
 
 def _mbit(now: Link | None) -> float:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.bootstrap import percentile
 from bench.contenders import MEMORY, Cell, key_of
 from bench.cpu import cpu_ms
 from bench.latency_stage import Stage
@@ -41,7 +42,6 @@ _SETTLE = 10
 _REPORT_BYTES, _REPORT_CPU_S = 3000, 0.002
 PROBE_S = 0.15
 """For what a planner sends once a frame is answered."""
-_RESAMPLES = 1000
 _SEED = 0
 
 
@@ -160,7 +160,7 @@ def who_runs(stage: Stage, cell: Cell) -> tuple[list[Contender], list[dict[str, 
         ask = partial(edge.detect, plan=stage.digests[plan])
         lost = stage.bundle.plan(stage.digests[plan]).predicted.accuracy_drop
         contender = by_plan.setdefault(
-            plan, Contender({}, ask, plan, lost <= WITHIN, stage.cloud_pid)
+            plan, Contender({}, ask, plan, accurate=lost <= WITHIN, pid=stage.cloud_pid)
         )
         contender.roles[strategy] = contender.roles.get(strategy, "") + settings
 
@@ -209,15 +209,6 @@ def rows_of(stage: Stage, contender: Contender) -> list[dict[str, Any]]:
     ]
 
 
-def with_interval(values: np.ndarray[Any, Any], percentile: float) -> dict[str, float]:
-    """A percentile with its bootstrap 95 % interval."""
-    rng = np.random.default_rng(_SEED)
-    picks = rng.integers(0, len(values), (_RESAMPLES, len(values)))
-    low, high = np.percentile(np.percentile(values[picks], percentile, axis=1), (2.5, 97.5))
-    value = float(np.percentile(values, percentile))
-    return {"value": value, "low": float(low), "high": float(high)}
-
-
 def reference_accuracy(bundle: Bundle) -> float:
     """Of the network in floating point: that of a plan plus what it lost."""
     predicted = next(iter(bundle.plans.values())).predicted
@@ -236,9 +227,9 @@ def _summary(stage: Stage, contender: Contender) -> dict[str, Any]:
     plans = {names[digest]: used.count(digest) for digest in dict.fromkeys(used)}
     return {
         "mean_ms": float(latencies.mean()),
-        "p50_ms": with_interval(latencies, 50),
-        "p90_ms": with_interval(latencies, 90),
-        "p99_ms": with_interval(latencies, 99),
+        "p50_ms": percentile(latencies, 50),
+        "p90_ms": percentile(latencies, 90),
+        "p99_ms": percentile(latencies, 99),
         "latencies_ms": [round(float(ms), 2) for ms in latencies],
         "stages_ms": {name: statistics.median(values) for name, values in stages.items()},
         "uplink_bytes": statistics.mean(each["uplink_bytes"] for each in rows),

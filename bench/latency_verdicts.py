@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.bootstrap import ratio
 from bench.latency_cell import ADAPTIVE, FIXED, TUNED, WITHIN
 from bench.targets import Target
 
@@ -21,7 +22,6 @@ FEWER_BYTES = 3.0
 CLOUD_SHARE = 0.75
 TARGETED = (0.25, 0.1)
 """Shares of a core that targets are set for."""
-_RESAMPLES, _SEED = 2000, 0
 
 Row = dict[str, Any]
 
@@ -171,7 +171,7 @@ def _verdict(result: dict[str, Any], rows: Sequence[Row]) -> Row | None:
         return None
     equal = codec_bytes(result, mine["accuracy"])
     sent = mine["uplink_bytes"]
-    low, high = _ratio_interval(mine["latencies_ms"], others[0]["latencies_ms"])
+    to_best = ratio(np.array(mine["latencies_ms"]), np.array(others[0]["latencies_ms"]))
     return {
         "adaptive_ms": _p50(mine),
         "plan": max(mine["plans"], key=mine["plans"].__getitem__),
@@ -179,27 +179,14 @@ def _verdict(result: dict[str, Any], rows: Sequence[Row]) -> Row | None:
         "best": others[0]["strategy"],
         "best_ms": _p50(others[0]),
         "ratio": _p50(mine) / _p50(others[0]),
-        "ratio_low": low,
-        "ratio_high": high,
+        "ratio_low": to_best["low"],
+        "ratio_high": to_best["high"],
         "rival": rivals[0]["strategy"],
         "rival_ms": _p50(rivals[0]),
         "rival_ratio": _p50(mine) / _p50(rivals[0]),
         "tuned_ratio": None if tuned is None else _p50(mine) / tuned,
         "fewer_bytes": equal / sent if sent and equal is not None else None,
     }
-
-
-def _ratio_interval(mine: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
-    """Bootstrap 95 % interval of the ratio of medians, by rounds if both served in all of them."""
-    rng = np.random.default_rng(_SEED)
-    ours, others = np.array(mine), np.array(theirs)
-    picks = rng.integers(0, len(ours), (_RESAMPLES, len(ours)))
-    matching = picks
-    if len(ours) != len(others):
-        matching = rng.integers(0, len(others), (_RESAMPLES, len(others)))
-    ratios = np.median(ours[picks], axis=1) / np.median(others[matching], axis=1)
-    low, high = np.percentile(ratios, (2.5, 97.5))
-    return float(low), float(high)
 
 
 def _p50(row: Row) -> float:

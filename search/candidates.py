@@ -233,8 +233,8 @@ def judge(
     """Predict all candidates, fastest first."""
     judged = []
     for each in candidates:
-        expected = predict(each, times[each.cut.name], world)
         known = times[each.cut.name]
+        expected = predict(each, known, world)
         judged.append(Judged(each, expected.latency_ms, known, uplink_ms=expected.uplink_ms))
     return sorted(judged, key=lambda each: each.latency_ms)
 
