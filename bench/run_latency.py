@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -138,9 +139,13 @@ def _contenders(
     folder: Path = arguments.contenders
     told = folder.with_suffix(".json")
     try:
-        return Bundle.open(folder), json.loads(told.read_text())
+        known = Bundle.open(folder), json.loads(told.read_text())
     except (BundleError, OSError, ValueError):
         pass  # none yet, or one that was cut off
+    else:
+        found = datetime.fromtimestamp(told.stat().st_mtime).astimezone()
+        stages.stage(f"taking contenders found {found:%Y-%m-%d %H:%M}")(1, 1, f"from {folder}")
+        return known
     folder.parent.mkdir(parents=True, exist_ok=True)
     _, who = build(
         folder,

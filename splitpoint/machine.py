@@ -5,6 +5,8 @@ import platform
 from importlib import metadata
 from pathlib import Path
 
+from common.codec import context
+
 _PACKAGES = ("grpcio", "numpy", "onnxruntime", "pillow", "torch")
 
 
@@ -15,6 +17,7 @@ def machine() -> dict[str, object]:
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
+        "context_coder": "compiled" if context.FAST else "interpreted",
         "packages": {name: _version(name) for name in _PACKAGES},
     }
 
