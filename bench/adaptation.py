@@ -42,7 +42,7 @@ from common.bundle import Bundle
 from common.images import list_images
 from edge.detector import find_plan
 from splitpoint.machine import machine
-from splitpoint.processes import Service
+from splitpoint.processes import Service, ended_by_sigterm
 from splitpoint.progress import Stages
 
 SHARE = 0.1
@@ -152,7 +152,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--plot", type=Path, help="also draw the drive (.svg or .png)")
     arguments = parser.parse_args()
-    result = measure(arguments)
+    with ended_by_sigterm():
+        result = measure(arguments)
     report(result)
     if arguments.plot is not None and "traces" in result:
         plot(result["traces"]["drive"], arguments.plot)

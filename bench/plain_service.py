@@ -22,6 +22,7 @@ from common.runtime import Model
 _SCORE_THRESHOLD = 0.25
 # The connection outlives the turns of all other strategies: no frame pays for a new one.
 _KEEP_ALIVE_S = 600
+_STOP_S = 2
 
 
 def create_app(bundle: Bundle) -> FastAPI:
@@ -62,6 +63,7 @@ def main() -> None:
         port=arguments.port,
         log_level="warning",
         timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=_STOP_S,
     )
 
 

@@ -4,9 +4,10 @@
         Service(command, log, prefix=slow.prefix)
         subprocess.Popen([*slow.prefix, "program", "argument"])
 
-A cgroup of its own (version 2, whose `cgroup.freeze` needs no controller) is made for the block. A
-process of real-time priority thaws it for 0.5 ms, freezes it until its share is kept, and so on: at
-a tenth, for 0.5 ms of every 5. The share that really is given is measured before the block begins.
+A cgroup of its own is made for the block: of version 2, where freezing needs no controller, or of
+version 1 with its freezer. A process of real-time priority thaws it for 0.5 ms, freezes it until
+its share is kept, and so on: at a tenth, for 0.5 ms of every 5. The share that really is given is
+measured before the block begins.
 
 A CPU quota (cpu.max) would be simpler, but it bends what is measured: the kernel takes notice of an
 exhausted quota at its next tick, so that the first milliseconds of work after every pause run at
@@ -45,6 +46,30 @@ print((time.process_time() - used) / (time.perf_counter() - start))
 _numbers = itertools.count()
 
 
+@dataclass(frozen=True)
+class Freezer:
+    """How a version of cgroups stops all processes of a group.
+
+    Attributes:
+        mounted: The type and an option of the mount that its groups are made in.
+        file: Of a group, to be written to.
+        frozen: What stops its processes.
+        thawed: What lets them go on.
+    """
+
+    mounted: tuple[str, str]
+    file: str
+    frozen: str
+    thawed: str
+
+
+FREEZERS = {
+    2: Freezer(("cgroup2", ""), "cgroup.freeze", "1", "0"),
+    1: Freezer(("cgroup", "freezer"), "freezer.state", "FROZEN", "THAWED"),
+}
+"""By version of cgroups, the better one first."""
+
+
 class SlowCpuError(SplitpointError):
     """The machine lets no process be slowed, or does not keep the share."""
 
@@ -76,21 +101,22 @@ class SlowCpu:
 
 
 @contextlib.contextmanager
-def slowed(share: float) -> Iterator[SlowCpu]:
+def slowed(share: float, versions: Sequence[int] = tuple(FREEZERS)) -> Iterator[SlowCpu]:
     """Share of the CPU for all processes that start inside.
 
     Args:
         share: Of every core that they use, from 0.01 to below 1.
+        versions: Of cgroups; the first that this machine has is used.
 
     Raises:
         SlowCpuError: If nothing can be slowed, or the share is not kept.
     """
     if not _LEAST <= share < 1:
         raise SlowCpuError(f"a share of {share:g} of a core: expected {_LEAST:g} to below 1")
-    folder = _make()
+    folder, version = _make(versions)
     prefix = ("sh", "-c", _ENTER, str(folder / "cgroup.procs"))
     try:
-        pace = [sys.executable, "-m", "bench.slow", str(folder), f"{share:g}"]
+        pace = [sys.executable, "-m", "bench.slow", str(folder), str(version), f"{share:g}"]
         pacer = subprocess.Popen(pace)  # noqa: S603 - our own
         try:
             yield SlowCpu(share, _checked(share, prefix), prefix)
@@ -98,47 +124,55 @@ def slowed(share: float) -> Iterator[SlowCpu]:
             pacer.terminate()
             pacer.wait()
     finally:
-        _remove(folder)
+        _remove(folder, FREEZERS[version])
 
 
-def _pace(folder: Path, share: float, parent: int) -> None:
+def _pace(folder: Path, freezer: Freezer, share: float, parent: int) -> None:
     """Thaw and freeze in turn, until the parent process is gone."""
     with contextlib.suppress(PermissionError):
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(_PRIORITY))
-    freeze = os.open(folder / "cgroup.freeze", os.O_WRONLY)
+    state = os.open(folder / freezer.file, os.O_WRONLY)
+    thaw, freeze = freezer.thawed.encode(), freezer.frozen.encode()
     while os.getppid() == parent:
-        os.pwrite(freeze, b"0", 0)
+        os.pwrite(state, thaw, 0)
         thawed_s = time.perf_counter()
         time.sleep(_THAWED_S)
-        os.pwrite(freeze, b"1", 0)
+        os.pwrite(state, freeze, 0)
         # What it really was decides how long the rest has to be: sleeps take longer than asked.
         rest_s = (time.perf_counter() - thawed_s) * (1 / share - 1)
         time.sleep(rest_s)
-    os.pwrite(freeze, b"0", 0)
+    os.pwrite(state, thaw, 0)
 
 
-def _make() -> Path:
-    """A new cgroup."""
+def _make(versions: Sequence[int]) -> tuple[Path, int]:
+    """A new cgroup, and its version."""
     if os.geteuid() != 0:
         raise SlowCpuError("a slow edge needs root: run this as root, or without one")
-    folder = _root() / f"splitpoint-{os.getpid()}-{next(_numbers)}"
-    try:
-        folder.mkdir()
-    except OSError as error:
-        raise SlowCpuError(f"{folder}: no cgroup can be made: {error.strerror}") from error
-    if not (folder / "cgroup.freeze").exists():
-        folder.rmdir()
-        raise SlowCpuError(f"{folder}: this kernel's cgroups cannot be frozen: Linux 5.2 can")
-    return folder
+    for version in versions:
+        root = _root(*FREEZERS[version].mounted)
+        if root is None:
+            continue
+        folder = root / f"splitpoint-{os.getpid()}-{next(_numbers)}"
+        try:
+            folder.mkdir()
+        except OSError as error:
+            raise SlowCpuError(f"{folder}: no cgroup can be made: {error.strerror}") from error
+        if (folder / FREEZERS[version].file).exists():
+            return folder, version
+        folder.rmdir()  # version 2 cannot freeze before Linux 5.2
+    known = " or ".join(map(str, versions))
+    raise SlowCpuError(
+        f"a slow edge needs Linux cgroups of version {known} that freeze: none are mounted"
+    )
 
 
-def _root() -> Path:
-    """Where the cgroups of version 2 are mounted."""
+def _root(kind: str, option: str) -> Path | None:
+    """Where such cgroups are mounted."""
     mounts = [line.split() for line in _MOUNTS.read_text().splitlines()] if _MOUNTS.exists() else []
-    for _, place, kind, *_ in mounts:
-        if kind == "cgroup2":
+    for _, place, type_, options, *_ in mounts:
+        if type_ == kind and (not option or option in options.split(",")):
             return Path(place)
-    raise SlowCpuError("a slow edge needs Linux cgroups of version 2: none are mounted")
+    return None
 
 
 def _checked(share: float, prefix: Sequence[str]) -> float:
@@ -160,10 +194,10 @@ def _measured(prefix: Sequence[str]) -> float:
     return float(done.stdout)
 
 
-def _remove(folder: Path) -> None:
+def _remove(folder: Path, freezer: Freezer) -> None:
     """Remove the cgroup; what still runs inside goes back to where it would be without."""
     deadline_s = time.monotonic() + _REMOVE_S
-    (folder / "cgroup.freeze").write_text("0")
+    (folder / freezer.file).write_text(freezer.thawed)
     while True:
         with contextlib.suppress(OSError):
             folder.rmdir()
@@ -177,4 +211,4 @@ def _remove(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    _pace(Path(sys.argv[1]), float(sys.argv[2]), os.getppid())
+    _pace(Path(sys.argv[1]), FREEZERS[int(sys.argv[2])], float(sys.argv[3]), os.getppid())

@@ -24,6 +24,7 @@ from splitpoint.commands import (
     quantize,
     search,
 )
+from splitpoint.processes import ended_by_sigterm
 
 # What an installation without all extras may lack, and the extra that brings it.
 _EXTRA_OF = {
@@ -84,10 +85,11 @@ def main(arguments: list[str] | None = None) -> int:
 
     Returns:
         The exit code of a SplitpointError. Everything else leaves as SystemExit: success, wrong
-        usage (2), Ctrl-C (130), and a reader that left, as `| head` does.
+        usage (2), Ctrl-C (130), SIGTERM (143), and a reader that left, as `| head` does.
     """
     try:
-        app(arguments)
+        with ended_by_sigterm():
+            app(arguments)
     except SplitpointError as error:
         typer.echo(f"error: {' '.join(str(error).split())}", err=True)
         return error.exit_code

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from bench import slow
-from bench.slow import SlowCpu, SlowCpuError, slowed
+from bench.slow import FREEZERS, SlowCpu, SlowCpuError, slowed
 
 
-@pytest.fixture(scope="module")
-def tenth() -> Iterator[SlowCpu]:
+@pytest.fixture(scope="module", params=FREEZERS, ids="cgroups v{}".format)
+def tenth(request: pytest.FixtureRequest) -> Iterator[SlowCpu]:
     try:
-        inside = slowed(0.1)
+        inside = slowed(0.1, versions=[request.param])
         given = inside.__enter__()
     except SlowCpuError as error:
         pytest.skip(str(error))
@@ -60,6 +60,17 @@ def test_a_share_that_is_not_kept_is_an_error(
 @pytest.mark.parametrize("share", [0.0, -1.0, 1e-6, 1.0, float("nan")])
 def test_a_share_that_makes_no_sense_is_refused(share: float) -> None:
     with pytest.raises(SlowCpuError, match=r"expected 0\.01 to below 1"), slowed(share):
+        pass
+
+
+def test_no_cgroups_that_freeze_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounts = tmp_path / "mounts"
+    mounts.write_text("cgroup /sys/fs/cgroup/cpu cgroup rw,relatime,cpu 0 0\n")
+    monkeypatch.setattr(slow, "_MOUNTS", mounts)
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    with pytest.raises(SlowCpuError, match="version 2 or 1 that freeze"), slowed(0.5):
         pass
 
 
