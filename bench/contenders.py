@@ -112,7 +112,6 @@ def build(
         max_images=max_images,
         refined_cuts=2,
         format_trials=4,
-        adapt_steps=300,
         cache=cache,
         software_version=version,
     )

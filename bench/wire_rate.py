@@ -199,8 +199,9 @@ class _Bench:
         curve = self._refiner.curve(self._cut)
         candidates = []
         for point in reversed(_spread(curve.points)):  # a finer format's tail is a good start
-            candidate = self._refiner.options(self._cut, curve, point)[0]  # in context
-            before = self._measure(replace(candidate, cut=self._cut))
+            unadapted = self._refiner.options(self._cut, curve, point)[0]  # in context
+            adapted = self._refiner.adapted(self._cut, point.wire, unadapted.label)
+            candidate = replace(unadapted, cut=adapted)
             self._formats.append(
                 {
                     "step": point.step,
@@ -208,7 +209,7 @@ class _Bench:
                     "levels": [max(tensor.to_symbol) + 1 for tensor in candidate.wire],
                     "codec": str(candidate.codec),
                     "held_out_loss": point.error,
-                    "unadapted": before,
+                    "unadapted": self._measure(unadapted),
                     "adapted": self._measure(candidate),
                 }
             )

@@ -301,7 +301,11 @@ class _Ranking:
 
             def is_good_at(point: RatePoint, cut: Cut = cut, refiner: Remembered = refiner) -> bool:
                 options = refiner.options(cut, curve, point)  # noqa: B023
-                return self._is_good(fastest(options, times, self._world))
+                option = fastest(options, times, self._world)
+                if self._is_good(option):
+                    return True  # and the cloud needs no tail of its own for it
+                tail = refiner.adapted(cut, point.wire, option.label)
+                return tail is not cut and self._is_good(replace(option, cut=tail))
 
             cheapest(curve.points, is_good_at, trials=self._request.format_trials)
             curves[cut.label] = curve.points

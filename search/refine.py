@@ -1,10 +1,11 @@
 """Refinement: the wire format that a cut deserves.
 
-    cut -> rate curve -> cheapest point whose tail, adapted, is accurate enough -> candidates
+    cut -> rate curve -> cheapest point that is accurate enough, adapted if need be -> candidates
 
 Along a rate curve accuracy is bought with bytes, so bisection finds the cheapest point within the
-limit. Each point tried gets context models and an adapted tail of its own; which codec is the
-fastest then depends on the link and the devices, and is all that does.
+limit. Each point tried gets context models of its own, and an adapted tail where it is not accurate
+enough without; which codec is the fastest then depends on the link and the devices, and is all that
+does.
 """
 
 from collections.abc import Callable, Sequence
@@ -77,7 +78,7 @@ class Refiner:
         )
 
     def options(self, cut: Cut, curve: RateCurve, point: RatePoint) -> tuple[Candidate, ...]:
-        """A point of the curve, its tail adapted, by the context coder and then by other codecs."""
+        """A point of the curve by the context coder, then by other codecs, its tail as it is."""
         contexts = self._fit(cut, point.wire, curve.contexts)
         in_context = self._candidate(cut, point.wire, CONTEXT, contexts)
         # The bytes of a format tell it from the others of its cut.
@@ -89,12 +90,10 @@ class Refiner:
                 in_context, contexts_after=after, weight_bytes=in_context.weight_bytes + more
             )
         others = (self._candidate(cut, point.wire, spec, ()) for spec in tensor_codecs(point.wire))
-        options = [in_context, *others]
-        adapted = self._adapt(cut, point.wire, label)
-        return tuple(replace(option, label=label, cut=adapted) for option in options)
+        return tuple(replace(option, label=label) for option in (in_context, *others))
 
-    def _adapt(self, cut: Cut, wire: Wire, label: str) -> Cut:
-        """The cut with an adapted tail, if that is better."""
+    def adapted(self, cut: Cut, wire: Wire, label: str) -> Cut:
+        """The cut with a tail adapted to a wire format; the same cut if that is no better."""
         if not self._adapt_steps:
             return cut
         adapted = adapt_tail(

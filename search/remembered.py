@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from common.codec import ContextModel
 from common.manifest import CodecSpec, WireTensor
+from search.adapt import Wire
 from search.cache import Arrays, Cache
 from search.candidates import Candidate
 from search.cuts import Cut
@@ -24,7 +25,7 @@ from search.refine import Refiner
 
 
 class Remembered:
-    """Keeps a refiner's curves and options.
+    """Keeps a refiner's curves, options and adapted tails.
 
     Args:
         make: Makes the refiner when it is needed.
@@ -61,11 +62,19 @@ class Remembered:
         """As `Refiner.options`."""
         inputs = [self._inputs, self._heads.digest(cut), point.wire]
         arrays = self._cache.arrays(
-            "refined",
+            "options",
             inputs,
             lambda: _options_to_arrays(self._refiner.options(cut, curve, point)),
         )
         return _options_from_arrays(arrays, cut, point.wire)
+
+    def adapted(self, cut: Cut, wire: Wire, label: str) -> Cut:
+        """As `Refiner.adapted`."""
+        inputs = [self._inputs, self._heads.digest(cut), wire]
+        weights = self._cache.arrays(
+            "tail", inputs, lambda: _tail_to_arrays(self._refiner.adapted(cut, wire, label))
+        )
+        return _tail_from_arrays(weights, cut, label) if weights else cut
 
 
 class _Record(BaseModel):
@@ -99,7 +108,6 @@ class _OptionRecord(_Record):
 
 
 class _OptionsRecord(_Record):
-    adapted_to: str
     options: tuple[_OptionRecord, ...]
 
 
@@ -134,9 +142,7 @@ def _curve_from_arrays(arrays: Arrays) -> RateCurve:
 
 
 def _options_to_arrays(options: Sequence[Candidate]) -> Arrays:
-    cut = options[0].cut
     record = _OptionsRecord(
-        adapted_to=cut.adapted_to,
         options=tuple(
             _OptionRecord(
                 **{name: getattr(option, name) for name in _OPTION_FIELDS},
@@ -146,32 +152,16 @@ def _options_to_arrays(options: Sequence[Candidate]) -> Arrays:
             for option in options
         ),
     )
-    weights = {
-        f"{part}:{node.name}": array
-        for node in (cut.tail if cut.adapted_to else ())
-        for part, array in (("weight", node.weight), ("bias", node.bias))
-        if array is not None
-    }
     models: dict[str, NDArray[np.uint8]] = {}
     for option in options:
         models |= _models("context", option.contexts) | _models("after", option.contexts_after)
-    return {"record": _text(record), **models, **weights}
+    return {"record": _text(record), **models}
 
 
 def _options_from_arrays(
     arrays: Arrays, cut: Cut, wire: tuple[WireTensor, ...]
 ) -> tuple[Candidate, ...]:
     record = _OptionsRecord.model_validate_json(arrays["record"].tobytes())
-    if record.adapted_to:
-        tail = tuple(
-            replace(
-                node,
-                weight=arrays.get(f"weight:{node.name}", node.weight),
-                bias=arrays.get(f"bias:{node.name}", node.bias),
-            )
-            for node in cut.tail
-        )
-        cut = replace(cut, tail=tail, adapted_to=record.adapted_to)
     return tuple(
         Candidate(
             cut=cut,
@@ -182,6 +172,28 @@ def _options_from_arrays(
         )
         for option in record.options
     )
+
+
+def _tail_to_arrays(cut: Cut) -> Arrays:
+    """Weights of an adapted tail; nothing of another."""
+    return {
+        f"{part}:{node.name}": array
+        for node in (cut.tail if cut.adapted_to else ())
+        for part, array in (("weight", node.weight), ("bias", node.bias))
+        if array is not None
+    }
+
+
+def _tail_from_arrays(weights: Arrays, cut: Cut, label: str) -> Cut:
+    tail = tuple(
+        replace(
+            node,
+            weight=weights.get(f"weight:{node.name}", node.weight),
+            bias=weights.get(f"bias:{node.name}", node.bias),
+        )
+        for node in cut.tail
+    )
+    return replace(cut, tail=tail, adapted_to=label)
 
 
 def _text(record: BaseModel) -> NDArray[np.uint8]:

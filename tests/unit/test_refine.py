@@ -424,18 +424,22 @@ def test_a_refined_candidate_has_all_that_it_needs(
     candidate = fastest(options, times, slow)
     assert str(candidate.codec) == "context"
     assert candidate.name.startswith(f"{cut.name} ")
-    assert candidate.name.endswith(" KB context adapted")
+    assert candidate.name.endswith(" KB context")
     assert candidate.weight_bytes > sum(len(m.to_bytes()) for m in candidate.contexts)
     for codec, wire in zip(candidate.codecs, candidate.wire, strict=True):
         symbols = np.array(wire.to_symbol, np.uint8)[examples.codes[wire.name][0]]
         data = codec.encode(symbols, wire.bits)
         np.testing.assert_array_equal(codec.decode(data, wire.shape, wire.bits), symbols)
-    assert len(reporter.titles) == 3 + video
     assert [model.looks_back for model in candidate.contexts_after] == [True] * video
+    adapted = remembered.adapted(cut, candidate.wire, candidate.label)
+    assert replace(candidate, cut=adapted).name == f"{candidate.name} adapted"
+    assert len(reporter.titles) == 3 + video
     again = remembered.options(cut, curve, coarse_one)
+    tail = remembered.adapted(cut, candidate.wire, candidate.label).tail
     assert len(reporter.titles) == 3 + video  # it was asked for nothing a second time
     assert [option.name for option in again] == [option.name for option in options]
-    for kept, made in zip(again[0].cut.tail, options[0].cut.tail, strict=True):
+    assert any(new.weight is not old.weight for new, old in zip(tail, cut.tail, strict=True))
+    for kept, made in zip(tail, adapted.tail, strict=True):
         np.testing.assert_array_equal(kept.weight, made.weight)
     fast = replace(slow, link=parse_link("1000gbit/0ms"))
     assert fastest(options, times, fast) is min(options, key=lambda o: o.encode_ms + o.decode_ms)
