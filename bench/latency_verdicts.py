@@ -125,21 +125,25 @@ def targets(result: dict[str, Any]) -> Iterator[Target]:
             f"{_cell(best)} against {best['rival']}",
             len(ahead) >= 3,
         )
-    yield from _bytes_target([row for row in rows if row["setting"] == "B"])
+    yield from _bytes_target(result, [row for row in rows if row["setting"] == "B"])
     yield from _work_target(result)
 
 
-def _bytes_target(rows: Sequence[Row]) -> Iterator[Target]:
+def _bytes_target(result: dict[str, Any], rows: Sequence[Row]) -> Iterator[Target]:
     sent = [row for row in rows if row["fewer_bytes"] is not None]
-    if sent:
-        least = min(sent, key=lambda row: row["fewer_bytes"])
-        enough = sum(row["fewer_bytes"] >= FEWER_BYTES for row in sent)
-        yield Target(
-            f"setting B: {FEWER_BYTES:g} x fewer bytes than the best image codec of equal AP",
-            f"{least['fewer_bytes']:.1f} x; {enough} of {len(sent)} cells reach it",
-            f"{_cell(least)}, {least['plan']}",
-            least["fewer_bytes"] >= FEWER_BYTES,
-        )
+    if not sent:
+        return
+    least = min(sent, key=lambda row: row["fewer_bytes"])
+    enough = sum(row["fewer_bytes"] >= FEWER_BYTES for row in sent)
+    split = [row["fewer_bytes"] for row in sent if result["kinds"][row["plan"]] == "split"]
+    by_splits = f"; {min(split):.1f} to {max(split):.1f} x in the {len(split)} that split"
+    yield Target(
+        f"setting B: {FEWER_BYTES:g} x fewer bytes than the best image codec of equal AP",
+        f"{least['fewer_bytes']:.1f} x; {enough} of {len(sent)} cells reach it"
+        + (by_splits if split else ""),
+        f"{_cell(least)}, {least['plan']}",
+        least["fewer_bytes"] >= FEWER_BYTES,
+    )
 
 
 def _work_target(result: dict[str, Any]) -> Iterator[Target]:

@@ -118,6 +118,7 @@ def test_targets_are_judged_by_their_worst_cell() -> None:
     assert found[0].worst.startswith("1.040 x [1.040, 1.040]; 1 of 2 cells are within, 0 more")
     fewer = next(t for t in found if "fewer bytes" in t.what)
     assert fewer.met
+    assert fewer.worst == "6.7 x; 2 of 2 cells reach it; 6.7 to 6.7 x in the 2 that split"
     work = next(t for t in found if "CPU time" in t.what)
     assert work.met
     assert work.worst == "0.25 x"
