@@ -109,7 +109,7 @@ def _run(arguments: argparse.Namespace, folder: Path, stages: Stages) -> dict[st
     )
     curve = refiner.curve(cut)
     point = [p for p in curve.points if p.payload_bytes <= arguments.bytes][-1]
-    candidate = refiner.options(cut, curve, point)[0]
+    candidate = refiner.options(cut, curve, point.wire)[0]
     (codec,), (wire,) = candidate.codecs, candidate.wire
     if not isinstance(codec, ContextCoded):
         raise TypeError("expected the context coder first")

@@ -199,7 +199,7 @@ class _Bench:
         curve = self._refiner.curve(self._cut)
         candidates = []
         for point in reversed(_spread(curve.points)):  # a finer format's tail is a good start
-            unadapted = self._refiner.options(self._cut, curve, point)[0]  # in context
+            unadapted = self._refiner.options(self._cut, curve, point.wire)[0]  # in context
             adapted = self._refiner.adapted(self._cut, point.wire, unadapted.label)
             candidate = replace(unadapted, cut=adapted)
             self._formats.append(

@@ -298,9 +298,14 @@ class _Ranking:
                 [self._prepared.origin, self._request.adapt_steps, self._request.video],
             )
             curve = refiner.curve(cut)
+            plain = [c for c in good if c.cut.label == cut.label]
+            smallest = min(plain, key=lambda c: c.payload_bytes)
+            # A format that is good as it is loses nothing by the codec of fewest bytes.
+            in_context, *_ = refiner.options(cut, curve, smallest.wire)
+            self._meter.measured(in_context)
 
             def is_good_at(point: RatePoint, cut: Cut = cut, refiner: Remembered = refiner) -> bool:
-                options = refiner.options(cut, curve, point)  # noqa: B023
+                options = refiner.options(cut, curve, point.wire)  # noqa: B023
                 option = fastest(options, times, self._world)
                 if self._is_good(option):
                     return True  # and the cloud needs no tail of its own for it

@@ -22,7 +22,7 @@ from search.cuts import Cut
 from search.examples import Examples, Pairs
 from search.heads import Heads
 from search.latency import CutTimes
-from search.rate_curve import RateCurve, RatePoint, rate_curve, symbols_of
+from search.rate_curve import RateCurve, rate_curve, symbols_of
 from search.request import Progress, Reporter
 from search.sampling import code
 from search.wire import tensor_codecs
@@ -77,19 +77,22 @@ class Refiner:
             progress=self._reporter.stage(f"searching formats of {cut.name}"),
         )
 
-    def options(self, cut: Cut, curve: RateCurve, point: RatePoint) -> tuple[Candidate, ...]:
-        """A point of the curve by the context coder, then by other codecs, its tail as it is."""
-        contexts = self._fit(cut, point.wire, curve.contexts)
-        in_context = self._candidate(cut, point.wire, CONTEXT, contexts)
+    def options(self, cut: Cut, curve: RateCurve, wire: Wire) -> tuple[Candidate, ...]:
+        """A wire format by the context coder and then by other codecs, the tail as it is.
+
+        The format need not be of the curve, whose context models are only a beginning.
+        """
+        contexts = self._fit(cut, wire, curve.contexts)
+        in_context = self._candidate(cut, wire, CONTEXT, contexts)
         # The bytes of a format tell it from the others of its cut.
         label = f"{in_context.payload_bytes / 1000:.2f} KB"
         if self._pairs is not None:
-            after = self._fit_after(self._pairs, label, point.wire, contexts)
+            after = self._fit_after(self._pairs, label, wire, contexts)
             more = sum(len(model.to_bytes()) for model in after)
             in_context = replace(
                 in_context, contexts_after=after, weight_bytes=in_context.weight_bytes + more
             )
-        others = (self._candidate(cut, point.wire, spec, ()) for spec in tensor_codecs(point.wire))
+        others = (self._candidate(cut, wire, spec, ()) for spec in tensor_codecs(wire))
         return tuple(replace(option, label=label) for option in (in_context, *others))
 
     def adapted(self, cut: Cut, wire: Wire, label: str) -> Cut:

@@ -58,15 +58,15 @@ class Remembered:
         )
         return _curve_from_arrays(arrays)
 
-    def options(self, cut: Cut, curve: RateCurve, point: RatePoint) -> tuple[Candidate, ...]:
+    def options(self, cut: Cut, curve: RateCurve, wire: Wire) -> tuple[Candidate, ...]:
         """As `Refiner.options`."""
-        inputs = [self._inputs, self._heads.digest(cut), point.wire]
+        inputs = [self._inputs, self._heads.digest(cut), wire]
         arrays = self._cache.arrays(
             "options",
             inputs,
-            lambda: _options_to_arrays(self._refiner.options(cut, curve, point)),
+            lambda: _options_to_arrays(self._refiner.options(cut, curve, wire)),
         )
-        return _options_from_arrays(arrays, cut, point.wire)
+        return _options_from_arrays(arrays, cut, wire)
 
     def adapted(self, cut: Cut, wire: Wire, label: str) -> Cut:
         """As `Refiner.adapted`."""

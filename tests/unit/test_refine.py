@@ -418,7 +418,7 @@ def test_a_refined_candidate_has_all_that_it_needs(
     remembered = Remembered(
         lambda: refiner, Heads(network), Cache(tmp_path, "some version"), ["a network"]
     )
-    options = remembered.options(cut, curve, coarse_one)
+    options = remembered.options(cut, curve, coarse_one.wire)
     times = {cut.name: CutTimes(NO_TIME, NO_TIME)}
     slow = World(parse_link("1kbit/0ms"), device_profile("this-machine"), 0.0, 0.0)
     candidate = fastest(options, times, slow)
@@ -434,7 +434,7 @@ def test_a_refined_candidate_has_all_that_it_needs(
     adapted = remembered.adapted(cut, candidate.wire, candidate.label)
     assert replace(candidate, cut=adapted).name == f"{candidate.name} adapted"
     assert len(reporter.titles) == 3 + video
-    again = remembered.options(cut, curve, coarse_one)
+    again = remembered.options(cut, curve, coarse_one.wire)
     tail = remembered.adapted(cut, candidate.wire, candidate.label).tail
     assert len(reporter.titles) == 3 + video  # it was asked for nothing a second time
     assert [option.name for option in again] == [option.name for option in options]
