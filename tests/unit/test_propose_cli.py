@@ -1,7 +1,7 @@
 """`splitpoint propose` and `search --tables`: what is said, and every mistake in one line."""
 
-from functools import partial
 import signal
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
