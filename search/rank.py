@@ -32,7 +32,7 @@ from search.meter import open_meter
 from search.narrow import Narrower
 from search.prepare import Prepared
 from search.quantization.recipe import recipe
-from search.rate_curve import RatePoint
+from search.rate_curve import RateCurve, RatePoint
 from search.refine import Refiner, cheapest, fastest
 from search.remembered import Remembered
 from search.request import Found, Reporter, Request
@@ -303,18 +303,25 @@ class _Ranking:
             # A format that is good as it is loses nothing by the codec of fewest bytes.
             in_context, *_ = refiner.options(cut, curve, smallest.wire)
             self._meter.measured(in_context)
-
-            def is_good_at(point: RatePoint, cut: Cut = cut, refiner: Remembered = refiner) -> bool:
-                options = refiner.options(cut, curve, point.wire)  # noqa: B023
-                option = fastest(options, times, self._world)
-                if self._is_good(option):
-                    return True  # and the cloud needs no tail of its own for it
-                tail = refiner.adapted(cut, point.wire, option.label)
-                return tail is not cut and self._is_good(replace(option, cut=tail))
-
+            is_good_at = partial(self._is_good_at, refiner, curve, cut, times)
             cheapest(curve.points, is_good_at, trials=self._request.format_trials)
             curves[cut.label] = curve.points
         return curves
+
+    def _is_good_at(
+        self,
+        refiner: Remembered,
+        curve: RateCurve,
+        cut: Cut,
+        times: dict[str, CutTimes],
+        point: RatePoint,
+    ) -> bool:
+        """Whether a wire format is good by its fastest codec, with an adapted tail if need be."""
+        option = fastest(refiner.options(cut, curve, point.wire), times, self._world)
+        if self._is_good(option):
+            return True  # and the cloud needs no tail of its own for it
+        tail = refiner.adapted(cut, point.wire, option.label)
+        return tail is not cut and self._is_good(replace(option, cut=tail))
 
     def _refiner(self, cut: Cut) -> Refiner:
         """With what tails, and context models of sequences, are fitted to."""
