@@ -81,14 +81,15 @@ class Evaluator:
         return found
 
     def identity(self, candidate: Candidate) -> str:
-        """Digest of all that decides what a candidate finds on an image."""
-        models = (*candidate.contexts, *candidate.contexts_after)
+        """Digest of all that decides what a candidate finds on an image.
+
+        Codecs of images may lose something; those of tensors, context models and all, do not.
+        """
         adapted = candidate.cut.tail if candidate.cut.adapted_to else ()
         return digest(
             self._heads.digest(candidate.cut),
             candidate.wire,
-            candidate.codec,
-            [model.to_bytes() for model in models],
+            None if candidate.cut.head else candidate.codec,
             [(node.weight, node.bias) for node in adapted],
         )
 

@@ -68,6 +68,7 @@ class Meter:
         self._cache = cache
         self._judged_on = judged_on
         self._known: dict[str, tuple[Candidate, Measured]] = {}
+        self._judged: dict[str, Measured] = {}
 
     def __contains__(self, name: str) -> bool:
         return name in self._known
@@ -84,13 +85,12 @@ class Meter:
     def measured(self, candidate: Candidate) -> Measured:
         """The accuracy of a candidate, measured now if it was not."""
         if candidate.name not in self._known:
-            accuracy, images = self._cache.json(
-                "accuracy",
-                [self._judged_on, self._max_drop, self._evaluator.identity(candidate)],
-                lambda: self._measure(candidate),
-            )
-            self._known[candidate.name] = candidate, Measured(accuracy, images)
+            self._known[candidate.name] = candidate, self._judge(candidate)
         return self._known[candidate.name][1]
+
+    def glance(self, candidate: Candidate) -> float:
+        """As `drop`, without counting the candidate among the others."""
+        return self.best - self._judge(candidate).accuracy
 
     def drop(self, candidate: Candidate) -> float:
         """How much a candidate loses, in points."""
@@ -101,6 +101,17 @@ class Meter:
         for done, candidate in enumerate(sorted(candidates, key=lambda c: c.cut.label), 1):
             self.measured(candidate)
             progress(done, len(candidates))
+
+    def _judge(self, candidate: Candidate) -> Measured:
+        identity = self._evaluator.identity(candidate)
+        if identity not in self._judged:
+            accuracy, images = self._cache.json(
+                "accuracy",
+                [self._judged_on, self._max_drop, identity],
+                lambda: self._measure(candidate),
+            )
+            self._judged[identity] = Measured(accuracy, images)
+        return self._judged[identity]
 
     def _measure(self, candidate: Candidate) -> tuple[float, int]:
         count, found = len(self._reference), list[Detections]()

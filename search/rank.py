@@ -18,7 +18,7 @@ from typing import Literal
 from common.errors import NoFeasiblePlanError
 from common.manifest import CodecSpec
 from common.store_file import read_tables
-from search.adapt import distillation_loss
+from search.adapt import Wire, distillation_loss
 from search.binding import no_head_fits, nothing_fits, smallest_head
 from search.candidates import Candidate, World, judge, shortlist, with_coding, worth_keeping
 from search.cuts import Cut, cut_of_head, prefix_cuts
@@ -33,7 +33,7 @@ from search.narrow import Narrower
 from search.prepare import Prepared
 from search.quantization.recipe import recipe
 from search.rate_curve import RateCurve, RatePoint
-from search.refine import Refiner, cheapest, fastest
+from search.refine import Refiner, cheapest
 from search.remembered import Remembered
 from search.request import Found, Reporter, Request
 from search.rounding import Rounder
@@ -298,30 +298,39 @@ class _Ranking:
                 [self._prepared.origin, self._request.adapt_steps, self._request.video],
             )
             curve = refiner.curve(cut)
+            wires = [point.wire for point in curve.points]
             plain = [c for c in good if c.cut.label == cut.label]
             smallest = min(plain, key=lambda c: c.payload_bytes)
-            # A format that is good as it is loses nothing by the codec of fewest bytes.
-            in_context, *_ = refiner.options(cut, curve, smallest.wire)
-            self._meter.measured(in_context)
-            is_good_at = partial(self._is_good_at, refiner, curve, cut, times)
-            cheapest(curve.points, is_good_at, trials=self._request.format_trials)
+            cheap = self._lossy(cut, wires)
+            as_it_is = wires[len(cheap)] if len(cheap) < len(wires) else smallest.wire
+            for option in refiner.options(cut, curve, as_it_is):
+                self._meter.measured(option)
+            is_good_at = partial(self._is_good_adapted, refiner, curve, cut)
+            cheapest(cheap, is_good_at, trials=self._request.format_trials)
             curves[cut.label] = curve.points
         return curves
 
-    def _is_good_at(
-        self,
-        refiner: Remembered,
-        curve: RateCurve,
-        cut: Cut,
-        times: dict[str, CutTimes],
-        point: RatePoint,
-    ) -> bool:
-        """Whether a wire format is good by its fastest codec, with an adapted tail if need be."""
-        option = fastest(refiner.options(cut, curve, point.wire), times, self._world)
-        if self._is_good(option):
-            return True  # and the cloud needs no tail of its own for it
-        tail = refiner.adapted(cut, point.wire, option.label)
-        return tail is not cut and self._is_good(replace(option, cut=tail))
+    def _lossy(self, cut: Cut, wires: Sequence[Wire]) -> Sequence[Wire]:
+        """Of wire formats, cheapest first, those before the first that is good as it is."""
+        progress = self._reporter.stage(f"measuring formats of {cut.label}")
+        for done, wire in enumerate(wires, 1):
+            # No codec of tensors changes what a format keeps: this one stands for all.
+            candidate = Candidate(cut, wire, CodecSpec(name="packed"), 0, 0, 0, 0, 0)
+            is_good = self._meter.glance(candidate) <= self._request.max_drop
+            progress(len(wires) if is_good else done, len(wires))
+            if is_good:
+                return wires[: done - 1]
+        return wires
+
+    def _is_good_adapted(self, refiner: Remembered, curve: RateCurve, cut: Cut, wire: Wire) -> bool:
+        """Whether a wire format is good if a tail is adapted to it."""
+        options = refiner.options(cut, curve, wire)
+        tail = refiner.adapted(cut, wire, options[0].label)
+        if tail is cut:
+            return False
+        # Which codec is the fastest depends on link and devices: all of them are measured.
+        verdicts = [self._is_good(replace(option, cut=tail)) for option in options]
+        return any(verdicts)
 
     def _refiner(self, cut: Cut) -> Refiner:
         """With what tails, and context models of sequences, are fitted to."""

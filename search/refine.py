@@ -1,11 +1,11 @@
 """Refinement: the wire format that a cut deserves.
 
-    cut -> rate curve -> cheapest point that is accurate enough, adapted if need be -> candidates
+    cut -> rate curve -> cheapest point that is accurate enough as it is -> candidates
+                      -> cheaper ones, each with a tail adapted to it    -> candidates
 
-Along a rate curve accuracy is bought with bytes, so bisection finds the cheapest point within the
-limit. Each point tried gets context models of its own, and an adapted tail where it is not accurate
-enough without; which codec is the fastest then depends on the link and the devices, and is all that
-does.
+Accuracy depends on a point and its tail alone, so it is measured, in seconds, before context models
+are fitted, in a minute, to points worth it. Adapting a tail takes minutes; along a rate curve
+accuracy is bought with bytes, so bisection finds the cheapest point that is worth them.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,12 +16,11 @@ from common.codec import Codec, ContextModel, make_codec
 from common.codec.context import ContextCoded
 from common.manifest import CodecSpec
 from search.adapt import Loss, Wire, adapt_tail
-from search.candidates import Candidate, World, judge
+from search.candidates import Candidate
 from search.context import fit_context
 from search.cuts import Cut
 from search.examples import Examples, Pairs
 from search.heads import Heads
-from search.latency import CutTimes
 from search.rate_curve import RateCurve, rate_curve, symbols_of
 from search.request import Progress, Reporter
 from search.sampling import code
@@ -170,11 +169,6 @@ class Refiner:
             activation_bytes=activation_bytes,
             contexts=contexts,
         )
-
-
-def fastest(options: Sequence[Candidate], times: dict[str, CutTimes], world: World) -> Candidate:
-    """The option that is predicted to take the least time."""
-    return judge(options, times, world)[0].candidate
 
 
 def _part(progress: Progress, index: int, parts: int) -> Callable[[int, int], None]:

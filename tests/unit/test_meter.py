@@ -96,6 +96,15 @@ def test_a_candidate_near_the_limit_is_not_given_up() -> None:
     assert evaluator.asked == IMAGES
 
 
+def test_a_glance_leaves_no_candidate_behind_and_is_not_repeated() -> None:
+    meter, evaluator = meter_of(REFERENCE, 1.0)
+    assert meter.glance(candidate()) == pytest.approx(0)
+    assert not meter.candidates
+    assert meter.drop(candidate()) == pytest.approx(0)
+    assert [each.name for each in meter.candidates] == [candidate().name]
+    assert evaluator.asked == IMAGES
+
+
 def test_an_accuracy_is_measured_once_and_found_again(tmp_path: Path) -> None:
     first, _ = meter_of(REFERENCE, 1.0, Cache(tmp_path))
     first.measured(candidate())
