@@ -121,7 +121,8 @@ def verdict_table(result: dict[str, Any]) -> list[str]:
     words = (
         f"Others fit the setting and lose {WITHIN:g} AP at most; among them are our own fixed plan "
         "and the image upload whose codec and quality our search has tuned, which are no rivals. "
-        "Fewer bytes: those of the smallest image upload of at least our AP, over ours."
+        "Fewer bytes: those of the smallest lossy image upload of at least our AP, or of the most "
+        "accurate one if none is, over ours."
     )
     head = (
         "| core | setting | Mbit/s | adaptive | best of all others | ratio | within | "

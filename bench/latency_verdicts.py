@@ -22,6 +22,7 @@ FEWER_BYTES = 3.0
 CLOUD_SHARE = 0.75
 TARGETED = (0.25, 0.1)
 """Shares of a core that targets are set for."""
+_LOSSLESS = (" raw", " png")
 
 Row = dict[str, Any]
 
@@ -67,14 +68,20 @@ def verdicts(result: dict[str, Any]) -> list[Row]:
 
 
 def codec_bytes(result: dict[str, Any], accuracy: float) -> float | None:
-    """Least bytes of any image upload that was searched and is at least as accurate."""
+    """Least bytes of any lossy image upload that was searched and is at least as accurate.
+
+    If none is, those of the most accurate one, which are too few: an upload as accurate as this
+    would take more. Lossless ones take so many that to be compared with them would flatter.
+    """
     plans, kinds = result["plans"], result["kinds"]
-    able = [
-        plan["uplink_bytes"]
+    lossy = [
+        plan
         for name, plan in plans.items()
-        if kinds[name] == "cloud-only" and plan["accuracy"] >= accuracy
+        if kinds[name] == "cloud-only" and not name.endswith(_LOSSLESS)
     ]
-    return min(able, default=None)
+    able = [plan for plan in lossy if plan["accuracy"] >= accuracy]
+    able = able or sorted(lossy, key=lambda plan: plan["accuracy"])[-1:]
+    return min((plan["uplink_bytes"] for plan in able), default=None)
 
 
 def cloud_work(result: dict[str, Any], share: float) -> list[Row]:
@@ -104,12 +111,14 @@ def targets(result: dict[str, Any]) -> Iterator[Target]:
     for setting in result["memory"]:
         here = [row for row in rows if row["setting"] == setting]
         worst = max(here, key=lambda row: row["ratio"])
-        kept = sum(row["ratio"] <= SLACK for row in here)
-        undecided = sum(row["ratio_low"] <= SLACK < row["ratio"] for row in here)
+        late = [row for row in here if row["ratio"] > SLACK]
+        undecided = sum(row["ratio_low"] <= SLACK for row in late)
+        alike = sum(row["alike"] == 1.0 for row in late)
         yield Target(
             f"setting {setting}: adaptive at most {SLACK:g} x the best of all others, everywhere",
-            f"{worst['ratio']:.3f} x [{worst['ratio_low']:.3f}, {worst['ratio_high']:.3f}]; {kept} "
-            f"of {len(here)} cells are within, {undecided} more may be by their intervals",
+            f"{worst['ratio']:.3f} x [{worst['ratio_low']:.3f}, {worst['ratio_high']:.3f}]; "
+            f"{len(here) - len(late)} of {len(here)} cells are within, {undecided} more may be by "
+            f"their intervals; {alike} of the {len(late)} beyond used the best's plan throughout",
             f"{_cell(worst)} against {worst['best']}",
             worst["ratio"] <= SLACK,
         )
@@ -178,6 +187,7 @@ def _verdict(result: dict[str, Any], rows: Sequence[Row]) -> Row | None:
     to_best = ratio(np.array(mine["latencies_ms"]), np.array(others[0]["latencies_ms"]))
     return {
         "adaptive_ms": _p50(mine),
+        "alike": _alike(result["kinds"], mine["plans"], others[0]["plan"]),
         "plan": max(mine["plans"], key=mine["plans"].__getitem__),
         "accuracy": mine["accuracy"],
         "best": others[0]["strategy"],
@@ -191,6 +201,13 @@ def _verdict(result: dict[str, Any], rows: Sequence[Row]) -> Row | None:
         "tuned_ratio": None if tuned is None else _p50(mine) / tuned,
         "fewer_bytes": equal / sent if sent and equal is not None else None,
     }
+
+
+def _alike(kinds: dict[str, str], used: dict[str, int], other: str | None) -> float:
+    """Share of frames by the same plan as another strategy's; the whole network is one plan."""
+    whole = kinds.get(other or "") == "edge-only"
+    same = {n for n in used if n == other or (whole and kinds[n] == "edge-only")}
+    return sum(used[n] for n in same) / sum(used.values())
 
 
 def _p50(row: Row) -> float:

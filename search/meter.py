@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.detections import Detections, DetectorSpec
+from common.manifest import CodecSpec
 from search.accuracy import AccuracySource, Agreement, CocoAccuracy
+from search.adapt import Wire
 from search.cache import Cache, digest
 from search.candidates import Candidate
 from search.cuts import Cut, prefix_cuts
@@ -88,13 +90,23 @@ class Meter:
             self._known[candidate.name] = candidate, self._judge(candidate)
         return self._known[candidate.name][1]
 
-    def glance(self, candidate: Candidate) -> float:
-        """As `drop`, without counting the candidate among the others."""
-        return self.best - self._judge(candidate).accuracy
-
     def drop(self, candidate: Candidate) -> float:
         """How much a candidate loses, in points."""
         return self.best - self.measured(candidate).accuracy
+
+    def first_good(self, cut: Cut, wires: Sequence[Wire], progress: Progress) -> int:
+        """Index of the first wire format that is good with the tail as it is, or their number.
+
+        No codec of tensors changes what a format keeps, so "packed" stands for all, and nothing is
+        counted among the candidates.
+        """
+        for index, wire in enumerate(wires):
+            format_only = Candidate(cut, wire, CodecSpec(name="packed"), 0, 0, 0, 0, 0)
+            is_good = self.best - self._judge(format_only).accuracy <= self._max_drop
+            progress(len(wires) if is_good else index + 1, len(wires))
+            if is_good:
+                return index
+        return len(wires)
 
     def measure(self, candidates: Sequence[Candidate], progress: Progress) -> None:
         """Measure many; candidates of one cut follow each other."""

@@ -301,26 +301,15 @@ class _Ranking:
             wires = [point.wire for point in curve.points]
             plain = [c for c in good if c.cut.label == cut.label]
             smallest = min(plain, key=lambda c: c.payload_bytes)
-            cheap = self._lossy(cut, wires)
-            as_it_is = wires[len(cheap)] if len(cheap) < len(wires) else smallest.wire
+            progress = self._reporter.stage(f"measuring formats of {cut.label}")
+            good_from = self._meter.first_good(cut, wires, progress)
+            as_it_is = (wires[good_from:] or [smallest.wire])[0]
             for option in refiner.options(cut, curve, as_it_is):
                 self._meter.measured(option)
             is_good_at = partial(self._is_good_adapted, refiner, curve, cut)
-            cheapest(cheap, is_good_at, trials=self._request.format_trials)
+            cheapest(wires[:good_from], is_good_at, trials=self._request.format_trials)
             curves[cut.label] = curve.points
         return curves
-
-    def _lossy(self, cut: Cut, wires: Sequence[Wire]) -> Sequence[Wire]:
-        """Of wire formats, cheapest first, those before the first that is good as it is."""
-        progress = self._reporter.stage(f"measuring formats of {cut.label}")
-        for done, wire in enumerate(wires, 1):
-            # No codec of tensors changes what a format keeps: this one stands for all.
-            candidate = Candidate(cut, wire, CodecSpec(name="packed"), 0, 0, 0, 0, 0)
-            is_good = self._meter.glance(candidate) <= self._request.max_drop
-            progress(len(wires) if is_good else done, len(wires))
-            if is_good:
-                return wires[: done - 1]
-        return wires
 
     def _is_good_adapted(self, refiner: Remembered, curve: RateCurve, cut: Cut, wire: Wire) -> bool:
         """Whether a wire format is good if a tail is adapted to it."""

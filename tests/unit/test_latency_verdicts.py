@@ -13,6 +13,7 @@ PLANS = {
     "webp": {"uplink_bytes": 12_000, "accuracy": 24.0},
     "split": {"uplink_bytes": 3_000, "accuracy": 24.3},
 }
+WHOLE = {"uplink_bytes": 0, "accuracy": 24.3}
 KINDS = {"jpeg": "cloud-only", "webp": "cloud-only", "split": "split"}
 
 
@@ -33,8 +34,8 @@ def row(strategy: str, p50_ms: float, plan: str = "jpeg", **other: Any) -> dict[
         "p99_ms": interval,
         "latencies_ms": [p50_ms] * 20,
         "stages_ms": {},
-        "uplink_bytes": PLANS[plan]["uplink_bytes"],
-        "accuracy": PLANS[plan]["accuracy"],
+        "uplink_bytes": PLANS.get(plan, WHOLE)["uplink_bytes"],
+        "accuracy": PLANS.get(plan, WHOLE)["accuracy"],
         "edge_cpu_ms": 10.0,
         "cloud_cpu_ms": 10.0 if plan == "split" else 40.0,
         **other,
@@ -101,7 +102,22 @@ def test_bytes_are_those_of_the_smallest_upload_that_is_as_accurate() -> None:
 
     assert codec_bytes(some, 24.3) == 20_000
     assert codec_bytes(some, 24.0) == 12_000
-    assert codec_bytes(some, 25.0) is None
+    assert codec_bytes(some, 24.7) == 20_000  # more than any: the most accurate one
+    some["plans"] = PLANS | {"cloud-only png": {"uplink_bytes": 200_000, "accuracy": 25.0}}
+    some["kinds"] = KINDS | {"cloud-only png": "cloud-only"}
+    assert codec_bytes(some, 24.7) == 20_000  # what loses nothing is left out
+    some["kinds"] = {"split": "split"} | dict.fromkeys(("jpeg", "webp", "cloud-only png"), "split")
+    assert codec_bytes(some, 24.0) is None
+
+
+def test_what_the_best_other_did_with_the_same_plan_is_told() -> None:
+    half = {**OURS, "plans": {"split": 10, "jpeg": 10}}
+    found = verdicts(result(half, row("JPEG", 100.0), row(FIXED, 50.0, "split")))
+    assert [verdict["alike"] for verdict in found] == [0.5, 0.5]
+
+    whole = result({**OURS, "plans": {"whole": 20}}, row("edge-only, int8", 50.0, "whole, too"))
+    whole["kinds"] = KINDS | {"whole": "edge-only", "whole, too": "edge-only"}
+    assert [verdict["alike"] for verdict in verdicts(whole)] == [1.0, 1.0]
 
 
 def test_targets_are_judged_by_their_worst_cell() -> None:
@@ -116,6 +132,7 @@ def test_targets_are_judged_by_their_worst_cell() -> None:
 
     assert not found[0].met
     assert found[0].worst.startswith("1.040 x [1.040, 1.040]; 1 of 2 cells are within, 0 more")
+    assert found[0].worst.endswith("; 0 of the 1 beyond used the best's plan throughout")
     fewer = next(t for t in found if "fewer bytes" in t.what)
     assert fewer.met
     assert fewer.worst == "6.7 x; 2 of 2 cells reach it; 6.7 to 6.7 x in the 2 that split"

@@ -11,9 +11,10 @@ import pytest
 from common.coco import CATEGORY_IDS
 from common.detections import Detections
 from common.link import parse_link
-from common.manifest import CodecSpec
+from common.manifest import CodecSpec, WireTensor
 from common.timing import NO_TIME
 from search.accuracy import Agreement, CocoAccuracy
+from search.adapt import Wire
 from search.binding import nothing_fits
 from search.cache import Cache
 from search.candidates import Candidate, Judged
@@ -48,12 +49,17 @@ class Recorded(Evaluator):
 
     def __init__(self, found: Sequence[Detections]) -> None:
         self.found = found
-        self.asked = 0
+        self.spoiled_by: Wire | None = None
+        self.begun = self.asked = 0
 
-    def detections(self, _candidate: Candidate, images: range | None = None) -> list[Detections]:
+    def detections(self, candidate: Candidate, images: range | None = None) -> list[Detections]:
         assert images is not None
+        if images.start == 0:
+            self.begun, self.asked = self.begun + 1, 0
         assert images.start == self.asked
         self.asked = images.stop
+        if candidate.wire == self.spoiled_by:
+            return [box(300.0)] * len(images)
         return list(self.found[images.start : images.stop])
 
     def identity(self, candidate: Candidate) -> str:
@@ -63,6 +69,12 @@ class Recorded(Evaluator):
 def candidate(name: str = "t", memory: int = 0) -> Candidate:
     cut = Cut((name,), (NODE,), (NODE,))
     return Candidate(cut, (), CodecSpec(name="packed"), 1.0, 0.0, 0.0, memory, 0, label="x")
+
+
+def wire_of(bits: int) -> Wire:
+    values = tuple(float(symbol) for symbol in range(1 << bits))
+    symbols = tuple(code >> (8 - bits) for code in range(256))
+    return (WireTensor(name="t", shape=(1, 1, 1), bits=bits, to_symbol=symbols, to_value=values),)
 
 
 def meter_of(
@@ -96,13 +108,25 @@ def test_a_candidate_near_the_limit_is_not_given_up() -> None:
     assert evaluator.asked == IMAGES
 
 
-def test_a_glance_leaves_no_candidate_behind_and_is_not_repeated() -> None:
+def test_the_first_good_format_is_found_and_is_no_candidate_yet() -> None:
+    good, bad = wire_of(3), wire_of(2)
     meter, evaluator = meter_of(REFERENCE, 1.0)
-    assert meter.glance(candidate()) == pytest.approx(0)
+    evaluator.spoiled_by = bad
+    cut, seen = candidate().cut, list[tuple[int, int]]()
+
+    def progress(done: int, total: int, _note: str = "", /) -> None:
+        seen.append((done, total))
+
+    def first(*wires: Wire) -> int:
+        seen.clear()
+        return meter.first_good(cut, wires, progress)
+
+    assert first(bad, good, bad) == 1
+    assert seen == [(1, 3), (3, 3)]
+    assert first(bad) == 1  # none
+    assert first() == 0
     assert not meter.candidates
-    assert meter.drop(candidate()) == pytest.approx(0)
-    assert [each.name for each in meter.candidates] == [candidate().name]
-    assert evaluator.asked == IMAGES
+    assert evaluator.begun == 2  # each was run once
 
 
 def test_an_accuracy_is_measured_once_and_found_again(tmp_path: Path) -> None:
