@@ -1,14 +1,16 @@
 """Pictures of what `bench.run_latency` found: latency by bandwidth, stages, accuracy by bytes."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from bench.latency_cell import ADAPTIVE
-from bench.latency_verdicts import measured, shares
+from bench.latency_cell import ADAPTIVE, WITHIN
+from bench.latency_verdicts import Row, measured, shares
 
 _STAGES = {
     "preprocess": "#bbbbbb",
@@ -22,43 +24,63 @@ _STAGES = {
     "downlink": "#ffaabb",
     "other": "#999999",
 }
+_INACCURATE = ":"
 _COLOURS = ("#4477aa", "#66ccee", "#228833", "#ccbb44", "#aa3377", "#bbbbbb", "#999933", "#882255")
 
 
 def plot_latency(result: dict[str, Any], share: float, path: Path) -> None:
-    """Median latency over bandwidth, both settings, the winner's envelope behind."""
-    figure = Figure(figsize=(12, 5), layout="constrained")
+    """Median latency over bandwidth, both settings, behind it the fastest that are accurate."""
+    figure = Figure(figsize=(13, 5), layout="constrained")
     axes: Sequence[Axes] = figure.subplots(1, len(result["memory"]), sharey=True)
+    by_setting = {setting: measured(result, share, setting) for setting in result["memory"]}
+    styles = _styles(result, [rows for by_mbit in by_setting.values() for rows in by_mbit.values()])
+    legend: dict[str, Line2D] = {}
     for axis, (setting, memory) in zip(axes, result["memory"].items(), strict=True):
-        by_mbit = measured(result, share, setting)
-        mbits = sorted(by_mbit)
-        names = list(dict.fromkeys(r["strategy"] for rows in by_mbit.values() for r in rows))
-        for number, name in enumerate(names):
-            points = [
-                (mbit, row["p50_ms"]["value"])
-                for mbit in mbits
-                for row in by_mbit[mbit]
-                if row["strategy"] == name
-            ]
-            mine = name == ADAPTIVE
-            axis.plot(
-                *zip(*points, strict=True),
-                label=name,
-                color="#ee6677" if mine else _COLOURS[number % len(_COLOURS)],
-                lw=2.5 if mine else 1.0,
-                ls="-" if mine else ("-", "--", ":")[number // len(_COLOURS) % 3],
-                zorder=3 if mine else 2,
-            )
-        best = [min(r["p50_ms"]["value"] for r in by_mbit[mbit]) for mbit in mbits]
-        axis.plot(mbits, best, color="#dddddd", lw=8, zorder=1, label="the fastest")
+        by_mbit = sorted(by_setting[setting].items())
+        for name, style in styles.items():
+            points = [(mbit, ms) for mbit, rows in by_mbit for ms in _fastest_ms(rows, {name})]
+            if points:
+                (legend[name],) = axis.plot(*zip(*points, strict=True), **style)
+        able = {name for name, style in styles.items() if style["ls"] != _INACCURATE}
+        best = [(mbit, ms) for mbit, rows in by_mbit for ms in _fastest_ms(rows, able)]
+        label = f"the fastest within {WITHIN:g} AP"
+        (legend[label],) = axis.plot(
+            *zip(*best, strict=True), color="#dddddd", lw=8, zorder=1, label=label
+        )
         limit = "no limit" if memory is None else f"{memory / 2**20:g} MiB"
         axis.set_title(f"{share:g} of a core, {limit} on the edge")
         axis.set_xscale("log", base=2)
+        axis.set_xticks([mbit for mbit, _ in by_mbit], [f"{mbit:g}" for mbit, _ in by_mbit])
         axis.set_yscale("log")
         axis.set_xlabel("uplink, Mbit/s")
     axes[0].set_ylabel("median latency, ms")
-    axes[-1].legend(fontsize="x-small", frameon=False, loc="upper right")
+    handles = sorted(legend.values(), key=lambda line: line.get_zorder(), reverse=True)
+    figure.legend(handles=handles, fontsize="small", frameon=False, loc="outside right upper")
     figure.savefig(path, dpi=110)
+
+
+def _styles(result: dict[str, Any], cells: Sequence[Sequence[Row]]) -> dict[str, dict[str, Any]]:
+    """How each strategy is drawn: the same in all panels, dotted if it loses too much accuracy."""
+    least: dict[str, float] = {}
+    for row in (row for rows in cells for row in rows):
+        name = row["strategy"]
+        least[name] = min(least.get(name, math.inf), row["accuracy"])
+    styles = {}
+    for number, (name, accuracy) in enumerate(least.items()):
+        round_, colour = divmod(number, len(_COLOURS))
+        line = ("-", "--", "-.")[round_ % 3]
+        if accuracy < result["reference_accuracy"] - WITHIN:
+            line = _INACCURATE
+        styles[name] = {"label": name, "color": _COLOURS[colour], "lw": 1.2, "ls": line}
+        styles[name] |= {"zorder": 2.0 if line == _INACCURATE else 3.0}
+    if ADAPTIVE in styles:
+        styles[ADAPTIVE] |= {"color": "#ee6677", "lw": 2.5, "ls": "-", "zorder": 4.0}
+    return styles
+
+
+def _fastest_ms(rows: Sequence[Row], names: Collection[str]) -> list[float]:
+    """The least median of some strategies in a cell; nothing if none of them was measured."""
+    return sorted(row["p50_ms"]["value"] for row in rows if row["strategy"] in names)[:1]
 
 
 def plot_stages(result: dict[str, Any], path: Path) -> None:

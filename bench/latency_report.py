@@ -11,6 +11,7 @@ import argparse
 import csv
 import json
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from rich.console import Console
@@ -23,6 +24,7 @@ from bench.latency_verdicts import (
     Row,
     cloud_work,
     measured,
+    same_plan,
     shares,
     targets,
     verdicts,
@@ -66,6 +68,7 @@ def markdown(result: dict[str, Any], stem: str) -> str:
             lines += [*_grid_table(result, share, setting), ""]
         lines += [f"![Latency over bandwidth]({stem}-{share:g}.png)", ""]
     lines += ["## Against the best of all others", "", *verdict_table(result), ""]
+    lines += [*planning(result), ""]
     lines += ["## Targets", "", *(f"- {target.line}" for target in targets(result)), ""]
     if result["traces"]:
         lines += ["## Over links that change", "", *trace_table(result), ""]
@@ -139,6 +142,33 @@ def verdict_table(result: dict[str, Any]) -> list[str]:
             f"{row['ratio']:.3f} [{row['ratio_low']:.3f}, {row['ratio_high']:.3f}] | {within} | "
             f"{row['rival']}, {row['rival_ms']:.0f} | {row['rival_ratio']:.2f} | "
             f"{tuned} | {row['accuracy']:.1f} | {fewer} | {row['plan']} |"
+        )
+    return lines
+
+
+def planning(result: dict[str, Any]) -> list[str]:
+    """What the planner itself costs: where it used one plan throughout, beside that plan fixed."""
+    words = (
+        "What planning costs: where the adaptive planner used one plan throughout, its median "
+        "latency over that plan's own, and what it takes longer outside all stages."
+    )
+    lines = [
+        words,
+        "",
+        "| core | cells | ratio, median | least | most | longer, ms |",
+        "|--:|--:|--:|--:|--:|--:|",
+    ]
+    for share in shares(result):
+        pairs = same_plan(result, share)
+        if not pairs:
+            continue
+        ratios = [a["p50_ms"]["value"] / b["p50_ms"]["value"] for a, b in pairs]
+        more_ms = [
+            a["stages_ms"].get("other", 0) - b["stages_ms"].get("other", 0) for a, b in pairs
+        ]
+        lines.append(
+            f"| {share:g} | {len(pairs)} | {median(ratios):.3f} | {min(ratios):.3f} | "
+            f"{max(ratios):.3f} | {median(more_ms):.2f} |"
         )
     return lines
 

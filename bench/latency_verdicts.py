@@ -103,6 +103,19 @@ def cloud_work(result: dict[str, Any], share: float) -> list[Row]:
     return [row for row in found if row["kind"] != "edge-only"]
 
 
+def same_plan(result: dict[str, Any], share: float) -> list[tuple[Row, Row]]:
+    """Rows of the adaptive planner that used one plan throughout, each with that plan's own row."""
+    rows = [row for row in result["cells"] if row["share"] == share and "p50_ms" in row]
+    by_plan = {(row["mbit"], row["plan"]): row for row in rows if row["plan"]}
+    return [
+        (row, by_plan[row["mbit"], name])
+        for row in rows
+        if row["strategy"] == ADAPTIVE and len(row["plans"]) == 1
+        for name in row["plans"]
+        if (row["mbit"], name) in by_plan
+    ]
+
+
 def targets(result: dict[str, Any]) -> Iterator[Target]:
     """What must be reached; always by the worst case."""
     rows = [row for row in verdicts(result) if row["share"] in TARGETED]
@@ -130,7 +143,8 @@ def targets(result: dict[str, Any]) -> Iterator[Target]:
         best = min(narrow, key=lambda row: row["rival_ratio"])
         yield Target(
             f"setting B, {share:g} of a core: 20 % ahead of the best rival at 3 bandwidths or more",
-            f"at {len(ahead)}; at best {best['rival_ratio']:.2f} x",
+            f"at {len(ahead)}; at best {best['rival_ratio']:.2f} x; "
+            f"of the others, {_pictures(result, [row for row in narrow if row not in ahead])}",
             f"{_cell(best)} against {best['rival']}",
             len(ahead) >= 3,
         )
@@ -149,7 +163,8 @@ def _bytes_target(result: dict[str, Any], rows: Sequence[Row]) -> Iterator[Targe
     yield Target(
         f"setting B: {FEWER_BYTES:g} x fewer bytes than the best image codec of equal AP",
         f"{least['fewer_bytes']:.1f} x; {enough} of {len(sent)} cells reach it"
-        + (by_splits if split else ""),
+        + (by_splits if split else "")
+        + f"; {_pictures(result, sent)}",
         f"{_cell(least)}, {least['plan']}",
         least["fewer_bytes"] >= FEWER_BYTES,
     )
@@ -201,6 +216,12 @@ def _verdict(result: dict[str, Any], rows: Sequence[Row]) -> Row | None:
         "tuned_ratio": None if tuned is None else _p50(mine) / tuned,
         "fewer_bytes": equal / sent if sent and equal is not None else None,
     }
+
+
+def _pictures(result: dict[str, Any], rows: Sequence[Row]) -> str:
+    """How many cells sent pictures more often than tensors."""
+    count = sum(result["kinds"][row["plan"]] == "cloud-only" for row in rows)
+    return f"{count} of {len(rows)} send mostly pictures"
 
 
 def _alike(kinds: dict[str, str], used: dict[str, int], other: str | None) -> float:

@@ -27,6 +27,15 @@ _ADAPTATION = (
     "--json bench/results/adaptation.json --plot docs/adaptation.svg"
 )
 
+_LOST = (
+    "Why points are lost. Choosing takes the edge some time before a frame, which a slow edge "
+    "feels (see what planning costs, below); the rest is noise, of which the same plan under two "
+    "names gives a measure. Where the link is quick for the edge, pictures win: the head takes "
+    "longer than it saves on the wire, so the planner sends pictures, and their bytes. The cloud's "
+    "time is the tail's: behind this cut it is still most of the network, and a later cut takes "
+    "the edge longer."
+)
+
 Lines = Iterable[str]
 
 
@@ -49,10 +58,14 @@ def _latency(result: dict[str, Any]) -> Lines:
     yield ""
     yield from _targets(latency_verdicts.targets(result))
     yield ""
+    yield _LOST
+    yield ""
     for share in latency_verdicts.shares(result):
         yield f"![Latency over bandwidth, {share:g} of a core]({stem}-{share:g}.png)"
         yield ""
     yield from latency_report.verdict_table(result)
+    yield ""
+    yield from latency_report.planning(result)
     yield ""
     yield f"Every strategy in every cell: [run_latency.md]({stem}.md)."
     yield ""

@@ -135,7 +135,10 @@ def test_targets_are_judged_by_their_worst_cell() -> None:
     assert found[0].worst.endswith("; 0 of the 1 beyond used the best's plan throughout")
     fewer = next(t for t in found if "fewer bytes" in t.what)
     assert fewer.met
-    assert fewer.worst == "6.7 x; 2 of 2 cells reach it; 6.7 to 6.7 x in the 2 that split"
+    assert fewer.worst == (
+        "6.7 x; 2 of 2 cells reach it; 6.7 to 6.7 x in the 2 that split; "
+        "0 of 2 send mostly pictures"
+    )
     work = next(t for t in found if "CPU time" in t.what)
     assert work.met
     assert work.worst == "0.25 x"
