@@ -1,4 +1,4 @@
-"""docs/performance.md, from the committed results: nothing of it is typed.
+"""docs/performance.md, from the committed results: no figure in it is typed.
 
     python -m bench.performance [--results bench/results] [--out docs/performance.md]
 
@@ -18,7 +18,7 @@ from bench.targets import Target
 ROOT = Path(__file__).parents[1]
 RESULTS, OUT = ROOT / "bench" / "results", ROOT / "docs" / "performance.md"
 _HEAD = (
-    "Made by `python -m bench.performance` from the results in `bench/results`; nothing here is "
+    "Made by `python -m bench.performance` from the results in `bench/results`; no figure here is "
     "typed. Times are of one shared machine: compare ratios, not milliseconds."
 )
 _DATA = "--images IMAGES --annotations INSTANCES.json --calibration IMAGES"
