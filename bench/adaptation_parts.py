@@ -46,6 +46,7 @@ def predictions(
     found = {}
     for digest, seen in rows.items():
         late = seen[learnt:]
+        middle_ms = median([r["latency_ms"] for r in late])
         found[scene.name(digest)] = {
             "latency_ms": median([r["latency_ms"] for r in seen]),
             "profile_error": median([off(r["profile_ms"], r["latency_ms"]) for r in seen]),
@@ -53,6 +54,7 @@ def predictions(
                 median([r["profile_ms"] for r in seen]), median([r["latency_ms"] for r in seen])
             ),
             "learnt_error": median([off(r["expected_ms"], r["latency_ms"]) for r in late]),
+            "hindsight_error": median([off(middle_ms, r["latency_ms"]) for r in late]),
             "covered": float(
                 np.mean([r["low_ms"] <= r["latency_ms"] <= r["high_ms"] for r in late])
             ),

@@ -74,6 +74,8 @@ def targets(result: dict[str, Any]) -> Iterator[Target]:
                 # Single frames stray from their own median; a prediction cannot follow them there.
                 median = max(row["profile_error_of_the_median"] for row in plans.values())
                 name += f"; the median of every plan within {median:.1%}"
+            else:
+                name += f"; its own median, in hindsight, {plans[name]['hindsight_error']:.1%}"
             yield Target(f"{kind}, {what}", f"{worst:.1%}", name, worst <= limit)
         frames = sum(row["frames"] - part["after"] for row in plans.values())
         inside = sum((row["frames"] - part["after"]) * row["covered"] for row in plans.values())
