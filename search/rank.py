@@ -307,7 +307,8 @@ class _Ranking:
             for option in refiner.options(cut, curve, as_it_is):
                 self._meter.measured(option)
             is_good_at = partial(self._is_good_adapted, refiner, curve, cut)
-            cheapest(wires[:good_from], is_good_at, trials=self._request.format_trials)
+            trials = self._request.format_trials if self._request.adapt_steps else 0
+            cheapest(wires[:good_from], is_good_at, trials=trials)
             curves[cut.label] = curve.points
         return curves
 

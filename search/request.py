@@ -52,7 +52,7 @@ class Request:
         max_images: Images used at the most, of each folder.
         narrow_cuts: How many cuts that do not fit at 8 bits get weights of fewer.
         refined_cuts: How many cuts get searched quantizers, context models and adapted tails.
-        format_trials: How many wire formats are tried of each of them.
+        format_trials: To how many wire formats of each of them a tail is adapted, at the most.
         video: Whether frames will come in sequence: context models then also look back.
         adapt_steps: Steps of tail adaptation for each; 0 leaves the tails as they are.
         tables: Latency tables of devices and of the cloud; without, all times are this machine's,

@@ -45,7 +45,7 @@ def run(
     refined_cuts: Annotated[
         int, typer.Option(min=0, help="Cuts with searched formats, context coding, adapted tails.")
     ] = 1,
-    format_trials: Annotated[int, typer.Option(min=1, help="Formats tried of each of them.")] = 3,
+    format_trials: Annotated[int, typer.Option(min=1, help="Tails adapted for each of them.")] = 3,
     adapt_steps: Annotated[
         int, typer.Option(min=0, help="Steps of tail adaptation for each; 0 for none.")
     ] = 200,
