@@ -15,6 +15,7 @@ import numpy as np
 from bench.bootstrap import ratio
 from bench.latency_cell import ADAPTIVE, FIXED, TUNED, WITHIN
 from bench.targets import Target
+from common.manifest import LOSSLESS_UPLOADS
 
 SLACK = 1.03
 LEAD = 0.8
@@ -22,7 +23,7 @@ FEWER_BYTES = 3.0
 CLOUD_SHARE = 0.75
 TARGETED = (0.25, 0.1)
 """Shares of a core that targets are set for."""
-_LOSSLESS = (" raw", " png")
+_LOSSLESS = tuple(f" {spec}" for spec in LOSSLESS_UPLOADS)
 
 Row = dict[str, Any]
 

@@ -3,9 +3,9 @@
     cut -> rate curve -> cheapest point that is accurate enough as it is -> candidates
                       -> cheaper ones, each with a tail adapted to it    -> candidates
 
-Accuracy depends on a point and its tail alone, so it is measured, in seconds, before context models
-are fitted, in a minute, to points worth it. Adapting a tail takes minutes; along a rate curve
-accuracy is bought with bytes, so bisection finds the cheapest point that is worth them.
+Accuracy depends on a point and its tail alone, so points are measured as they are, in seconds,
+before context models are fitted to any, in a minute. Adapting a tail takes minutes; along a rate
+curve accuracy is bought with bytes, so bisection finds the cheapest point that is worth them.
 """
 
 from collections.abc import Callable, Sequence
