@@ -51,6 +51,9 @@ from search.wire import LOSSY_IMAGE_CODECS, QUALITIES
 _EVALUATION_THREADS = 2
 _REFINED_SHARE = 0.5
 _PROMOTIONS = 2
+_ADAPTED_AT = 0.75
+"""Where bisection among formats whose tails are adapted asks: a trial is dear, the finest most
+likely good."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -308,7 +311,7 @@ class _Ranking:
                 self._meter.measured(option)
             is_good_at = partial(self._is_good_adapted, refiner, curve, cut)
             trials = self._request.format_trials if self._request.adapt_steps else 0
-            cheapest(wires[:good_from], is_good_at, trials=trials)
+            cheapest(wires[:good_from], is_good_at, trials=trials, at=_ADAPTED_AT)
             curves[cut.label] = curve.points
         return curves
 

@@ -177,16 +177,20 @@ def _part(progress: Progress, index: int, parts: int) -> Callable[[int, int], No
 
 
 def cheapest(
-    options: Sequence[Option], is_good: Callable[[Option], bool], *, trials: int
+    options: Sequence[Option], is_good: Callable[[Option], bool], *, trials: int, at: float = 0.5
 ) -> Option | None:
-    """Bisect options, cheapest first, for the first good one; asks at most `trials` times."""
+    """Bisect options, cheapest first, for the first good one; asks at most `trials` times.
+
+    Every trial divides what is left at a share `at` of it: beyond the middle, if few trials are to
+    find something rather than the very first.
+    """
     low, high, found = 0, len(options), None
     for _ in range(trials):
         if low >= high:
             break
-        middle = (low + high) // 2
-        if is_good(options[middle]):
-            high, found = middle, options[middle]
+        asked = low + int(at * (high - low))
+        if is_good(options[asked]):
+            high, found = asked, options[asked]
         else:
-            low = middle + 1
+            low = asked + 1
     return found

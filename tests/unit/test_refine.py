@@ -356,10 +356,10 @@ class TestCurve:
             best = min(p.payload_bytes + price * p.error for p in points)
             assert min(p.payload_bytes + price * p.error for p in hull) == pytest.approx(best)
 
-    @given(size=st.integers(0, 40), first=st.integers(0, 40))
-    def test_bisection_finds_the_first_good_option(self, size: int, first: int) -> None:
+    @given(size=st.integers(0, 40), first=st.integers(0, 40), at=st.sampled_from((0.5, 0.75)))
+    def test_bisection_finds_the_first_good_option(self, size: int, first: int, at: float) -> None:
         options = list(range(size))
-        found = cheapest(options, lambda option: option >= first, trials=7)
+        found = cheapest(options, lambda option: option >= first, trials=14, at=at)
         assert found == (first if first < size else None)
 
     def test_bisection_asks_no_more_than_it_may(self) -> None:
@@ -371,6 +371,10 @@ class TestCurve:
 
         assert cheapest(range(100), is_good, trials=3) == 12
         assert len(asked) == 3
+
+    def test_bisection_may_ask_beyond_the_middle_first(self) -> None:
+        assert cheapest(range(16), lambda option: option >= 11, trials=1, at=0.75) == 12
+        assert cheapest(range(16), lambda option: option >= 11, trials=1) is None
 
     def test_fewer_bytes_mean_more_error(
         self, network: QuantizedGraph, cut: Cut, examples: Examples
