@@ -48,9 +48,10 @@ from common.rpc import splitpoint_pb2 as pb
 from common.runtime import Model
 from common.timing import Timing, interleave_until_tight, probe_until_tight
 from edge.client import CloudClient
+from edge.expectation import Served
 from edge.head import INPUT
 from edge.link_estimate import LinkEstimator, Transit
-from edge.planner import Planner, Served
+from edge.planner import Planner
 from edge.transport import GrpcTransport
 from splitpoint import __version__
 from splitpoint.machine import machine

@@ -12,9 +12,10 @@ not move them. A plan that has not been served for long is thus corrected by wha
 intervals really covered, so they stay honest while the world drifts.
 """
 
+import bisect
 import math
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 _MEAN_PRIOR = 0.5**2
@@ -148,19 +149,18 @@ class Coverage:
         self._target = 1 - level
         self._miss = self._target
         self._window = window
-        self._all: deque[float] = deque(maxlen=window)
-        self._own: dict[Hashable, deque[float]] = {}
+        self._all = _Recent(window)
+        self._own: dict[Hashable, _Recent] = {}
         self.covered = 0
         self.n = 0
 
     def interval(self, key: Hashable) -> tuple[float, float]:
         """Factors by which a measurement may differ from its prediction, below and above."""
-        errors = self._own.get(key, self._all)
-        if len(errors) < _ENOUGH:
-            errors = self._all
-        if len(errors) < _ENOUGH:
+        ordered = self._own.get(key, self._all).ordered
+        if len(ordered) < _ENOUGH:
+            ordered = self._all.ordered
+        if len(ordered) < _ENOUGH:
             return 1 / _UNKNOWN, _UNKNOWN
-        ordered = sorted(errors)
         tail = min(max(self._miss / 2, 0.0), 0.5)
         # Of n errors, the next one lies beyond the outermost with probability 1 / (n + 1) a side.
         rank = tail * (len(ordered) + 1) - 1
@@ -174,16 +174,32 @@ class Coverage:
         error = math.log(measured / predicted)
         low, high = self.interval(key)
         inside = low <= measured / predicted <= high
-        if len(self._all) >= _ENOUGH:
+        if len(self._all.ordered) >= _ENOUGH:
             self.n += 1
             self.covered += inside
             self._miss += _ADAPTATION * (self._target - (not inside))
             self._miss = min(max(self._miss, 0.0), 0.5)
-        self._all.append(error)
-        self._own.setdefault(key, deque(maxlen=self._window)).append(error)
+        self._all.add(error)
+        self._own.setdefault(key, _Recent(self._window)).add(error)
 
 
-def _at(ordered: list[float], rank: float) -> float:
+class _Recent:
+    """The last values, kept in order so that asking for a quantile takes no sorting."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._values: deque[float] = deque()
+        self.ordered: list[float] = []
+
+    def add(self, value: float) -> None:
+        """Remember one more, and forget the oldest of too many."""
+        self._values.append(value)
+        bisect.insort(self.ordered, value)
+        if len(self._values) > self._most:
+            del self.ordered[bisect.bisect_left(self.ordered, self._values.popleft())]
+
+
+def _at(ordered: Sequence[float], rank: float) -> float:
     """Between ranks linearly; beyond the outermost, a quarter farther from the middle."""
     last = len(ordered) - 1
     middle = ordered[last // 2]

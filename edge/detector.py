@@ -30,9 +30,9 @@ from common.manifest import Plan
 from common.messages import detections_to_message, microseconds
 from common.rpc import splitpoint_pb2 as pb
 from edge.client import CloudClient
+from edge.expectation import Expected
 from edge.head import EdgePlan, open_plans
 from edge.pilot import Pilot
-from edge.planner import Expected
 from edge.profile import PICTURE, answer, frame_of
 from edge.reporter import Reporter
 from edge.runner import Done, Runner, Taken

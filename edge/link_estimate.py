@@ -118,6 +118,12 @@ class LinkEstimator:
         self._bursts: deque[float] = deque(maxlen=9)
         self._previous: tuple[float, int, float] | None = None
         self._changes = 0
+        self._version = 0
+
+    @property
+    def version(self) -> int:
+        """Grows with everything that is learnt; between, an estimate only grows older."""
+        return self._version
 
     def estimate(self, now_s: float) -> Estimate:
         """The link now."""
@@ -139,6 +145,7 @@ class LinkEstimator:
     def reconnected(self) -> None:
         """Forget the clocks of the last stream, but not what was learnt of the link."""
         with self._lock:
+            self._version += 1
             self._ups.clear()
             self._trips.clear()
             self._last_arrived_s = -math.inf
@@ -147,12 +154,14 @@ class LinkEstimator:
     def passed(self, transit: Transit) -> Passage:
         """Learn from a message that was answered; returns what its two ways took."""
         with self._lock:
+            self._version += 1
             return self._passed(transit)
 
     def overdue(self, now_s: float, size_bytes: int, waited_ms: float) -> None:
         """Learn from a message that is still on its way: the link cannot be faster than that."""
         most = math.log(max(_MIN_BPS, size_bytes * 8e3 / max(waited_ms, 1.0)))
         with self._lock:
+            self._version += 1
             if self._log_bps is None or most < self._log_bps:
                 self._restart(now_s, most)
 

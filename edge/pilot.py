@@ -20,7 +20,8 @@ from common.link import Link
 from common.messages import microseconds
 from common.rpc import splitpoint_pb2 as pb
 from edge.client import CloudClient
-from edge.planner import DEFAULT, Choice, Expected, Planner, PlannerSettings, Served, State
+from edge.expectation import Expected, Served
+from edge.planner import DEFAULT, Choice, Planner, PlannerSettings, State
 from edge.prober import Prober
 
 _LOG = logging.getLogger("splitpoint.edge")
@@ -96,6 +97,7 @@ class Pilot:
         if self._warm:
             self._planner.served(expected, frame)
         self._warm = True
+        self._planner.foresee(time.perf_counter())
 
     def lost(self, size_bytes: int, waited_ms: float) -> bytes | None:
         """Learn that the cloud did not answer; returns the plan that does without it, if any."""

@@ -1,7 +1,7 @@
 """The live planner: which plan serves the next frame.
 
-    search's predictions x corrections + link estimate -> expected latency of every plan -> choice
-    what the frame took -> corrections, link estimate
+    Expectations -> expected latency of every plan -> choice
+    what the frame took -> Expectations
 
 It stands on the edge, because the edge knows first: a link that fell, a cloud that went away and
 the deadline of a request are all seen there, before any message could cross the link. What the
@@ -17,17 +17,15 @@ all trials together have cost less than a small share of the time spent.
 
 import math
 import threading
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 from common.costs import PlanCost
 from common.link import Link
-from edge.correction import Correction, Coverage
+from edge.expectation import Expectations, Expected, Served
 from edge.link_estimate import Estimate, LinkEstimator
 
-_MOST_SEED = 10
 _FORGIVING = 0.9
-_QUEUE_GAIN = 0.2
 
 
 @dataclass(frozen=True)
@@ -51,34 +49,6 @@ DEFAULT = PlannerSettings()
 
 
 @dataclass(frozen=True)
-class Expected:
-    """What is expected of one plan now.
-
-    Attributes:
-        cost: The plan and its uncorrected costs.
-        latency_ms: From the picture to its detections.
-        low_ms: Lower end of the interval that holds 95 % of the frames.
-        high_ms: Its upper end.
-        fixed_ms: The part that does not depend on the uplink's bandwidth.
-        uplink_bytes: Of a frame.
-        spread: Standard deviation of the logarithm of `latency_ms`: how little is known.
-    """
-
-    cost: PlanCost
-    latency_ms: float
-    low_ms: float
-    high_ms: float
-    fixed_ms: float
-    uplink_bytes: float
-    spread: float
-
-    @property
-    def digest(self) -> bytes:
-        """Of the plan."""
-        return self.cost.digest
-
-
-@dataclass(frozen=True)
 class Choice:
     """The plan of one frame.
 
@@ -96,25 +66,6 @@ class Choice:
     def digest(self) -> bytes:
         """Of the plan."""
         return self.expected.digest
-
-
-@dataclass(frozen=True)
-class Served:
-    """What one frame took.
-
-    Attributes:
-        edge_ms: On the edge, hand-overs between threads included.
-        cloud_ms: In the cloud, without waiting; 0 for edge-only.
-        queue_ms: Waiting in the cloud; 0 for edge-only.
-        uplink_bytes: Of the message; 0 for edge-only.
-        latency_ms: All of it.
-    """
-
-    edge_ms: float
-    cloud_ms: float
-    queue_ms: float
-    uplink_bytes: float
-    latency_ms: float
 
 
 @dataclass(frozen=True)
@@ -158,13 +109,10 @@ class Planner:
         settings: PlannerSettings = DEFAULT,
     ) -> None:
         self._costs = {cost.digest: cost for cost in costs}
-        self._link = link
+        self._expectations = Expectations(self._costs, link, estimator)
         self._settings = settings
         self._lock = threading.Lock()
-        self._edge, self._cloud, self._bytes = Correction(), Correction(), Correction()
-        self._coverage = Coverage()
         self._estimator = estimator
-        self._queue_ms = 0.0
         self._away = False
         self._held: frozenset[bytes] | None = None
         self._current = next(iter(self._costs))
@@ -182,32 +130,29 @@ class Planner:
                 frame, or the fastest if none is; frames without a deadline go on as they were.
         """
         with self._lock:
-            expected = self._expected(now_s)
+            expected = self._expectations.now(now_s)
             if deadline_ms is not None:
-                return self._in_time(list(expected.values()), deadline_ms)
-            choice = self._without_deadline(expected, now_s)
-            return replace(choice, expected=self._bounded(choice.expected))
+                return self._in_time(expected.values(), deadline_ms)
+            return self._without_deadline(expected, now_s)
+
+    def foresee(self, now_s: float) -> None:
+        """Reckon what `choose` will ask for, while no frame waits for it."""
+        with self._lock:
+            self._expectations.now(now_s)
 
     def served(self, choice: Expected, frame: Served) -> None:
         """Learn from a frame that was answered."""
         with self._lock:
-            cost = choice.cost
-            for each in (self._edge, self._cloud, self._bytes):
-                each.step()
-            self._edge.learn(cost.digest, frame.edge_ms, cost.edge_ms)
-            if cost.needs_cloud:
+            self._expectations.served(choice, frame)
+            if choice.cost.needs_cloud:
                 self._away = False
-                self._cloud.learn(cost.digest, frame.cloud_ms, cost.cloud_ms)
-                self._bytes.learn(cost.digest, frame.uplink_bytes, cost.uplink_bytes)
-                self._queued(frame.queue_ms)
-            self._coverage.learn(cost.digest, frame.latency_ms, choice.latency_ms)
             self._spent_ms += frame.latency_ms
 
     def probed(self, queue_ms: float) -> None:
         """Learn from an answered probe that the cloud is there, and how busy."""
         with self._lock:
             self._away = False
-            self._queued(queue_ms)
+            self._expectations.queued(queue_ms)
 
     def lost(self) -> None:
         """Learn that the cloud cannot be reached."""
@@ -222,18 +167,12 @@ class Planner:
     def seed(self, digest: bytes, n: int, edge_ms: float, cloud_ms: float, size: float) -> None:
         """Learn what n earlier frames of a plan took, in medians."""
         with self._lock:
-            cost = self._costs.get(digest)
-            if cost is not None and n > 0:
-                weight = min(n, _MOST_SEED)
-                self._edge.seed(digest, edge_ms, cost.edge_ms, weight)
-                self._cloud.seed(digest, cloud_ms, cost.cloud_ms, weight)
-                self._bytes.seed(digest, size, cost.uplink_bytes, weight)
+            self._expectations.seed(digest, n, edge_ms, cloud_ms, size)
 
     def resting(self, now_s: float) -> Expected:
         """The fastest plan that needs no cloud; there must be one."""
         with self._lock:
-            link = self._estimator.estimate(now_s)
-            able = [self._one(c, link) for c in self._costs.values() if not c.needs_cloud]
+            able = [e for e in self._expectations.now(now_s).values() if not e.cost.needs_cloud]
             return min(able, key=lambda e: e.latency_ms)
 
     def cost_of(self, digest: bytes) -> PlanCost | None:
@@ -243,23 +182,20 @@ class Planner:
     def expected(self, digest: bytes, now_s: float) -> Expected:
         """What is expected of one plan."""
         with self._lock:
-            link = self._estimator.estimate(now_s)
-            return self._bounded(self._one(self._costs[digest], link))
+            return self._expectations.now(now_s)[digest]
 
     def state(self, now_s: float) -> State:
         """All that is believed."""
         with self._lock:
-            bounded = (self._bounded(each) for each in self._expected(now_s).values())
-            expected = sorted(bounded, key=lambda e: e.latency_ms)
-            known = self._coverage.n
+            expected = sorted(self._expectations.now(now_s).values(), key=lambda e: e.latency_ms)
             return State(
                 expected=tuple(expected),
                 current=self._current,
                 reason=self._reason,
                 link=self._estimator.estimate(now_s),
                 cloud_away=self._away,
-                drifts=(self._edge.drifts, self._cloud.drifts),
-                coverage=self._coverage.covered / known if known else None,
+                drifts=self._expectations.drifts,
+                coverage=self._expectations.coverage,
             )
 
     def wants_probe(self, now_s: float) -> bool:
@@ -270,7 +206,7 @@ class Planner:
         with self._lock:
             if self._away:
                 return True
-            expected = self._expected(now_s)
+            expected = self._expectations.now(now_s)
             current = expected[self._current]
             able = self._able(expected.values())
             return any(e.fixed_ms < current.latency_ms for e in able if e.cost.needs_cloud)
@@ -290,7 +226,7 @@ class Planner:
         """Whether some plan serves without the cloud."""
         return any(not cost.needs_cloud for cost in self._costs.values())
 
-    def _without_deadline(self, expected: dict[bytes, Expected], now_s: float) -> Choice:
+    def _without_deadline(self, expected: Mapping[bytes, Expected], now_s: float) -> Choice:
         able = self._able(expected.values())
         best = min(able, key=lambda e: e.latency_ms)
         current = expected[self._current]
@@ -333,44 +269,8 @@ class Planner:
         self._trials_ms += price_ms
         return Choice(tried, False, f"tried: it may be faster than {current.cost.plan.name}")
 
-    def _expected(self, now_s: float) -> dict[bytes, Expected]:
-        link = self._estimator.estimate(now_s)
-        return {digest: self._one(cost, link) for digest, cost in self._costs.items()}
-
-    def _one(self, cost: PlanCost, link: Estimate) -> Expected:
-        digest = cost.digest
-        edge_ms = cost.edge_ms * self._edge.factor(digest)
-        parts = [(edge_ms, self._edge.spread(digest))]
-        size = transfer_ms = fixed_ms = 0.0
-        if cost.needs_cloud:
-            size = cost.uplink_bytes * self._bytes.factor(digest)
-            transfer_ms = link.uplink_ms(size, self._link)
-            rtt_ms = self._link.rtt_ms if link.rtt_ms is None else link.rtt_ms
-            cloud_ms = cost.cloud_ms * self._cloud.factor(digest)
-            fixed_ms = rtt_ms + self._queue_ms + cloud_ms
-            parts += [(cloud_ms, self._cloud.spread(digest))]
-            parts += [(transfer_ms, math.hypot(link.spread, self._bytes.spread(digest)))]
-        fixed_ms += edge_ms
-        latency_ms = fixed_ms + transfer_ms
-        return Expected(
-            cost=cost,
-            latency_ms=latency_ms,
-            low_ms=latency_ms,
-            high_ms=latency_ms,
-            fixed_ms=fixed_ms,
-            uplink_bytes=size,
-            spread=math.hypot(*(ms * spread for ms, spread in parts)) / max(latency_ms, 1e-9),
-        )
-
-    def _bounded(self, expected: Expected) -> Expected:
-        """With its interval, which takes sorting: not done for plans that nobody asks about."""
-        low, high = self._coverage.interval(expected.digest)
-        ms = expected.latency_ms
-        return replace(expected, low_ms=ms * low, high_ms=ms * high)
-
-    def _in_time(self, expected: Sequence[Expected], deadline_ms: float) -> Choice:
-        bounded = [self._bounded(each) for each in expected]
-        able = self._able(bounded)
+    def _in_time(self, expected: Collection[Expected], deadline_ms: float) -> Choice:
+        able = self._able(expected)
         in_time = [e for e in able if e.high_ms <= deadline_ms]
         if not in_time:
             fastest = min(able, key=lambda e: e.latency_ms)
@@ -384,6 +284,3 @@ class Planner:
         known = [e for e in expected if not e.cost.needs_cloud or held is None or e.digest in held]
         known = known or list(expected)
         return [e for e in known if not (self._away and e.cost.needs_cloud)] or known
-
-    def _queued(self, queue_ms: float) -> None:
-        self._queue_ms += _QUEUE_GAIN * (queue_ms - self._queue_ms)

@@ -49,14 +49,14 @@ class Prober:
 
     Args:
         client: The way to the cloud.
-        planner: Who wants to know; without one there are only pings.
+        planner: Who wants to know.
         clock: Seconds of a monotonic clock.
     """
 
     def __init__(
         self,
         client: CloudClient,
-        planner: Planner | None,
+        planner: Planner,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._client = client
@@ -84,7 +84,7 @@ class Prober:
                 self._thread = threading.Thread(target=self._work, name="prober", daemon=True)
                 self._thread.start()
             elif idle:
-                self._wake.notify_all()
+                self._held = True  # it sleeps: `rest` wakes it, when no frame needs the edge
 
     def rest(self) -> None:
         """Say that the frame was answered, or will not be."""
@@ -105,9 +105,8 @@ class Prober:
                 return
             for _ in range(PINGS):
                 self._ping()
-            if self._planner is not None:
-                for size in CALIBRATION_BYTES:
-                    self._probe(size)
+            for size in CALIBRATION_BYTES:
+                self._probe(size)
             self._stream = self._client.stream
 
     def close(self) -> None:
@@ -123,14 +122,14 @@ class Prober:
         """
         if now_s - self._active_s > _ACTIVE_S:
             return float("inf"), None
-        if self._planner is not None and self._planner.cloud_away:
+        if self._planner.cloud_away:
             return max(0.0, self._probed_s + _AWAY_S - now_s), self._look_for_cloud
         if self._client.stream is None or self._client.stream is not self._stream:
             return max(0.0, self._failed_s + _AWAY_S - now_s), self.calibrate
         waits: list[tuple[float, Callable[[], None]]] = [
             (self._pinged_s + _PING_S - now_s, self._ping)
         ]
-        if self._planner is not None and self._planner.wants_probe(now_s):
+        if self._planner.wants_probe(now_s):
             link = self._client.link.estimate(now_s)
             # A link that is a surprise every time would be filled with probes: one, then as usual.
             soon = link.unsettled and not self._settling
@@ -152,8 +151,7 @@ class Prober:
             what()
         except SplitpointError as error:
             _LOG.debug("a probe failed: %s", error)
-            if self._planner is not None:
-                self._planner.lost()
+            self._planner.lost()
             self._failed_s = self._pinged_s = self._probed_s = self._clock()
 
     def _work(self) -> None:
@@ -200,8 +198,7 @@ class Prober:
 
     def _ask(self, padding: bytes) -> None:
         answer = self._client.request(pb.Probe(padding=padding), _TIMEOUT_S)
-        if self._planner is not None:
-            self._planner.probed(answer.result.times.queue_us / 1e3)
+        self._planner.probed(answer.result.times.queue_us / 1e3)
 
     def _size(self, link: Estimate, *, soon: bool) -> int:
         """Alternating sizes tell the burst from the bandwidth; what settles is a large one."""

@@ -19,8 +19,8 @@ from common.images import Letterbox
 from common.messages import detections_from_message, microseconds, reference_to
 from common.rpc import splitpoint_pb2 as pb
 from edge.client import Answer, CloudClient
+from edge.expectation import Served
 from edge.head import EdgePlan
-from edge.planner import Served
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,11 @@
 """Corrections: factors learnt from measurements, robust, and intervals that hold their promise."""
 
+import math
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edge.correction import Correction, Coverage
 
@@ -121,3 +125,13 @@ def test_of_little_known_the_interval_is_wide() -> None:
     low, high = Coverage().interval("a")
     assert low < 0.8
     assert high > 1.3
+
+
+@given(st.lists(st.floats(-3, 3), max_size=60), st.integers(1, 20))
+def test_intervals_know_the_last_errors_alone(errors: list[float], window: int) -> None:
+    coverage = Coverage(window=window)
+    for error in errors:
+        coverage.learn("a", math.exp(error), 1.0)
+    assert coverage._own.keys() <= {"a"}
+    for recent in (coverage._all, *coverage._own.values()):
+        assert recent.ordered == pytest.approx(sorted(errors[-window:]))

@@ -143,7 +143,8 @@ def test_no_frame_is_lost_or_doubled_over_many_switches(bundle: Bundle) -> None:
                 for name in itertools.islice(itertools.cycle(PLANS), SWITCHES):
                     digest = find_plan(bundle, name)
                     with planner._lock:
-                        planner._switch(planner._expected(0.0)[digest], 0.0, name)
+                        now = planner._expectations.now(0.0)
+                        planner._switch(now[digest], 0.0, name)
                     wanted.append(digest)
                     while done.acquire(blocking=False):
                         pass

@@ -169,7 +169,7 @@ def use(detector: Detector, name: str) -> bytes:
     planner, digest = planner_of(detector), find_plan(detector.bundle, name)
     with planner._lock:
         now_s = time.perf_counter()
-        planner._switch(planner._expected(now_s)[digest], now_s, f"for {name}")
+        planner._switch(planner._expectations.now(now_s)[digest], now_s, f"for {name}")
     return digest
 
 

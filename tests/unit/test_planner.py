@@ -12,8 +12,9 @@ import pytest
 from common.costs import PlanCost
 from common.link import Link
 from common.manifest import Plan
+from edge.expectation import Served
 from edge.link_estimate import LinkEstimator, Transit
-from edge.planner import Choice, Planner, PlannerSettings, Served
+from edge.planner import Choice, Planner, PlannerSettings
 from tests import tiny
 
 LINK = Link(3e6, 3e6, 20.0)

@@ -118,8 +118,8 @@ class World:
 class ByHand(Prober):
     """Its thread does nothing: the test does."""
 
-    def __init__(self, world: World, *, alone: bool = False) -> None:
-        super().__init__(world.client, None if alone else world.planner, world.clock)
+    def __init__(self, world: World) -> None:
+        super().__init__(world.client, world.planner, world.clock)
         self.world = world
 
     def _work(self) -> None:
@@ -380,25 +380,6 @@ def test_a_probe_that_fails_says_that_the_cloud_is_away(prober: ByHand, world: W
     assert world.cloud_away
 
 
-def test_without_a_planner_there_are_only_pings(world: World) -> None:
-    prober = ByHand(world, alone=True)
-    world.estimate = replace(FRESH, age_s=100.0, unsettled=True)
-    sent = prober.go(21.0)
-    assert [size for _, size in sent] == [0] * (PINGS + 4)
-
-
-def test_without_a_planner_an_absent_cloud_is_no_busy_loop(world: World) -> None:
-    prober = ByHand(world, alone=True)
-
-    def refused(size: int, timeout_s: float) -> Answer:
-        world.sent.append((world.now_s, size))
-        raise CloudUnavailableError("refused at once")
-
-    world.asked = refused  # type: ignore[method-assign]
-    world.stream = None
-    assert 1 <= len(prober.go(10.0)) <= 11
-
-
 class TestItsThread:
     """The real one, over a client that tells when it was asked."""
 
@@ -420,6 +401,28 @@ class TestItsThread:
         prober, asked = self.of(world, lambda: None)
         prober.frame()
         assert asked.wait(60)
+        prober.close()
+
+    def test_after_a_pause_it_sleeps_until_the_frame_is_answered(self, world: World) -> None:
+        looked = threading.Event()
+
+        class Watched(Prober):
+            def due(self, now_s: float) -> tuple[float, Callable[[], None] | None]:
+                looked.set()
+                return super().due(now_s)
+
+        prober = Watched(world.client, world.planner, world.clock)
+        prober._stream, prober._pinged_s = world.stream, world.now_s
+        prober.frame()
+        assert looked.wait(60)
+        with prober._wake:  # it has looked, and waits
+            world.now_s += ACTIVE_S + 1
+        prober.rest()
+        prober.frame()
+        looked.clear()
+        assert not looked.wait(0.2), "the frame has the edge for itself"
+        prober.rest()
+        assert looked.wait(60)
         prober.close()
 
     def test_an_error_does_not_end_it(self, world: World) -> None:
