@@ -11,18 +11,16 @@ import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from common.errors import NoFeasiblePlanError
 from common.manifest import CodecSpec
 from common.store_file import read_tables
-from search.adapt import Wire, distillation_loss
 from search.binding import no_head_fits, nothing_fits, smallest_head
 from search.candidates import Candidate, World, judge, shortlist, with_coding, worth_keeping
 from search.cuts import Cut, cut_of_head, prefix_cuts
-from search.examples import collect, collect_pairs, copies_of
+from search.format_search import FormatSearch, promising
 from search.formats import FormatTable, fitting_cuts, promising_cuts, runnable_cuts
 from search.frames import Frames
 from search.heads import Heads
@@ -32,9 +30,8 @@ from search.meter import open_meter
 from search.narrow import Narrower
 from search.prepare import Prepared
 from search.quantization.recipe import recipe
-from search.rate_curve import RateCurve, RatePoint
-from search.refine import Refiner, cheapest
-from search.remembered import Remembered
+from search.rate_curve import RatePoint
+from search.refine import cheapest
 from search.request import Found, Reporter, Request
 from search.rounding import Rounder
 from search.sampling import sample
@@ -48,12 +45,7 @@ from search.strategies.baselines import (
 )
 from search.wire import LOSSY_IMAGE_CODECS, QUALITIES
 
-_EVALUATION_THREADS = 2
-_REFINED_SHARE = 0.5
 _PROMOTIONS = 2
-_ADAPTED_AT = 0.75
-"""Where bisection among formats whose tails are adapted asks: a trial is dear, the finest most
-likely good."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +138,11 @@ class _Ranking:
         self._promote(table)
         if not request.no_raw_image:
             self._search_qualities(table)
-        curves = self._refine(times)
+        good = [c for c in self._meter.candidates if self._is_good(c)] or self._meter.candidates
+        formats = FormatSearch(
+            request, self._prepared, self._heads, self._meter, self._is_good, reporter, self._folder
+        )
+        curves = formats.search(good, promising(good, times, self._world))
         known = {candidate.name for candidate in candidates}
         candidates += [c for c in self._meter.candidates if c.name not in known]
         return self._found(candidates, times, curves)
@@ -289,68 +285,6 @@ class _Ranking:
             cheapest(QUALITIES, is_good_at, trials=trials)
             progress(done, len(LOSSY_IMAGE_CODECS))
 
-    def _refine(self, times: dict[str, CutTimes]) -> dict[str, tuple[RatePoint, ...]]:
-        """Search wire formats of the most promising cuts; returns their rate curves."""
-        good = [c for c in self._meter.candidates if self._is_good(c)] or self._meter.candidates
-        curves = {}
-        for cut in _promising(good, times, self._world)[: self._request.refined_cuts]:
-            refiner = Remembered(
-                partial(self._refiner, cut),
-                self._heads,
-                self._prepared.cache,
-                [self._prepared.origin, self._request.adapt_steps, self._request.video],
-            )
-            curve = refiner.curve(cut)
-            wires = [point.wire for point in curve.points]
-            plain = [c for c in good if c.cut.label == cut.label]
-            smallest = min(plain, key=lambda c: c.payload_bytes)
-            progress = self._reporter.stage(f"measuring formats of {cut.label}")
-            good_from = self._meter.first_good(cut, wires, progress)
-            as_it_is = (wires[good_from:] or [smallest.wire])[0]
-            for option in refiner.options(cut, curve, as_it_is):
-                self._meter.measured(option)
-            is_good_at = partial(self._is_good_adapted, refiner, curve, cut)
-            trials = self._request.format_trials if self._request.adapt_steps else 0
-            cheapest(wires[:good_from], is_good_at, trials=trials, at=_ADAPTED_AT)
-            curves[cut.label] = curve.points
-        return curves
-
-    def _is_good_adapted(self, refiner: Remembered, curve: RateCurve, cut: Cut, wire: Wire) -> bool:
-        """Whether a wire format is good if a tail is adapted to it."""
-        options = refiner.options(cut, curve, wire)
-        tail = refiner.adapted(cut, wire, options[0].label)
-        if tail is cut:
-            return False
-        # Which codec is the fastest depends on link and devices: all of them are measured.
-        verdicts = [self._is_good(replace(option, cut=tail)) for option in options]
-        return any(verdicts)
-
-    def _refiner(self, cut: Cut) -> Refiner:
-        """With what tails, and context models of sequences, are fitted to."""
-        network, threads = self._heads.of(cut), _EVALUATION_THREADS
-        pixels, pairs = self._prepared.calibration.pixels, None
-        examples = collect(
-            network,
-            self._every_cut[0],
-            cut.tensors,
-            pixels,
-            self._folder,
-            copies=copies_of(len(pixels)),
-            threads=threads,
-            progress=self._reporter.stage("collecting examples"),
-        )
-        if self._request.video:
-            progress = self._reporter.stage("collecting sequences")
-            pairs = collect_pairs(network, cut.tensors, pixels, threads=threads, progress=progress)
-        return Refiner(
-            self._heads,
-            examples,
-            distillation_loss(self._prepared.detector),
-            self._request.adapt_steps,
-            self._reporter,
-            pairs=pairs,
-        )
-
     def _found(
         self,
         candidates: Sequence[Candidate],
@@ -394,16 +328,3 @@ class _Ranking:
             curves=curves,
             times=times,
         )
-
-
-def _promising(
-    candidates: Sequence[Candidate], times: dict[str, CutTimes], world: World
-) -> list[Cut]:
-    """Cuts by the latency that refined formats may bring: context coding takes half of zstd."""
-    splits = [
-        replace(c, payload_bytes=_REFINED_SHARE * c.payload_bytes)
-        for c in candidates
-        if c.cut.kind == "split"
-    ]
-    ranked = (j.candidate.cut for j in judge(splits, times, world))
-    return list({cut.label: cut for cut in ranked}.values())
