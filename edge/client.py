@@ -73,10 +73,14 @@ class Answer:
 class _Waiting:
     sent_at_s: float
     size_bytes: int = 0
+    gone_at_s: float | None = None
     future: "Future[Answer]" = field(default_factory=Future)
 
     def __post_init__(self) -> None:
         self.future.set_running_or_notify_cancel()  # under way: it can no longer be cancelled
+
+    def gone(self) -> None:
+        self.gone_at_s = time.perf_counter()
 
 
 class CloudClient:
@@ -279,7 +283,7 @@ class _Stream:
         else:
             wrapped = pb.EdgeMessage(probe=message)
         try:
-            self._transport.send(wrapped)
+            self._transport.send(wrapped, waiting.gone)
         except CloudUnavailableError as error:
             self._lose(error)
             raise
@@ -336,7 +340,9 @@ class _Stream:
         arrived_s = times.arrived_us / 1e6
         left_s = arrived_s + times.total_us / 1e6
         return self._link.passed(
-            Transit(waiting.sent_at_s, arrived_s, left_s, now_s, waiting.size_bytes)
+            Transit(
+                waiting.sent_at_s, arrived_s, left_s, now_s, waiting.size_bytes, waiting.gone_at_s
+            )
         )
 
     def _obey(self, order: pb.ProfileOrder) -> None:

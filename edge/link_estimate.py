@@ -2,7 +2,7 @@
 
     sent (edge's clock), arrived (cloud's clock), bytes  ->  transfer time  ->  log bandwidth
 
-No clocks are synchronised. A small message's arrival less its sending is the way up plus whatever
+No clocks are synchronised. A small message's arrival less its going is the way up plus whatever
 the two clocks are apart; the median of the recent ones is the floor, and what a frame takes beyond
 the floor is the time its bytes took. A frame that queued behind another one begins when that one
 had arrived. What may leave at once after a pause (a token bucket's burst) is learnt from messages
@@ -50,6 +50,8 @@ class Transit(NamedTuple):
         left_s: When its answer left, by the cloud's.
         received_s: When the answer was read, by the edge's.
         size_bytes: Of the message.
+        gone_s: When it went on its way, by the edge's clock; None if as soon as it was handed over.
+            A busy edge lets messages wait between its threads for longer than many a link takes.
     """
 
     sent_s: float
@@ -57,6 +59,7 @@ class Transit(NamedTuple):
     left_s: float
     received_s: float
     size_bytes: int
+    gone_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -181,7 +184,8 @@ class LinkEstimator:
 
     def _passed(self, transit: Transit) -> Passage:
         now_s = transit.received_s
-        up_ms = (transit.arrived_s - transit.sent_s) * 1e3
+        gone_s = transit.sent_s if transit.gone_s is None else transit.gone_s
+        up_ms = (transit.arrived_s - gone_s) * 1e3
         trip_ms = (transit.received_s - transit.sent_s) * 1e3
         trip_ms = max(0.0, trip_ms - (transit.left_s - transit.arrived_s) * 1e3)
         _forget(self._ups, now_s)
@@ -195,7 +199,7 @@ class LinkEstimator:
         before_s, self._last_arrived_s = self._last_arrived_s, transit.arrived_s
         in_order = transit.arrived_s >= before_s
         if transit.size_bytes > SMALL_BYTES and in_order:
-            queued_ms = max(0.0, (before_s - transit.sent_s) * 1e3 - floor_ms)
+            queued_ms = max(0.0, (before_s - gone_s) * 1e3 - floor_ms)
             transfer_ms = max(0.0, up_ms - floor_ms - queued_ms)
             self._transferred(now_s, transit.size_bytes, transfer_ms, queued=queued_ms > 0)
         uplink_ms = min(trip_ms, max(0.0, rtt_ms / 2 + up_ms - floor_ms))

@@ -42,6 +42,8 @@ _PROBE_S, _PROBE_JITTERS = 0.02, 6.0
 _MOST_SHARE = 0.05
 _LEAST_BYTES = 3000
 _MOST_BYTES = 24_000
+_LARGE_EVERY = 4
+"""A large probe takes the link's share of probes for longer."""
 
 
 class Prober:
@@ -69,6 +71,7 @@ class Prober:
         self._held = False
         self._turn = 0
         self._settling = False
+        self._spent_bytes = 0
         self._closed = False
         self._thread: threading.Thread | None = None
         self._calibrating = threading.Lock()
@@ -134,7 +137,7 @@ class Prober:
             # A link that is a surprise every time would be filled with probes: one, then as usual.
             soon = link.unsettled and not self._settling
             size = self._size(link, soon=soon)
-            pause_s = size * 8 / (_MOST_SHARE * (link.uplink_bps or 1e6))
+            pause_s = self._spent_bytes * 8 / (_MOST_SHARE * (link.uplink_bps or 1e6))
             known_s = max(now_s - link.age_s, self._began_s)
             stale_s = max(known_s + _STALE_S, self._probed_s + pause_s) - now_s
             if soon:
@@ -181,6 +184,7 @@ class Prober:
 
     def _look(self, size_bytes: int, *, soon: bool) -> None:
         self._settling = soon
+        self._spent_bytes = size_bytes + (self._spent_bytes if soon else 0)
         self._probe(size_bytes)
 
     def _probe(self, size_bytes: int) -> None:
@@ -201,9 +205,9 @@ class Prober:
         self._planner.probed(answer.result.times.queue_us / 1e3)
 
     def _size(self, link: Estimate, *, soon: bool) -> int:
-        """Alternating sizes tell the burst from the bandwidth; what settles is a large one."""
+        """Two sizes tell the burst from the bandwidth; what settles is a large one."""
         lasts_s = max(_PROBE_S, _PROBE_JITTERS * link.jitter_ms / 1e3)
         moment = (link.uplink_bps or 1e6) * lasts_s / 8
-        large = soon or self._turn % 2
+        large = soon or self._turn % _LARGE_EVERY == 0
         size = min(max(moment, _LEAST_BYTES), _MOST_BYTES) * (2.5 if large else 1.0)
         return min(int(size), MAX_PROBE_BYTES)

@@ -13,6 +13,7 @@ network namespace and no sleep inside the code under measurement.
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
 from common.errors import CloudUnavailableError
@@ -118,11 +119,13 @@ class ShapedTransport:
         for work in (self._carry_up, self._carry_down):
             threading.Thread(target=work, name=f"link{work.__name__}", daemon=True).start()
 
-    def send(self, message: EdgeMessage) -> None:
+    def send(self, message: EdgeMessage, gone: Callable[[], None] | None = None) -> None:
         """Put the message on the emulated uplink; see `Transport.send`."""
         if self._lost is not None:
             raise self._lost
         with self._order:
+            if gone is not None:
+                gone()
             arrival_s = self._shaper.uplink_arrival_s(self._clock.now_s(), message.ByteSize())
             self._uplink.put(message, arrival_s)
 

@@ -11,7 +11,7 @@ either of them and delays both directions as a slow link would.
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 import grpc
 
@@ -27,8 +27,12 @@ class Transport(Protocol):
     `send` may be called from several threads, `receive` from one at a time.
     """
 
-    def send(self, message: EdgeMessage) -> None:
+    def send(self, message: EdgeMessage, gone: Callable[[], None] | None = None) -> None:
         """Hand a message over without waiting for an answer.
+
+        Args:
+            message: The message.
+            gone: Called when it goes on its way, soon; perhaps from another thread.
 
         Raises:
             CloudUnavailableError: If the stream is lost.
@@ -43,6 +47,11 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """End the stream; a `receive` in another thread is woken. May be called again."""
+
+
+class _Outgoing(NamedTuple):
+    message: EdgeMessage
+    gone: Callable[[], None] | None
 
 
 class _StreamCall(Protocol):
@@ -71,7 +80,7 @@ class GrpcTransport:
     def __init__(self, address: str, credentials: grpc.ChannelCredentials | None = None) -> None:
         check_address(address)
         self._address = address
-        self._requests: queue.SimpleQueue[EdgeMessage | None] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[_Outgoing | None] = queue.SimpleQueue()
         self._closed = False
         # A private pool: a shared one would hold a new stream back while an older one's failed
         # connection sits out its retry interval, and a restarted cloud would seem gone for seconds.
@@ -84,11 +93,11 @@ class GrpcTransport:
         stub = SplitServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._call: _StreamCall = stub.Stream(self._outgoing())
 
-    def send(self, message: EdgeMessage) -> None:
+    def send(self, message: EdgeMessage, gone: Callable[[], None] | None = None) -> None:
         """Queue a message for the stream; see `Transport.send`."""
         if self._closed or not self._call.is_active():
             raise self._lost(self._why())
-        self._requests.put(message)
+        self._requests.put(_Outgoing(message, gone))
 
     def receive(self, timeout_s: float | None = None) -> CloudMessage:
         """Read the next message of the stream; see `Transport.receive`."""
@@ -119,8 +128,10 @@ class GrpcTransport:
             self._channel.close()
 
     def _outgoing(self) -> Iterator[EdgeMessage]:
-        while (message := self._requests.get()) is not None:
-            yield message
+        while (next_one := self._requests.get()) is not None:
+            if next_one.gone is not None:
+                next_one.gone()  # in gRPC's thread, which a busy edge may be late to wake
+            yield next_one.message
 
     def _why(self) -> str:
         return "the stream is closed" if self._closed else "the stream was lost"
@@ -149,10 +160,12 @@ class InProcessTransport:
         self._answers: queue.SimpleQueue[CloudMessage | None] = queue.SimpleQueue()
         self._lost: str | None = None
 
-    def send(self, message: EdgeMessage) -> None:
+    def send(self, message: EdgeMessage, gone: Callable[[], None] | None = None) -> None:
         """Call the handler; see `Transport.send`."""
         if self._lost is not None:
             raise CloudUnavailableError(self._lost)
+        if gone is not None:
+            gone()
         try:
             for answer in self._handler(message):
                 self._answers.put(answer)

@@ -21,15 +21,12 @@ from search.latency import CutTimes
 from search.meter import Meter
 from search.prepare import Prepared
 from search.rate_curve import RateCurve, RatePoint
-from search.refine import Refiner, cheapest
+from search.refine import Refiner, cheaper
 from search.remembered import Remembered
 from search.request import Reporter, Request
 
 _THREADS = 2
 _REFINED_SHARE = 0.5
-_ADAPTED_AT = 0.75
-"""Where bisection among formats whose tails are adapted asks: trials are dear, and the formats with
-most bytes most likely good."""
 
 
 class FormatSearch:
@@ -91,7 +88,7 @@ class FormatSearch:
                 self._meter.measured(option)
             is_good_at = partial(self._is_good_adapted, refiner, curve, cut)
             trials = self._request.format_trials if self._request.adapt_steps else 0
-            cheapest(wires[:good_from], is_good_at, trials=trials, at=_ADAPTED_AT)
+            cheaper(wires[:good_from], is_good_at, trials=trials)
             curves[cut.label] = curve.points
         return curves
 

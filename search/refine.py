@@ -4,8 +4,8 @@
                       -> cheaper ones, each with a tail adapted to it    -> candidates
 
 Accuracy depends on a point and its tail alone, so points are measured as they are, in seconds,
-before context models are fitted to any, in a minute. Adapting a tail takes minutes; along a rate
-curve accuracy is bought with bytes, so bisection finds the cheapest point that is worth them.
+before context models are fitted to any, in a minute. Adapting a tail takes minutes, so few points
+are tried, from the finest down.
 """
 
 from collections.abc import Callable, Sequence
@@ -177,20 +177,37 @@ def _part(progress: Progress, index: int, parts: int) -> Callable[[int, int], No
 
 
 def cheapest(
-    options: Sequence[Option], is_good: Callable[[Option], bool], *, trials: int, at: float = 0.5
+    options: Sequence[Option], is_good: Callable[[Option], bool], *, trials: int
 ) -> Option | None:
-    """Bisect options, cheapest first, for the first good one; asks at most `trials` times.
-
-    Every trial divides what is left at a share `at` of it: beyond the middle, if few trials are to
-    find something rather than the very first.
-    """
+    """Bisect options, cheapest first, for the first good one; asks at most `trials` times."""
     low, high, found = 0, len(options), None
     for _ in range(trials):
         if low >= high:
             break
-        asked = low + int(at * (high - low))
-        if is_good(options[asked]):
-            high, found = asked, options[asked]
+        middle = (low + high) // 2
+        if is_good(options[middle]):
+            high, found = middle, options[middle]
         else:
-            low = asked + 1
+            low = middle + 1
+    return found
+
+
+def cheaper(
+    options: Sequence[Option], is_good: Callable[[Option], bool], *, trials: int
+) -> Option | None:
+    """Go down options, cheapest first, from the dearest on, twice as far each time.
+
+    For trials that are few and not quite in order: the dearest are the most likely good, and one
+    that is bad by bad luck ends nothing while none was good. Asks at most `trials` times.
+    """
+    found, below = None, 1
+    for _ in range(trials):
+        if below > len(options):
+            break
+        option = options[-below]
+        if is_good(option):
+            found = option
+        elif found is not None:
+            break
+        below *= 2
     return found

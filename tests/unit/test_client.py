@@ -1,6 +1,7 @@
 """The client's stream: handshake, frames in flight, rejections, loss and the next stream."""
 
 import threading
+import time
 from collections.abc import Callable, Iterable
 
 import pytest
@@ -13,6 +14,7 @@ from common.errors import (
 )
 from common.rpc import splitpoint_pb2 as pb
 from edge.client import CloudClient
+from edge.link_estimate import Passage, Transit
 from edge.reporter import Reporter
 from edge.transport import InProcessTransport, Transport
 
@@ -84,6 +86,35 @@ def test_frame_ids_are_unique_over_frames_and_reports() -> None:
     ids = [client.request(m).result.frame_id for m in (frame(), pb.Report(), frame())]
 
     assert len(set(ids)) == 3
+
+
+def test_the_link_learns_when_a_message_went_and_not_when_it_was_handed_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Late(InProcessTransport):
+        """Its thread wakes late."""
+
+        def send(self, message: pb.EdgeMessage, gone: Callable[[], None] | None = None) -> None:
+            time.sleep(0.03)
+            super().send(message, gone)
+
+    def answer(message: pb.EdgeMessage) -> Iterable[pb.CloudMessage]:
+        times = pb.CloudTimes(arrived_us=1_000_000, total_us=1000)
+        return [pb.CloudMessage(result=pb.Result(frame_id=message.frame.frame_id, times=times))]
+
+    learnt: list[Transit] = []
+
+    def passed(transit: Transit) -> Passage:
+        learnt.append(transit)
+        return Passage(10.0, 10.0)
+
+    client = CloudClient(lambda: Late(cloud(answer)), HELLO)
+    monkeypatch.setattr(client.link, "passed", passed)
+    assert client.request(frame()).round_trip_ms >= 30
+
+    [transit] = learnt
+    assert transit.gone_s is not None
+    assert transit.sent_s + 0.03 <= transit.gone_s <= transit.received_s
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,15 @@ BELIEVED = Link(1e6, 1e6, 50.0)
 class World:
     """A link that messages pass one after the other, each after the last was answered."""
 
-    def __init__(self, uplink_bps: float, rtt_ms: float = 20.0, jitter_ms: float = 0.3) -> None:
+    def __init__(
+        self,
+        uplink_bps: float,
+        rtt_ms: float = 20.0,
+        jitter_ms: float = 0.3,
+        handover_ms: float = 0.0,
+    ) -> None:
         self.uplink_bps, self.rtt_ms, self._jitter_ms = uplink_bps, rtt_ms, jitter_ms
+        self._handover_ms = handover_ms
         self.estimator = LinkEstimator()
         self.now_s = 100.0
         self._random = np.random.default_rng(1)
@@ -30,10 +37,11 @@ class World:
         up_ms += self._jitter_ms * float(self._random.random())
         down_ms = self.rtt_ms / 2 + self._jitter_ms * float(self._random.random())
         sent_s = self.now_s
-        arrived_s = sent_s + up_ms / 1e3 + CLOCKS_APART_S
+        gone_s = sent_s + self._handover_ms * float(self._random.random()) / 1e3
+        arrived_s = gone_s + up_ms / 1e3 + CLOCKS_APART_S
         left_s = arrived_s + cloud_ms / 1e3
-        self.now_s = sent_s + (up_ms + cloud_ms + down_ms) / 1e3
-        transit = Transit(sent_s, arrived_s, left_s, self.now_s, size_bytes)
+        self.now_s = gone_s + (up_ms + cloud_ms + down_ms) / 1e3
+        transit = Transit(sent_s, arrived_s, left_s, self.now_s, size_bytes, gone_s)
         passage = self.estimator.passed(transit)
         self.now_s += 0.03
         return passage.uplink_ms, passage.downlink_ms
@@ -121,6 +129,19 @@ def test_an_edge_that_is_slow_to_send_does_not_shake_the_estimate() -> None:
     steps = np.abs(np.diff(np.log(found[10:])))
     assert steps.max() < 0.15
     assert world.estimator.estimate(world.now_s).changes == 0
+
+
+def test_what_a_busy_edge_lets_messages_wait_is_no_transfer() -> None:
+    world = World(5e6, handover_ms=40.0)
+    world.calibrate()
+    for _ in range(4):
+        world.send(40)
+        world.send(4600)
+    estimate = world.estimator.estimate(world.now_s)
+    assert world.uplink == pytest.approx(5e6, rel=0.1)
+    assert estimate.jitter_ms < 2
+    assert estimate.rtt_ms is not None
+    assert 20 < estimate.rtt_ms < 20 + 40, "what a message waits, the next one will, too"
 
 
 def test_messages_that_queue_behind_each_other_are_charged_their_own_time() -> None:

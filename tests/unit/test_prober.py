@@ -310,16 +310,19 @@ def test_no_bandwidth_is_measured_that_nobody_wants_to_know(prober: ByHand, worl
 
 
 @pytest.mark.parametrize("bps", [1e4, 1e5, 1e6, 1e7, 1e9, None])
-def test_sizes_alternate_within_bounds(prober: ByHand, world: World, bps: float | None) -> None:
+def test_one_of_four_sizes_is_large_within_bounds(
+    prober: ByHand, world: World, bps: float | None
+) -> None:
     calibrated(prober)
     world.estimate = replace(FRESH, uplink_bps=bps, age_s=100.0)
     seconds = 5 * 7500 * 8 / (0.05 * min(bps or 1e6, 1e6))
     sizes = [size for _, size in prober.go(seconds) if size]
-    assert len(sizes) >= 4
+    assert len(sizes) >= 8
     assert all(3000 <= size <= MAX_PROBE_BYTES for size in sizes)
-    small, large = sizes[:2]
-    assert sorted((small, large)) == sorted(sizes[2:4])
-    assert max(small, large) == pytest.approx(2.5 * min(small, large), abs=2)
+    for four in (sizes[:4], sizes[4:8]):
+        *small, large = sorted(four)
+        assert len(set(small)) == 1
+        assert large == pytest.approx(2.5 * small[0], abs=2)
 
 
 @pytest.mark.parametrize("bps", [5e4, 2e5, 1e6, 1e7, 1e8])
@@ -327,7 +330,7 @@ def test_probes_take_a_small_share_of_a_link(prober: ByHand, world: World, bps: 
     calibrated(prober)
     world.bps = bps
     world.estimate = replace(FRESH, uplink_bps=bps, age_s=100.0)
-    seconds = 300.0
+    seconds = 100.0
     sent = prober.go(seconds)
     assert sum(size * 8 / bps for _, size in sent) < 0.06 * seconds
 

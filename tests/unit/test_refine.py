@@ -1,5 +1,6 @@
 """Searched wire formats: quantizers, context models, adapted tails, and the curve they lie on."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -28,7 +29,7 @@ from search.quantization.grids import Grid
 from search.quantization.network import QuantizedGraph
 from search.quantization.recipe import rounded
 from search.rate_curve import RatePoint, lower_hull, rate_curve
-from search.refine import Refiner, cheapest
+from search.refine import Refiner, cheaper, cheapest
 from search.remembered import Remembered
 from search.wire import stepped_tensor
 from tests.networks import SIZE, branched_graph, pictures
@@ -356,10 +357,10 @@ class TestCurve:
             best = min(p.payload_bytes + price * p.error for p in points)
             assert min(p.payload_bytes + price * p.error for p in hull) == pytest.approx(best)
 
-    @given(size=st.integers(0, 40), first=st.integers(0, 40), at=st.sampled_from((0.5, 0.75)))
-    def test_bisection_finds_the_first_good_option(self, size: int, first: int, at: float) -> None:
+    @given(size=st.integers(0, 40), first=st.integers(0, 40))
+    def test_bisection_finds_the_first_good_option(self, size: int, first: int) -> None:
         options = list(range(size))
-        found = cheapest(options, lambda option: option >= first, trials=14, at=at)
+        found = cheapest(options, lambda option: option >= first, trials=7)
         assert found == (first if first < size else None)
 
     def test_bisection_asks_no_more_than_it_may(self) -> None:
@@ -372,9 +373,27 @@ class TestCurve:
         assert cheapest(range(100), is_good, trials=3) == 12
         assert len(asked) == 3
 
-    def test_bisection_may_ask_beyond_the_middle_first(self) -> None:
-        assert cheapest(range(16), lambda option: option >= 11, trials=1, at=0.75) == 12
-        assert cheapest(range(16), lambda option: option >= 11, trials=1) is None
+    @pytest.mark.parametrize(
+        ("good", "trials", "found", "asked"),
+        [
+            (range(20), 3, 16, [19, 18, 16]),
+            (range(17, 20), 9, 18, [19, 18, 16]),
+            ([18], 9, 18, [19, 18, 16]),  # the dearest was bad by bad luck
+            ([], 9, None, [19, 18, 16, 12, 4]),
+            (range(20), 0, None, []),
+        ],
+    )
+    def test_going_down_ends_at_a_bad_one_behind_a_good_one(
+        self, good: Sequence[int], trials: int, found: int | None, asked: list[int]
+    ) -> None:
+        seen: list[int] = []
+
+        def is_good(option: int) -> bool:
+            seen.append(option)
+            return option in good
+
+        assert cheaper(range(20), is_good, trials=trials) == found
+        assert seen == asked
 
     def test_fewer_bytes_mean_more_error(
         self, network: QuantizedGraph, cut: Cut, examples: Examples

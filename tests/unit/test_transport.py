@@ -2,6 +2,7 @@
 
 import queue
 import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -40,7 +41,9 @@ class ScriptedTransport:
         self.sent: queue.Queue[tuple[float, pb.EdgeMessage]] = queue.Queue()
         self.incoming: queue.Queue[pb.CloudMessage | None] = queue.Queue()
 
-    def send(self, message: pb.EdgeMessage) -> None:
+    def send(self, message: pb.EdgeMessage, gone: Callable[[], None] | None = None) -> None:
+        if gone is not None:
+            gone()
         self.sent.put((self._clock.now_s(), message))
 
     def receive(self, timeout_s: float | None = None) -> pb.CloudMessage:  # noqa: ARG002
