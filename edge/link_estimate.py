@@ -12,7 +12,8 @@ small ones as much too fast.
 The bandwidth is filtered in the log domain by a scalar Kalman filter whose measurement noise grows
 as transfer times shrink towards the jitter that small messages show, which is large where the edge
 itself is slow to send; two surprising samples in a row on the same side are a change of the link
-and not noise, and the filter starts anew from them.
+and not noise, and the filter starts anew from them. A transfer so short that even the jitter could
+not hide a slow link in it is a surprise, too, or small probes would never see a link quicken.
 """
 
 import math
@@ -38,6 +39,8 @@ _NOISE = 0.08
 _DRIFT_PER_S = 0.15
 _SURPRISE = 2.5
 _LEAST_SURPRISE = 0.2
+_SURE = 2.0
+"""Jitters that a transfer is longer than it seems, at the most."""
 _MAX_BPS, _MIN_BPS = 1e9, 1e3
 
 
@@ -218,16 +221,20 @@ class LinkEstimator:
         log_bps = math.log(charged * 8e3 / max(transfer_ms, jitter_ms))
         log_bps = min(max(log_bps, math.log(_MIN_BPS)), math.log(_MAX_BPS))
         noise = _NOISE**2 + (jitter_ms / max(transfer_ms, jitter_ms)) ** 2
-        self._filter(now_s, log_bps, noise)
+        least = math.log(charged * 8e3 / (transfer_ms + _SURE * jitter_ms))
+        self._filter(now_s, log_bps, noise, least)
 
-    def _filter(self, now_s: float, log_bps: float, noise: float) -> None:
+    def _filter(self, now_s: float, log_bps: float, noise: float, least: float) -> None:
         if self._log_bps is None:
             self._log_bps, self._variance, self._measured_s = log_bps, noise, now_s
             return
         self._variance += _DRIFT_PER_S**2 * min(max(0.0, now_s - self._measured_s), 60.0)
         self._measured_s = now_s
         off = log_bps - self._log_bps
-        if abs(off) > max(_LEAST_SURPRISE, _SURPRISE * math.sqrt(self._variance + noise)):
+        is_faster = least - self._log_bps > _LEAST_SURPRISE  # however little it tells by how much
+        if is_faster or abs(off) > max(
+            _LEAST_SURPRISE, _SURPRISE * math.sqrt(self._variance + noise)
+        ):
             if self._surprises and self._surprises[-1] * off < 0:
                 self._surprises.clear()
             self._surprises.append(off)

@@ -37,9 +37,9 @@ _STALE_S = 0.8
 _AWAY_S = 1.0
 _TIMEOUT_S = 2.0
 _SETTLE_S = 0.1
-_PROBE_S, _PROBE_JITTERS = 0.02, 6.0
-"""How long a probe is to take: told from the jitter even if the link has quickened."""
-_MOST_SHARE = 0.05
+_PROBE_S, _PROBE_JITTERS = 0.02, 3.0
+"""How long a probe is to take: told from the jitter, if only just."""
+_MOST_SHARE, _MOST_OWED = 0.05, 2.0
 _LEAST_BYTES = 3000
 _MOST_BYTES = 24_000
 _LARGE_EVERY = 4
@@ -137,7 +137,9 @@ class Prober:
             # A link that is a surprise every time would be filled with probes: one, then as usual.
             soon = link.unsettled and not self._settling
             size = self._size(link, soon=soon)
-            pause_s = self._spent_bytes * 8 / (_MOST_SHARE * (link.uplink_bps or 1e6))
+            # What was spent on a faster link is not owed in full on a slow one.
+            owed_bytes = min(self._spent_bytes, _MOST_OWED * size)
+            pause_s = owed_bytes * 8 / (_MOST_SHARE * (link.uplink_bps or 1e6))
             known_s = max(now_s - link.age_s, self._began_s)
             stale_s = max(known_s + _STALE_S, self._probed_s + pause_s) - now_s
             if soon:

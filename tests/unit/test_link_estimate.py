@@ -144,6 +144,31 @@ def test_what_a_busy_edge_lets_messages_wait_is_no_transfer() -> None:
     assert 20 < estimate.rtt_ms < 20 + 40, "what a message waits, the next one will, too"
 
 
+def test_small_probes_of_a_jittery_edge_see_a_link_quicken() -> None:
+    """Their transfers vanish in the jitter; that they do tells enough."""
+    world = World(0.6e6, jitter_ms=14.0)
+    world.calibrate()
+    for _ in range(10):
+        world.send(40)
+        world.send(3000)
+    assert world.uplink == pytest.approx(0.6e6, rel=0.4)
+    world.uplink_bps = 8e6
+    world.send(3000)
+    assert world.estimator.estimate(world.now_s).unsettled
+    world.send(7500)
+    assert world.uplink > 2e6
+
+
+@pytest.mark.parametrize("mbit", [0.6, 2.0, 8.0, 30.0])
+def test_jitter_alone_is_no_change(mbit: float) -> None:
+    world = World(mbit * 1e6, jitter_ms=14.0)
+    world.calibrate()
+    for _ in range(300):
+        world.send(40)
+        world.send(3000)
+    assert world.estimator.estimate(world.now_s).changes <= 2
+
+
 def test_messages_that_queue_behind_each_other_are_charged_their_own_time() -> None:
     estimator = LinkEstimator()
     rate, now_s = 2e6, 100.0

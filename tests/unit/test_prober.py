@@ -302,6 +302,19 @@ def test_a_link_that_never_settles_is_not_filled_with_probes(prober: ByHand, wor
     assert busy_s < 0.1 * 120
 
 
+def test_a_large_probe_of_a_fast_link_blinds_nobody_when_the_link_has_slowed(
+    prober: ByHand, world: World
+) -> None:
+    calibrated(prober)
+    world.estimate = replace(FRESH, uplink_bps=8e6, age_s=5.0, unsettled=True)
+    [(_, spent)] = prober.go(0.5)[:1]
+    assert spent > 20_000
+    world.estimate = replace(FRESH, uplink_bps=0.6e6, age_s=5.0)
+    world.sent.clear()
+    prober.go(2.5)
+    assert any(world.sizes), "within seconds, it looks again"
+
+
 def test_no_bandwidth_is_measured_that_nobody_wants_to_know(prober: ByHand, world: World) -> None:
     calibrated(prober)
     world.wanted = False
