@@ -121,7 +121,7 @@ class LinkEstimator:
         self._variance = 0.0
         self._measured_s = -math.inf
         self._surprises: list[float] = []
-        self._bursts: deque[float] = deque(maxlen=9)
+        self._bursts: deque[float] = deque(maxlen=25)
         self._previous: tuple[float, int, float] | None = None
         self._changes = 0
         self._version = 0

@@ -147,7 +147,7 @@ class Prober:
             waits.append((stale_s, lambda: self._look(size, soon=soon)))
         wait_s, act = min(waits, key=lambda each: each[0])
         free_s = self._serving_s + _STALE_S - now_s
-        self._held = wait_s <= 0 < free_s
+        self._held = max(0.0, wait_s) < free_s
         return max(0.0, wait_s, free_s), act
 
     def act(self, what: Callable[[], None]) -> None:
@@ -212,4 +212,4 @@ class Prober:
         moment = (link.uplink_bps or 1e6) * lasts_s / 8
         large = soon or self._turn % _LARGE_EVERY == 0
         size = min(max(moment, _LEAST_BYTES), _MOST_BYTES) * (2.5 if large else 1.0)
-        return min(int(size), MAX_PROBE_BYTES)
+        return min(int(size + link.burst_bytes), MAX_PROBE_BYTES)

@@ -328,8 +328,9 @@ def test_one_of_four_sizes_is_large_within_bounds(
 ) -> None:
     calibrated(prober)
     world.estimate = replace(FRESH, uplink_bps=bps, age_s=100.0)
-    seconds = 5 * 7500 * 8 / (0.05 * min(bps or 1e6, 1e6))
-    sizes = [size for _, size in prober.go(seconds) if size]
+    seconds = 8 * 4500 * 8 / (0.05 * min(bps or 1e6, 1e6)) * 1.5
+    charged = FRESH.burst_bytes  # the burst costs no time, so it tells nothing
+    sizes = [size - charged for _, size in prober.go(seconds) if size]
     assert len(sizes) >= 8
     assert all(3000 <= size <= MAX_PROBE_BYTES for size in sizes)
     for four in (sizes[:4], sizes[4:8]):
@@ -440,6 +441,19 @@ class TestItsThread:
         prober.rest()
         assert looked.wait(60)
         prober.close()
+
+    def test_what_settles_follows_the_frame_at_once(self, world: World) -> None:
+        prober = Prober(world.client, world.planner, world.clock)
+        prober._stream, prober._pinged_s = world.stream, world.now_s
+        prober._probed_s = world.now_s - 0.05
+        world.estimate = replace(FRESH, unsettled=True)
+        prober._active_s = prober._serving_s = world.now_s
+        wait_s, _ = prober.due(world.now_s)
+        assert wait_s > 0.5, "as long as a frame may take"
+        assert prober._held, "unless it is answered before"
+        prober.rest()
+        wait_s, _ = prober.due(world.now_s)
+        assert wait_s == pytest.approx(0.05)
 
     def test_an_error_does_not_end_it(self, world: World) -> None:
         failures = iter([SplitpointError("no"), CloudUnavailableError("no")])
