@@ -104,6 +104,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         profile_both(arguments.bundle, edges, folder / "tables.json", budget_s)
         progress(1, 1)
         wire = stack.enter_context(shaped(link(3.0)))
+        result["congestion_control"] = wire.congestion
         command = ["cloud", "--bundle", str(arguments.bundle), "--host", wire.cloud.address]
         command += ["--grpc-port", "0", "--rest-port", "0", "--store", str(folder / "store.sqlite")]
         cloud = Service(command, folder / "cloud.log", prefix=wire.cloud.prefix)

@@ -64,6 +64,7 @@ def measure(arguments: argparse.Namespace, stages: Stages) -> dict[str, Any]:
         cells, began_s = grid.cells(), time.monotonic()
         for share, mbits in _groups(grid, real):
             wire = real or emulated(link_of(mbits[0]))
+            result["congestion_control"] = wire.congestion
             profile_s = QUICK_PROFILE_S if arguments.quick else PROFILE_S
             with stage(wire, bundle, who, images, share, folder, profile_s) as running:
                 result["shares"][f"{share:g}"] = {"measured": running.share}

@@ -11,7 +11,9 @@
 | tbf | a veth pair with the kernel's token bucket at either end | yes | no: as fast as it is |
 
 Real sockets, real TCP, real packets; only the wire is made up. Needs root, Linux and iproute2;
-`emulated` needs none of them.
+`emulated` needs none of them. Both ends control congestion as Linux usually does, whatever this
+machine prefers: by CUBIC, or by Reno where namespaces may not, which at such rates is much alike.
+(BBR, say, sends at the pace that it has seen, and sees a link quicken only by much data.)
 Everything has names of its own, so that runs beside each other do not meet, and is removed in the
 end.
 """
@@ -36,6 +38,7 @@ Wire = Literal["relay", "tbf"]
 
 _EDGE, _CLOUD = "10.77.0.2", "10.77.0.1"
 _BURST, _QUEUE = "16kb", "200ms"
+_CONGESTION, _USUAL = "/proc/sys/net/ipv4/tcp_congestion_control", ("cubic", "reno")
 _STOP_S = 5.0
 _numbers = itertools.count()
 
@@ -67,6 +70,7 @@ class ShapedLink:
         edge: One end.
         cloud: The other.
         change: Let the wire be like another link from now on; None is an outage.
+        congestion: How TCP controls it; None if as this machine prefers.
         left_to_edges: The link that every edge process has to emulate by itself, because there is
             no such wire; None if there is.
     """
@@ -74,6 +78,7 @@ class ShapedLink:
     edge: End
     cloud: End
     change: Callable[[Link | None], None]
+    congestion: str | None = None
     left_to_edges: Link | None = None
 
 
@@ -112,7 +117,7 @@ def shaped(
                 _run("ip", "link", "set", device, "netns", end.namespace)
                 _up(end, device)
             change = relay.change
-        yield ShapedLink(edge, cloud, change)
+        yield ShapedLink(edge, cloud, change, _congestion(edge, cloud))
 
 
 def emulated(link: Link) -> ShapedLink:
@@ -152,6 +157,16 @@ def _end(stack: ExitStack, namespace: str, address: str) -> End:
     stack.callback(_run, "ip", "netns", "delete", namespace)
     _run("ip", "-n", namespace, "link", "set", "lo", "up")
     return End(address, ("ip", "netns", "exec", namespace), namespace)
+
+
+def _congestion(*ends: End) -> str:
+    """Have both ends control congestion alike; gives how."""
+    for name in _USUAL:
+        with contextlib.suppress(ShapingError):
+            for end in ends:
+                _run(*end.prefix, "sh", "-c", f"echo {name} > {_CONGESTION}")
+            return name
+    raise ShapingError(f"TCP may control congestion by none of {', '.join(_USUAL)} in a namespace")
 
 
 def _up(end: End, device: str) -> None:

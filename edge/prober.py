@@ -33,7 +33,8 @@ CALIBRATION_BYTES = (3000, 9000)
 
 _ACTIVE_S = 3.0
 _PING_S = 5.0
-_STALE_S = 0.8
+_STALE_S, _PATIENCE_S = 0.5, 0.8
+"""How long a bandwidth holds, and how long a frame keeps the link for itself."""
 _AWAY_S = 1.0
 _TIMEOUT_S = 2.0
 _SETTLE_S = 0.1
@@ -146,7 +147,7 @@ class Prober:
                 stale_s = self._probed_s + _SETTLE_S - now_s
             waits.append((stale_s, lambda: self._look(size, soon=soon)))
         wait_s, act = min(waits, key=lambda each: each[0])
-        free_s = self._serving_s + _STALE_S - now_s
+        free_s = self._serving_s + _PATIENCE_S - now_s
         self._held = max(0.0, wait_s) < free_s
         return max(0.0, wait_s, free_s), act
 
@@ -165,7 +166,7 @@ class Prober:
                 wait_s, act = self.due(self._clock())
                 if wait_s > 0 and not self._closed:
                     # What is known may change meanwhile: look again, at the latest, after a while.
-                    self._wake.wait(None if act is None else min(wait_s, _STALE_S))
+                    self._wake.wait(None if act is None else min(wait_s, _PATIENCE_S))
                     continue
                 if self._closed:
                     return

@@ -37,6 +37,14 @@ def test_a_wire_is_as_asked_and_changes(wire: tuple[Wire, ShapedLink]) -> None:
         assert measured.rtt_ms >= (link.rtt_ms if kind == "relay" else 0.0)
 
 
+def test_both_ends_control_congestion_alike(wire: tuple[Wire, ShapedLink]) -> None:
+    _, made = wire
+    for end in (made.edge, made.cloud):
+        command = [*end.prefix, "cat", "/proc/sys/net/ipv4/tcp_congestion_control"]
+        told = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert told.stdout.strip() == made.congestion
+
+
 def test_two_wires_stand_side_by_side(wire: tuple[Wire, ShapedLink]) -> None:
     kind, made = wire
     with shaped(SLOWER, kind) as other:

@@ -214,7 +214,7 @@ def test_while_frames_measure_the_link_only_the_floor_is_pinged(prober: ByHand) 
 
 def test_a_bandwidth_that_is_stale_is_probed(prober: ByHand, world: World) -> None:
     calibrated(prober)
-    world.estimate = replace(FRESH, age_s=0.7)
+    world.estimate = replace(FRESH, age_s=0.4)
     world.now_s += 2.0
     prober.frame()
     prober.rest()
@@ -234,7 +234,7 @@ def test_the_first_frame_after_a_pause_has_the_link_for_itself(
     calibrated(prober)
     world.now_s += ACTIVE_S + 10
     world.estimate = replace(FRESH, age_s=13.0)
-    assert {size for _, size in prober.go(0.7)} <= {0}
+    assert {size for _, size in prober.go(0.4)} <= {0}
     assert any(size for _, size in prober.go(0.3)), "no frame has measured it since"
 
 
@@ -433,10 +433,13 @@ class TestItsThread:
         prober.frame()
         assert looked.wait(60)
         with prober._wake:  # it has looked, and waits
+            looked.clear()
             world.now_s += ACTIVE_S + 1
         prober.rest()
+        assert looked.wait(60)
+        with prober._wake:  # until there are frames again
+            looked.clear()
         prober.frame()
-        looked.clear()
         assert not looked.wait(0.2), "the frame has the edge for itself"
         prober.rest()
         assert looked.wait(60)
