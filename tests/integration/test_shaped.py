@@ -41,7 +41,7 @@ def test_both_ends_control_congestion_alike(wire: tuple[Wire, ShapedLink]) -> No
     _, made = wire
     for end in (made.edge, made.cloud):
         command = [*end.prefix, "cat", "/proc/sys/net/ipv4/tcp_congestion_control"]
-        told = subprocess.run(command, capture_output=True, text=True, check=True)
+        told = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
         assert told.stdout.strip() == made.congestion
 
 
