@@ -13,7 +13,8 @@ packets between two network namespaces (`bench.shaped`). Needs root and Linux.
 | | also with the whole core for the edge, which then is as steady as a machine of its own |
 | steady | regret of the planner against every fixed plan, frame by frame in turn, by bandwidth |
 | steps | frames and seconds until a better plan is in use after the bandwidth steps by four |
-| traces | a drive and a drift: regret against the best plan at every moment, and fixed plans |
+| traces | a drive and a drift: regret against the best plan at every moment, and fixed plans; |
+| | three times each, in turn; the run of the median regret is drawn |
 | outage | the longest that a frame took while nothing passed |
 | load | two threads while plans switch: failed, wrong and doubled frames |
 
@@ -50,13 +51,13 @@ PARTS = ("predictions", "steady", "steps", "traces", "outage", "load")
 
 
 def _parts(scene: Scene, result: dict[str, Any], *, quick: bool) -> dict[str, Callable[[], Any]]:
-    """All parts, in order; steps and traces need what predictions have measured."""
+    """All parts, in order; steps need what predictions have measured, traces what steady links."""
 
     def traces() -> dict[str, Any]:
-        known = result["predictions"]["video"]
         fixed = [statistics.mode(row["best"] for row in result["steady"])]
         lengths = {"drive": 20 if quick else 60, "drift": 20 if quick else 90}
-        return {name: on_trace(scene, name, s, known, fixed) for name, s in lengths.items()}
+        repeats = 1 if quick else 3
+        return {n: on_trace(scene, n, s, fixed, repeats) for n, s in lengths.items()}
 
     return {
         "predictions": lambda: {

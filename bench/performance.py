@@ -83,11 +83,28 @@ def _adaptation(result: dict[str, Any]) -> Lines:
     share, machine = result["edge_share"], result["machine"]
     yield (
         f"{machine['cpu']}; edge at {share['asked']:g} of a core ({share['measured']:.2f} "
-        f"measured); round trip {result['rtt_ms']:g} ms; {len(result['plans'])} plans. "
+        f"measured); round trip {result['rtt_ms']:g} ms; TCP's congestion control "
+        f"{result['congestion_control']}; {len(result['plans'])} plans. "
         "[feedback.md](feedback.md) tells what is measured."
     )
     yield ""
     yield from _targets(adaptation_report.targets(result))
+    yield ""
+    yield from _table(
+        ("trace", "plan", "runs", "frames", "mean, ms", "p90, ms"),
+        (
+            (
+                name,
+                plan,
+                str(len(frames)),
+                str(sum(frames)),
+                f"{trace['mean_ms'][plan]:.0f}",
+                f"{trace['p90_ms'][plan]:.0f}",
+            )
+            for name, trace in result["traces"].items()
+            for plan, frames in trace["frames"].items()
+        ),
+    )
     yield ""
     yield "![A drive: the link, its estimate, and what frames took](adaptation.svg)"
 
