@@ -163,7 +163,7 @@ def _rows(
         yield from codec_rows(opened)
     yield from _tail_rows(split)
     yield _batch_row([Opened(bundle, chosen["context"], picture) for picture in pictures])
-    yield _planner_row(bundle)
+    yield from _planner_rows(bundle)
     yield from _stream_rows(bundle)
 
 
@@ -247,11 +247,18 @@ def takes_batches(model: Model) -> bool:
     return all(port.shape[0] is None for port in model.inputs)
 
 
-def _planner_row(bundle: Bundle) -> Row:
+def _planner_rows(bundle: Bundle) -> Iterator[Row]:
+    """What a frame waits for, and what is done once it is answered."""
     planner = experienced_planner(bundle)
-    (timing,) = _timed([lambda: planner.choose(perf_counter())])
+
+    def foresee() -> None:
+        planner.probed(0.0)  # something was learnt
+        planner.foresee(perf_counter())
+
+    choice, foresight = _timed([lambda: planner.choose(perf_counter()), foresee])
     note = f"{len(bundle.plans)} plans, after {_FRAMES_BEFORE} frames"
-    return Row("choice of a frame's plan", timing, note=note)
+    yield Row("choice of a frame's plan", choice, note=note)
+    yield Row("what to expect of all plans, after a frame", foresight, note=note)
 
 
 def experienced_planner(bundle: Bundle) -> Planner:
