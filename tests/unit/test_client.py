@@ -91,11 +91,13 @@ def test_frame_ids_are_unique_over_frames_and_reports() -> None:
 def test_the_link_learns_when_a_message_went_and_not_when_it_was_handed_over(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    class Late(InProcessTransport):
-        """Its thread wakes late."""
+    handed_over_s: list[float] = []
+
+    class Noting(InProcessTransport):
+        """Whatever it tells later than this is no hand-over."""
 
         def send(self, message: pb.EdgeMessage, gone: Callable[[], None] | None = None) -> None:
-            time.sleep(0.03)
+            handed_over_s.append(time.perf_counter())
             super().send(message, gone)
 
     def answer(message: pb.EdgeMessage) -> Iterable[pb.CloudMessage]:
@@ -108,13 +110,14 @@ def test_the_link_learns_when_a_message_went_and_not_when_it_was_handed_over(
         learnt.append(transit)
         return Passage(10.0, 10.0)
 
-    client = CloudClient(lambda: Late(cloud(answer)), HELLO)
+    client = CloudClient(lambda: Noting(cloud(answer)), HELLO)
     monkeypatch.setattr(client.link, "passed", passed)
-    assert client.request(frame()).round_trip_ms >= 30
+    round_trip_s = client.request(frame()).round_trip_ms / 1e3
 
     [transit] = learnt
     assert transit.gone_s is not None
-    assert transit.sent_s + 0.03 <= transit.gone_s <= transit.received_s
+    assert transit.sent_s < handed_over_s[-1] < transit.gone_s < transit.received_s
+    assert round_trip_s == pytest.approx(transit.received_s - transit.sent_s)
 
 
 @pytest.mark.parametrize(
