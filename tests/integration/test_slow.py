@@ -38,14 +38,17 @@ def test_arguments_pass_as_they_are(tenth: SlowCpu) -> None:
 
 def test_its_cgroup_is_removed_even_with_a_process_inside(tenth: SlowCpu) -> None:
     with slowed(0.1) as given:
-        sleeper = subprocess.Popen([*given.prefix, "sleep", "60"])  # noqa: S603
+        command = [*given.prefix, "sh", "-c", "echo inside && exec sleep 60"]
+        sleeper = subprocess.Popen(command, stdout=subprocess.PIPE)  # noqa: S603
+        assert sleeper.stdout is not None
+        assert sleeper.stdout.readline() == b"inside\n"
     try:
         assert sleeper.poll() is None
         assert not _folder(given).exists()
         assert _folder(tenth).exists()
     finally:
         sleeper.kill()
-        sleeper.wait()
+        sleeper.communicate()
 
 
 def test_a_share_that_is_not_kept_is_an_error(
