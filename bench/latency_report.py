@@ -82,9 +82,11 @@ def setup(result: dict[str, Any]) -> list[str]:
     """What was measured, on what."""
     made, images = result["machine"], len(result["images"])
     slow = ", ".join(f"{s} ({v['measured']:.2f} measured)" for s, v in result["shares"].items())
+    congestion = result.get("congestion_control") or "as the machine prefers"
     words = (
         f"{made['cpu']}, {made['cores']} cores, {made['system']}; commit {result['commit']}; "
         f"edge at {slow} of a core; round trip {result['rtt_ms']:g} ms; link: {result['wire']}; "
+        f"TCP's congestion control {congestion}; "
         f"up to {result['frames']} frames of each plan in each cell, in turn, fewer of those far "
         f"from the fastest, over {images} pictures. Medians in ms with bootstrap 95 % intervals; "
         "strategies that use the same plan share its frames. AP on all evaluation pictures, "

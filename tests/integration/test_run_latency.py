@@ -96,6 +96,7 @@ def test_the_report_is_written_whole(
         "frames": 3,
         "rtt_ms": 20.0,
         "wire": "emulated",
+        "congestion_control": None,
         "shares": {"1": {"measured": 1.0}},
         "cells": rows,
         "traces": [],

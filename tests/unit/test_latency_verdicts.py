@@ -54,6 +54,7 @@ def result(*rows: dict[str, Any]) -> dict[str, Any]:
         "frames": 20,
         "rtt_ms": 20.0,
         "wire": "relay",
+        "congestion_control": "cubic",
         "shares": {"0.25": {"measured": 0.25}},
         "cells": list(rows),
         "traces": [],
@@ -165,3 +166,12 @@ def test_the_report_shows_failures_and_strategies_without_a_plan() -> None:
 
     assert "(3 failed)" in text
     assert "DADS, setting AB: takes 9 MiB" in text
+
+
+@pytest.mark.parametrize(
+    ("congestion", "words"), [("cubic", "cubic"), (None, "as the machine prefers")]
+)
+def test_the_report_says_how_tcp_controls_congestion(congestion: str | None, words: str) -> None:
+    given = {**result(OURS, row("JPEG", 100.0)), "congestion_control": congestion}
+
+    assert f"congestion control {words};" in markdown(given, "some")
