@@ -11,7 +11,7 @@ from common.errors import ParityError, SettingsError, UnknownPlanError
 from common.images import Letterbox, letterbox
 from common.runtime import Model
 from edge.detector import find_plan
-from edge.head import EdgePlan, open_plans
+from edge.head import EdgePlan, fitting_together, open_plans
 from tests import tiny
 
 FRAME = letterbox(tiny.image(), (tiny.SIZE, tiny.SIZE))
@@ -91,3 +91,40 @@ class TestFindPlan:
     def test_otherwise_the_names_are_listed(self, bundle: Bundle, wanted: str) -> None:
         with pytest.raises(UnknownPlanError, match=tiny.SPLIT):
             find_plan(bundle, wanted)
+
+
+class TestMemory:
+    """What fits an edge together, in a bundle of two heads: 2048 bytes of weights each."""
+
+    @pytest.fixture
+    def wide(self, tmp_path: Path) -> Bundle:
+        return tiny.build(tmp_path / "w", [tiny.SPLIT, tiny.EDGE_ONLY, tiny.CLOUD_ONLY])
+
+    @staticmethod
+    def limited(bundle: Bundle, limit: int | None) -> list[str]:
+        search = bundle.manifest.search.model_copy(update={"edge_memory_bytes": limit})
+        bundle.manifest = bundle.manifest.model_copy(update={"search": search})
+        return [bundle.plans[digest].name for digest in fitting_together(bundle)]
+
+    @pytest.mark.parametrize(
+        ("limit", "names"),
+        [
+            (None, [tiny.SPLIT, tiny.EDGE_ONLY, tiny.CLOUD_ONLY]),
+            (10**9, [tiny.SPLIT, tiny.EDGE_ONLY, tiny.CLOUD_ONLY]),
+            # Two heads of 2048, and 2048 of activations or 4096 of an upload at a time.
+            (2 * 2048 + 4096, [tiny.SPLIT, tiny.EDGE_ONLY, tiny.CLOUD_ONLY]),
+            (2 * 2048 + 4095, [tiny.SPLIT, tiny.EDGE_ONLY]),
+            (2 * 2048 + 2048, [tiny.SPLIT, tiny.EDGE_ONLY]),
+            (2 * 2048 + 2047, [tiny.SPLIT]),
+            (1, [tiny.SPLIT]),  # the best is always kept
+        ],
+    )
+    def test_the_limit_is_of_all_heads_together(
+        self, wide: Bundle, limit: int | None, names: list[str]
+    ) -> None:
+        assert self.limited(wide, limit) == names
+
+    def test_plans_with_one_head_share_it(self, tmp_path: Path) -> None:
+        names = [tiny.SPLIT, tiny.SPLIT_8, tiny.EDGE_ONLY]
+        bundle = tiny.build(tmp_path / "s", names)
+        assert self.limited(bundle, 2048 + 2048) == [tiny.SPLIT, tiny.SPLIT_8]

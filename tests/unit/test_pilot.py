@@ -2,43 +2,29 @@
 
 import math
 import threading
-import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from cloud.edges import check_switch
-from cloud.history import History
-from cloud.service import SplitService
-from cloud.tails import Tails
 from common.bundle import Bundle
-from common.costs import PlanCost, costs
-from common.errors import CloudUnavailableError, SettingsError, UnknownPlanError
-from common.link import Link
+from common.errors import SettingsError, UnknownPlanError
 from common.rpc import splitpoint_pb2 as pb
-from edge import pilot as pilot_module
 from edge.client import CloudClient
 from edge.detector import Detector, find_plan
-from edge.head import fitting_together
-from edge.pilot import Pilot
-from edge.planner import Planner, PlannerSettings
-from edge.prober import Prober
-from edge.transport import InProcessTransport
 from tests import tiny
-
-LINK = Link(16e6, 16e6, 1.0)
-COSTS = {
-    tiny.SPLIT: (5.0, 5.0, 1000.0, 20.0),
-    tiny.CLOUD_ONLY: (1.0, 20.0, 3000.0, 30.0),
-    tiny.EDGE_ONLY: (500.0, 0.0, 0.0, 25.0),
-}
-"""Edge ms, cloud ms, bytes, accuracy."""
-OBEDIENT = PlannerSettings(switch_cost=math.inf, trial_share=0.0)
-"""Switches only where a test makes it, or where the cloud is away."""
+from tests.in_process import (
+    COSTS,
+    Cloud,
+    adaptive,
+    in_threads,
+    known,
+    pilot_of,
+    planner_of,
+    unlearning,
+    use,
+)
 
 
 @pytest.fixture(scope="module")
@@ -46,144 +32,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return tiny.build(tmp_path_factory.mktemp("bundle") / "b")
 
 
-class Cloud:
-    """A cloud in this process that may turn deaf or unreachable."""
-
-    def __init__(self, bundle: Bundle) -> None:
-        self.service = SplitService(Tails(bundle), ThreadPoolExecutor(1), version="test")
-        self.held: Sequence[bytes] = self.service._tails.digests
-        self.learned: list[pb.Learned] = []
-        self.messages: list[pb.EdgeMessage] = []
-        self.streams: list[InProcessTransport] = []
-        self.deaf = self.unreachable = False
-        self.deafened: Callable[[], None] = lambda: None
-
-    def connect(self) -> InProcessTransport:
-        if self.unreachable:
-            raise CloudUnavailableError("not reachable")
-        history = History()
-
-        def handle(message: pb.EdgeMessage) -> Iterable[pb.CloudMessage]:
-            kind = message.WhichOneof("kind")
-            kept = pb.EdgeMessage()
-            kept.CopyFrom(message)
-            self.messages.append(kept)
-            if kind == "hello":
-                welcome = pb.Welcome(plan_digests=self.held, learned=self.learned)
-                return [pb.CloudMessage(welcome=welcome)]
-            if kind in {"switch", "profile"}:
-                return []
-            if self.deaf:
-                if kind != "report":  # these come whenever they like
-                    self.deafened()
-                return []
-            return [self.service.serve(message, time.perf_counter(), history)]
-
-        self.streams.append(InProcessTransport(handle))
-        return self.streams[-1]
-
-    @property
-    def kinds(self) -> list[str | None]:
-        return [message.WhichOneof("kind") for message in self.messages]
-
-    @property
-    def switches(self) -> list[pb.Switch]:
-        return [message.switch for message in self.messages if message.HasField("switch")]
-
-    @property
-    def frames(self) -> list[pb.Frame]:
-        return [message.frame for message in self.messages if message.HasField("frame")]
-
-
-class ByHand(Prober):
-    """Its thread does nothing: the test does."""
-
-    def _work(self) -> None:
-        pass
-
-    def look(self) -> None:
-        """Do what is due in a second."""
-        self.frame()
-        _, what = self.due(time.perf_counter() + 1.0)
-        assert what is not None
-        self.act(what)
-
-
 @pytest.fixture
 def cloud(bundle: Bundle) -> Cloud:
     return Cloud(bundle)
-
-
-@pytest.fixture(autouse=True)
-def _short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pilot_module, "_LEAST_PATIENCE_S", 0.2)
-
-
-def known(bundle: Bundle, names: Iterable[str] = tuple(COSTS)) -> list[PlanCost]:
-    """Plans at costs that leave no doubt which is best."""
-    found = []
-    for cost in costs(bundle.plans):
-        name = cost.plan.name
-        if name in names:
-            edge_ms, cloud_ms, size, accuracy = COSTS[name]
-            predicted = cost.plan.predicted.model_copy(update={"accuracy": accuracy})
-            plan = cost.plan.model_copy(update={"predicted": predicted})
-            found.append(PlanCost(cost.digest, plan, edge_ms, cloud_ms, size))
-    return found
-
-
-def adaptive(
-    bundle: Bundle,
-    cloud: Cloud,
-    names: Iterable[str] = tuple(COSTS),
-    settings: PlannerSettings = OBEDIENT,
-) -> Detector:
-    """A detector whose probes are in the test's hands."""
-    wanted = tuple(names)
-    hello = pb.Hello(edge_id="test", bundle_digest=bundle.digest)
-    client = CloudClient(cloud.connect, hello, answer_timeout_s=0.5)
-    plans = [find_plan(bundle, name) for name in wanted]
-    detector = Detector(bundle, client, plans=plans, adaptive=True)
-    detector.pilot = Pilot(client, known(bundle, wanted), LINK, settings)
-    detector.pilot._prober = ByHand(client, detector.pilot._planner)
-    return detector
-
-
-def pilot_of(detector: Detector) -> Pilot:
-    assert detector.pilot is not None
-    return detector.pilot
-
-
-def planner_of(detector: Detector) -> Planner:
-    return pilot_of(detector)._planner
-
-
-def prober_of(detector: Detector) -> ByHand:
-    prober = pilot_of(detector)._prober
-    assert isinstance(prober, ByHand)
-    return prober
-
-
-def use(detector: Detector, name: str) -> bytes:
-    """Have the planner switch."""
-    planner, digest = planner_of(detector), find_plan(detector.bundle, name)
-    with planner._lock:
-        now_s = time.perf_counter()
-        planner._switch(planner._expectations.now(now_s)[digest], now_s, f"for {name}")
-    return digest
-
-
-def in_threads(work: Iterable[Callable[[], object]]) -> None:
-    """Do all of it at once; raises what the first raised."""
-    work = list(work)
-    with ThreadPoolExecutor(len(work)) as pool:
-        for done in [pool.submit(each) for each in work]:
-            done.result(60)
-
-
-def unlearning(detector: Detector) -> None:
-    """Leave expectations as they are: how fast this machine is shall not matter."""
-    pilot_of(detector).served = lambda *_: None  # type: ignore[method-assign]
 
 
 class TestAnnouncements:
@@ -280,118 +131,6 @@ class TestAnnouncements:
 
         in_threads([pilot.choose, then_another])
         assert cloud.switches[-1].plan_digest == find_plan(bundle, tiny.CLOUD_ONLY)
-        detector.close()
-
-
-class TestWithoutTheCloud:
-    def test_a_frame_that_is_not_answered_is_served_here(
-        self, bundle: Bundle, cloud: Cloud
-    ) -> None:
-        detector = adaptive(bundle, cloud)
-        unlearning(detector)
-        here = detector.detect(tiny.image(), find_plan(bundle, tiny.EDGE_ONLY))
-        assert detector.detect(tiny.image()).plan.name == tiny.SPLIT
-        cloud.deaf = True
-        saved = detector.detect(tiny.image())
-        assert saved.plan.name == tiny.EDGE_ONLY
-        np.testing.assert_array_equal(saved.detections.boxes, here.detections.boxes)
-        assert "did not answer" in saved.reason
-        assert saved.expected is None
-        assert saved.uplink_bytes == 0
-        assert sum(saved.times_ms.values()) == pytest.approx(saved.latency_ms)
-        assert saved.latency_ms >= 200.0, "the time it waited is told"
-        sent = len(cloud.frames)
-        for _ in range(3):
-            assert detector.detect(tiny.image()).plan.name == tiny.EDGE_ONLY
-        assert len(cloud.frames) == sent, "nobody is waited for any more"
-        detector.close()
-
-    def test_a_probe_brings_it_back(self, bundle: Bundle, cloud: Cloud) -> None:
-        detector = adaptive(bundle, cloud, settings=PlannerSettings(dwell_s=0.0))
-        unlearning(detector)
-        detector.detect(tiny.image())
-        cloud.deaf = True
-        assert detector.detect(tiny.image()).plan.name == tiny.EDGE_ONLY
-        assert pilot_of(detector).state().cloud_away
-        cloud.deaf = False
-        prober_of(detector).look()
-        assert not pilot_of(detector).state().cloud_away
-        assert detector.detect(tiny.image()).plan.name != tiny.EDGE_ONLY
-        detector.close()
-
-    def test_a_stream_that_went_silent_is_given_up(self, bundle: Bundle, cloud: Cloud) -> None:
-        detector = adaptive(bundle, cloud)
-        unlearning(detector)
-        detector.detect(tiny.image())
-        cloud.deaf = True
-        detector.detect(tiny.image())
-        prober = prober_of(detector)
-        cloud.deafened = cloud.streams[-1].close
-        prober.look()
-        assert pilot_of(detector).state().cloud_away
-        cloud.deaf = False
-        prober.look()
-        assert len(cloud.streams) >= 2
-        assert not pilot_of(detector).state().cloud_away
-        detector.close()
-
-    def test_unreachable_from_the_start(self, bundle: Bundle, cloud: Cloud) -> None:
-        cloud.unreachable = True
-        detector = adaptive(bundle, cloud)
-        pilot_of(detector).ready()
-        assert detector.detect(tiny.image()).plan.name == tiny.EDGE_ONLY
-        assert "away" in detector.detect(tiny.image()).reason
-        detector.close()
-
-    def test_a_stream_that_is_lost_under_a_frame(self, bundle: Bundle, cloud: Cloud) -> None:
-        detector = adaptive(bundle, cloud)
-        unlearning(detector)
-        pilot_of(detector).ready()
-        cloud.deaf = True
-        cloud.deafened = cloud.streams[0].close
-        assert detector.detect(tiny.image()).plan.name == tiny.EDGE_ONLY
-        detector.close()
-
-    def test_without_a_plan_for_the_edge_alone_it_is_an_error(
-        self, bundle: Bundle, cloud: Cloud
-    ) -> None:
-        detector = adaptive(bundle, cloud, [tiny.SPLIT, tiny.CLOUD_ONLY])
-        detector.detect(tiny.image())
-        cloud.deaf = True
-        with pytest.raises(CloudUnavailableError, match="did not answer"):
-            detector.detect(tiny.image())
-        cloud.deaf = False
-        assert detector.detect(tiny.image()).plan.tail is not None
-        cloud.unreachable = True
-        cloud.streams[-1].close()
-        with pytest.raises(CloudUnavailableError, match="not reachable"):
-            pilot_of(detector).ready()
-        detector.close()
-
-    def test_a_plan_that_is_asked_for_is_not_replaced(self, bundle: Bundle, cloud: Cloud) -> None:
-        detector = adaptive(bundle, cloud)
-        cloud.unreachable = True
-        with pytest.raises(CloudUnavailableError):
-            detector.detect(tiny.image(), find_plan(bundle, tiny.SPLIT))
-        detector.close()
-
-    def test_another_thread_s_answer_does_not_send_a_saved_frame_back(
-        self, bundle: Bundle, cloud: Cloud
-    ) -> None:
-        """While this frame gives the cloud up, a late ping is answered."""
-        detector = adaptive(bundle, cloud, settings=PlannerSettings(dwell_s=0.0))
-        unlearning(detector)
-        detector.detect(tiny.image())
-        cloud.deaf = True
-        planner = planner_of(detector)
-        lost = planner.lost
-
-        def lost_and_found() -> None:
-            lost()
-            planner.probed(0.0)
-
-        planner.lost = lost_and_found  # type: ignore[method-assign]
-        assert detector.detect(tiny.image()).plan.name == tiny.EDGE_ONLY
         detector.close()
 
 
@@ -541,40 +280,3 @@ class TestChoosing:
         generous = detector.detect(tiny.image(), deadline_ms=1e-3)
         assert generous.plan.name == tiny.CLOUD_ONLY
         detector.close()
-
-
-class TestMemory:
-    """What fits an edge together, in a bundle of two heads: 2048 bytes of weights each."""
-
-    @pytest.fixture
-    def wide(self, tmp_path: Path) -> Bundle:
-        return tiny.build(tmp_path / "w", [tiny.SPLIT, tiny.EDGE_ONLY, tiny.CLOUD_ONLY])
-
-    @staticmethod
-    def limited(bundle: Bundle, limit: int | None) -> list[str]:
-        search = bundle.manifest.search.model_copy(update={"edge_memory_bytes": limit})
-        bundle.manifest = bundle.manifest.model_copy(update={"search": search})
-        return [bundle.plans[digest].name for digest in fitting_together(bundle)]
-
-    @pytest.mark.parametrize(
-        ("limit", "names"),
-        [
-            (None, [tiny.SPLIT, tiny.EDGE_ONLY, tiny.CLOUD_ONLY]),
-            (10**9, [tiny.SPLIT, tiny.EDGE_ONLY, tiny.CLOUD_ONLY]),
-            # Two heads of 2048, and 2048 of activations or 4096 of an upload at a time.
-            (2 * 2048 + 4096, [tiny.SPLIT, tiny.EDGE_ONLY, tiny.CLOUD_ONLY]),
-            (2 * 2048 + 4095, [tiny.SPLIT, tiny.EDGE_ONLY]),
-            (2 * 2048 + 2048, [tiny.SPLIT, tiny.EDGE_ONLY]),
-            (2 * 2048 + 2047, [tiny.SPLIT]),
-            (1, [tiny.SPLIT]),  # the best is always kept
-        ],
-    )
-    def test_the_limit_is_of_all_heads_together(
-        self, wide: Bundle, limit: int | None, names: list[str]
-    ) -> None:
-        assert self.limited(wide, limit) == names
-
-    def test_plans_with_one_head_share_it(self, tmp_path: Path) -> None:
-        names = [tiny.SPLIT, tiny.SPLIT_8, tiny.EDGE_ONLY]
-        bundle = tiny.build(tmp_path / "s", names)
-        assert self.limited(bundle, 2048 + 2048) == [tiny.SPLIT, tiny.SPLIT_8]

@@ -3,148 +3,15 @@
 import math
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import pairwise
-from typing import Any
 
 import pytest
 
-from common.errors import CloudUnavailableError, SplitpointError
 from common.messages import MAX_PROBE_BYTES
-from common.rpc import splitpoint_pb2 as pb
-from edge.client import Answer
-from edge.link_estimate import Estimate, Passage
+from edge.link_estimate import Estimate
 from edge.prober import CALIBRATION_BYTES, PINGS, Prober
-
-FRESH = Estimate(
-    uplink_bps=8e6,
-    rtt_ms=20.0,
-    burst_bytes=1500.0,
-    spread=0.05,
-    age_s=0.0,
-    changes=0,
-    unsettled=False,
-)
-PING_S = 5.0
-ACTIVE_S = 3.0
-"""How long after a frame the link is still of interest."""
-
-
-@dataclass
-class World:
-    """A client, its planner and a clock, all in the hands of the test."""
-
-    now_s: float = 100.0
-    stream: object | None = field(default_factory=object)
-    estimate: Estimate = FRESH
-    cloud_away: bool = False
-    wanted: bool = True
-    answers: bool = True
-    bps: float = math.inf
-    sent: list[tuple[float, int]] = field(default_factory=list)
-    resets: int = 0
-    losses: int = 0
-    overdue: list[int] = field(default_factory=list)
-
-    def clock(self) -> float:
-        return self.now_s
-
-    @property
-    def client(self) -> Any:
-        world = self
-
-        class Link:
-            def estimate(self, _: float) -> Estimate:
-                return world.estimate
-
-            def overdue(self, _: float, size_bytes: int, waited_ms: float) -> None:
-                world.overdue.append(size_bytes)
-                bps = size_bytes * 8e3 / waited_ms
-                world.estimate = replace(world.estimate, uplink_bps=bps)
-
-        class Client:
-            link = Link()
-
-            @property
-            def stream(self) -> object | None:
-                return world.stream
-
-            def request(self, message: pb.Probe, timeout_s: float) -> Answer:
-                return world.asked(len(message.padding), timeout_s)
-
-            def reset(self) -> None:
-                world.resets += 1
-                world.stream = None
-
-        return Client()
-
-    @property
-    def planner(self) -> Any:
-        world = self
-
-        class Planner:
-            @property
-            def cloud_away(self) -> bool:
-                return world.cloud_away
-
-            def wants_probe(self, _: float) -> bool:
-                return world.wanted
-
-            def probed(self, _: float) -> None:
-                world.cloud_away = False
-
-            def lost(self) -> None:
-                world.losses += 1
-                world.cloud_away = True
-
-        return Planner()
-
-    def asked(self, size: int, timeout_s: float) -> Answer:
-        self.sent.append((self.now_s, size))
-        took_s = size * 8 / self.bps
-        if not self.answers or took_s > timeout_s:
-            self.now_s += timeout_s
-            raise CloudUnavailableError("no answer")
-        self.now_s += took_s
-        if self.stream is None:
-            self.stream = object()
-        return Answer(pb.Result(), 20.0, Passage(10.0, 10.0))
-
-    @property
-    def sizes(self) -> list[int]:
-        return [size for _, size in self.sent]
-
-
-class ByHand(Prober):
-    """Its thread does nothing: the test does."""
-
-    def __init__(self, world: World) -> None:
-        super().__init__(world.client, world.planner, world.clock)
-        self.world = world
-
-    def _work(self) -> None:
-        pass
-
-    def go(self, seconds: float, *, frames: bool = True) -> list[tuple[float, int]]:
-        """Let time pass, with frames all along or not; returns what was sent, and when."""
-        before = len(self.world.sent)
-        until_s = self.world.now_s + seconds
-        for _ in range(10_000):
-            if frames:
-                self.frame()
-                self.rest()
-            wait_s, act = self.due(self.world.now_s)
-            if act is None:
-                self.world.now_s = until_s
-                return self.world.sent[before:]
-            if wait_s > 0:
-                # As the thread does: what is known may change, so it looks again.
-                self.world.now_s = min(self.world.now_s + min(wait_s, 0.1), until_s)
-            if self.world.now_s >= until_s:
-                return self.world.sent[before:]
-            if wait_s == 0:
-                self.act(act)
-        pytest.fail("it never rests")
+from tests.probing import ACTIVE_S, FRESH, PING_S, ByHand, World, calibrated
 
 
 @pytest.fixture
@@ -155,13 +22,6 @@ def world() -> World:
 @pytest.fixture
 def prober(world: World) -> ByHand:
     return ByHand(world)
-
-
-def calibrated(prober: ByHand) -> ByHand:
-    prober.frame()
-    prober.calibrate()
-    prober.world.sent.clear()
-    return prober
 
 
 def test_without_frames_nothing_is_sent(prober: ByHand, world: World) -> None:
@@ -395,93 +255,3 @@ def test_a_probe_that_fails_says_that_the_cloud_is_away(prober: ByHand, world: W
     prober.go(8.0)
     assert world.losses
     assert world.cloud_away
-
-
-class TestItsThread:
-    """The real one, over a client that tells when it was asked."""
-
-    @staticmethod
-    def of(world: World, answer: Callable[[], None]) -> tuple[Prober, threading.Event]:
-        asked = threading.Event()
-
-        def ask(size: int, timeout_s: float) -> Answer:
-            world.sent.append((0.0, size))
-            if len(world.sent) >= PINGS + 2:
-                asked.set()
-            answer()
-            return Answer(pb.Result(), 20.0, Passage(10.0, 10.0))
-
-        world.asked = ask  # type: ignore[method-assign]
-        return Prober(world.client, world.planner), asked
-
-    def test_the_first_frame_wakes_it(self, world: World) -> None:
-        prober, asked = self.of(world, lambda: None)
-        prober.frame()
-        assert asked.wait(60)
-        prober.close()
-
-    def test_after_a_pause_it_sleeps_until_the_frame_is_answered(self, world: World) -> None:
-        looked = threading.Event()
-
-        class Watched(Prober):
-            def due(self, now_s: float) -> tuple[float, Callable[[], None] | None]:
-                looked.set()
-                return super().due(now_s)
-
-        prober = Watched(world.client, world.planner, world.clock)
-        prober._stream, prober._pinged_s = world.stream, world.now_s
-        prober.frame()
-        assert looked.wait(60)
-        with prober._wake:  # it has looked, and waits
-            looked.clear()
-            world.now_s += ACTIVE_S + 1
-        prober.rest()
-        assert looked.wait(60)
-        with prober._wake:  # until there are frames again
-            looked.clear()
-        prober.frame()
-        assert not looked.wait(0.2), "the frame has the edge for itself"
-        prober.rest()
-        assert looked.wait(60)
-        prober.close()
-
-    def test_what_settles_follows_the_frame_at_once(self, world: World) -> None:
-        prober = Prober(world.client, world.planner, world.clock)
-        prober._stream, prober._pinged_s = world.stream, world.now_s
-        prober._probed_s = world.now_s - 0.05
-        world.estimate = replace(FRESH, unsettled=True)
-        prober._active_s = prober._serving_s = world.now_s
-        wait_s, _ = prober.due(world.now_s)
-        assert wait_s > 0.5, "as long as a frame may take"
-        assert prober._held, "unless it is answered before"
-        prober.rest()
-        wait_s, _ = prober.due(world.now_s)
-        assert wait_s == pytest.approx(0.05)
-
-    def test_an_error_does_not_end_it(self, world: World) -> None:
-        failures = iter([SplitpointError("no"), CloudUnavailableError("no")])
-
-        def answer() -> None:
-            for error in failures:
-                raise error
-
-        prober, asked = self.of(world, answer)
-        for _ in range(1000):
-            prober.frame()
-            if asked.wait(0.05):
-                break
-        assert asked.is_set()
-        assert world.losses
-        prober.close()
-
-    def test_it_ends_when_it_is_closed(self, world: World) -> None:
-        prober, asked = self.of(world, lambda: None)
-        prober.frame()
-        assert asked.wait(60)
-        thread = prober._thread
-        assert thread is not None
-        prober.close()
-        thread.join(60)
-        assert not thread.is_alive()
-        prober.frame()
-        assert prober._thread is thread, "it does not begin again"

@@ -1,8 +1,6 @@
 """Searched wire formats: quantizers, context models, adapted tails, and the curve they lie on."""
 
-from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image
 
-from common.codec.context import ContextCoded
 from common.detections import DetectorSpec, YoloHeadSpec
 from common.errors import CalibrationError
 from search import adapt, execute
 from search.adapt import Loss, Wire, adapt_tail, distillation_loss, wire_error
 from search.cache import Cache
 from search.calibration import observe
-from search.context import fit_context, ideal_bytes, magnitudes_of
 from search.cuts import Cut, enumerate_cuts
 from search.examples import Examples, alter, collect, collect_pairs, move
 from search.graph import Node
@@ -28,8 +23,8 @@ from search.heads import Heads
 from search.quantization.grids import Grid
 from search.quantization.network import QuantizedGraph
 from search.quantization.recipe import rounded
-from search.rate_curve import RatePoint, lower_hull, rate_curve
-from search.refine import Refiner, cheaper, cheapest
+from search.rate_curve import rate_curve
+from search.refine import Refiner
 from search.remembered import Remembered
 from search.wire import stepped_tensor
 from tests.networks import SIZE, branched_graph, pictures
@@ -150,80 +145,6 @@ class TestQuantizer:
         assert wire.to_value[max(wire.to_symbol)] > 3
 
 
-def correlated(count: int) -> NDArray[np.uint8]:
-    """(N, 6, 12, 12) symbols of 2 bits: neighbours and channels say much of each other."""
-    rng = np.random.default_rng(0)
-    fields = []
-    for _ in range(count):
-        field = Image.fromarray(rng.random((4, 4), np.float32)).resize((12, 12))
-        level = np.asarray(field)[None] + 0.05 * rng.standard_normal((6, 12, 12))
-        fields.append(np.clip((level - 0.6) * 10, 0, 3))
-    return np.stack(fields).astype(np.uint8)
-
-
-class TestContext:
-    def test_what_neighbours_say_saves_bytes(self) -> None:
-        symbols = correlated(48)
-        model = fit_context(symbols[:40], 4)
-        codec = ContextCoded(model)
-        sizes, ideals = [], []
-        for each in symbols[40:]:
-            data = codec.encode(each, 2)
-            np.testing.assert_array_equal(codec.decode(data, each.shape, 2), each)
-            sizes.append(len(data))
-            ideals.append(ideal_bytes(model, each))
-        shares = np.bincount(symbols.ravel(), minlength=4) / symbols.size
-        entropy = -(shares * np.log2(shares)).sum() * symbols[0].size / 8
-        assert np.mean(sizes) < 0.6 * entropy
-        assert np.mean(ideals) <= np.mean(sizes) < 1.01 * np.mean(ideals) + 3
-
-    def test_another_model_is_a_good_beginning(self) -> None:
-        symbols = correlated(40)
-        start = fit_context(symbols, 4)
-        few = fit_context(symbols, 4, most_steps=5)
-        more = fit_context(symbols, 4, start=start, most_steps=5)
-        assert ideal_bytes(more, symbols[0]) < ideal_bytes(few, symbols[0])
-
-    def test_the_same_symbols_always_give_the_same_model(self) -> None:
-        symbols = correlated(16)
-        one, other = (fit_context(symbols, 4, most_steps=10) for _ in range(2))
-        assert one.to_bytes() == other.to_bytes()
-
-    def test_the_frame_before_says_much(self) -> None:
-        before = correlated(48)
-        rng = np.random.default_rng(1)
-        now = np.where(rng.random(before.shape) < 0.03, 3 - before, before).astype(np.uint8)
-        start = fit_context(now[:40], 4)
-        after = fit_context(now[:40], 4, previous=before[:40], start=start)
-        assert after.looks_back
-        codec = ContextCoded(start, after)
-        alone, following = [], []
-        for k in range(40, 48):
-            data = codec.encode_after(now[k], 2, before[k])
-            np.testing.assert_array_equal(
-                codec.decode_after(data, now[k].shape, 2, before[k]), now[k]
-            )
-            following.append(len(data))
-            alone.append(len(codec.encode(now[k], 2)))
-        assert np.mean(following) < 0.9 * np.mean(alone)
-
-    def test_a_large_tensor_is_fitted_in_parts(self) -> None:
-        symbols = np.tile(correlated(16)[:, :2], (1, 1, 8, 8))
-        model = fit_context(symbols, 4, most_steps=4)
-        assert model.channels == 2
-
-    def test_too_few_images(self) -> None:
-        with pytest.raises(CalibrationError, match="at least 16 are needed"):
-            fit_context(correlated(15), 4)
-
-    def test_one_symbol_only(self) -> None:
-        model = fit_context(np.zeros((16, 3, 4, 4), np.uint8), 2, most_steps=4)
-        assert len(ContextCoded(model).encode(np.zeros((3, 4, 4), np.uint8), 1)) <= 3
-
-    def test_magnitudes_are_distances_from_the_most_frequent(self) -> None:
-        assert magnitudes_of(np.array([3, 90, 5, 1])).tolist() == [1, 0, 1, 2]
-
-
 class TestExamples:
     def test_held_out_images_come_first_and_as_they_are(
         self, network: QuantizedGraph, examples: Examples
@@ -338,63 +259,7 @@ class TestAdaptation:
         assert float(loss(worse, maps)) > 0.01
 
 
-def point(sent: float, error: float) -> RatePoint:
-    return RatePoint(1.0, 0.5, np.inf, (), sent, error)
-
-
 class TestCurve:
-    @given(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 50)), min_size=1, max_size=20))
-    def test_the_hull_holds_the_best_point_for_every_lambda(
-        self, drawn: list[tuple[int, int]]
-    ) -> None:
-        points = [point(float(sent), float(error)) for sent, error in drawn]
-        hull = lower_hull(points)
-        assert all(p in points for p in hull)
-        for one, other in pairwise(hull):
-            assert one.payload_bytes < other.payload_bytes
-            assert one.error > other.error
-        for price in (0.01, 0.3, 1.0, 7.0, 100.0):
-            best = min(p.payload_bytes + price * p.error for p in points)
-            assert min(p.payload_bytes + price * p.error for p in hull) == pytest.approx(best)
-
-    @given(size=st.integers(0, 40), first=st.integers(0, 40))
-    def test_bisection_finds_the_first_good_option(self, size: int, first: int) -> None:
-        options = list(range(size))
-        found = cheapest(options, lambda option: option >= first, trials=7)
-        assert found == (first if first < size else None)
-
-    def test_bisection_asks_no_more_than_it_may(self) -> None:
-        asked: list[int] = []
-
-        def is_good(option: int) -> bool:
-            asked.append(option)
-            return True
-
-        assert cheapest(range(100), is_good, trials=3) == 12
-        assert len(asked) == 3
-
-    @pytest.mark.parametrize(
-        ("good", "trials", "found", "asked"),
-        [
-            (range(20), 3, 16, [19, 18, 16]),
-            (range(17, 20), 9, 18, [19, 18, 16]),
-            ([18], 9, 18, [19, 18, 16]),  # the dearest was bad by bad luck
-            ([], 9, None, [19, 18, 16, 12, 4]),
-            (range(20), 0, None, []),
-        ],
-    )
-    def test_going_down_ends_at_a_bad_one_behind_a_good_one(
-        self, good: Sequence[int], trials: int, found: int | None, asked: list[int]
-    ) -> None:
-        seen: list[int] = []
-
-        def is_good(option: int) -> bool:
-            seen.append(option)
-            return option in good
-
-        assert cheaper(range(20), is_good, trials=trials) == found
-        assert seen == asked
-
     def test_fewer_bytes_mean_more_error(
         self, network: QuantizedGraph, cut: Cut, examples: Examples
     ) -> None:
