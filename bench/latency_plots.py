@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from bench.latency_cell import ADAPTIVE, WITHIN
-from bench.latency_verdicts import Row, measured, shares
+from bench.latency_verdicts import Row, is_able, measured, shares
 
 _STAGES = {
     "preprocess": "#bbbbbb",
@@ -35,18 +35,20 @@ def plot_latency(result: dict[str, Any], share: float, path: Path) -> None:
     by_setting = {setting: measured(result, share, setting) for setting in result["memory"]}
     styles = _styles(result, [rows for by_mbit in by_setting.values() for rows in by_mbit.values()])
     legend: dict[str, Line2D] = {}
+    reference = result["reference_accuracy"]
     for axis, (setting, memory) in zip(axes, result["memory"].items(), strict=True):
         by_mbit = sorted(by_setting[setting].items())
         for name, style in styles.items():
             points = [(mbit, ms) for mbit, rows in by_mbit for ms in _fastest_ms(rows, {name})]
             if points:
                 (legend[name],) = axis.plot(*zip(*points, strict=True), **style)
-        able = {name for name, style in styles.items() if style["ls"] != _INACCURATE}
-        best = [(mbit, ms) for mbit, rows in by_mbit for ms in _fastest_ms(rows, able)]
+        able = [(mbit, [row for row in rows if is_able(row, reference)]) for mbit, rows in by_mbit]
+        best = [(mbit, ms) for mbit, rows in able for ms in _fastest_ms(rows, styles)]
         label = f"the fastest within {WITHIN:g} AP"
-        (legend[label],) = axis.plot(
-            *zip(*best, strict=True), color="#dddddd", lw=8, zorder=1, label=label
-        )
+        if best:
+            (legend[label],) = axis.plot(
+                *zip(*best, strict=True), color="#dddddd", lw=8, zorder=1, label=label
+            )
         limit = "no limit" if memory is None else f"{memory / 2**20:g} MiB"
         axis.set_title(f"{share:g} of a core, {limit} on the edge")
         axis.set_xscale("log", base=2)
@@ -60,7 +62,7 @@ def plot_latency(result: dict[str, Any], share: float, path: Path) -> None:
 
 
 def _styles(result: dict[str, Any], cells: Sequence[Sequence[Row]]) -> dict[str, dict[str, Any]]:
-    """How each strategy is drawn: the same in all panels, dotted if it loses too much accuracy."""
+    """How each strategy is drawn: alike in all panels, dotted if it is inaccurate in any cell."""
     least: dict[str, float] = {}
     for row in (row for rows in cells for row in rows):
         name = row["strategy"]

@@ -42,18 +42,17 @@ def measured(result: dict[str, Any], share: float, setting: str) -> dict[float, 
     return found
 
 
+def is_able(row: Row, reference: float) -> bool:
+    """Whether it answered every frame and keeps the accuracy."""
+    return not row["failed"] and bool(row["accuracy"] >= reference - WITHIN)
+
+
 def accurate(rows: Sequence[Row], reference: float) -> list[Row]:
     """Strategies but the adaptive one that answered every frame and keep the accuracy.
 
     Fastest first.
     """
-    able = [
-        row
-        for row in rows
-        if row["strategy"] != ADAPTIVE
-        and not row["failed"]
-        and row["accuracy"] >= reference - WITHIN
-    ]
+    able = [row for row in rows if row["strategy"] != ADAPTIVE and is_able(row, reference)]
     return sorted(able, key=_p50)
 
 
