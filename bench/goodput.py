@@ -69,19 +69,28 @@ def self_check(wire: ShapedLink, link: Link, *, seconds: float = _TRANSFER_S) ->
 
 def measure(address: str, port: int, up_bytes: int, down_bytes: int) -> Measured:
     """Measure from this end."""
-    with socket.create_connection((address, port), _PATIENCE_S) as link:
-        link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        pings = []
-        for _ in range(_PINGS):
-            start_s = time.perf_counter()
-            link.sendall(_REQUEST.pack(b"P", 0))
-            _receive(link, _SECONDS.size)
-            pings.append(1e3 * (time.perf_counter() - start_s))
+    with connected(address, port) as link:
+        pings = [round_trip_ms(link) for _ in range(_PINGS)]
         link.sendall(_REQUEST.pack(b"U", up_bytes) + bytes(up_bytes))
         (up_s,) = _SECONDS.unpack(_receive(link, _SECONDS.size))
         link.sendall(_REQUEST.pack(b"D", down_bytes))
         down_s = _timed(link, down_bytes)
     return Measured(_bps(up_bytes, up_s), _bps(down_bytes, down_s), statistics.median(pings))
+
+
+def connected(address: str, port: int) -> socket.socket:
+    """A connection to who serves there."""
+    link = socket.create_connection((address, port), _PATIENCE_S)
+    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return link
+
+
+def round_trip_ms(link: socket.socket, size: int = 0) -> float:
+    """From sending so many bytes until the other end has answered that it has them all."""
+    start_s = time.perf_counter()
+    link.sendall(_REQUEST.pack(b"U", size) + bytes(size))
+    _receive(link, _SECONDS.size)
+    return 1e3 * (time.perf_counter() - start_s)
 
 
 def serve(listener: socket.socket) -> None:
@@ -96,8 +105,7 @@ def serve(listener: socket.socket) -> None:
                     if kind == b"D":
                         link.sendall(bytes(size))
                     else:
-                        seconds = _timed(link, size) if kind == b"U" else 0.0
-                        link.sendall(_SECONDS.pack(seconds))
+                        link.sendall(_SECONDS.pack(_timed(link, size)))
             except ConnectionError:
                 continue
 

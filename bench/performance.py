@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import adaptation_report, latency_report, latency_verdicts
+from bench import adaptation_report, idle_check, latency_report, latency_verdicts
 from bench.targets import Target
 
 ROOT = Path(__file__).parents[1]
@@ -28,12 +28,13 @@ _ADAPTATION = (
 )
 
 _LOST = (
-    "Why points are lost. Choosing takes the edge some time before a frame, which a slow edge "
-    "feels (see what planning costs, below); the rest is noise, of which the same plan under two "
-    "names gives a measure. Where the link is quick for the edge, pictures win: the head takes "
-    "longer than it saves on the wire, so the planner sends pictures, and their bytes. The cloud's "
-    "time is the tail's: behind this cut it is still most of the network, and a later cut takes "
-    "the edge longer."
+    "Why points are lost. The planner's stream has its turn once a round, while fixed plans share "
+    "one: TCP has forgotten its window by then, and a picture waits for a round trip more (see "
+    "what TCP forgets, below; links of these benches keep windows since this run). The rest is "
+    "noise, of which the same plan under two names gives a measure. Where the link is quick for "
+    "the edge, pictures win: the head takes longer than it saves on the wire, so the planner "
+    "sends pictures, and their bytes. The cloud's time is the tail's: behind this cut it is still "
+    "most of the network, and a later cut takes the edge longer."
 )
 
 Lines = Iterable[str]
@@ -191,6 +192,18 @@ def _links(result: dict[str, Any]) -> Lines:
     )
 
 
+def _idle(result: dict[str, Any]) -> Lines:
+    mbit, rtt = result["uplink_bps"] / 1e6, result["rtt_ms"]
+    yield (
+        f"Milliseconds until the other end has answered a message, over {mbit:g} Mbit/s, round "
+        f"trip {rtt:g} ms: medians with 95 % intervals. Linux forgets a connection's window "
+        "when nothing was sent for longer than its timeout, and then sends ten packets (14.6 KB) "
+        "before it waits; `sysctl net.ipv4.tcp_slow_start_after_idle=0` at the edge keeps it."
+    )
+    yield ""
+    yield from _table(idle_check.HEAD, idle_check.by_size(result["rows"]))
+
+
 def _slow(result: dict[str, Any]) -> Lines:
     yield (
         f"What work takes at {result['share']:g} of a core, in ms: by short freezes, as edges are "
@@ -251,6 +264,12 @@ _SECTIONS: Sequence[tuple[str, str, str, Callable[[dict[str, Any]], Lines]]] = (
         _scaling,
     ),
     ("Are links what they are asked to be?", "link_check", "python -m bench.link_check", _links),
+    (
+        "What TCP forgets over a pause",
+        "idle_check",
+        "python -m bench.idle_check",
+        _idle,
+    ),
     ("Is a slow edge slow in proportion?", "slow_check", "python -m bench.slow_check", _slow),
 )
 

@@ -13,7 +13,9 @@
 Real sockets, real TCP, real packets; only the wire is made up. Needs root, Linux and iproute2;
 `emulated` needs none of them. Both ends control congestion as Linux usually does, whatever this
 machine prefers: by CUBIC, or by Reno where namespaces may not, which at such rates is much alike.
-(BBR, say, sends at the pace that it has seen, and sees a link quicken only by much data.)
+(BBR, say, sends at the pace that it has seen, and sees a link quicken only by much data.) They
+remember their window over pauses: here a stream rests while others have their turn, but not as a
+camera's would, and larger messages would have to wait for it (`bench.idle_check`).
 Everything has names of its own, so that runs beside each other do not meet, and is removed in the
 end.
 """
@@ -39,6 +41,8 @@ Wire = Literal["relay", "tbf"]
 _EDGE, _CLOUD = "10.77.0.2", "10.77.0.1"
 _BURST, _QUEUE = "16kb", "200ms"
 _CONGESTION, _USUAL = "/proc/sys/net/ipv4/tcp_congestion_control", ("cubic", "reno")
+SLOW_START_AFTER_IDLE = Path("/proc/sys/net/ipv4/tcp_slow_start_after_idle")
+"""Of the network namespace of whoever reads or writes it."""
 _STOP_S = 5.0
 _numbers = itertools.count()
 
@@ -70,7 +74,7 @@ class ShapedLink:
         edge: One end.
         cloud: The other.
         change: Let the wire be like another link from now on; None is an outage.
-        congestion: How TCP controls it; None if as this machine prefers.
+        congestion: How TCP controls it, in words; None if as this machine prefers.
         left_to_edges: The link that every edge process has to emulate by itself, because there is
             no such wire; None if there is.
     """
@@ -161,11 +165,13 @@ def _end(stack: ExitStack, namespace: str, address: str) -> End:
 
 def _congestion(*ends: End) -> str:
     """Have both ends control congestion alike; gives how."""
+    for end in ends:
+        _run(*end.prefix, "sh", "-c", f"echo 0 > {SLOW_START_AFTER_IDLE}")
     for name in _USUAL:
         with contextlib.suppress(ShapingError):
             for end in ends:
                 _run(*end.prefix, "sh", "-c", f"echo {name} > {_CONGESTION}")
-            return name
+            return f"{name}, with windows that outlast pauses"
     raise ShapingError(f"TCP may control congestion by none of {', '.join(_USUAL)} in a namespace")
 
 

@@ -40,9 +40,12 @@ def test_a_wire_is_as_asked_and_changes(wire: tuple[Wire, ShapedLink]) -> None:
 def test_both_ends_control_congestion_alike(wire: tuple[Wire, ShapedLink]) -> None:
     _, made = wire
     for end in (made.edge, made.cloud):
-        command = [*end.prefix, "cat", "/proc/sys/net/ipv4/tcp_congestion_control"]
-        told = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
-        assert told.stdout.strip() == made.congestion
+        told = [
+            subprocess.check_output([*end.prefix, "cat", f"/proc/sys/net/ipv4/{name}"], text=True)  # noqa: S603
+            for name in ("tcp_congestion_control", "tcp_slow_start_after_idle")
+        ]
+        assert made.congestion == f"{told[0].strip()}, with windows that outlast pauses"
+        assert told[1].strip() == "0"
 
 
 def test_two_wires_stand_side_by_side(wire: tuple[Wire, ShapedLink]) -> None:
