@@ -10,7 +10,6 @@ the same shaped link, in turn: milliseconds from sending until the other end has
 
 import argparse
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -30,8 +29,11 @@ from splitpoint.machine import machine
 
 SIZES = (5_000, 10_000, 20_000, 40_000, 60_000)
 PAUSES_S = (0.05, 0.6)
+HEAD = ("KB", "pause, s", "forgets, ms", "remembers, ms")
+"""Of the columns of `by_size`."""
 _RESULT = Path(__file__).parent / "results" / "idle_check.json"
 _ROUNDS, _WARM = 15, 4
+_CHECK = "import sys; from bench.idle_check import check; check(sys.argv[1], int(sys.argv[2]))"
 
 
 def main() -> None:
@@ -60,9 +62,6 @@ def main() -> None:
     _show(rows)
 
 
-_CHECK = "import sys; from bench.idle_check import check; check(sys.argv[1], int(sys.argv[2]))"
-
-
 def check(address: str, port: int) -> None:
     """Measure from this end, which has a network namespace of its own; prints rows."""
     took: dict[tuple[float, int, bool], list[float]] = {}
@@ -74,7 +73,8 @@ def check(address: str, port: int) -> None:
                     round_trip_ms(link, max(SIZES))
                 for pause_s in PAUSES_S:
                     for size in SIZES:
-                        ms = _after(link, pause_s, size)
+                        time.sleep(pause_s)
+                        ms = round_trip_ms(link, size)
                         took.setdefault((pause_s, size, forgets), []).append(ms)
     rows = [
         {
@@ -86,11 +86,6 @@ def check(address: str, port: int) -> None:
         for (pause_s, size, forgets), each in took.items()
     ]
     print(json.dumps(rows))  # noqa: T201 - for who started it
-
-
-def _after(link: socket.socket, pause_s: float, size: int) -> float:
-    time.sleep(pause_s)
-    return round_trip_ms(link, size)
 
 
 def by_size(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
@@ -108,10 +103,6 @@ def by_size(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
         for size in SIZES
         for pause_s in PAUSES_S
     ]
-
-
-HEAD = ("KB", "pause, s", "forgets, ms", "remembers, ms")
-"""Of the columns of `by_size`."""
 
 
 def _show(rows: list[dict[str, Any]]) -> None:
