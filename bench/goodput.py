@@ -14,6 +14,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 from bench.shaped import ShapedLink, ShapingError
@@ -46,25 +48,32 @@ def self_check(wire: ShapedLink, link: Link, *, seconds: float = _TRANSFER_S) ->
     """
     module = (sys.executable, "-m", "bench.goodput")
     sizes = [str(int(rate * seconds / 8)) for rate in (link.uplink_bps, link.downlink_bps)]
+    try:
+        with served(wire) as port:
+            command = [*wire.edge.prefix, *module, "measure", wire.cloud.address, port, *sizes]
+            done = subprocess.run(  # noqa: S603
+                command, capture_output=True, text=True, timeout=_PATIENCE_S, check=False
+            )
+    except subprocess.TimeoutExpired as error:
+        raise ShapingError(f"nothing got through the shaped link in {_PATIENCE_S:g} s") from error
+    if done.returncode:
+        raise ShapingError(f"nothing gets through the shaped link: {done.stderr[-300:].strip()}")
+    return Measured(**json.loads(done.stdout))
+
+
+@contextmanager
+def served(wire: ShapedLink) -> Iterator[str]:
+    """Let a process answer at the cloud's end; gives its port."""
     server = subprocess.Popen(  # noqa: S603 - our own module
-        [*wire.cloud.prefix, *module, "serve", wire.cloud.address],
+        [*wire.cloud.prefix, sys.executable, "-m", "bench.goodput", "serve", wire.cloud.address],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
     try:
-        port = server.stdout.readline().strip() if server.stdout else ""
-        command = [*wire.edge.prefix, *module, "measure", wire.cloud.address, port, *sizes]
-        done = subprocess.run(  # noqa: S603
-            command, capture_output=True, text=True, timeout=_PATIENCE_S, check=False
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ShapingError(f"nothing got through the shaped link in {_PATIENCE_S:g} s") from error
+        yield server.stdout.readline().strip() if server.stdout else ""
     finally:
         server.communicate()
-    if done.returncode:
-        raise ShapingError(f"nothing gets through the shaped link: {done.stderr[-300:].strip()}")
-    return Measured(**json.loads(done.stdout))
 
 
 def measure(address: str, port: int, up_bytes: int, down_bytes: int) -> Measured:

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.bootstrap import percentile
-from bench.goodput import connected, round_trip_ms
+from bench.goodput import connected, round_trip_ms, served
 from bench.shaped import SLOW_START_AFTER_IDLE, shaped
 from common.link import parse_link
 from splitpoint import __version__
@@ -42,22 +42,16 @@ def main() -> None:
     parser.add_argument("--link", type=parse_link, default=parse_link("16mbit/20ms"))
     parser.add_argument("--json", type=Path, default=_RESULT, help="where the result goes")
     arguments = parser.parse_args()
-    with shaped(arguments.link) as wire:
-        module = [sys.executable, "-m", "bench.goodput", "serve", wire.cloud.address]
-        with subprocess.Popen(  # noqa: S603 - our own module
-            [*wire.cloud.prefix, *module], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        ) as server:
-            port = server.stdout.readline().strip() if server.stdout else ""
-            command = [*wire.edge.prefix, sys.executable, "-c", _CHECK, wire.cloud.address, port]
-            rows = json.loads(subprocess.check_output(command, text=True))  # noqa: S603 - our own
-            server.communicate()
-        result = {
-            "machine": machine(),
-            "software_version": __version__,
-            "uplink_bps": arguments.link.uplink_bps,
-            "rtt_ms": arguments.link.rtt_ms,
-            "rows": rows,
-        }
+    with shaped(arguments.link) as wire, served(wire) as port:
+        command = [*wire.edge.prefix, sys.executable, "-c", _CHECK, wire.cloud.address, port]
+        rows = json.loads(subprocess.check_output(command, text=True))  # noqa: S603 - our own
+    result = {
+        "machine": machine(),
+        "software_version": __version__,
+        "uplink_bps": arguments.link.uplink_bps,
+        "rtt_ms": arguments.link.rtt_ms,
+        "rows": rows,
+    }
     arguments.json.write_text(json.dumps(result, indent=1) + "\n")
     _show(rows)
 

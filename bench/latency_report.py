@@ -82,7 +82,7 @@ def setup(result: dict[str, Any]) -> list[str]:
     """What was measured, on what."""
     made, images = result["machine"], len(result["images"])
     slow = ", ".join(f"{s} ({v['measured']:.2f} measured)" for s, v in result["shares"].items())
-    congestion = result.get("congestion_control") or "as the machine prefers"
+    congestion = result["congestion_control"] or "as the machine prefers"
     words = (
         f"{made['cpu']}, {made['cores']} cores, {made['system']}; commit {result['commit']}; "
         f"edge at {slow} of a core; round trip {result['rtt_ms']:g} ms; link: {result['wire']}; "

@@ -28,13 +28,13 @@ _ADAPTATION = (
 )
 
 _LOST = (
-    "Why points are lost. The planner's stream has its turn once a round, while fixed plans share "
-    "one: TCP has forgotten its window by then, and a picture waits for a round trip more (see "
-    "what TCP forgets, below; links of these benches keep windows since this run). The rest is "
-    "noise, of which the same plan under two names gives a measure. Where the link is quick for "
-    "the edge, pictures win: the head takes longer than it saves on the wire, so the planner "
-    "sends pictures, and their bytes. The cloud's time is the tail's: behind this cut it is still "
-    "most of the network, and a later cut takes the edge longer."
+    "Why points are lost. One reason: the planner's stream has its turn once a round, while fixed "
+    "plans share one: TCP has forgotten its window by then, and a picture waits for a round trip "
+    "more (see what TCP forgets, below; links of these benches keep windows since this run). The "
+    "rest is not explained cell by cell; how much is noise, the same plan under two names tells. "
+    "Where the link is quick for the edge, pictures win: the head takes longer than it saves on "
+    "the wire, so the planner sends pictures, and their bytes. The cloud's time is the tail's: "
+    "behind this cut it is still most of the network, and a later cut takes the edge longer."
 )
 
 Lines = Iterable[str]

@@ -19,8 +19,9 @@ from PIL import Image
 
 from common.bundle import Bundle, BundleWriter
 from common.detections import DetectorSpec, YoloHeadSpec
-from common.manifest import CodecSpec, Head, HeadOutput, Plan, Prediction, Search, Tail, WireTensor
+from common.manifest import CodecSpec, Head, HeadOutput, Plan, Prediction, Tail, WireTensor
 from common.runtime import Model
+from tests.bundles import SEARCH
 from tests.contexts import random_model
 
 SIZE = 32
@@ -76,17 +77,7 @@ def build(
     made = [network.plan(name, writer) for name in plans]
     writer.finish(
         detector=DETECTOR,
-        search=Search(
-            model="tiny",
-            weights_sha256="0" * 64,
-            device="test",
-            uplink_bps=3e6,
-            rtt_ms=20,
-            max_drop=1,
-            calibration_images=1,
-            accuracy_metric="none",
-            software_version="0",
-        ),
+        search=SEARCH,
         plans=tuple(made),
     )
     return Bundle.open(folder)

@@ -1,22 +1,17 @@
 """Suppression against a slow, obvious reference, and what is made of detections."""
 
 import json
-import math
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from common import coco
 from common.detections import (
     MAX_CANDIDATES,
     Agreement,
     Detections,
-    DetectorSpec,
-    YoloHeadSpec,
     agreement,
     box_iou,
     suppress,
@@ -24,18 +19,6 @@ from common.detections import (
 from common.errors import ModelError
 
 Box = tuple[float, float, float, float]
-
-ANCHORS = ((10.0, 14.0), (23.0, 27.0), (37.0, 58.0))
-SPEC = DetectorSpec(
-    kind="yolov3",
-    input_height=64,
-    input_width=96,
-    heads=(
-        YoloHeadSpec(stride=32, anchors=ANCHORS, classes=4),
-        YoloHeadSpec(stride=16, anchors=ANCHORS[:2], classes=4),
-    ),
-    class_names=("cat", "dog", "bird", "fish"),
-)
 
 
 def found(
@@ -183,42 +166,6 @@ class TestAgreement:
         one, other = found([self.LEFT]), found([self.NEAR_LEFT])  # IoU 9/11
         assert agreement(one, other, iou=0.81).matched == 1
         assert agreement(one, other, iou=0.82).matched == 0
-
-
-class TestSpec:
-    def test_it_survives_json(self) -> None:
-        assert DetectorSpec.model_validate_json(SPEC.model_dump_json()) == SPEC
-
-    def test_map_shapes(self) -> None:
-        assert SPEC.map_shapes == ((27, 2, 3), (18, 4, 6))
-
-    @pytest.mark.parametrize(
-        ("change", "message"),
-        [
-            ({"class_names": ["cat"]}, "4 classes"),
-            ({"class_names": []}, "at least 1"),
-            ({"input_height": 60}, "no multiple"),
-            ({"input_width": 0}, "greater than or equal"),
-            ({"heads": []}, "at least 1"),
-            ({"kind": "yolov9"}, "yolov3"),
-            ({"colour": "red"}, "Extra inputs"),
-        ],
-    )
-    def test_what_does_not_fit_together(self, change: dict[str, Any], message: str) -> None:
-        with pytest.raises(ValidationError, match=message):
-            DetectorSpec.model_validate(SPEC.model_dump() | change)
-
-    @pytest.mark.parametrize(
-        "change",
-        [{"stride": 0}, {"anchors": []}, {"anchors": [[0, 1]]}, {"classes": 0}, {"anchors": [[1]]}],
-    )
-    def test_heads_that_make_no_sense(self, change: dict[str, Any]) -> None:
-        with pytest.raises(ValidationError):
-            YoloHeadSpec.model_validate(SPEC.heads[0].model_dump() | change)
-
-    def test_infinite_anchors_are_refused(self) -> None:
-        with pytest.raises(ValidationError):
-            YoloHeadSpec(stride=32, anchors=((math.inf, 1.0),), classes=1)
 
 
 class TestCoco:

@@ -1,4 +1,4 @@
-"""Decoding YOLO maps, against the formulas one value at a time, and maps of hostile values."""
+"""Decoding YOLO maps against the formulas, one value at a time; hostile maps, and their spec."""
 
 import math
 from typing import Any
@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from common.detections import DetectorSpec, YoloHeadSpec, decode_yolo
 from common.errors import ModelError, SettingsError
@@ -216,3 +217,39 @@ class TestHostileMaps:
     def test_options_without_sense_are_refused(self, options: dict[str, Any]) -> None:
         with pytest.raises(SettingsError):
             decode_yolo(silent_maps(), SPEC, WHOLE, **options)
+
+
+class TestSpec:
+    def test_it_survives_json(self) -> None:
+        assert DetectorSpec.model_validate_json(SPEC.model_dump_json()) == SPEC
+
+    def test_map_shapes(self) -> None:
+        assert SPEC.map_shapes == ((27, 2, 3), (18, 4, 6))
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"class_names": ["cat"]}, "4 classes"),
+            ({"class_names": []}, "at least 1"),
+            ({"input_height": 60}, "no multiple"),
+            ({"input_width": 0}, "greater than or equal"),
+            ({"heads": []}, "at least 1"),
+            ({"kind": "yolov9"}, "yolov3"),
+            ({"colour": "red"}, "Extra inputs"),
+        ],
+    )
+    def test_what_does_not_fit_together(self, change: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValidationError, match=message):
+            DetectorSpec.model_validate(SPEC.model_dump() | change)
+
+    @pytest.mark.parametrize(
+        "change",
+        [{"stride": 0}, {"anchors": []}, {"anchors": [[0, 1]]}, {"classes": 0}, {"anchors": [[1]]}],
+    )
+    def test_heads_that_make_no_sense(self, change: dict[str, Any]) -> None:
+        with pytest.raises(ValidationError):
+            YoloHeadSpec.model_validate(SPEC.heads[0].model_dump() | change)
+
+    def test_infinite_anchors_are_refused(self) -> None:
+        with pytest.raises(ValidationError):
+            YoloHeadSpec(stride=32, anchors=((math.inf, 1.0),), classes=1)
