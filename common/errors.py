@@ -17,6 +17,7 @@
       ├─ StoreError            a file of measurements that cannot be used
       ├─ UnknownPlanError      a plan digest that the receiver does not hold
       ├─ CloudUnavailableError the cloud cannot be reached, or went away
+      ├─ OverloadedError       more work than can be taken on now; says when to try again
       └─ AddressInUseError     a port that another process holds
 
 A message is one line that says what was expected, what came and what to do. Foreign exceptions are
@@ -130,6 +131,22 @@ class CloudUnavailableError(SplitpointError):
 
     exit_code = 69
     http_status = 503
+
+
+class OverloadedError(SplitpointError):
+    """More work than can be taken on now.
+
+    Args:
+        message: Which limit holds, and what to do.
+        retry_after_s: When another try makes sense, in whole seconds.
+    """
+
+    exit_code = 69
+    http_status = 503
+
+    def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class AddressInUseError(SplitpointError):
