@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+DEMO_INSTALLED := $(VENV)/.demo-installed
 
 .PHONY: help demo test fuzz lint types protos clean
 .DEFAULT_GOAL := help
@@ -11,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-demo: $(INSTALLED) ## detect objects in real pictures over an emulated 3 Mbit/s link
+demo: $(DEMO_INSTALLED) ## a slow edge over three links: which way to run the network wins where
 	@$(BIN)/splitpoint demo
 
 test: $(INSTALLED) ## run every test
@@ -34,13 +35,17 @@ protos: $(INSTALLED) ## regenerate the gRPC stubs from protos/
 clean: ## remove the environment and everything the demo keeps
 	rm -rf $(VENV) .demo *.egg-info
 
-# torch comes first and exactly pinned: a range may resolve to a build with gigabytes of CUDA.
-$(INSTALLED): pyproject.toml constraints.txt
+$(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "error: Python 3.11 or newer is needed, found $$($(PYTHON) -V); set PYTHON=..."; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
+	@$(PYTHON) -m venv $(VENV) \
 		|| { echo "error: python3-venv is missing: apt-get install python3-venv"; rm -rf $(VENV); exit 1; }
-	@echo "installing into $(VENV) ..."
-	@$(BIN)/python -m pip install --progress-bar on -c constraints.txt "$$(grep '^torch==' constraints.txt)"
-	@$(BIN)/python -m pip install --progress-bar on -c constraints.txt -e '.[search,edge,cloud,bench,dev]'
+
+# What the demo needs is a part of what tests and benches need.
+$(DEMO_INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
+	@$(PYTHON) splitpoint/install.py $(VENV) search,edge,cloud,demo
 	@touch $@
+
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
+	@$(PYTHON) splitpoint/install.py $(VENV) search,edge,cloud,demo,bench,dev
+	@touch $(DEMO_INSTALLED) $@

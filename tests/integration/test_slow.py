@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench import slow
-from bench.slow import FREEZERS, SlowCpu, SlowCpuError, slowed
+from bench.slow import FREEZERS, SIGNALS, SlowCpu, SlowCpuError, slowed
 
 
 @pytest.fixture(scope="module", params=FREEZERS, ids="cgroups v{}".format)
@@ -37,7 +37,7 @@ def test_arguments_pass_as_they_are(tenth: SlowCpu) -> None:
 
 
 def test_its_cgroup_is_removed_even_with_a_process_inside(tenth: SlowCpu) -> None:
-    with slowed(0.1) as given:
+    with slowed(0.1, strict=False) as given:
         command = [*given.prefix, "sh", "-c", "echo inside && exec sleep 60"]
         sleeper = subprocess.Popen(command, stdout=subprocess.PIPE)  # noqa: S603
         assert sleeper.stdout is not None
@@ -58,6 +58,42 @@ def test_a_share_that_is_not_kept_is_an_error(
     monkeypatch.setattr(slow, "_BURN_S", 0.02)
     with pytest.raises(SlowCpuError, match=r"not kept|others use"), slowed(0.05):
         pass
+
+
+def test_without_root_processes_are_stopped_and_continued(tmp_path: Path) -> None:
+    with slowed(0.25, versions=[SIGNALS], strict=False) as given:
+        command = [*given.prefix, "sh", "-c", "echo inside && exec sleep 60"]
+        sleeper = subprocess.Popen(command, stdout=subprocess.PIPE)  # noqa: S603
+        try:
+            assert sleeper.stdout is not None
+            assert sleeper.stdout.readline() == b"inside\n"
+            status = Path(f"/proc/{sleeper.pid}/status")
+            while "\nState:\tT" not in status.read_text():
+                pass
+            while "\nState:\tT" in status.read_text():
+                pass
+        except BaseException:
+            sleeper.kill()
+            raise
+    try:
+        assert "\nState:\tT" not in status.read_text()
+        assert not _folder(given).exists()
+    finally:
+        sleeper.kill()
+        sleeper.communicate()
+
+
+def test_a_process_that_runs_already_can_be_slowed() -> None:
+    sleeper = subprocess.Popen(["sleep", "60"])  # noqa: S607
+    status = Path(f"/proc/{sleeper.pid}/status")
+    try:
+        with slowed(0.25, versions=[SIGNALS], strict=False) as given:
+            given.take(sleeper.pid)
+            while "\nState:\tT" not in status.read_text():
+                pass
+    finally:
+        sleeper.kill()
+        sleeper.communicate()
 
 
 @pytest.mark.parametrize("share", [0.0, -1.0, 1e-6, 1.0, float("nan")])
