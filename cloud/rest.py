@@ -1,6 +1,6 @@
 """The cloud's REST API: whole images in, detections out, and whether the process is ready.
 
-    image -> letterbox -> [worker pool: the cloud-only plan's tail] -> detections
+    body (common.intake) -> admission -> [worker: decode, letterbox, cloud-only tail] -> detections
 
 This is the path of a caller without an edge, and the reference for every split: the network as it
 is, on the letterboxed pixels, with no lossy codec between them.
@@ -9,11 +9,12 @@ is, on the letterboxed pixels, with no lossy codec between them.
 import asyncio
 import time
 from collections.abc import Mapping
-from concurrent.futures import Executor
+from functools import partial
 from typing import Annotated
 
 from fastapi import FastAPI, Query, Request
 
+from cloud.admission import Admission
 from cloud.edges import Edge, EdgeFailedError, Edges
 from cloud.metrics import CloudMetrics
 from cloud.profile import rows_of
@@ -23,7 +24,8 @@ from cloud.tails import DEFAULT_SCORE_THRESHOLD, Tails
 from common.errors import CloudUnavailableError
 from common.explained import ExplainedPlans, explanation
 from common.images import DEFAULT_LIMITS, ImageLimits, Letterbox, decode_image, letterbox
-from common.metrics import serve_metrics
+from common.intake import CLOUD_INTAKE, Intake, IntakeLimits, peer_of, unless_gone
+from common.metrics import serve_intake, serve_metrics
 from common.rest import (
     IMAGE_BODY,
     DetectResponse,
@@ -39,9 +41,8 @@ from common.rest import (
     TablesResponse,
     detection_records,
     error_responses,
-    install_error_handlers,
+    new_app,
     plan_record,
-    read_image_body,
 )
 
 ProfileBudget = Annotated[
@@ -52,47 +53,50 @@ EdgeName = Annotated[str | None, Query(description="Only this edge; all, if not 
 
 def create_app(
     tails: Tails,
-    workers: Executor,
+    admission: Admission,
     *,
     store: Store | None = None,
     edges: Edges | None = None,
     metrics: CloudMetrics | None = None,
     limits: ImageLimits = DEFAULT_LIMITS,
+    bodies: IntakeLimits = CLOUD_INTAKE,
     version: str = "",
 ) -> FastAPI:
     """The app over a bundle's tails.
 
     Args:
         tails: The opened tails.
-        workers: Where tails run, shared with the gRPC service.
+        admission: The queue before the workers, shared with the gRPC service.
         store: Where what frames took is kept.
         edges: Who is connected.
         metrics: What /metrics tells.
         limits: The largest image to accept.
+        bodies: Bounds of all images that are held at once.
         version: The software's version, for /docs.
     """
-    app = FastAPI(title="Splitpoint cloud", version=version or "0")
-    install_error_handlers(app)
+    app = new_app("Splitpoint cloud", version)
+    intake = Intake(bodies)
     connected = Edges() if edges is None else edges
     _serve_edges(app, connected, tails, store)
     counted = CloudMetrics(tails.bundle.plans, connected, store) if metrics is None else metrics
     serve_metrics(app, counted.registry)
+    serve_intake(counted.registry, "cloud", intake)
 
     @app.post(
         "/v1/detect",
         openapi_extra=IMAGE_BODY,
-        responses=error_responses(409, 413, 415, 422, 503),
+        responses=error_responses(403, 408, 409, 413, 415, 422, 503),
     )
     async def detect(
         request: Request, score_threshold: ScoreThreshold = DEFAULT_SCORE_THRESHOLD
     ) -> DetectResponse:
         """Detect objects in one image with the whole network."""
         tails.image_runner()  # before the body is read: nothing in it could help
-        body = await read_image_body(request, limits.max_bytes)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            workers, detect_image, tails, body, score_threshold, limits, time.perf_counter()
-        )
+        client = peer_of(request)
+        admission.check("rest", client)
+        async with intake.body(request, limits.max_bytes) as body:
+            work = partial(detect_image, tails, body, score_threshold, limits, time.perf_counter())
+            return await unless_gone(request, admission.run("rest", client, work))
 
     @app.get("/v1/plans", responses=error_responses(404))
     async def plans(edge: EdgeName = None) -> ExplainedPlans:
@@ -145,11 +149,13 @@ def _serve_edges(app: FastAPI, connected: Edges, tails: Tails, store: Store | No
         """The edges that are connected now."""
         return EdgesResponse(edges=[_edge_record(edge) for edge in connected.all()])
 
-    @app.post("/v1/edges/{edge:path}/profile", responses=error_responses(404, 422, 504))
-    async def profile(edge: str, budget_s: ProfileBudget = 30.0) -> ProfileResponse:
+    @app.post("/v1/edges/{edge:path}/profile", responses=error_responses(403, 404, 422, 504))
+    async def profile(
+        request: Request, edge: str, budget_s: ProfileBudget = 30.0
+    ) -> ProfileResponse:
         """Have a connected edge time its plans, for the latency tables; answers when it has."""
         found = connected.find(edge)
-        report = await found.profile(budget_s)
+        report = await unless_gone(request, found.profile(budget_s))
         try:
             rows = rows_of(report, found.source, tails.bundle.plans, time.time())
         except ImpossibleTimesError as error:

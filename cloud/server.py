@@ -16,6 +16,7 @@ from pathlib import Path
 
 import grpc
 
+from cloud.admission import Admission
 from cloud.edges import Edges
 from cloud.metrics import CloudMetrics
 from cloud.rest import create_app
@@ -108,7 +109,7 @@ async def _serve(settings: CloudSettings) -> None:
             metrics = CloudMetrics(bundle.plans, edges, store)
             app = create_app(
                 tails,
-                workers,
+                Admission(workers, settings.workers),
                 store=store,
                 edges=edges,
                 metrics=metrics,

@@ -2,7 +2,8 @@
 
 Ports are bound before models are opened, so a taken port is reported at once; and a ready file
 appears only when requests are served, so whoever starts a process waits for a file, never for a
-time.
+time. Connections are bounded by `common.connections`, and what strangers do is logged once a minute
+and not each time.
 """
 
 import asyncio
@@ -20,9 +21,16 @@ from pathlib import Path
 import uvicorn
 from starlette.types import ASGIApp
 
+from common.connections import DEFAULT_CONNECTIONS, ConnectionLimits, Connections, guarded_by
 from common.errors import AddressInUseError, SettingsError
+from common.log_filter import OnceAMinute
 
 Fields = Mapping[str, object]
+
+_ACCEPTED_AT_ONCE = 16
+"""Sockets taken from the kernel's queue before the first of them can be counted, and refused."""
+_BACKLOG = 1024
+_GRACE_S = 5
 
 
 class RestServer(uvicorn.Server):
@@ -30,16 +38,26 @@ class RestServer(uvicorn.Server):
 
     Signals are the process's business, so uvicorn is kept from taking them. `ready` is set once
     requests are accepted.
+
+    Args:
+        app: What is served.
+        limits: Bounds of its connections.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, limits: ConnectionLimits = DEFAULT_CONNECTIONS) -> None:
+        self.connections = Connections(limits)
         super().__init__(
             uvicorn.Config(
                 app,
+                http=guarded_by(self.connections),
+                ws="none",
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                timeout_graceful_shutdown=5,
+                # A peer is who is at the other end of the socket, whatever its headers say.
+                proxy_headers=False,
+                backlog=_ACCEPTED_AT_ONCE,
+                timeout_graceful_shutdown=_GRACE_S,
             )
         )
         self.ready = asyncio.Event()
@@ -52,7 +70,16 @@ class RestServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, then set `ready`."""
         await super().startup(sockets)
+        for listener in sockets or []:
+            listener.listen(_BACKLOG)  # asyncio has one number for the queue and for its own pace
+        self.connections.start()
         self.ready.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer what is under way, for as long as the grace, then close what is left."""
+        await super().shutdown(sockets)
+        self.connections.stop()
+        self.connections.abort()
 
     async def serve_until(self, stopped: asyncio.Event, listener: socket.socket) -> None:
         """Serve until the event is set; requests under way are answered first."""
@@ -169,9 +196,17 @@ def log_event(event: str, fields: Fields) -> None:
 
 
 def configure_logging() -> None:
-    """Send the project's log lines, and the libraries' warnings, to stderr."""
+    """Send the project's log lines, and the libraries' warnings, to stderr.
+
+    What the libraries say of connections and requests, strangers can make them say: each kind of
+    it is written once a minute.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("splitpoint").setLevel(logging.INFO)
+    for name in ("asyncio", "uvicorn.error"):
+        logger = logging.getLogger(name)
+        if not any(isinstance(each, OnceAMinute) for each in logger.filters):
+            logger.addFilter(OnceAMinute())
 
 
 def stop_on_signals(stopped: asyncio.Event) -> None:

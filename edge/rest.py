@@ -1,6 +1,7 @@
 """The edge's REST API: an image in, through the split, detections out.
 
-    POST /v1/detect -> decode -> [thread: Detector.detect -> head, stream, tail] -> DetectResponse
+    POST /v1/detect -> body (common.intake) -> turn -> [thread: decode -> Detector.detect -> head,
+    stream, tail] -> DetectResponse
 
 For whoever stands beside the edge: a camera's script, a browser, a health check. The image never
 leaves the machine by this path; what the plan sends does.
@@ -19,7 +20,8 @@ from common.draw import annotate
 from common.errors import SourceError
 from common.explained import ExplainedPlans, explanation
 from common.images import DEFAULT_LIMITS, ImageLimits, decode_image
-from common.metrics import serve_metrics
+from common.intake import EDGE_INTAKE, Intake, IntakeLimits, TurnLimits, Turns, unless_gone
+from common.metrics import serve_intake, serve_metrics
 from common.rest import (
     IMAGE_BODY,
     DetectResponse,
@@ -29,9 +31,8 @@ from common.rest import (
     ScoreThreshold,
     detection_records,
     error_responses,
-    install_error_handlers,
+    new_app,
     plan_record,
-    read_image_body,
 )
 from edge.detector import DEFAULT_SCORE_THRESHOLD, Detector, find_plan
 from edge.metrics import EdgeMetrics
@@ -40,7 +41,7 @@ from edge.pilot import announcement
 if TYPE_CHECKING:
     from edge.player import Player  # brings the video decoder
 
-_AT_ONCE = 4
+_TURNS = TurnLimits(at_once=4, waiting=32)
 
 Deadline = Annotated[
     float | None,
@@ -60,6 +61,8 @@ def create_app(
     version: str = "",
     metrics: EdgeMetrics | None = None,
     player: "Player | None" = None,
+    bodies: IntakeLimits = EDGE_INTAKE,
+    queue: TurnLimits = _TURNS,
 ) -> FastAPI:
     """The app over a detector.
 
@@ -70,20 +73,22 @@ def create_app(
         version: The software's version, for /docs.
         metrics: What /metrics tells.
         player: What is played beside, for /v1/latest.jpg.
+        bodies: Bounds of all images that are held at once.
+        queue: Bounds of the requests that wait, and are served at once.
     """
-    app = FastAPI(title="Splitpoint edge", version=version or "0")
-    install_error_handlers(app)
+    app = new_app("Splitpoint edge", version)
     default_threshold = score_threshold
-    slots = anyio.CapacityLimiter(_AT_ONCE)
+    intake, turns = Intake(bodies), Turns(queue)
     counted = EdgeMetrics(detector) if metrics is None else metrics
     serve_metrics(app, counted.registry)
+    serve_intake(counted.registry, "edge", intake, turns)
     if player is not None:
         _serve_latest(app, player)
 
     @app.post(
         "/v1/detect",
         openapi_extra=IMAGE_BODY,
-        responses=error_responses(400, 409, 413, 415, 422, 503),
+        responses=error_responses(400, 403, 408, 409, 413, 415, 422, 503),
     )
     async def detect(
         request: Request,
@@ -93,9 +98,9 @@ def create_app(
     ) -> DetectResponse:
         """Detect objects in one image, through the split."""
         digest = None if plan is None else find_plan(detector.bundle, plan)
-        body = await read_image_body(request, limits.max_bytes)
-        return await anyio.to_thread.run_sync(
-            partial(
+        turns.check()
+        async with intake.body(request, limits.max_bytes) as body:
+            work = partial(
                 detect_image,
                 detector,
                 body,
@@ -104,9 +109,8 @@ def create_app(
                 limits,
                 deadline_ms,
                 counted,
-            ),
-            limiter=slots,
-        )
+            )
+            return await unless_gone(request, turns.run(work))
 
     @app.get("/v1/plans")
     async def plans() -> ExplainedPlans:
