@@ -45,6 +45,7 @@ class ConnectionLimits:
         linger_s: How long the rest of a body is thrown away after an early answer, so that a
             caller who first sends and then reads still finds the answer.
         linger_bytes: How much of it.
+        grace_s: How long a stopping server goes on answering what is under way.
     """
 
     total: int | None = None
@@ -52,7 +53,8 @@ class ConnectionLimits:
     header_s: float = 10.0
     write_s: float = 60.0
     linger_s: float = 2.0
-    linger_bytes: int = 2 << 20
+    linger_bytes: int = 1 << 20
+    grace_s: float = 4.0
 
 
 DEFAULT_CONNECTIONS: Final = ConnectionLimits()

@@ -91,6 +91,8 @@ def serve_intake(
             refused.add_metric([bound], intake.refused[bound])
         if turns is not None:
             refused.add_metric(["queue"], turns.shed)
+            waiting = f"splitpoint_{end}_rest_waiting"
+            yield gauge(waiting, "Images by REST that wait for their turn.", [({}, turns.waiting)])
         yield refused
 
     registry.register(Asked(read))

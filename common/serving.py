@@ -11,6 +11,7 @@ import contextlib
 import errno
 import json
 import logging
+import math
 import os
 import signal
 import socket
@@ -30,7 +31,8 @@ Fields = Mapping[str, object]
 _ACCEPTED_AT_ONCE = 16
 """Sockets taken from the kernel's queue before the first of them can be counted, and refused."""
 _BACKLOG = 1024
-_GRACE_S = 5
+_CANCELLED_AFTER_S = 1
+"""Beyond the grace, once its connection is closed, a request ends by itself or is cancelled."""
 
 
 class RestServer(uvicorn.Server):
@@ -57,7 +59,7 @@ class RestServer(uvicorn.Server):
                 # A peer is who is at the other end of the socket, whatever its headers say.
                 proxy_headers=False,
                 backlog=_ACCEPTED_AT_ONCE,
-                timeout_graceful_shutdown=_GRACE_S,
+                timeout_graceful_shutdown=math.ceil(limits.grace_s) + _CANCELLED_AFTER_S,
             )
         )
         self.ready = asyncio.Event()
@@ -77,7 +79,10 @@ class RestServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Answer what is under way, for as long as the grace, then close what is left."""
+        grace_s = self.connections.limits.grace_s
+        over = asyncio.get_running_loop().call_later(grace_s, self.connections.abort)
         await super().shutdown(sockets)
+        over.cancel()
         self.connections.stop()
         self.connections.abort()
 
