@@ -32,7 +32,7 @@ form.addEventListener('submit', async event => {
   for (const input of form.querySelectorAll('[data-query]'))
     if (input.value) query.set(input.name, input.value);
   try {
-    const answer = await fetch(form.dataset.path + (query.size ? '?' + query : ''),
+    const answer = await fetch(form.dataset.path + (query.toString() && '?' + query),
                                {method: 'POST', body: form.image.files[0]});
     told.textContent = answer.status + '\\n' + JSON.stringify(await answer.json(), null, 2);
   } catch (error) { told.textContent = String(error); }

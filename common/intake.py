@@ -206,7 +206,7 @@ class TurnLimits:
     """
 
     at_once: int = 4
-    waiting: int = 32
+    waiting: int = 64
     patience_s: float = 10.0
 
 

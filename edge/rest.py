@@ -41,7 +41,7 @@ from edge.pilot import announcement
 if TYPE_CHECKING:
     from edge.player import Player  # brings the video decoder
 
-_TURNS = TurnLimits(at_once=4, waiting=32)
+_TURNS = TurnLimits(at_once=4, waiting=64)
 
 Deadline = Annotated[
     float | None,
