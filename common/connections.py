@@ -22,8 +22,8 @@ from typing import Any, ClassVar, Final
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-_RESERVED = 160
-"""Descriptors left to edges' streams, to files, and to sockets accepted but not yet counted."""
+_RESERVED = 128
+"""Descriptors left to files, and to sockets that are accepted but not yet counted."""
 _MOST = 1024
 _LEAST = 16
 _SWEEP_S = 0.25
@@ -52,8 +52,8 @@ class ConnectionLimits:
     per_peer: int = 256
     header_s: float = 10.0
     write_s: float = 60.0
-    linger_s: float = 2.0
-    linger_bytes: int = 1 << 20
+    linger_s: float = 5.0
+    linger_bytes: int = 16 << 20
     grace_s: float = 4.0
 
 
@@ -61,11 +61,14 @@ DEFAULT_CONNECTIONS: Final = ConnectionLimits()
 
 
 def connections_by_descriptors() -> int:
-    """How many connections the process's soft limit on file descriptors leaves room for."""
+    """How many connections the process's soft limit on file descriptors leaves room for.
+
+    Half of them: a cloud's edges, or an edge's cloud and camera, need some as well.
+    """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return _MOST
-    return max(_LEAST, min(_MOST, soft - _RESERVED))
+    return max(_LEAST, min(_MOST, (soft - _RESERVED) // 2))
 
 
 @dataclass

@@ -2,8 +2,7 @@
 
 Ports are bound before models are opened, so a taken port is reported at once; and a ready file
 appears only when requests are served, so whoever starts a process waits for a file, never for a
-time. Connections are bounded by `common.connections`, and what strangers do is logged once a minute
-and not each time.
+time. Connections are bounded by `common.connections`.
 """
 
 import asyncio
@@ -20,11 +19,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from common.connections import DEFAULT_CONNECTIONS, ConnectionLimits, Connections, guarded_by
 from common.errors import AddressInUseError, SettingsError
-from common.log_filter import OnceAMinute
 
 Fields = Mapping[str, object]
 
@@ -50,7 +48,7 @@ class RestServer(uvicorn.Server):
         self.connections = Connections(limits)
         super().__init__(
             uvicorn.Config(
-                app,
+                self._unless_cancelled(app),
                 http=guarded_by(self.connections),
                 ws="none",
                 log_config=None,
@@ -85,6 +83,18 @@ class RestServer(uvicorn.Server):
         over.cancel()
         self.connections.stop()
         self.connections.abort()
+
+    def _unless_cancelled(self, app: ASGIApp) -> ASGIApp:
+        """The app; a request that is cancelled by the end is no fault, as uvicorn would log it."""
+
+        async def run(scope: Scope, receive: Receive, send: Send) -> None:
+            try:
+                await app(scope, receive, send)
+            except asyncio.CancelledError:
+                if not self.should_exit:
+                    raise
+
+        return run
 
     async def serve_until(self, stopped: asyncio.Event, listener: socket.socket) -> None:
         """Serve until the event is set; requests under way are answered first."""
@@ -201,17 +211,9 @@ def log_event(event: str, fields: Fields) -> None:
 
 
 def configure_logging() -> None:
-    """Send the project's log lines, and the libraries' warnings, to stderr.
-
-    What the libraries say of connections and requests, strangers can make them say: each kind of
-    it is written once a minute.
-    """
+    """Send the project's log lines, and the libraries' warnings, to stderr."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("splitpoint").setLevel(logging.INFO)
-    for name in ("asyncio", "uvicorn.error"):
-        logger = logging.getLogger(name)
-        if not any(isinstance(each, OnceAMinute) for each in logger.filters):
-            logger.addFilter(OnceAMinute())
 
 
 def stop_on_signals(stopped: asyncio.Event) -> None:

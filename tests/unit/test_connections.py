@@ -282,7 +282,7 @@ def _listens(server: Served) -> bool:
 def test_the_default_number_of_connections_leaves_descriptors(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for soft, expected in ((256, 96), (1024, 864), (1 << 20, 1024), (64, 16)):
+    for soft, expected in ((256, 64), (1024, 448), (1 << 20, 1024), (64, 16)):
         monkeypatch.setattr(resource, "getrlimit", lambda _, soft=soft: (soft, soft))
         assert connections_by_descriptors() == expected
 
