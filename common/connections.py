@@ -84,6 +84,9 @@ class Connections:
 
     Args:
         limits: Their bounds.
+
+    Attributes:
+        limits: The same.
     """
 
     def __init__(self, limits: ConnectionLimits = DEFAULT_CONNECTIONS) -> None:

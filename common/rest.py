@@ -40,7 +40,7 @@ IMAGE_BODY: dict[str, Any] = {
         },
     }
 }
-"""`openapi_extra` of a route that takes an image: gives /docs its upload button."""
+"""`openapi_extra` of a route that takes an image."""
 
 
 _CLIENT_CLOSED_REQUEST = 499
