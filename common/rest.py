@@ -49,7 +49,7 @@ _MEANINGS: Mapping[int, str] = {
     403: "A page of another site sent it.",
     404: "No such edge is connected.",
     408: "The body arrived too slowly.",
-    409: "No such plan, or not on both ends.",
+    409: "No such plan, or not on both ends; or an edge that is at it already.",
     413: "The image is over the limit on bytes or on pixels.",
     415: "The body is no image.",
     422: "A parameter makes no sense, or is not known.",
@@ -195,7 +195,11 @@ class ErrorResponse(BaseModel):
 def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Declare the statuses that a route may answer with, for its OpenAPI description."""
     return {
-        status: {"model": ErrorResponse, "description": _MEANINGS[status]} for status in statuses
+        status: {
+            "model": ErrorResponse,
+            "description": _MEANINGS.get(status, http.HTTPStatus(status).phrase),
+        }
+        for status in statuses
     }
 
 
