@@ -17,6 +17,9 @@
       ├─ StoreError            a file of measurements that cannot be used
       ├─ UnknownPlanError      a plan digest that the receiver does not hold
       ├─ CloudUnavailableError the cloud cannot be reached, or went away
+      │    ├─ CloudOverloadedError  it is there, and has no room for more now
+      │    └─ CloudFailedError      it is there, and its answer cannot be used
+      │         └─ PlanNotHeldError     it does not hold the tail of the plan
       └─ AddressInUseError     a port that another process holds
 
 A message is one line that says what was expected, what came and what to do. Foreign exceptions are
@@ -130,6 +133,20 @@ class CloudUnavailableError(SplitpointError):
 
     exit_code = 69
     http_status = 503
+
+
+class CloudOverloadedError(CloudUnavailableError):
+    """The cloud turned a stream or a frame away: it has no room for more now."""
+
+
+class CloudFailedError(CloudUnavailableError):
+    """The cloud refused a sound frame, or answered with what cannot be used."""
+
+    http_status = 502
+
+
+class PlanNotHeldError(CloudFailedError):
+    """The cloud does not hold the tail of a plan that the edge has: their bundles differ."""
 
 
 class AddressInUseError(SplitpointError):

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from common.errors import CloudUnavailableError
 from common.rpc import splitpoint_pb2 as pb
-from edge.client import Answer
+from edge.client import Answer, NoAnswerError
 from edge.link_estimate import Estimate, Passage
 from edge.prober import Prober
 
@@ -60,6 +59,7 @@ class World:
 
         class Client:
             link = Link()
+            quiet_until_s = -math.inf
 
             @property
             def stream(self) -> object | None:
@@ -100,7 +100,7 @@ class World:
         took_s = size * 8 / self.bps
         if not self.answers or took_s > timeout_s:
             self.now_s += timeout_s
-            raise CloudUnavailableError("no answer")
+            raise NoAnswerError("no answer")
         self.now_s += took_s
         if self.stream is None:
             self.stream = object()
