@@ -12,7 +12,7 @@ plan predicted.
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -31,10 +31,10 @@ from common.messages import detections_to_message, microseconds
 from common.rpc import splitpoint_pb2 as pb
 from edge.client import CloudClient
 from edge.expectation import Expected
-from edge.head import EdgePlan, open_plans
+from edge.head import EdgePlan, open_reproduced
 from edge.pilot import Pilot
 from edge.profile import PICTURE, answer, frame_of
-from edge.reporter import Reporter
+from edge.reporter import Reported, Reporter
 from edge.runner import Done, Runner, Taken
 
 DEFAULT_SCORE_THRESHOLD: Final = 0.25
@@ -88,10 +88,14 @@ class Detector:
         threads: Threads within one run of a head.
         costs: What plans are expected to cost; as the search predicted, if None.
         adaptive: Whether a pilot chooses the plan of frames that name none. Needs a client.
+        report: What the cloud is sent of edge-only frames.
+        required: Digests of plans that must open. Others whose heads this machine does not
+            reproduce are left out, with a warning, as long as one is left.
 
     Raises:
         ModelError: If a head cannot be opened.
-        ParityError: If this machine's runtime does not reproduce a head.
+        ParityError: If this machine's runtime does not reproduce the head of a required plan, or of
+            any.
     """
 
     def __init__(
@@ -103,15 +107,18 @@ class Detector:
         threads: int = 1,
         costs: Sequence[PlanCost] | None = None,
         adaptive: bool = False,
+        report: Reported = "times",
+        required: Collection[bytes] = (),
     ) -> None:
         self.bundle = bundle
         self._spec = bundle.manifest.detector
         self._size = self._spec.input_height, self._spec.input_width
         self._picture = PICTURE
         self._client = client
-        self._plans = open_plans(bundle, plans, threads=threads)
+        self._plans = open_reproduced(bundle, plans, threads=threads, required=required)
         self._runner = Runner(client, len(self._spec.class_names))
-        self.reporter = None if client is None else Reporter(client)
+        self._reported = report
+        self.reporter = None if client is None or report == "none" else Reporter(client)
         self.pilot: Pilot | None = None
         if client is not None:
             client.listen(self)
@@ -281,8 +288,9 @@ class Detector:
 
     def _report(self, opened: EdgePlan, detections: Detections, times: pb.EdgeTimes) -> None:
         if self.reporter is not None:
-            columns = detections_to_message(detections)
-            report = pb.Report(plan_digest=opened.digest, detections=columns, times=times)
+            report = pb.Report(plan_digest=opened.digest, times=times)
+            if self._reported == "detections":
+                report.detections.CopyFrom(detections_to_message(detections))
             self.reporter.report(report)
 
     def _opened(self, digest: bytes | None) -> EdgePlan:
