@@ -331,7 +331,8 @@ class Planner:
         return Choice(tried, False, f"tried: it may be faster than {current.cost.plan.name}")
 
     def _remember(self, deadline_ms: float, now_s: float) -> None:
-        """Note a deadline; of too many different ones, the latest."""
+        """Note a deadline, roughly; of too many different ones, the latest."""
+        deadline_ms = float(f"{deadline_ms:.2g}")
         self._deadlines.pop(deadline_ms, None)
         self._deadlines[deadline_ms] = now_s
         if len(self._deadlines) > _MOST_DEADLINES:
@@ -341,9 +342,9 @@ class Planner:
         in_time = [e for e in able if e.high_ms <= deadline_ms]
         if not in_time:
             fastest = min(able, key=lambda e: e.latency_ms)
-            return Choice(fastest, False, f"the fastest; none keeps {deadline_ms:g} ms for sure")
+            return Choice(fastest, False, f"the fastest; none keeps {_in_ms(deadline_ms)} ms for sure")
         best = min(in_time, key=_by_accuracy)
-        return Choice(best, False, f"the most accurate within {deadline_ms:g} ms")
+        return Choice(best, False, f"the most accurate within {_in_ms(deadline_ms)} ms")
 
     def _able(self, expected: Collection[Expected], now_s: float) -> Sequence[Expected]:
         """Those that can serve; if none can, those that could if the cloud were there and well."""
@@ -369,6 +370,10 @@ class Planner:
         if self._is_held(current):
             return "the cloud failed on frames of the plan before"
         return "the cloud does not hold the plan before"
+
+
+def _in_ms(deadline_ms: float) -> str:
+    return f"{deadline_ms:.0f}" if deadline_ms >= 100 else f"{deadline_ms:.3g}"
 
 
 def _by_accuracy(expected: Expected) -> tuple[float, float]:

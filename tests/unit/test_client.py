@@ -271,3 +271,29 @@ class TestReporter:
             reporter.report(pb.Report())
         reporter.close(timeout_s=60)
         assert (reporter.sent, reporter.lost) == (0, 3)
+
+    def test_a_cloud_with_another_bundle_is_told_once(self) -> None:
+        refused = 0
+
+        def refuse(message: pb.EdgeMessage) -> Iterable[pb.CloudMessage]:
+            nonlocal refused
+            refused += 1
+            reason = pb.Rejection.REASON_UNKNOWN_PLAN
+            rejection = pb.Rejection(frame_id=message.report.frame_id, reason=reason)
+            return [pb.CloudMessage(rejection=rejection)]
+
+        reporter = Reporter(client_of(refuse))
+        for _ in range(5):
+            reporter.report(pb.Report(plan_digest=PLAN))
+        reporter.close(timeout_s=60)
+        assert (refused, reporter.sent, reporter.lost) == (1, 0, 5)
+
+    def test_what_is_lost_is_logged_sparingly(self, caplog: pytest.LogCaptureFixture) -> None:
+        def connect() -> Transport:
+            raise CloudUnavailableError("not there")
+
+        reporter = Reporter(CloudClient(connect, HELLO))
+        for _ in range(30):
+            reporter.report(pb.Report())
+        reporter.close(timeout_s=60)
+        assert len([line for line in caplog.messages if "reports did not" in line]) == 1
