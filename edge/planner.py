@@ -342,7 +342,9 @@ class Planner:
         in_time = [e for e in able if e.high_ms <= deadline_ms]
         if not in_time:
             fastest = min(able, key=lambda e: e.latency_ms)
-            return Choice(fastest, False, f"the fastest; none keeps {_in_ms(deadline_ms)} ms for sure")
+            return Choice(
+                fastest, False, f"the fastest; none keeps {_in_ms(deadline_ms)} ms for sure"
+            )
         best = min(in_time, key=_by_accuracy)
         return Choice(best, False, f"the most accurate within {_in_ms(deadline_ms)} ms")
 

@@ -4,9 +4,10 @@
     bandwidth is stale     one probe, of a size that the link passes in a moment; if it is a
                            surprise, another one to settle it
     floor is stale         one ping
-    cloud away             a ping a second, each by a new stream
+    cloud away             a ping a second, each by a new stream; fewer while it says it is full
 
-Nothing is sent while no frames come, nor when no bandwidth could change the choice of a plan. When
+Nothing is sent while no frames come, nor when no bandwidth could change the choice of a plan, be it
+the fastest one or the most accurate within a deadline. When
 they come again after a pause, the first ones have the link for themselves: they may measure it. A
 frame that is being served has the edge for itself, too: what is due waits until it is answered, or
 takes long.
@@ -109,6 +110,7 @@ class Prober:
         Raises:
             CloudUnavailableError: If the cloud does not answer.
         """
+        self._client.connect()  # first: those who wait for it share one attempt
         with self._calibrating:
             stream = self._client.stream
             if stream is not None and stream is self._stream:

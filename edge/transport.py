@@ -106,8 +106,12 @@ class GrpcTransport:
 
     def send(self, message: EdgeMessage, gone: Callable[[], None] | None = None) -> None:
         """Queue a message for the stream; see `Transport.send`."""
-        if self._closed or not self._call.is_active():
-            raise self._lost(self._why())
+        if self._closed:
+            raise self._lost("the stream is closed")
+        if not self._call.is_active():
+            # It ended before anything was read: its status says why.
+            ended = cast("grpc.RpcError", self._call)
+            raise self._lost(_reason(ended), _kind(ended))
         self._requests.put(_Outgoing(message, gone))
 
     def receive(self, timeout_s: float | None = None) -> CloudMessage:
@@ -143,9 +147,6 @@ class GrpcTransport:
             if next_one.gone is not None:
                 next_one.gone()  # in gRPC's thread, which a busy edge may be late to wake
             yield next_one.message
-
-    def _why(self) -> str:
-        return "the stream is closed" if self._closed else "the stream was lost"
 
     def _lost(
         self, why: str, kind: type[CloudUnavailableError] = CloudUnavailableError
@@ -258,6 +259,8 @@ def _reason(error: grpc.RpcError) -> str:
     ]
     if code is None:
         return words or "the stream was lost"
+    if code is grpc.StatusCode.OK:
+        return "the cloud ended the stream"
     if code is grpc.StatusCode.UNAVAILABLE:
         return words or "not reachable"
     return f"{code.name}: {words}" if words else code.name

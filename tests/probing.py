@@ -37,6 +37,7 @@ class World:
     answers: bool = True
     bps: float = math.inf
     sent: list[tuple[float, int]] = field(default_factory=list)
+    quiet_until_s: float = -math.inf
     resets: int = 0
     losses: int = 0
     overdue: list[int] = field(default_factory=list)
@@ -59,7 +60,14 @@ class World:
 
         class Client:
             link = Link()
-            quiet_until_s = -math.inf
+
+            @property
+            def quiet_until_s(self) -> float:
+                return world.quiet_until_s
+
+            def connect(self) -> None:
+                if world.stream is None and world.answers:
+                    world.stream = object()
 
             @property
             def stream(self) -> object | None:

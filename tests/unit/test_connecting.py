@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -242,3 +243,20 @@ def test_bytes_that_are_no_message_lose_the_stream_without_a_trace(
             client.connect()
         client.close()
     assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_what_ended_a_stream_is_told_by_sending_too() -> None:
+    def full(_: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        context.set_code(grpc.StatusCode.RESOURCE_EXHAUSTED)
+        context.set_details("64 streams are open")
+        yield from ()
+
+    with server(full) as address:
+        transport = GrpcTransport(address)
+        deadline_s = time.monotonic() + LONG_S
+        while transport._call.is_active():
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)
+        with pytest.raises(CloudOverloadedError, match="64 streams are open"):
+            transport.send(pb.EdgeMessage(hello=HELLO))
+        transport.close()
