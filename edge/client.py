@@ -21,7 +21,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from common.errors import (
     CloudFailedError,
@@ -154,7 +154,7 @@ class CloudClient:
         self._clock = clock
         self._opening = threading.Lock()
         self._attempt: Future[_Stream] | None = None
-        self._failure: CloudUnavailableError | None = None
+        self._failure: SplitpointError | None = None
         self._away = _Pause(_AWAY_PAUSES_S)
         self._full = _Pause(_FULL_PAUSES_S)
         self._sparingly = Sparingly()
@@ -312,7 +312,7 @@ class CloudClient:
             raise CloudUnavailableError(
                 f"no stream to the cloud within {self._patience_s(connect_s):.3g} s"
             ) from None
-        except CloudUnavailableError as error:
+        except SplitpointError as error:
             raise _again(error) from error  # each caller raises its own
 
     def _attempted(self) -> "Future[_Stream]":
@@ -341,10 +341,13 @@ class CloudClient:
             stream = _Stream(
                 self._connect(), self._hello, self._connect_timeout_s, self.link, self._listener
             )
-        except CloudUnavailableError as error:
-            self._failed(attempt, error, error)
-        except BaseException as error:  # noqa: BLE001 - raised where the attempt is waited for
-            self._failed(attempt, error, CloudUnavailableError(f"connecting failed: {error}"))
+        except SplitpointError as error:
+            self._failed(attempt, error)
+        except Exception as error:  # noqa: BLE001 - those who wait must hear of it
+            why = f"connecting failed by a bug ({type(error).__name__}: {error})"
+            if self._sparingly.due(why):
+                _LOG.error("connecting failed", exc_info=error)
+            self._failed(attempt, CloudUnavailableError(why))
         else:
             with self._opening:
                 self._attempt, self._failure = None, None
@@ -355,28 +358,29 @@ class CloudClient:
                 stream.close()
             _settle(attempt, stream)
 
-    def _failed(
-        self, attempt: "Future[_Stream]", error: BaseException, known: CloudUnavailableError
-    ) -> None:
+    def _failed(self, attempt: "Future[_Stream]", error: SplitpointError) -> None:
         pause = self._full if isinstance(error, CloudOverloadedError) else self._away
         with self._opening:
-            self._attempt, self._failure = None, known
+            self._attempt, self._failure = None, error
             pause.begin(self._clock())
-        if times := self._sparingly.due(type(known).__name__):
-            _LOG.info("no stream to the cloud (%d times): %s", times, known)
+        if times := self._sparingly.due(type(error).__name__):
+            _LOG.info("no stream to the cloud (%d times): %s", times, error)
         _settle(attempt, error)
 
 
-def _settle(attempt: "Future[_Stream]", outcome: "_Stream | BaseException") -> None:
+def _settle(attempt: "Future[_Stream]", outcome: "_Stream | SplitpointError") -> None:
     """End an attempt to connect, unless the client was closed meanwhile."""
     with contextlib.suppress(InvalidStateError):
-        if isinstance(outcome, BaseException):
+        if isinstance(outcome, SplitpointError):
             attempt.set_exception(outcome)
         else:
             attempt.set_result(outcome)
 
 
-def _again(error: CloudUnavailableError) -> CloudUnavailableError:
+E = TypeVar("E", bound=SplitpointError)
+
+
+def _again(error: E) -> E:
     """The same error, for one more caller."""
     return type(error)(str(error))
 

@@ -118,10 +118,14 @@ class Pilot:
             )
             return Patience(answer_s=answer_s, connected_s=end_s)
         answered_s = end_s
-        if resting is not None and resting.high_ms <= deadline_ms:
+        if resting is None:
+            return Patience(connected_s=end_s - expected.latency_ms / 1e3, answered_s=answered_s)
+        needed_ms = [ms for ms in (resting.high_ms, resting.latency_ms) if ms <= deadline_ms]
+        if needed_ms:
             usual_s = now_s + expected.high_ms / 1e3
-            answered_s = min(end_s, max(end_s - resting.high_ms / 1e3, usual_s))
-        return Patience(connected_s=answered_s - expected.latency_ms / 1e3, answered_s=answered_s)
+            answered_s = min(end_s, max(end_s - needed_ms[0] / 1e3, usual_s))
+        # A stream that comes later than that would most likely come too late for this frame.
+        return Patience(connected_s=answered_s - expected.high_ms / 1e3, answered_s=answered_s)
 
     def _usual_s(self, expected: Expected) -> float:
         return max(_LEAST_PATIENCE_S, _PATIENCE * expected.high_ms / 1e3)

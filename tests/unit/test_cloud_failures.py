@@ -242,11 +242,12 @@ class TestDeadlines:
     @pytest.mark.parametrize(
         ("deadline_ms", "resting", "answered_ms", "connected_ms"),
         [
-            (1000.0, (92.0, 150.0), 850.0, 750.0),  # what is left is the other plan's
-            (400.0, (92.0, 150.0), 300.0, 200.0),  # at least what it usually takes
-            (200.0, (92.0, 150.0), 200.0, 100.0),  # but never beyond the deadline
-            (400.0, (500.0, 900.0), 400.0, 300.0),  # the other plan would be late anyway
-            (400.0, None, 400.0, 300.0),  # there is no other plan
+            (1000.0, (92.0, 150.0), 850.0, 550.0),  # what is left is the other plan's
+            (400.0, (92.0, 150.0), 300.0, 0.0),  # at least what it usually takes
+            (200.0, (92.0, 150.0), 200.0, -100.0),  # but never beyond the deadline
+            (600.0, (250.0, 900.0), 350.0, 50.0),  # the other plan is in time only by good luck
+            (400.0, (500.0, 900.0), 400.0, 100.0),  # the other plan would be late anyway
+            (400.0, None, 400.0, 300.0),  # there is no other plan: to the last moment
         ],
     )
     def test_what_a_deadline_leaves_for_the_cloud(

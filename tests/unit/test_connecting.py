@@ -187,15 +187,20 @@ def test_after_a_frame_that_was_shed_none_is_sent_for_a_while() -> None:
     client.close()
 
 
-def test_any_error_of_an_attempt_reaches_all_who_wait_for_it() -> None:
-    def connect() -> Transport:
-        raise ZeroDivisionError("a bug")
+def test_a_bug_in_an_attempt_is_one_failure_more_and_traced_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    now_s = 0.0
 
-    client = CloudClient(connect, HELLO)
-    with pytest.raises(ZeroDivisionError):
-        client.request(frame())
-    with pytest.raises(CloudUnavailableError, match="a bug"):
-        client.request(frame())  # in the pause
+    def connect() -> Transport:
+        raise ZeroDivisionError("boom")
+
+    client = CloudClient(connect, HELLO, clock=lambda: now_s)
+    for _ in range(3):
+        with pytest.raises(CloudUnavailableError, match=r"bug .*boom"):
+            client.request(frame())
+        now_s += 10.0
+    assert len([record for record in caplog.records if record.exc_info]) == 1
 
 
 Behaviour = Callable[[Iterator[bytes], "grpc.ServicerContext"], Iterator[bytes]]
