@@ -32,6 +32,7 @@ from common.serving import (
     RestServer,
     announce,
     bind,
+    check_ready_file,
     configure_logging,
     log_event,
     port_of,
@@ -93,7 +94,7 @@ def serve(settings: CloudSettings) -> None:
 async def _serve(settings: CloudSettings) -> None:
     stopped = asyncio.Event()
     stop_on_signals(stopped)
-    retract(settings.ready_file)
+    check_ready_file(settings.ready_file)
     credentials = server_credentials(settings.tls)
     with (
         bind(settings.host, settings.rest_port) as listener,

@@ -21,6 +21,8 @@ MAX_MESSAGE_BYTES = 16 << 20
 MAX_EDGE_ID_CHARACTERS = 128
 DIGEST_BYTES = 32
 MAX_PROBE_BYTES = 64 << 10
+MAX_DETECTIONS = 1000
+"""In one message; non-maximum suppression keeps a tenth of it."""
 
 _KEEPALIVE_MS = 10_000
 
@@ -55,10 +57,15 @@ def detections_from_message(message: pb.Detections, classes: int) -> Detections:
         classes: Number of classes of the model.
 
     Raises:
-        PayloadError: If lengths disagree, a number is not finite, a score is outside [0, 1] or a
-            class is none of the model's.
+        PayloadError: If there are more than `MAX_DETECTIONS`, lengths disagree, a number is not
+            finite, a score is outside [0, 1] or a class is none of the model's.
     """
     count = len(message.scores)
+    if max(count, len(message.classes), len(message.boxes) // 4) > MAX_DETECTIONS:
+        raise PayloadError(
+            f"detections: expected at most {MAX_DETECTIONS}, got {len(message.boxes)} box "
+            f"coordinates, {count} scores and {len(message.classes)} classes"
+        )
     if len(message.boxes) != 4 * count or len(message.classes) != count:
         raise PayloadError(
             f"detections: {len(message.boxes)} box coordinates, {count} scores and "

@@ -107,8 +107,8 @@ def check_parity(actual: Sequence[Array], expected: Sequence[Array], *, what: st
             raise ParityError(
                 f"{what}: this machine's runtime does not reproduce the head: {equal:.3%} of the "
                 f"elements are equal (99.9 % needed), the largest difference is {off.max()} (1 "
-                "allowed); if its CPU has no VNNI or dot-product instructions, search again "
-                "with --reduced-range"
+                "allowed); if its CPU has no VNNI or dot-product instructions, search again for a "
+                "device whose weights keep to 7 bits: --device this-machine-no-vnni"
             )
 
 

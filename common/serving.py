@@ -187,22 +187,48 @@ def announce(event: str, fields: Fields, ready_file: Path | None = None) -> None
         SettingsError: If the file cannot be written.
     """
     log_event(event, fields)
-    if ready_file is None:
-        return
-    partial = ready_file.with_name(f".{ready_file.name}.{os.getpid()}")
-    try:
-        partial.write_text(json.dumps(fields) + "\n")
-        partial.replace(ready_file)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise SettingsError(f"{ready_file}: cannot be written: {error.strerror}") from error
+    if ready_file is not None:
+        with _partial(ready_file) as partial:
+            partial.write_text(json.dumps(fields) + "\n")
+            partial.replace(ready_file)
 
 
 def retract(ready_file: Path | None) -> None:
     """Remove a ready file: one that an earlier process left, or this one's at its end."""
     if ready_file is not None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):
             ready_file.unlink()
+
+
+def check_ready_file(ready_file: Path | None) -> None:
+    """Require that a ready file can be written later; one that an earlier process left is removed.
+
+    Whoever waits for the file does not see this.
+
+    Raises:
+        SettingsError: If it cannot be.
+    """
+    if ready_file is None:
+        return
+    retract(ready_file)
+    with _partial(ready_file) as partial:
+        partial.write_text("")
+        if ready_file.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+
+
+@contextlib.contextmanager
+def _partial(path: Path) -> Iterator[Path]:
+    """A file beside another, which takes its place or is removed."""
+    partial = path.parent / f".{path.name}.{os.getpid()}"
+    try:
+        yield partial
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise SettingsError(f"{path}: the ready file cannot be written: {why}") from error
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            partial.unlink()
 
 
 def log_event(event: str, fields: Fields) -> None:

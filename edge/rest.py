@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from edge.player import Player  # brings the video decoder
 
 _TURNS = TurnLimits(at_once=4, waiting=64)
+_LEAST_DEADLINE_MS = 1e-3
 
 Deadline = Annotated[
     float | None,
@@ -88,7 +89,7 @@ def create_app(
     @app.post(
         "/v1/detect",
         openapi_extra=IMAGE_BODY,
-        responses=error_responses(400, 403, 408, 409, 413, 415, 422, 503),
+        responses=error_responses(403, 408, 409, 413, 415, 422, 502, 503),
     )
     async def detect(
         request: Request,
@@ -100,6 +101,7 @@ def create_app(
         digest = None if plan is None else find_plan(detector.bundle, plan)
         turns.check()
         async with intake.body(request, limits.max_bytes) as body:
+            asked_s = time.perf_counter()
             work = partial(
                 detect_image,
                 detector,
@@ -109,6 +111,7 @@ def create_app(
                 limits,
                 deadline_ms,
                 counted,
+                asked_s,
             )
             return await unless_gone(request, turns.run(work))
 
@@ -129,9 +132,14 @@ def create_app(
         """The process lives."""
         return Health()
 
-    @app.get("/readyz", responses=error_responses(409, 503))
+    @app.get("/readyz", responses=error_responses(502, 503))
     async def ready() -> Health:
-        """The default plan can be served: its head is reproduced, its cloud greets."""
+        """The default plan can be served: its head is reproduced, its cloud greets.
+
+        A camera that is played beside gives frames.
+        """
+        if player is not None:
+            player.check_frames()
         await anyio.to_thread.run_sync(detector.check_ready)
         return Health()
 
@@ -146,15 +154,20 @@ def _serve_latest(app: FastAPI, player: "Player") -> None:
     )
     async def latest() -> Response:
         """The last frame that was served, with its boxes drawn."""
+        picture, age_ms = await anyio.to_thread.run_sync(draw_latest, player)
         return Response(
-            await anyio.to_thread.run_sync(draw_latest, player),
+            picture,
             media_type="image/jpeg",
-            headers={"Cache-Control": "no-store"},
+            headers={
+                "Cache-Control": "no-store",
+                "Age": str(age_ms // 1000),
+                "X-Splitpoint-Age-Ms": str(age_ms),
+            },
         )
 
 
-def draw_latest(player: "Player") -> bytes:
-    """The last frame with its boxes, as a JPEG file.
+def draw_latest(player: "Player") -> tuple[bytes, int]:
+    """The last frame with its boxes, as a JPEG file, and the frame's age in ms.
 
     Raises:
         SourceError: If there was none yet.
@@ -168,7 +181,7 @@ def draw_latest(player: "Player") -> bytes:
     annotate(shown.captured.image, outcome.detections, player.class_names, caption).save(
         file, "JPEG", quality=85
     )
-    return file.getvalue()
+    return file.getvalue(), shown.age_ms()
 
 
 def detect_image(
@@ -179,17 +192,31 @@ def detect_image(
     limits: ImageLimits = DEFAULT_LIMITS,
     deadline_ms: float | None = None,
     metrics: EdgeMetrics | None = None,
+    asked_s: float | None = None,
 ) -> DetectResponse:
     """Decode an image and detect objects in it, in the calling thread.
 
+    Args:
+        detector: The opened detector.
+        data: The image file.
+        digest: Of the plan; as the detector chooses, if None.
+        score_threshold: Lowest score to return.
+        limits: The largest image to accept.
+        deadline_ms: See `Detector.detect`.
+        metrics: Where the frame is counted.
+        asked_s: When the deadline began, by `time.perf_counter`; now, if None.
+
     Raises:
         ImageError: If it is no image, or too large.
-        UnknownPlanError: If the plan is not held on both ends.
+        UnknownPlanError: If the plan was not opened here.
         CloudUnavailableError: If the plan needs the cloud, and it is or goes away.
     """
     started_s = time.perf_counter()
+    asked_s = started_s if asked_s is None else asked_s
     image = decode_image(data, limits)
     open_ms = (time.perf_counter() - started_s) * 1000
+    if deadline_ms is not None:  # decoding, and waiting for a thread to do it, are part of it
+        deadline_ms = max(deadline_ms - (time.perf_counter() - asked_s) * 1000, _LEAST_DEADLINE_MS)
     with nullcontext() if metrics is None else metrics.under_way():
         outcome = detector.detect(
             image, digest, score_threshold, capture_ms=open_ms, deadline_ms=deadline_ms

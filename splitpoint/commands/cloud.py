@@ -5,14 +5,16 @@ from typing import Annotated
 
 import typer
 
+from splitpoint.commands import options
+
 
 def run(
     bundle: Annotated[Path, typer.Option(help="The bundle: a folder or its zip file.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     grpc_port: Annotated[int, typer.Option(help="Port for edges; 0 takes a free one.")] = 50051,
     rest_port: Annotated[int, typer.Option(help="Port for REST; 0 takes a free one.")] = 8080,
-    threads: Annotated[int, typer.Option(min=1, help="Threads within one inference.")] = 1,
-    workers: Annotated[int, typer.Option(min=1, help="Frames served at once.")] = 2,
+    threads: options.TailThreads = 1,
+    workers: options.Workers = 2,
     store: Annotated[
         Path | None, typer.Option(help="SQLite file for what frames took; without, in memory.")
     ] = None,

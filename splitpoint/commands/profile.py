@@ -57,7 +57,10 @@ def run(
     bundle: Annotated[
         Path | None, typer.Option(help="Profile a bundle's plans: a folder or its zip file.")
     ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="With --bundle: threads within one run.")] = 1,
+    threads: Annotated[
+        int,
+        typer.Option(min=1, max=options.MAX_THREADS, help="With --bundle: threads within one run."),
+    ] = 1,
     cloud_side: Annotated[
         bool, typer.Option("--cloud-side", help="With --bundle: time what the cloud runs, too.")
     ] = False,

@@ -11,7 +11,6 @@ import pytest
 from cloud.admission import Admission, LaneLimits, LaneName
 from common.errors import OverloadedError
 
-
 ROOMY = LaneLimits(queue=8, per_client=4)
 
 

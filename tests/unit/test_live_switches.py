@@ -29,6 +29,7 @@ from edge.client import CloudClient
 from edge.detector import Detector, find_plan
 from edge.pilot import Pilot
 from edge.planner import PlannerSettings
+from edge.runner import Patience
 from edge.transport import GrpcTransport
 from tests import tiny
 
@@ -111,7 +112,7 @@ def test_no_frame_is_lost_or_doubled_over_many_switches(bundle: Bundle) -> None:
             PlannerSettings(switch_cost=math.inf, trial_share=0.0),
         )
         # However busy this machine is: a frame is waited for.
-        detector.pilot.patience_s = lambda expected: 60.0  # type: ignore[method-assign]  # noqa: ARG005
+        detector.pilot.patience = lambda *_: Patience(60.0, 60.0)  # type: ignore[method-assign]
         planner = detector.pilot._planner
         expected = {
             (digest, number): detector.detect(picture, digest).detections

@@ -6,6 +6,7 @@ import pytest
 from common.detections import Detections
 from common.errors import PayloadError
 from common.messages import (
+    MAX_DETECTIONS,
     checked_threshold,
     detections_from_message,
     detections_to_message,
@@ -46,6 +47,15 @@ def test_there_and_back(count: int) -> None:
         pytest.param(
             pb.Detections(boxes=[1, 2, 3, 4], scores=[0.5], classes=[2**32 - 1]), id="class 2^32-1"
         ),
+        pytest.param(
+            pb.Detections(
+                boxes=[0] * 4 * (MAX_DETECTIONS + 1),
+                scores=[0.5] * (MAX_DETECTIONS + 1),
+                classes=[0] * (MAX_DETECTIONS + 1),
+            ),
+            id="too many",
+        ),
+        pytest.param(pb.Detections(boxes=[0] * 4 * (MAX_DETECTIONS + 1)), id="too many boxes"),
     ],
 )
 def test_what_does_not_fit_the_model_is_refused(message: pb.Detections) -> None:
