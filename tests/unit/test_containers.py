@@ -13,7 +13,7 @@ from prometheus_client import generate_latest
 from cloud.metrics import CloudMetrics
 from cloud.store import Store
 from common.bundle import Bundle
-from common.errors import WeightsError
+from common.errors import SettingsError, WeightsError
 from common.link import parse_link
 from common.rpc import splitpoint_pb2 as pb
 from edge.client import CloudClient
@@ -22,6 +22,7 @@ from edge.metrics import EdgeMetrics
 from edge.source import Camera, open_feed
 from edge.transport import GrpcTransport
 from search.kept import keep
+from splitpoint.cli import main
 from splitpoint.demo.frames import CALIBRATION, SHOWN
 from splitpoint.demo.prepare import EDGE_MEMORY, EFFORTS, LINK, Aim, parser, prepare, request_of
 from splitpoint.sizes import parse_size
@@ -207,6 +208,26 @@ def test_what_prepare_is_told_are_options_that_it_has() -> None:
     assert [option.partition("=")[0] for option in given] == [o.partition("=")[0] for o in other]
     parsed = parser().parse_args([folder, *other])
     assert (parsed.link, parsed.edge_memory, parsed.effort) == ("1mbit", "", "quick")
+
+
+def test_an_empty_link_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.build(tmp_path / "bundle")
+    (tmp_path / "picture.png").write_bytes(tiny.png())
+    command = ["edge", "--bundle", str(tmp_path / "bundle"), "--plan", tiny.EDGE_ONLY]
+    monkeypatch.setenv("SPLITPOINT_LINK", "soon")
+    assert main([*command, str(tmp_path / "picture.png")]) == SettingsError.exit_code
+    monkeypatch.setenv("SPLITPOINT_LINK", "")
+    with pytest.raises(SystemExit) as end:
+        main([*command, str(tmp_path / "picture.png")])
+    assert end.value.code == 0
+
+
+@pytest.mark.parametrize(("service", "needed"), [("cloud", "prepare"), ("edge", "cloud")])
+def test_a_new_bundle_reaches_those_that_hold_the_old_one(service: str, needed: str) -> None:
+    """Compose stops and starts them where it makes `prepare` anew."""
+    assert _yaml(REPOSITORY / "docker-compose.yml")["services"][service]["depends_on"][needed][
+        "restart"
+    ]
 
 
 def test_nothing_but_the_code_goes_to_a_build() -> None:
