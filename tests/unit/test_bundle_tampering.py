@@ -180,7 +180,7 @@ def test_another_schema_says_what_to_do(folder: Path, version: object) -> None:
 def test_no_bit_of_the_manifest_may_change(folder: Path) -> None:
     """Neither in a number, a name or its own digest, nor in what JSON does not care about."""
     data = (folder / "manifest.json").read_bytes()
-    assert parse_manifest(data)
+    parse_manifest(data)
     accepted = []
     for bit in range(8 * len(data)):
         flipped = bytearray(data)

@@ -186,7 +186,7 @@ def test_every_documented_setting_is_read_with_its_default() -> None:
 
 def _documented() -> dict[str, str]:
     """Defaults by variable."""
-    found = {}
+    found: dict[str, str] = {}
     lines = (REPOSITORY / "docs" / "containers.md").read_text().splitlines()
     for line in lines:
         if line.startswith("| `SPLITPOINT_"):

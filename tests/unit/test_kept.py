@@ -122,7 +122,8 @@ def test_every_setting_was_tried() -> None:
 
 @pytest.mark.parametrize("name", sorted(PATHS - {"calibration"}))
 def test_nor_does_a_file_more_or_less(request_: Request, bundle: Path, name: str) -> None:
-    assert kept(replace(request_, **{name: None}), bundle) is None
+    without: dict[str, Any] = {name: None}
+    assert kept(replace(request_, **without), bundle) is None
 
 
 @pytest.mark.parametrize(
