@@ -16,6 +16,7 @@ tail (the wire carries nothing, the edge reports detections).
 
 import hashlib
 import json
+import re
 from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Annotated, Literal, Self
@@ -24,14 +25,17 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from common.detections import DetectorSpec
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+UNSEALED = "0" * 64
+"""In place of a manifest's own digest while that is computed."""
 
 Shape = tuple[
     Annotated[int, Field(ge=1, le=65536)],
     Annotated[int, Field(ge=1, le=65536)],
     Annotated[int, Field(ge=1, le=65536)],
 ]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_HEX = r"^[0-9a-f]{64}$"
+Sha256 = Annotated[str, Field(pattern=_HEX)]
 PlanKind = Literal["cloud-only", "split", "edge-only"]
 
 
@@ -262,9 +266,19 @@ class Search(_Record):
 
 
 class Manifest(_Record):
-    """The whole of `manifest.json`. The first plan is the best for the link searched for."""
+    """The whole of `manifest.json`. The first plan is the best for the link searched for.
+
+    Attributes:
+        schema_version: Looked at before anything else.
+        sha256: Of the file itself, with zeros for these 64 digits; see `seal_manifest`.
+        detector: How the network's maps become boxes.
+        search: What was asked.
+        plans: The best first.
+        files: Every other file of the bundle.
+    """
 
     schema_version: int
+    sha256: Sha256 = UNSEALED
     detector: DetectorSpec
     search: Search
     plans: tuple[Plan, ...] = Field(min_length=1)
@@ -286,6 +300,23 @@ class Manifest(_Record):
     def digests(self) -> tuple[bytes, ...]:
         """The digest of each plan, in order."""
         return tuple(plan_digest(plan, self.files, self.detector) for plan in self.plans)
+
+
+def seal_manifest(data: bytes) -> bytes:
+    """The bytes of a manifest with their own SHA-256 in place of the zeros of `sha256`.
+
+    The digest is of the bytes and not of what they mean, so that no bit of them changes unseen.
+    Nothing before `sha256` may hold 64 zeros, too.
+    """
+    return data.replace(UNSEALED.encode(), hashlib.sha256(data).hexdigest().encode(), 1)
+
+
+def is_sealed(data: bytes, sha256: object) -> bool:
+    """Whether the bytes of a manifest that has `sha256` are those that were sealed."""
+    if not isinstance(sha256, str) or not re.fullmatch(_HEX, sha256):
+        return False
+    unsealed = data.replace(sha256.encode(), UNSEALED.encode(), 1)
+    return hashlib.sha256(unsealed).hexdigest() == sha256
 
 
 def plan_files(plan: Plan) -> list[str]:

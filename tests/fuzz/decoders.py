@@ -22,7 +22,7 @@ with atheris.instrument_imports(include=["common"]):
     from common.codec.base import Codec
     from common.errors import SplitpointError
     from common.images import ImageLimits, decode_image
-    from common.manifest import CodecSpec
+    from common.manifest import SCHEMA_VERSION, UNSEALED, CodecSpec, seal_manifest
     from common.packed_weights import Packable, pack_weights, unpack_weights
     from tests.contexts import random_model, sparse_symbols
     from tests.unit.test_codec import picture
@@ -80,6 +80,7 @@ READERS: list[Callable[[bytes], object]] = [
     lambda data: ContextModel.from_bytes(data, "file"),
     _image,
     parse_manifest,
+    lambda data: parse_manifest(seal_manifest(data)),
     lambda data: unpack_weights(data, "file"),
 ]
 
@@ -90,7 +91,8 @@ def seeds() -> list[bytes]:
     tensors = [codec.encode(symbols, 4) for codec in _TENSOR_CODECS]
     pictures = [codec.encode(picture(), 8) for codec in _IMAGE_CODECS]
     weights = pack_weights({"conv.weight": Packable(np.ones((4, 3), np.int8), 3)})
-    rest = [tensors[-1][1:], MODEL.to_bytes(), pictures[0], b'{"schema_version": 2}', weights]
+    manifest = f'{{"schema_version": {SCHEMA_VERSION}, "sha256": "{UNSEALED}"}}'.encode()
+    rest = [tensors[-1][1:], MODEL.to_bytes(), pictures[0], manifest, manifest, weights]
     return [bytes([k]) + data for k, data in enumerate((*tensors, *pictures, *rest))]
 
 
