@@ -31,7 +31,7 @@ TENSOR, PIXELS = (8, 12, 12), (3, 24, 40)
 MODEL = random_model(8, 16, seed=7)
 AFTER = random_model(8, 16, seed=8, looks_back=True)
 BEFORE = sparse_symbols(TENSOR, 16, seed=4)
-LIMITS = ImageLimits(max_bytes=1 << 16, max_pixels=1 << 16)
+LIMITS = ImageLimits(max_bytes=1 << 16, max_decoded_bytes=1 << 19)
 
 
 def _codec(codec: Codec, shape: tuple[int, int, int], bits: int) -> Callable[[bytes], None]:

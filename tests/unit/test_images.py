@@ -24,7 +24,7 @@ from common.images import (
     read_image,
 )
 
-SMALL = ImageLimits(max_bytes=100_000, max_pixels=10_000)
+SMALL = ImageLimits(max_bytes=100_000, max_decoded_bytes=200_000)
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -170,18 +170,17 @@ class TestRefusal:
     def test_12_megapixels_over_a_small_limit(self) -> None:
         data = encode(Image.new("RGB", (4000, 3000)))
         with pytest.raises(ImageTooLargeError, match="4000x3000"):
-            decode_image(data, ImageLimits(max_pixels=1_000_000))
+            decode_image(data, ImageLimits(max_decoded_bytes=7_000_000))
 
     def test_the_limit_itself_is_allowed(self) -> None:
         data = encode(picture(40, 30))
-        limits = ImageLimits(max_bytes=len(data), max_pixels=1200)
+        limits = ImageLimits(max_bytes=len(data), max_decoded_bytes=7 * 1200)
         assert decode_image(data, limits).shape == (30, 40, 3)
 
-    def test_a_text_chunk_that_inflates_without_end(self) -> None:
+    def test_a_text_chunk_that_inflates_without_end_is_not_inflated(self) -> None:
         bomb = PngImagePlugin.PngInfo()
         bomb.add_text("comment", "0" * 5_000_000, zip=True)
-        with pytest.raises(ImageError):
-            decode_image(encode(picture(), pnginfo=bomb))
+        np.testing.assert_array_equal(decode_image(encode(picture(), pnginfo=bomb)), colours())
 
     def test_a_message_is_one_line(self) -> None:
         with pytest.raises(ImageError) as caught:
@@ -234,7 +233,7 @@ def decodes_or_is_refused(data: bytes) -> None:
     assert image.dtype == np.uint8
     assert image.ndim == 3
     assert image.shape[2] == 3
-    assert 0 < image.shape[0] * image.shape[1] <= SMALL.max_pixels
+    assert 0 < image.shape[0] * image.shape[1] <= SMALL.max_decoded_bytes
 
 
 class TestFiles:
