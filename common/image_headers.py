@@ -231,9 +231,9 @@ def _png(data: bytes) -> Header:
     width, height, bits, colour, *_ = struct.unpack_from(">IIBBBBB", data, 16)
     if data[12:16] != b"IHDR" or colour not in _PNG_CHANNELS:
         raise ImageError("the image is damaged: a PNG without a valid header")
-    kept, exif, profile = [data[:8]], b"", b""
-    at, encoded_bytes = 8, 0
     view = memoryview(data)
+    kept, exif, profile = [view[:8]], b"", b""
+    at, encoded_bytes = 8, 0
     for _ in range(_MAX_CHUNKS):
         if at + 8 > len(data):
             break
@@ -321,11 +321,11 @@ def _bmp(data: bytes) -> Header:
 class _Tag:
     """An entry of a TIFF directory; `value` is the value itself or where it lies."""
 
+    entry: bytes
     tag: int
     kind: int
     count: int
     value: bytes
-    entry: bytes
 
     @property
     def inline(self) -> bool:
@@ -341,15 +341,12 @@ class _Tag:
 
 def _tags(data: bytes, order: str, *, big: bool) -> list[_Tag]:
     """The first directory."""
-    at, count, layout, begin = _directory(data, order, big=big)
+    _, count, layout, begin = _directory(data, order, big=big)
     if count > _MAX_TAGS:
         raise ImageError(f"the image is damaged: a TIFF directory of over {_MAX_TAGS} tags")
     step = struct.calcsize(layout)
-    return [
-        _Tag(*struct.unpack_from(layout, data, k), entry=data[k : k + step])
-        for k in range(begin, begin + count * step, step)
-        if at + step <= len(data)
-    ]
+    entries = [data[k : k + step] for k in range(begin, begin + count * step, step)]
+    return [_Tag(entry, *struct.unpack(layout, entry)) for entry in entries if len(entry) == step]
 
 
 def _directory(data: bytes, order: str, *, big: bool) -> tuple[int, int, str, int]:

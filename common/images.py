@@ -87,6 +87,11 @@ class ImageLimits:
     max_side: int = MAX_SIDE_PIXELS
     max_scan_pixels: int = 400_000_000
 
+    @property
+    def max_pixels(self) -> int:
+        """Width x height of the largest picture that may pass; of some formats, fewer."""
+        return self.max_decoded_bytes // _RESIZED_BYTES
+
     def check_size(self, width: int, height: int, pixel_bytes: float = _RESIZED_BYTES) -> None:
         """Refuse a picture for its size alone.
 
@@ -173,6 +178,24 @@ def read_image(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> NDArray[np.u
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or error
         raise ImageError(f"{path}: cannot read the image: {reason}") from error
+
+
+def turn_upright(stored: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Turn a picture as EXIF's orientation says.
+
+    Args:
+        stored: (H, W, 3), as the camera stored it.
+        orientation: 1 to 8; anything else is taken for 1, upright.
+
+    Returns:
+        (H, W, 3) or (W, H, 3), contiguous; `stored` itself if it is upright.
+    """
+    if orientation not in _STORED:
+        return stored
+    height, width, _ = stored.shape
+    upright, view = _room(width, height, orientation)
+    view[:] = stored
+    return upright
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -338,19 +361,20 @@ def _upright_rgb(image: Image.Image, header: Header) -> NDArray[np.uint8]:
         orientation = exif_orientation(image.info.get("exif", b""))
     width, height = image.size
     rows = max(1, _STRIP_PIXELS // width)
-    if rows >= height and orientation not in _STORED:
-        return np.array(_rgb(image, transform))
-    turned = orientation in _TURNED
-    upright = np.empty((width, height, 3) if turned else (height, width, 3), np.uint8)
-    stored = _STORED.get(orientation, _as_it_is)(upright)
+    if rows >= height:
+        return turn_upright(np.array(_rgb(image, transform)), orientation)
+    upright, stored = _room(width, height, orientation)
     for top in range(0, height, rows):
         strip = image.crop((0, top, width, min(top + rows, height)))
         stored[top : top + rows] = np.asarray(_rgb(strip, transform))
     return upright
 
 
-def _as_it_is(upright: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return upright
+def _room(width: int, height: int, orientation: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Room for an upright picture, and a view of it (height, width, 3) as the camera stored it."""
+    turned = orientation in _TURNED
+    upright = np.empty((width, height, 3) if turned else (height, width, 3), np.uint8)
+    return upright, _STORED[orientation](upright) if orientation in _STORED else upright
 
 
 # Views of an upright picture as a camera stored it, by EXIF's orientation.

@@ -42,6 +42,8 @@ def folder(tmp_path: Path) -> Path:
 class Script:
     """A feed whose rounds are given: numbers become frames, an error is raised."""
 
+    skipped = 0
+
     def __init__(self, *rounds: list[int | SourceError], live: bool = False) -> None:
         self.live = live
         self._rounds = list(rounds)
