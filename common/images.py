@@ -9,7 +9,9 @@ on the way leaves as an `ImageError`. `Letterbox` holds the geometry alone, in i
 edge, which resizes, and the cloud, which sends boxes back in source pixels, agree on it exactly.
 """
 
+import ctypes
 import io
+import os
 import stat
 import warnings
 from collections.abc import Callable
@@ -60,6 +62,7 @@ _PROFILE_MODES: Final = {
     "CMYK": "CMYK",
 }
 _STRIP_PIXELS: Final = 1 << 19
+_TRIMMED_BYTES: Final = 64 * _MIB
 # What starting a scan costs, in pixels of a scan without data.
 _SCAN_PIXELS: Final = 1 << 20
 
@@ -144,16 +147,15 @@ def decode_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> NDArray[n
     try:
         header = read_header(data)
         _check_header(header, limits)
-        with _OPENERS[header.format](io.BytesIO(header.data)) as image:
-            _check_picture(image, header, limits)
-            image.load()
-            return _upright_rgb(image, header)
+        decoded_bytes, pixels = _decode(header, limits)
     except ImageError:
         raise
     except (Image.DecompressionBombError, MemoryError) as error:
         raise ImageTooLargeError(f"the image is too large: {_one_line(error)}") from error
     except Exception as error:  # Pillow documents no closed set of errors for damaged files.
         raise ImageError(f"the image is damaged: {_one_line(error)}") from error
+    _give_back(decoded_bytes)
+    return pixels
 
 
 def read_image(path: Path, limits: ImageLimits = DEFAULT_LIMITS) -> NDArray[np.uint8]:
@@ -315,6 +317,7 @@ def letterbox(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uin
     resized = Image.fromarray(image).resize(
         (box.resized_width, box.resized_height), Image.Resampling.BILINEAR
     )
+    _give_back(image.shape[0] * image.shape[1] * _RESIZED_BYTES)
     canvas = np.full((3, box.height, box.width), PADDING, np.uint8)
     rows = slice(box.top, box.top + box.resized_height)
     columns = slice(box.left, box.left + box.resized_width)
@@ -339,7 +342,25 @@ def _check_header(header: Header, limits: ImageLimits) -> None:
         )
 
 
-def _check_picture(image: Image.Image, header: Header, limits: ImageLimits) -> None:
+def _decode(header: Header, limits: ImageLimits) -> tuple[int, NDArray[np.uint8]]:
+    """Memory that it took, and the pixels."""
+    with _OPENERS[header.format](io.BytesIO(header.data)) as image:
+        decoded_bytes = _check_picture(image, header, limits)
+        image.load()
+        return decoded_bytes, _upright_rgb(image, header)
+
+
+def _give_back(freed_bytes: int) -> None:
+    # glibc keeps blocks of up to 32 MiB for the thread that freed them; other libraries do not.
+    if _TRIM is not None and freed_bytes > _TRIMMED_BYTES:
+        _TRIM(0)
+
+
+_TRIM: Final = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+
+
+def _check_picture(image: Image.Image, header: Header, limits: ImageLimits) -> int:
+    """Memory that decoding it takes, in bytes."""
     if image.mode in {"I", "F"}:
         raise ImageError("expected 8 or 16 bits per sample, got 32: convert the image")
     if image.mode not in _MODE_BYTES:
@@ -352,6 +373,7 @@ def _check_picture(image: Image.Image, header: Header, limits: ImageLimits) -> N
             f"expected tiles that take at most {limits.max_decoded_bytes} bytes to decode, "
             f"got tiles of {header.block_pixels} pixels: save it without tiles"
         )
+    return int(width * height * pixel_bytes)
 
 
 def _upright_rgb(image: Image.Image, header: Header) -> NDArray[np.uint8]:
