@@ -49,7 +49,9 @@ _TIFF_ORDERS = {b"II*\0": ("<", False), b"MM\0*": (">", False)} | {
     b"II+\0": ("<", True),
     b"MM\0+": (">", True),
 }
+# None, fax, LZW, deflate and PackBits. What others cost is not told by the size of the picture.
 _TIFF_COMPRESSIONS = {1, 2, 3, 4, 5, 8, 32773, 32946}
+_TIFF_NAMES = {6: "JPEG", 7: "JPEG", 34925: "LZMA", 50000: "Zstandard", 50001: "WebP"}
 _TIFF_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 6: 1, 7: 1, 8: 2, 9: 4, 13: 4, 16: 8, 17: 8, 18: 8}
 _COMPRESSION, _ORIENTATION, _TILE_WIDTH, _TILE_HEIGHT, _PROFILE = 259, 274, 322, 323, 34675
 # Those that Pillow and libtiff need for pixels, from NewSubfileType to YCbCr's coefficients.
@@ -362,8 +364,9 @@ def _tiff(data: bytes) -> Header:
     order, big = _TIFF_ORDERS[data[:4]]
     tags = _tags(data, order, big=big)
     known = {tag.tag: tag for tag in reversed(tags)}
-    if _COMPRESSION in known and known[_COMPRESSION].number(order) not in _TIFF_COMPRESSIONS:
-        raise _unsupported(f"TIFF of compression {known[_COMPRESSION].number(order)}")
+    compression = known[_COMPRESSION].number(order) if _COMPRESSION in known else 1
+    if compression not in _TIFF_COMPRESSIONS:
+        raise _unsupported(f"TIFF with {_TIFF_NAMES.get(compression, compression)} compression")
     kept = [tag for tag in tags if tag.tag in _TIFF_KEPT]
     if any(tag.count > _MAX_TAG_VALUES for tag in kept):
         raise ImageError(f"the image is damaged: over {_MAX_TAG_VALUES} values of one TIFF tag")

@@ -51,7 +51,7 @@ _OPENERS: Final[dict[str, Callable[[io.BytesIO], ImageFile]]] = {
 _MODE_BYTES: Final = {
     **dict.fromkeys(("1", "L", "P"), 1),
     **dict.fromkeys(("I;16", "I;16L", "I;16B"), 2),
-    **dict.fromkeys(("LA", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"), 4),
+    **dict.fromkeys(("LA", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB"), 4),
 }
 _RGB_BYTES: Final = 3
 _RESIZED_BYTES: Final = 7
@@ -62,7 +62,7 @@ _PROFILE_MODES: Final = {
     "CMYK": "CMYK",
 }
 _STRIP_PIXELS: Final = 1 << 19
-_TRIMMED_BYTES: Final = 64 * _MIB
+_TRIMMED_BYTES: Final = 32 * _MIB
 # What starting a scan costs, in pixels of a scan without data.
 _SCAN_PIXELS: Final = 1 << 20
 
