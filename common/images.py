@@ -75,6 +75,12 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 class ImageLimits:
     """The largest image that is decoded, by what decoding it costs.
 
+    Time follows from these limits. The slowest that pass, in seconds of one core of a server, by
+    the default: a PNG of 38 megapixels with 16 bits and alpha 2.1, with 8 bits 1.1 to 1.9; a JPEG
+    of 38 megapixels 0.6, progressive 1.0, with a profile of matrices 1.2; GIF, LZW in TIFF, and
+    WebP of 15 megapixels 0.7 at the most; the scans that are allowed, all without data, 0.7.
+    `EDGE_LIMITS` halve that. An ordinary 12-megapixel JPEG takes 0.13, with Adobe RGB 0.45.
+
     Attributes:
         max_bytes: Size of the encoded image.
         max_decoded_bytes: Memory at the peak of decoding, converting and resizing: 7 bytes per
