@@ -33,6 +33,8 @@ _PNG_KEPT = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 # Not the markers that stand alone within or between scans: TEM and restarts.
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 _SOI, _EOI, _SOS, _APP1, _APP2 = 0xD8, 0xD9, 0xDA, 0xE1, 0xE2
+_JPEG_ENDS = {_SOI, _EOI}
+_JPEG_PLAIN = {*range(0xC0, 0xD0), *range(0xDA, 0xFF)}
 _SUPPORTED_SOF = {0xC0, 0xC1, 0xC2}
 _PROGRESSIVE = 0xC2
 _SOF_NAMES = {
@@ -124,6 +126,8 @@ def read_header(data: bytes) -> Header:
 def exif_orientation(exif: bytes) -> int:
     """The orientation in EXIF data; 1 if there is none or the data are damaged."""
     exif = exif.removeprefix(b"Exif\0\0")
+    if not exif:
+        return 1
     order, big = _TIFF_ORDERS.get(exif[:4], ("", True))
     if big:
         return 1
@@ -143,12 +147,16 @@ def _unsupported(what: str) -> ImageError:
 
 def _jpeg_segments(data: bytes, at: int) -> Iterator[tuple[int, int, int]]:
     """(marker, begin, end) of each segment, as libjpeg finds them: anything between is skipped."""
-    while found := _JPEG_MARKER.search(data, at):
-        begin, at = found.start(), found.end()
-        marker = data[at - 1]
-        if marker not in {_SOI, _EOI}:
-            (length,) = struct.unpack_from(">H", data, at)
-            at += max(length, 2)
+    while True:
+        begin = at
+        if data[at : at + 1] != b"\xff" or data[at + 1] not in _JPEG_PLAIN:
+            found = _JPEG_MARKER.search(data, at)
+            if found is None:
+                return
+            begin = found.start()
+        marker, at = data[begin + 1], begin + 2
+        if marker not in _JPEG_ENDS:
+            at += max(data[at] << 8 | data[at + 1], 2)
         yield marker, begin, at
         if marker == _EOI:
             return
@@ -192,8 +200,7 @@ def _jpeg_frame(segment: bytes) -> _Frame:
     precision, height, width, components = struct.unpack_from(">BHHB", segment, 4)
     if precision != 8:
         raise _unsupported(f"JPEG of {precision} bits per sample")
-    factors = [segment[11 + 3 * k] for k in range(components)]
-    sides = [(factor >> 4, factor & 15) for factor in factors]
+    sides = [(segment[11 + 3 * k] >> 4, segment[11 + 3 * k] & 15) for k in range(components)]
     if not width * height * components or not all(h and v for h, v in sides):
         raise ImageError("the image is damaged: a JPEG without pixels")
     whole = max(h for h, _ in sides) * max(v for _, v in sides)
@@ -220,7 +227,7 @@ def _jpeg_header(
         data if header_bytes == at else b"".join((*kept, memoryview(data)[at:])),
         frame.size,
         exif_orientation(exif),
-        _bounded(b"".join(profile[k] for k in sorted(profile))),
+        _bounded(b"".join(profile[k] for k in sorted(profile))) if profile else b"",
         working_bytes=2 * frame.samples if gathered else 0.0,
         encoded_bytes=len(data) - at,
         # Every block of 64 samples takes at least a bit.
@@ -341,14 +348,15 @@ class _Tag:
         return int(struct.unpack_from(order + code, self.value)[0])
 
 
-def _tags(data: bytes, order: str, *, big: bool) -> list[_Tag]:
+def _tags(data: bytes, order: str, *, big: bool) -> Iterator[_Tag]:
     """The first directory."""
     _, count, layout, begin = _directory(data, order, big=big)
     if count > _MAX_TAGS:
         raise ImageError(f"the image is damaged: a TIFF directory of over {_MAX_TAGS} tags")
     step = struct.calcsize(layout)
-    entries = [data[k : k + step] for k in range(begin, begin + count * step, step)]
-    return [_Tag(entry, *struct.unpack(layout, entry)) for entry in entries if len(entry) == step]
+    for k in range(begin, min(begin + count * step, len(data) - step + 1), step):
+        entry = data[k : k + step]
+        yield _Tag(entry, *struct.unpack(layout, entry))
 
 
 def _directory(data: bytes, order: str, *, big: bool) -> tuple[int, int, str, int]:
@@ -362,7 +370,7 @@ def _directory(data: bytes, order: str, *, big: bool) -> tuple[int, int, str, in
 
 def _tiff(data: bytes) -> Header:
     order, big = _TIFF_ORDERS[data[:4]]
-    tags = _tags(data, order, big=big)
+    tags = list(_tags(data, order, big=big))
     known = {tag.tag: tag for tag in reversed(tags)}
     compression = known[_COMPRESSION].number(order) if _COMPRESSION in known else 1
     if compression not in _TIFF_COMPRESSIONS:
