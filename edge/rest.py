@@ -19,7 +19,7 @@ from fastapi import FastAPI, Query, Request, Response
 from common.draw import annotate
 from common.errors import SourceError
 from common.explained import ExplainedPlans, explanation
-from common.images import DEFAULT_LIMITS, ImageLimits, decode_image
+from common.images import EDGE_LIMITS, ImageLimits, decode_image
 from common.intake import EDGE_INTAKE, Intake, IntakeLimits, TurnLimits, Turns, unless_gone
 from common.metrics import serve_intake, serve_metrics
 from common.rest import (
@@ -57,7 +57,7 @@ Deadline = Annotated[
 def create_app(
     detector: Detector,
     *,
-    limits: ImageLimits = DEFAULT_LIMITS,
+    limits: ImageLimits = EDGE_LIMITS,
     score_threshold: float = DEFAULT_SCORE_THRESHOLD,
     version: str = "",
     metrics: EdgeMetrics | None = None,
@@ -189,7 +189,7 @@ def detect_image(
     data: bytes,
     digest: bytes | None,
     score_threshold: float,
-    limits: ImageLimits = DEFAULT_LIMITS,
+    limits: ImageLimits = EDGE_LIMITS,
     deadline_ms: float | None = None,
     metrics: EdgeMetrics | None = None,
     asked_s: float | None = None,

@@ -337,7 +337,7 @@ def _run_images(
 ) -> int:
     """Run images one by one; returns how many could not be read or written."""
     from common import coco
-    from common.images import read_image
+    from common.images import EDGE_LIMITS, read_image
 
     category_ids = coco.category_ids(detector.bundle.manifest.detector.class_names)
     console = Console()
@@ -346,7 +346,7 @@ def _run_images(
     ids, names = image_ids(images), file_names(images)
     for path, image_id, name in zip(images, ids, names, strict=True):
         try:
-            image = read_image(path)
+            image = read_image(path, EDGE_LIMITS)
             outcome = detector.detect(image, score_threshold=score_threshold)
         except ImageError as error:
             typer.echo(f"error: {' '.join(str(error).split())}", err=True)

@@ -46,9 +46,7 @@ class TestWhatAPlannerWants:
         assert not planner.wants_probe(10.0)
         choice = planner.choose(10.0, 800.0)
         assert choice.expected.cost.plan.name == "edge-only"
-        assert planner.wants_probe(10.0), (
-            "an upload is more accurate, and may be in time"
-        )
+        assert planner.wants_probe(10.0), "an upload is more accurate, and may be in time"
 
     def test_nothing_that_could_not_keep_the_deadline(self, costs: list[PlanCost]) -> None:
         planner = _settled(_quick(costs))

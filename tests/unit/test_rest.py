@@ -25,7 +25,7 @@ from edge.transport import InProcessTransport
 from tests import tiny
 from tests.asgi import request
 
-LIMITS = ImageLimits(max_bytes=100_000, max_pixels=100_000)
+LIMITS = ImageLimits(max_bytes=100_000, max_decoded_bytes=700_000)
 
 
 @pytest.fixture(scope="module")
