@@ -9,12 +9,13 @@ is, on the letterboxed pixels, with no lossy codec between them.
 import asyncio
 import time
 from collections.abc import Mapping
-from concurrent.futures import Executor
+from functools import partial
 from typing import Annotated
 
 from fastapi import FastAPI, Query, Request
 
-from cloud.edges import Edge, EdgeFailedError, Edges
+from cloud.admission import Admission
+from cloud.edges import Edge, EdgeFailedError, Edges, ReportedDetections
 from cloud.metrics import CloudMetrics
 from cloud.profile import rows_of
 from cloud.samples import ImpossibleTimesError
@@ -34,6 +35,8 @@ from common.rest import (
     PlanKey,
     PlanName,
     ProfileResponse,
+    ReportRecord,
+    ReportsResponse,
     ScoreThreshold,
     TableRow,
     TablesResponse,
@@ -52,7 +55,7 @@ EdgeName = Annotated[str | None, Query(description="Only this edge; all, if not 
 
 def create_app(
     tails: Tails,
-    workers: Executor,
+    admission: Admission,
     *,
     store: Store | None = None,
     edges: Edges | None = None,
@@ -64,7 +67,7 @@ def create_app(
 
     Args:
         tails: The opened tails.
-        workers: Where tails run, shared with the gRPC service.
+        admission: Where images wait for a worker, shared with the gRPC service.
         store: Where what frames took is kept.
         edges: Who is connected.
         metrics: What /metrics tells.
@@ -89,10 +92,10 @@ def create_app(
         """Detect objects in one image with the whole network."""
         tails.image_runner()  # before the body is read: nothing in it could help
         body = await read_image_body(request, limits.max_bytes)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            workers, detect_image, tails, body, score_threshold, limits, time.perf_counter()
-        )
+        client = "" if request.client is None else request.client.host
+        arrived_s = time.perf_counter()
+        work = partial(detect_image, tails, body, score_threshold, limits, arrived_s)
+        return await admission.run("rest", client, work)
 
     @app.get("/v1/plans", responses=error_responses(404))
     async def plans(edge: EdgeName = None) -> ExplainedPlans:
@@ -102,7 +105,7 @@ def create_app(
             model=tails.bundle.manifest.search.model,
             plans=[plan_record(plan, digest) for digest, plan in tails.bundle.plans.items()],
             in_use=[
-                explanation(each.source.edge, each.switch, tails.bundle.plans)
+                explanation(each.name, each.switch, tails.bundle.plans)
                 for each in asked
                 if each.switch is not None
             ],
@@ -143,9 +146,11 @@ def _serve_edges(app: FastAPI, connected: Edges, tails: Tails, store: Store | No
     @app.get("/v1/edges")
     async def all_edges() -> EdgesResponse:
         """The edges that are connected now."""
-        return EdgesResponse(edges=[_edge_record(edge) for edge in connected.all()])
+        return EdgesResponse(
+            edges=[_edge_record(edge, connected.has_namesake(edge)) for edge in connected.all()]
+        )
 
-    @app.post("/v1/edges/{edge:path}/profile", responses=error_responses(404, 422, 504))
+    @app.post("/v1/edges/{edge:path}/profile", responses=error_responses(404, 409, 422, 503, 504))
     async def profile(edge: str, budget_s: ProfileBudget = 30.0) -> ProfileResponse:
         """Have a connected edge time its plans, for the latency tables; answers when it has."""
         found = connected.find(edge)
@@ -160,10 +165,29 @@ def _serve_edges(app: FastAPI, connected: Edges, tails: Tails, store: Store | No
             await asyncio.to_thread(store.put, rows)
         return ProfileResponse(rows=rows)
 
+    @app.get("/v1/edges/{edge:path}/detections", responses=error_responses(404))
+    async def detections(edge: str) -> ReportsResponse:
+        """What an edge's newest reported edge-only frames found, for as long as it is connected."""
+        found = connected.find(edge)
+        return ReportsResponse(
+            edge=found.name,
+            reports=[_report_record(each, tails) for each in reversed(found.detections)],
+        )
 
-def _edge_record(edge: Edge) -> EdgeRecord:
+
+def _report_record(report: ReportedDetections, tails: Tails) -> ReportRecord:
+    return ReportRecord(
+        frame_id=report.frame_id,
+        plan=PlanKey(name=tails.bundle.plans[report.plan].name, digest=report.plan.hex()),
+        at_s=report.at_s,
+        detections=detection_records(report.detections, tails.bundle.manifest.detector.class_names),
+    )
+
+
+def _edge_record(edge: Edge, duplicate_name: bool) -> EdgeRecord:
     return EdgeRecord(
-        edge=edge.source.edge,
+        edge=edge.name,
+        duplicate_name=duplicate_name,
         device=edge.source.device,
         runtime=edge.source.runtime,
         bundle=edge.bundle,

@@ -10,9 +10,16 @@ def run(
     bundle: Annotated[Path, typer.Option(help="The bundle: a folder or its zip file.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     grpc_port: Annotated[int, typer.Option(help="Port for edges; 0 takes a free one.")] = 50051,
+    rest_host: Annotated[
+        str, typer.Option(help="Address for REST, which is in the clear; default: --host.")
+    ] = "",
     rest_port: Annotated[int, typer.Option(help="Port for REST; 0 takes a free one.")] = 8080,
-    threads: Annotated[int, typer.Option(min=1, help="Threads within one inference.")] = 1,
-    workers: Annotated[int, typer.Option(min=1, help="Frames served at once.")] = 2,
+    threads: Annotated[int, typer.Option(min=1, max=256, help="Threads within one inference.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Frames served at once.")] = 2,
+    max_edges: Annotated[
+        int,
+        typer.Option(min=1, max=10_000, help="Edges at once; one address may have half of them."),
+    ] = 512,
     store: Annotated[
         Path | None, typer.Option(help="SQLite file for what frames took; without, in memory.")
     ] = None,
@@ -48,9 +55,11 @@ def run(
             bundle=bundle,
             host=host,
             grpc_port=grpc_port,
+            rest_host=rest_host,
             rest_port=rest_port,
             threads=threads,
             workers=workers,
+            max_edges=max_edges,
             store=store,
             device=device or cpu_name(),
             tls=ServerTls(tls_cert, tls_key, tls_client_ca),

@@ -11,6 +11,7 @@ import pytest
 from fastapi import FastAPI
 
 from cloud import rest as cloud_rest
+from cloud.admission import Admission
 from cloud.edges import Edge, Edges
 from cloud.history import History
 from cloud.samples import Source
@@ -54,7 +55,9 @@ def store() -> Iterator[Store]:
 
 @pytest.fixture
 def cloud(tails: Tails, edges: Edges, store: Store) -> FastAPI:
-    return cloud_rest.create_app(tails, ThreadPoolExecutor(1), store=store, edges=edges)
+    return cloud_rest.create_app(
+        tails, Admission(ThreadPoolExecutor(1), 1), store=store, edges=edges
+    )
 
 
 def error(response: httpx.Response, status: int) -> str:
@@ -327,7 +330,7 @@ class TestProfiles:
     def test_a_cloud_without_a_store_tells_all_the_same(
         self, tails: Tails, edges: Edges, bundle: Bundle
     ) -> None:
-        app = cloud_rest.create_app(tails, ThreadPoolExecutor(1), edges=edges)
+        app = cloud_rest.create_app(tails, Admission(ThreadPoolExecutor(1), 1), edges=edges)
         report = pb.ProfileReport(rows=[row(bundle)])
         with connected(edges, report=lambda _: report):
             response = request(app, "POST", "/v1/edges/door/profile")
@@ -336,7 +339,7 @@ class TestProfiles:
 
 def detector(bundle: Bundle, tails: Tails, *, adaptive: bool) -> Detector:
     """An edge whose cloud is a function call."""
-    service = SplitService(tails, ThreadPoolExecutor(1))
+    service = SplitService(tails, Admission(ThreadPoolExecutor(1), 1))
 
     def serve(message: pb.EdgeMessage) -> Iterable[pb.CloudMessage]:
         kind = message.WhichOneof("kind")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cloud import profile as cloud_profile
+from cloud.admission import Admission
 from cloud.profile import rows_of
 from cloud.rest import create_app
 from cloud.samples import LONGEST_US, ImpossibleTimesError, Source
@@ -297,7 +298,9 @@ def test_a_profile_is_told_under_tables(
     rows = rows_of(report, SOURCE, bundle.plans, 5.0)
     store.put(rows)
     with ThreadPoolExecutor(1) as workers:
-        told = request(create_app(tails, workers, store=store), "GET", "/v1/tables").json()
+        told = request(
+            create_app(tails, Admission(workers, 1), store=store), "GET", "/v1/tables"
+        ).json()
     assert told["tables"] == [row.model_dump() for row in rows]
     assert told["rows"] == []
     store.close()

@@ -12,6 +12,7 @@ import grpc
 import pytest
 from google.protobuf.message import DecodeError
 
+from cloud.admission import Admission
 from cloud.history import History
 from cloud.samples import Ledger, Source
 from cloud.service import SplitService
@@ -39,6 +40,7 @@ class FakeContext:
 
     def __init__(self, *messages: pb.EdgeMessage, hang_up: bool = True) -> None:
         self.written: list[pb.CloudMessage] = []
+        self.certificate: dict[str, list[bytes]] = {}
         self.reads = 0
         self.wrote = asyncio.Event()
         self._messages: asyncio.Queue[Any] = asyncio.Queue()
@@ -57,6 +59,12 @@ class FakeContext:
     async def write(self, message: pb.CloudMessage) -> None:
         self.written.append(message)
         self.wrote.set()
+
+    def peer(self) -> str:
+        return "ipv4:127.0.0.1:1"
+
+    def auth_context(self) -> dict[str, list[bytes]]:
+        return self.certificate
 
     async def abort(self, code: grpc.StatusCode, details: str) -> None:
         raise Aborted(code, details)
@@ -100,7 +108,7 @@ def stream(
 
     async def run() -> list[pb.CloudMessage]:
         context = FakeContext(*messages)
-        await serve(SplitService(tails, workers), context)
+        await serve(SplitService(tails, Admission(workers, 2)), context)
         return context.written
 
     return asyncio.run(run())
@@ -258,7 +266,7 @@ def test_a_full_edge_is_not_read(tails: Tails) -> None:
         workers = HeldWorkers()
         reports = [pb.EdgeMessage(report=pb.Report(frame_id=i)) for i in range(5)]
         context = FakeContext(HELLO, *reports, hang_up=False)
-        service = SplitService(tails, workers, in_flight=2)
+        service = SplitService(tails, Admission(workers, 2), in_flight=2)
         serving = asyncio.ensure_future(serve(service, context))
         while len(workers.held) < 2:
             await asyncio.sleep(0)
@@ -290,7 +298,7 @@ def test_draining_answers_what_is_under_way_then_ends_the_stream(
     monkeypatch.setattr(tails, "runner", slow)
 
     async def run(workers: ThreadPoolExecutor) -> list[pb.CloudMessage]:
-        service = SplitService(tails, workers)
+        service = SplitService(tails, Admission(workers, 2))
         context = FakeContext(HELLO, frame(bundle, 1), hang_up=False)
         serving = asyncio.ensure_future(serve(service, context))
         await asyncio.to_thread(entered.wait)
@@ -310,7 +318,9 @@ def test_detections_survive_the_wire(bundle: Bundle, tails: Tails, tmp_path: Pat
     message = frame(bundle, 1).frame
     expected = tails.runner(message.plan_digest).finish(message).detections
     with ThreadPoolExecutor(1) as workers:
-        answer = SplitService(tails, workers).serve(pb.EdgeMessage(frame=message), 0.0, History())
+        answer = SplitService(tails, Admission(workers, 2)).serve(
+            pb.EdgeMessage(frame=message), 0.0, History()
+        )
     assert answer.result.detections == detections_to_message(expected)
 
 
@@ -327,7 +337,7 @@ def test_an_edge_that_lies_is_counted_and_served(
 
     async def run() -> list[pb.CloudMessage]:
         context = FakeContext(pb.EdgeMessage(hello=device), told)
-        await serve(SplitService(tails, workers, store=store), context)
+        await serve(SplitService(tails, Admission(workers, 2), store=store), context)
         return context.written
 
     _, answer = asyncio.run(run())
@@ -342,7 +352,7 @@ def test_what_an_edge_tells_in_time_gets_into_the_table(
     bundle: Bundle, tails: Tails, workers: ThreadPoolExecutor
 ) -> None:
     store = Store()
-    service = SplitService(tails, workers, store=store)
+    service = SplitService(tails, Admission(workers, 2), store=store)
     ledger = Ledger(Source("edge7", "box", "r"))
     message = frame(bundle, 1)
     answer = service.serve(message, time.perf_counter(), History())
