@@ -21,6 +21,8 @@ from typing import Final
 
 LINES: Final = 120
 """Lines of a kind that pass in each interval: a player says one a second."""
+TRACES: Final = 5
+"""Of them, where each has a stack trace."""
 INTERVAL_S: Final = 60.0
 
 _MOST_KINDS = 512
@@ -84,9 +86,10 @@ class LogLimit(logging.Filter):
             if len(self._kinds) >= _MOST_KINDS:
                 kind = ("", 0, "")  # so many kinds are a flood of their own
             found = self._kinds.setdefault(kind, _Kind(self._clock(), _sample(record)))
-        if found.passed < self._lines:
+        most = min(self._lines, TRACES) if record.exc_info else self._lines
+        if found.passed < most:
             found.passed += 1
-            return True, found.passed == self._lines
+            return True, found.passed == most
         found.held += 1
         return False, False
 
