@@ -11,6 +11,7 @@ so, and once the minute is over another one says how many were held back.
 import errno
 import json
 import logging
+import os
 import ssl
 import threading
 import time
@@ -104,6 +105,14 @@ class LogLimit(logging.Filter):
             if kind.held:
                 ended.append(kind)
         return ended
+
+
+def quiet_grpc() -> None:
+    """Keep gRPC from writing a line for each failed TLS handshake; before it is imported.
+
+    It writes past `logging`, where nothing limits it.
+    """
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 
 def _kind_of(record: logging.LogRecord) -> tuple[str, int, str]:

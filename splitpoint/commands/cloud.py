@@ -45,6 +45,9 @@ def run(
     ] = None,
 ) -> None:
     """Serve the tails of a bundle to edges, and whole images over REST."""
+    from common.log_limits import quiet_grpc
+
+    quiet_grpc()
     from cloud.server import CloudSettings, serve  # heavy: only this command needs it
     from common.tls import ServerTls
     from splitpoint import __version__
