@@ -12,11 +12,13 @@ import grpc
 import pytest
 from google.protobuf.message import DecodeError
 
-from cloud.admission import Admission
+from cloud.admission import Admission, LaneLimits
+from cloud.edges import Edge, Edges
 from cloud.history import History
 from cloud.samples import Ledger, Source
 from cloud.service import SplitService
 from cloud.store import Store
+from cloud.streams import StreamLimits, Streams
 from cloud.tails import Tails
 from common.bundle import Bundle
 from common.images import letterbox
@@ -154,6 +156,244 @@ def test_a_report_is_answered_without_detections(
 
     assert answer.result.frame_id == 3
     assert not answer.result.detections.scores
+
+
+class TestReports:
+    """What edge-only edges report: times alone, or detections too."""
+
+    def _connected(
+        self, tails: Tails, workers: ThreadPoolExecutor, *reports: pb.Report
+    ) -> tuple[list[pb.CloudMessage], Edge]:
+        async def run() -> tuple[list[pb.CloudMessage], Edge]:
+            edges = Edges()
+            context = FakeContext(
+                HELLO, *(pb.EdgeMessage(report=r) for r in reports), hang_up=False
+            )
+            service = SplitService(tails, Admission(workers, 1), edges=edges)
+            serving = asyncio.ensure_future(serve(service, context))
+            while len(context.written) < 1 + len(reports):
+                await asyncio.sleep(0.001)
+            found = edges.find("test")
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+            return context.written[1:], found
+
+        return asyncio.run(run())
+
+    def test_detections_are_kept(
+        self, bundle: Bundle, tails: Tails, workers: ThreadPoolExecutor
+    ) -> None:
+        digest = find_plan(bundle, tiny.EDGE_ONLY)
+        found = pb.Detections(boxes=[0, 0, 1, 1], scores=[0.5], classes=[1])
+        report = pb.Report(frame_id=3, plan_digest=digest, detections=found)
+        (answer,), edge = self._connected(tails, workers, report)
+        assert answer.HasField("result")
+        (kept,) = edge.detections
+        assert (kept.frame_id, kept.plan) == (3, digest)
+        assert detections_to_message(kept.detections) == found
+
+    def test_times_alone_are_as_good(
+        self, bundle: Bundle, tails: Tails, workers: ThreadPoolExecutor
+    ) -> None:
+        report = pb.Report(
+            frame_id=3,
+            plan_digest=find_plan(bundle, tiny.EDGE_ONLY),
+            times=pb.EdgeTimes(total_us=5),
+        )
+        (answer,), edge = self._connected(tails, workers, report)
+        assert answer.HasField("result")
+        assert not edge.detections
+
+    def test_what_is_refused_is_not_kept(
+        self, bundle: Bundle, tails: Tails, workers: ThreadPoolExecutor
+    ) -> None:
+        found = pb.Detections(boxes=[0, 0, 1, 1], scores=[0.5], classes=[99])
+        digest = find_plan(bundle, tiny.EDGE_ONLY)
+        (answer,), edge = self._connected(
+            tails, workers, pb.Report(plan_digest=digest, detections=found)
+        )
+        assert answer.rejection.reason == pb.Rejection.REASON_BAD_PAYLOAD
+        assert not edge.detections
+
+
+class TestNames:
+    """Who an edge is: by its certificate, if it has one."""
+
+    def _name(
+        self, tails: Tails, workers: ThreadPoolExecutor, certificate: dict[str, list[bytes]]
+    ) -> str:
+        async def run() -> str:
+            edges = Edges()
+            context = FakeContext(HELLO, hang_up=False)
+            context.certificate = certificate
+            serving = asyncio.ensure_future(
+                serve(SplitService(tails, Admission(workers, 1), edges=edges), context)
+            )
+            while not edges.all():
+                if serving.done():
+                    await serving
+                await asyncio.sleep(0)
+            name = edges.all()[0].name
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+            return name
+
+        return asyncio.run(run())
+
+    @pytest.mark.parametrize(
+        ("certificate", "name"),
+        [
+            ({}, "test"),
+            ({"transport_security_type": [b"ssl"]}, "test"),  # TLS without client certificates
+            ({"x509_common_name": [b"door"]}, "door"),
+            ({"x509_subject_alternative_name": [b"door.example", b"x"]}, "door.example"),
+            ({"x509_common_name": [b"door"], "x509_subject_alternative_name": [b"x"]}, "door"),
+        ],
+    )
+    def test_a_certificates_name_counts(
+        self,
+        tails: Tails,
+        workers: ThreadPoolExecutor,
+        certificate: dict[str, list[bytes]],
+        name: str,
+    ) -> None:
+        assert self._name(tails, workers, certificate) == name
+
+    @pytest.mark.parametrize("name", ["a\nb", "a\x1b[31m", "a\u202eb", "a\u2028b", "\x00"])
+    def test_names_are_printable(
+        self, tails: Tails, workers: ThreadPoolExecutor, name: str
+    ) -> None:
+        hello = pb.EdgeMessage(hello=pb.Hello(edge_id=name, bundle_digest=bytes(32)))
+        with pytest.raises(Aborted, match="expected printable characters") as caught:
+            stream(tails, workers, hello)
+        assert str(caught.value).isprintable()
+        with pytest.raises(Aborted, match="expected printable characters"):
+            self._name(tails, workers, {"x509_common_name": [name.encode()]})
+
+
+class TestLimits:
+    def test_a_peer_that_does_not_greet_loses_its_stream(
+        self, tails: Tails, workers: ThreadPoolExecutor
+    ) -> None:
+        async def run() -> None:
+            streams = Streams(StreamLimits(greeting_s=0.0))
+            service = SplitService(tails, Admission(workers, 1), streams=streams)
+            with pytest.raises(Aborted, match="expected a Hello within 0 s") as caught:
+                await serve(service, FakeContext(hang_up=False))
+            assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+            assert streams.count() == (0, 0)
+            assert streams.ended == {"greeting": 1}
+
+        asyncio.run(run())
+
+    def test_so_does_one_that_does_not_take_its_welcome(
+        self, tails: Tails, workers: ThreadPoolExecutor
+    ) -> None:
+        class Deaf(FakeContext):
+            async def write(self, message: pb.CloudMessage) -> None:  # noqa: ARG002
+                await asyncio.Event().wait()
+
+        async def run() -> None:
+            streams = Streams(StreamLimits(greeting_s=0.01))
+            service = SplitService(tails, Admission(workers, 1), streams=streams)
+            with pytest.raises(Aborted, match="within"):
+                await serve(service, Deaf(HELLO, hang_up=False))
+            assert streams.count() == (0, 0)
+
+        asyncio.run(run())
+
+    def test_an_edge_too_many_is_refused(self, tails: Tails, workers: ThreadPoolExecutor) -> None:
+        async def run() -> None:
+            streams = Streams(StreamLimits(edges=1))
+            service = SplitService(tails, Admission(workers, 1), streams=streams)
+            first = FakeContext(HELLO, hang_up=False)
+            serving = asyncio.ensure_future(serve(service, first))
+            await first.wrote.wait()
+            with pytest.raises(Aborted, match="at most 1 edges") as caught:
+                await serve(service, FakeContext(HELLO, hang_up=False))
+            assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+            again = FakeContext(HELLO)
+            await serve(service, again)
+            assert again.written[0].HasField("welcome")
+
+        asyncio.run(run())
+
+    def test_a_stream_that_is_opened_again_ends_the_older_one(
+        self, tails: Tails, workers: ThreadPoolExecutor
+    ) -> None:
+        hello = pb.EdgeMessage(hello=pb.Hello(edge_id="test", bundle_digest=bytes(32), instance=7))
+
+        async def run() -> None:
+            service = SplitService(tails, Admission(workers, 1))
+            first = FakeContext(hello, hang_up=False)
+            serving = asyncio.ensure_future(serve(service, first))
+            await first.wrote.wait()
+            await serve(service, FakeContext(hello))
+            with pytest.raises(Aborted, match="connected again") as caught:
+                await serving
+            assert caught.value.code is grpc.StatusCode.ABORTED
+
+        asyncio.run(run())
+
+    @pytest.mark.parametrize(
+        ("queue", "most_bytes", "said"),
+        [(0, 1 << 20, "0 calls wait already"), (8, 10, "of at most 0 MiB of messages")],
+    )
+    def test_a_frame_too_many_is_refused_with_a_hint(
+        self,
+        bundle: Bundle,
+        tails: Tails,
+        workers: ThreadPoolExecutor,
+        queue: int,
+        most_bytes: int,
+        said: str,
+    ) -> None:
+        async def run() -> list[pb.CloudMessage]:
+            context = FakeContext(HELLO, frame(bundle, 7))
+            admission = Admission(workers, 1, edge=LaneLimits(queue=queue, per_client=8))
+            await serve(SplitService(tails, admission, most_bytes=most_bytes), context)
+            return context.written
+
+        _, answer = asyncio.run(run())
+        assert answer.rejection.frame_id == 7
+        assert answer.rejection.reason == pb.Rejection.REASON_OVERLOADED
+        assert answer.rejection.retry_after_ms == 1000
+        assert said in answer.rejection.message
+
+    def test_frames_that_wait_are_dropped_with_their_stream(
+        self, bundle: Bundle, tails: Tails, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        entered, release, ran = threading.Event(), threading.Event(), []
+        original = tails.runner
+
+        def slow(digest: bytes) -> Any:
+            ran.append(digest)
+            entered.set()
+            release.wait()
+            return original(digest)
+
+        monkeypatch.setattr(tails, "runner", slow)
+
+        async def run(workers: ThreadPoolExecutor) -> dict[str, int]:
+            admission = Admission(workers, 1)
+            frames = [frame(bundle, number) for number in range(4)]
+            context = FakeContext(HELLO, *frames, hang_up=False)
+            serving = asyncio.ensure_future(serve(SplitService(tails, admission), context))
+            await asyncio.to_thread(entered.wait)
+            while admission.waiting("edge") < 3:
+                await asyncio.sleep(0)
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+            while admission.waiting("edge"):
+                await asyncio.sleep(0)
+            release.set()
+            return dict(admission.abandoned)
+
+        with ThreadPoolExecutor(1) as workers:
+            assert asyncio.run(run(workers))["edge"] == 3
+        assert len(ran) == 1
 
 
 class TestProtocolErrors:
