@@ -1,6 +1,7 @@
 """`splitpoint edge`: run images through the split, play a camera, or serve REST."""
 
 import json
+import secrets
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -305,6 +306,7 @@ def _client(bundle: "Bundle", way: _Cloud, identity: _Identity) -> "CloudClient 
         device=device,
         runtime=runtime_name(identity.threads),
         threads=identity.threads,
+        instance=secrets.randbits(64) or 1,
     )
     return CloudClient(connect, hello)
 
