@@ -275,11 +275,11 @@ def test_a_certificates_name_is_the_edges(bundle: Path, tmp_path: Path) -> None:
     with (
         running(bundle, tmp_path, *_mutual_tls(certs)) as cloud,
         edge(cloud, "somebody else", own),
-        edge(cloud, "splitpoint edge", own),
+        edge(cloud, "edge", own),
     ):
         until(lambda: len(cloud.get("/v1/edges")["edges"]) == 2)
         listed = cloud.get("/v1/edges")["edges"]
-    assert [each["edge"] for each in listed] == ["splitpoint edge", "splitpoint edge#2"]
+    assert [each["edge"] for each in listed] == ["edge", "edge#2"]
     assert cloud.log.count("edge-named-by-certificate") == 1
 
 
