@@ -59,6 +59,7 @@ _LAST_S = 3.0
 _HANDSHAKE_MS = 10_000
 _IDLE_CONNECTION_MS = 30_000
 _METADATA_BYTES = 8192
+_MOST_UNREAD_BYTES = 1 << 20
 _DESCRIPTORS = 65_536
 _SPARE_DESCRIPTORS = 128
 """For files, models, the store and REST, before gRPC gets any."""
@@ -281,8 +282,13 @@ def server_options(bundle: Bundle, limits: StreamLimits, descriptors: int) -> li
             connections,
             limits.edges,
         )
+    largest = largest_message_bytes(bundle.plans.values())
     return [
-        *channel_options(largest_message_bytes(bundle.plans.values())),
+        *channel_options(largest),
+        # What a stream may send before it is read: a frame, so that a distant edge need not wait.
+        # By itself gRPC lets this grow, to 50 MB a stream where a peer reads no answers.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", min(largest, _MOST_UNREAD_BYTES)),
         # Without this option a second server would bind the same port and take half of the edges.
         ("grpc.so_reuseport", 0),
         ("grpc.max_allowed_incoming_connections", connections),

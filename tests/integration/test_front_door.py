@@ -211,6 +211,20 @@ def test_messages_that_no_edge_sends_cost_little(
     assert grown < 24 << 20
 
 
+def test_peers_that_read_no_answers_cost_little(bundle: Path, tmp_path: Path) -> None:
+    probe = pb.EdgeMessage(probe=pb.Probe(frame_id=1, padding=bytes(60_000))).SerializeToString()
+    with running(bundle, tmp_path) as cloud, ExitStack() as stack:
+        before = cloud.peak_bytes()
+        for number in range(20):
+            hello = pb.EdgeMessage(hello=_hello(f"deaf-{number}")).SerializeToString()
+            stack.enter_context(raw_stream(cloud, hello, *[probe] * 1000))
+        honest = stack.enter_context(edge(cloud, "honest"))
+        for _ in range(200):
+            honest.send(pb.EdgeMessage(probe=pb.Probe(frame_id=1)))
+            assert honest.receive(LIMIT_S).HasField("result")
+        assert cloud.peak_bytes() - before < 64 << 20
+
+
 def test_sockets_that_say_nothing_do_not_use_up_the_descriptors(
     bundle: Path, tmp_path: Path
 ) -> None:
