@@ -142,11 +142,11 @@ async def _serve(settings: CloudSettings, stopped: asyncio.Event) -> str:
     """Serve until stopped; returns what is still at work, if anything is."""
     credentials = server_credentials(settings.tls)
     descriptors = raise_descriptors()
-    bind(settings.host, settings.grpc_port).close()  # says early why, if it cannot be
     rest_host = settings.rest_host or settings.host
     workers = ThreadPoolExecutor(settings.workers, thread_name_prefix="tail")
     admission = Admission(workers, settings.workers)
     with bind(rest_host, settings.rest_port) as listener:
+        bind(settings.host, settings.grpc_port).close()  # says early why, if it cannot be
         if settings.tls.client_ca is not None:
             _warn_of_clear_rest(listener)
         try:

@@ -153,7 +153,8 @@ def announce(event: str, fields: Fields, ready_file: Path | None = None) -> None
         partial.write_text(json.dumps(fields) + "\n")
         partial.replace(ready_file)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise SettingsError(f"{ready_file}: cannot be written: {error.strerror}") from error
 
 

@@ -197,3 +197,25 @@ def test_a_missing_extra_names_what_to_install(
     monkeypatch.setattr("cloud.server.serve", lack)
     assert _run("cloud", "--bundle", bundle) == 69
     assert ".[search]" in _one_line(capsys)
+
+
+@pytest.mark.parametrize("option", ["--threads", "--workers", "--max-edges"])
+@pytest.mark.parametrize(
+    ("value", "said"), [("0", "greater than or equal to 1"), ("100000", "less than or equal to")]
+)
+def test_a_cloud_has_bounds(
+    bundle: Path, option: str, value: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run("cloud", "--bundle", bundle, option, value) == 2
+    error = capsys.readouterr().err
+    assert f"'{option}': Input should be {said}" in error
+
+
+def test_a_cloud_that_cannot_say_that_it_is_ready_says_why(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    ready = tmp_path / "file" / "ready.json"
+    ports = ("--grpc-port", 0, "--rest-port", 0)
+    assert _run("cloud", "--bundle", bundle, *ports, "--ready-file", ready) == 64
+    assert "ready.json: cannot be written: Not a directory" in capsys.readouterr().err
