@@ -15,7 +15,7 @@ from typing import Annotated
 from fastapi import FastAPI, Query, Request
 
 from cloud.admission import Admission
-from cloud.edges import Edge, EdgeFailedError, Edges
+from cloud.edges import Edge, EdgeFailedError, Edges, ReportedDetections
 from cloud.metrics import CloudMetrics
 from cloud.profile import rows_of
 from cloud.samples import ImpossibleTimesError
@@ -36,6 +36,8 @@ from common.rest import (
     PlanKey,
     PlanName,
     ProfileResponse,
+    ReportRecord,
+    ReportsResponse,
     ScoreThreshold,
     TableRow,
     TablesResponse,
@@ -106,7 +108,7 @@ def create_app(
             model=tails.bundle.manifest.search.model,
             plans=[plan_record(plan, digest) for digest, plan in tails.bundle.plans.items()],
             in_use=[
-                explanation(each.source.edge, each.switch, tails.bundle.plans)
+                explanation(each.name, each.switch, tails.bundle.plans)
                 for each in asked
                 if each.switch is not None
             ],
@@ -147,9 +149,13 @@ def _serve_edges(app: FastAPI, connected: Edges, tails: Tails, store: Store | No
     @app.get("/v1/edges")
     async def all_edges() -> EdgesResponse:
         """The edges that are connected now."""
-        return EdgesResponse(edges=[_edge_record(edge) for edge in connected.all()])
+        return EdgesResponse(
+            edges=[_edge_record(edge, connected.has_namesake(edge)) for edge in connected.all()]
+        )
 
-    @app.post("/v1/edges/{edge:path}/profile", responses=error_responses(403, 404, 422, 504))
+    @app.post(
+        "/v1/edges/{edge:path}/profile", responses=error_responses(403, 404, 409, 422, 503, 504)
+    )
     async def profile(
         request: Request, edge: str, budget_s: ProfileBudget = 30.0
     ) -> ProfileResponse:
@@ -166,10 +172,29 @@ def _serve_edges(app: FastAPI, connected: Edges, tails: Tails, store: Store | No
             await asyncio.to_thread(store.put, rows)
         return ProfileResponse(rows=rows)
 
+    @app.get("/v1/edges/{edge:path}/detections", responses=error_responses(404))
+    async def detections(edge: str) -> ReportsResponse:
+        """What an edge's newest reported edge-only frames found, for as long as it is connected."""
+        found = connected.find(edge)
+        return ReportsResponse(
+            edge=found.name,
+            reports=[_report_record(each, tails) for each in reversed(found.detections)],
+        )
 
-def _edge_record(edge: Edge) -> EdgeRecord:
+
+def _report_record(report: ReportedDetections, tails: Tails) -> ReportRecord:
+    return ReportRecord(
+        frame_id=report.frame_id,
+        plan=PlanKey(name=tails.bundle.plans[report.plan].name, digest=report.plan.hex()),
+        at_s=report.at_s,
+        detections=detection_records(report.detections, tails.bundle.manifest.detector.class_names),
+    )
+
+
+def _edge_record(edge: Edge, duplicate_name: bool) -> EdgeRecord:
     return EdgeRecord(
-        edge=edge.source.edge,
+        edge=edge.name,
+        duplicate_name=duplicate_name,
         device=edge.source.device,
         runtime=edge.source.runtime,
         bundle=edge.bundle,

@@ -54,6 +54,14 @@ def total(name: str, text: str, value: float) -> Metric:
     return CounterMetricFamily(name, text, value=value)
 
 
+def counted(name: str, text: str, values: Iterable[Value]) -> Metric:
+    """What something else has counted, by labels; the name is without `_total`."""
+    family = CounterMetricFamily(name, text)
+    for labels, value in values:
+        family.add_sample(f"{name}_total", dict(labels), value)
+    return family
+
+
 def stamp(counter: Counter, labels: Iterable[str]) -> None:
     """Begin the counts of these labels at 0, so that their first increase shows as one."""
     for label in labels:

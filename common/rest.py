@@ -159,6 +159,10 @@ class EdgeRecord(BaseModel):
     since_s: float = Field(description="When it connected, in seconds since the epoch.")
     plan: str | None = Field(description="Digest of the plan it announced last, in hex.")
     switches: int = Field(description="How often it announced one.")
+    duplicate_name: bool = Field(
+        default=False,
+        description="Whether another one calls itself the same; `edge` tells them apart.",
+    )
 
 
 class EdgesResponse(BaseModel):
@@ -274,3 +278,19 @@ def install_error_handlers(app: FastAPI) -> None:
         return answer(
             500, "InternalError", f"the server failed ({type(error).__name__}); see its log"
         )
+
+
+class ReportRecord(BaseModel):
+    """One edge-only frame as its edge reported it."""
+
+    frame_id: int = Field(description="Unique within the edge's stream.")
+    plan: PlanKey
+    at_s: float = Field(description="When the report came, in seconds since the epoch.")
+    detections: list[DetectionRecord]
+
+
+class ReportsResponse(BaseModel):
+    """The newest reports of a connected edge, the newest first."""
+
+    edge: str
+    reports: list[ReportRecord]

@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from common.connections import DEFAULT_CONNECTIONS, ConnectionLimits, Connections, guarded_by
 from common.errors import AddressInUseError, SettingsError
+from common.log_limits import LogLimit
 
 Fields = Mapping[str, object]
 
@@ -233,12 +234,15 @@ def _partial(path: Path) -> Iterator[Path]:
 
 def log_event(event: str, fields: Fields) -> None:
     """Log one line of JSON; `logging` adds nothing to it."""
-    logging.getLogger("splitpoint").info(json.dumps({"event": event, **fields}))
+    line = json.dumps({"event": event, **fields})
+    logging.getLogger("splitpoint").info(line, extra={"event": event})
 
 
 def configure_logging() -> None:
-    """Send the project's log lines, and the libraries' warnings, to stderr."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    """Send the project's log lines, and the libraries' warnings, to stderr, within limits."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(LogLimit())
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("splitpoint").setLevel(logging.INFO)
 
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from cloud.admission import Admission
 from cloud.history import History
 from cloud.service import SplitService
 from cloud.tails import Tails
@@ -36,7 +37,8 @@ class Cloud:
     """A cloud in this process that may turn deaf or unreachable."""
 
     def __init__(self, bundle: Bundle) -> None:
-        self.service = SplitService(Tails(bundle), ThreadPoolExecutor(1), version="test")
+        admission = Admission(ThreadPoolExecutor(1), 1)
+        self.service = SplitService(Tails(bundle), admission, version="test")
         self.held: Sequence[bytes] = self.service._tails.digests
         self.learned: list[pb.Learned] = []
         self.messages: list[pb.EdgeMessage] = []

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import secrets
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -324,6 +325,7 @@ def _client(bundle: "Bundle", way: _Cloud, identity: _Identity) -> "CloudClient 
         device=device,
         runtime=runtime_name(identity.threads),
         threads=identity.threads,
+        instance=secrets.randbits(64) or 1,
     )
     return CloudClient(connect, hello)
 

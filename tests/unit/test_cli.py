@@ -285,3 +285,27 @@ def test_an_edge_is_called_after_its_machine(monkeypatch: pytest.MonkeyPatch) ->
     assert own_name() == "x" * 128
     monkeypatch.setattr("platform.node", lambda: "")
     assert own_name() == "edge"
+
+
+@pytest.mark.parametrize("option", ["--threads", "--workers", "--max-edges"])
+@pytest.mark.parametrize(
+    ("value", "said"), [("0", "greater than or equal to 1"), ("100000", "less than or equal to")]
+)
+def test_a_cloud_has_bounds(
+    bundle: Path, option: str, value: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run("cloud", "--bundle", bundle, option, value) == 2
+    error = capsys.readouterr().err
+    assert f"'{option}': Input should be {said}" in error
+
+
+def test_a_cloud_that_cannot_say_that_it_is_ready_says_why(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    ready = tmp_path / "file" / "ready.json"
+    ports = ("--grpc-port", 0, "--rest-port", 0)
+    assert _run("cloud", "--bundle", bundle, *ports, "--ready-file", ready) == 64
+    assert (
+        "ready.json: the ready file cannot be written: Not a directory" in capsys.readouterr().err
+    )

@@ -2,6 +2,7 @@
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ import pytest
 import yaml
 from prometheus_client import generate_latest
 
+from cloud.admission import Admission
 from cloud.metrics import CloudMetrics
 from cloud.store import Store
+from cloud.streams import Streams
 from common.bundle import Bundle
 from common.errors import SettingsError, WeightsError
 from common.link import parse_link
@@ -49,8 +52,10 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
 
 
 def _cloud_names(bundle: Bundle) -> set[str]:
-    store = Store()
-    text = generate_latest(CloudMetrics(bundle.plans, None, store).registry).decode()
+    store, streams = Store(), Streams()
+    admission = Admission(ThreadPoolExecutor(1), 1)
+    metrics = CloudMetrics(bundle.plans, None, store, streams=streams, admission=admission)
+    text = generate_latest(metrics.registry).decode()
     store.close()
     return _names(text)
 

@@ -14,6 +14,7 @@ import grpc
 import numpy as np
 import pytest
 
+from cloud.admission import Admission
 from cloud.edges import Edges
 from cloud.history import History
 from cloud.service import SplitService
@@ -72,7 +73,7 @@ def cloud(bundle: Bundle, edges: Edges) -> Iterator[tuple[Counting, str]]:
     workers = ThreadPoolExecutor(2)
 
     async def start() -> tuple[grpc.aio.Server, Counting, int]:
-        service = Counting(Tails(bundle), workers, edges=edges)
+        service = Counting(Tails(bundle), Admission(workers, 2), edges=edges)
         server = grpc.aio.server(options=channel_options())
         add_SplitServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
         port = server.add_insecure_port("127.0.0.1:0")

@@ -340,7 +340,7 @@ class TestProfiles:
 
 def detector(bundle: Bundle, tails: Tails, *, adaptive: bool) -> Detector:
     """An edge whose cloud is a function call."""
-    service = SplitService(tails, ThreadPoolExecutor(1))
+    service = SplitService(tails, Admission(ThreadPoolExecutor(1), 1))
 
     def serve(message: pb.EdgeMessage) -> Iterable[pb.CloudMessage]:
         kind = message.WhichOneof("kind")

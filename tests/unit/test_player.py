@@ -114,6 +114,7 @@ class Still:
     """A feed of the same frame, so many times."""
 
     live = False
+    skipped = 0
 
     def __init__(self, times: int) -> None:
         self._times = times

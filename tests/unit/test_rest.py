@@ -48,7 +48,7 @@ def cloud(tails: Tails) -> FastAPI:
 @pytest.fixture(scope="module")
 def edge(bundle: Bundle, tails: Tails) -> Iterable[FastAPI]:
     """An edge whose cloud is a function call."""
-    service = SplitService(tails, ThreadPoolExecutor(1))
+    service = SplitService(tails, Admission(ThreadPoolExecutor(1), 1))
 
     def serve(message: pb.EdgeMessage) -> Iterable[pb.CloudMessage]:
         if message.WhichOneof("kind") == "hello":
