@@ -141,7 +141,7 @@ async def _serve(settings: CloudSettings) -> None:
 
 def _introduce(store: Store, bundle: Bundle, settings: CloudSettings) -> None:
     """Tell the store what plans are made of, and whose tail times come in."""
-    store.know(bundle.plans, bundle.manifest.search.model)
+    store.know(bundle.plans)
     device = settings.device or platform.node() or "cloud"
     store.stand_on(Place(device, runtime_name(settings.threads), settings.threads), time.time())
 

@@ -154,9 +154,7 @@ class SplitService(SplitServiceServicer):
     async def _welcome(self, source: Source) -> pb.Welcome:
         welcome = pb.Welcome(software_version=self._version, plan_digests=self._tails.digests)
         if self._store is not None and source.device:
-            known = await asyncio.to_thread(
-                self._store.learned, source.device, source.runtime, source.threads
-            )
+            known = self._store.learned(source.device, source.runtime, source.threads)
             welcome.learned.extend(
                 pb.Learned(
                     plan_digest=bytes.fromhex(each.plan),

@@ -90,7 +90,7 @@ def seeds() -> list[bytes]:
     tensors = [codec.encode(symbols, 4) for codec in _TENSOR_CODECS]
     pictures = [codec.encode(picture(), 8) for codec in _IMAGE_CODECS]
     weights = pack_weights({"conv.weight": Packable(np.ones((4, 3), np.int8), 3)})
-    rest = [tensors[-1][1:], MODEL.to_bytes(), pictures[0], b'{"schema_version": 2}', weights]
+    rest = [tensors[-1][1:], MODEL.to_bytes(), pictures[0], b'{"schema_version": 3}', weights]
     return [bytes([k]) + data for k, data in enumerate((*tensors, *pictures, *rest))]
 
 

@@ -100,7 +100,7 @@ TAMPERINGS: list[tuple[str, Tamper, str]] = [
     ("a list", lambda f: (f / "manifest.json").write_text("[]"), "schema"),
     ("17 MiB", lambda f: (f / "manifest.json").write_bytes(b" " * (17 << 20)), "16 MiB"),
     # the schema is looked at before anything else, so a newer manifest is not called damaged
-    ("newer", manifest_with(lambda d: d.update(schema_version=3, plans="other")), "schema 3"),
+    ("newer", manifest_with(lambda d: d.update(schema_version=4, plans="other")), "schema 4"),
     ("no version", manifest_with(lambda d: d.pop("schema_version")), "schema"),
     ("version of another type", manifest_with(lambda d: d.update(schema_version=True)), "schema"),
     # the field is named
@@ -148,7 +148,7 @@ def test_a_folder_that_was_tampered_with_is_refused(
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("version", [0, 1, 3, "2", None, 2.5])
+@pytest.mark.parametrize("version", [0, 1, 2, 4, "3", None, 3.5])
 def test_another_schema_says_what_to_do(folder: Path, version: object) -> None:
     edit_manifest(folder, lambda d: d.update(schema_version=version))
     with pytest.raises(BundleVersionError, match="search again"):

@@ -360,6 +360,7 @@ def test_of_profiles_of_the_same_thing_the_newest_is_kept(store: Store) -> None:
     old = LatencyRow(
         **Place("box", "r", 1)._asdict(),
         side="edge",
+        network="0" * 64,
         segment="head to cut",
         bits="8",
         n=9,
