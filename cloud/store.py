@@ -363,20 +363,25 @@ class Store:
     def _roll_up(self, this_hour: int) -> Iterator[None]:
         """Sum up the hours before this one that were not yet."""
         with closing(self._reader()) as database:
-            hour = _next_hour(database, _first_hour(database, this_hour), this_hour)
+            first = _first_hour(database)
+            if first > this_hour:  # the clock was ahead: what was summed up then stays
+                self._summed_up_to(first := this_hour)
+            hour = _next_hour(database, first, this_hour)
             while hour is not None:
                 for key in _keys_since(database, hour * HOUR_S):
                     rows = _summed_up(database, hour, key)
                     if rows:
                         self._keep_hours(rows)
                         yield
-                with self._lock, self._database:
-                    self._database.execute(
-                        "INSERT OR REPLACE INTO about VALUES ('summed_up_to_hour', ?)",
-                        (str(hour + 1),),
-                    )
+                self._summed_up_to(hour + 1)
                 yield
                 hour = _next_hour(database, hour + 1, this_hour)
+
+    def _summed_up_to(self, hour: int) -> None:
+        with self._lock, self._database:
+            self._database.execute(
+                "UPDATE about SET value = ? WHERE key = 'summed_up_to_hour'", (str(hour),)
+            )
 
     def _keep_hours(self, rows: Sequence[tuple[Any, ...]]) -> None:
         with self._lock, self._database:
@@ -519,13 +524,11 @@ def _file_of(path: Path | None, scratch: "tempfile.TemporaryDirectory[str] | Non
         raise StoreError(f"{path}: cannot be opened: {error}: give another --store") from error
 
 
-def _first_hour(database: sqlite3.Connection, this_hour: int) -> int:
-    """The first hour that was not summed up: a clock that was wrong does not hold it up."""
+def _first_hour(database: sqlite3.Connection) -> int:
+    """The first hour that was not summed up."""
     query = "SELECT value FROM about WHERE key = 'summed_up_to_hour'"
-    known = database.execute(query).fetchone()
-    if known is None:  # a store of an earlier version, or nothing was summed up
-        known = database.execute("SELECT IFNULL(MAX(hour) + 1, 0) FROM hours").fetchone()
-    return min(int(known[0]), this_hour)
+    (hour,) = database.execute(query).fetchone()
+    return int(hour)
 
 
 def _next_hour(database: sqlite3.Connection, first: int, end: int) -> int | None:

@@ -157,6 +157,7 @@ MIGRATIONS: Final = (
         PRIMARY KEY (plan, stage)
     );
     DELETE FROM about WHERE key = 'model';
+    INSERT INTO about SELECT 'summed_up_to_hour', IFNULL(MAX(hour) + 1, 0) FROM hours;
     """,
 )
 """One script for each schema version; `PRAGMA user_version` counts those that were run."""
