@@ -39,7 +39,15 @@ from cloud.learned import Learned, LinkSeen, Summary, links
 from cloud.samples import STAGES, Sample, Source
 from common.errors import StoreError
 from common.manifest import Plan
-from common.store_file import KEY, PROFILE_COLUMNS, RECENT, SOURCE, connect_to_read, latency_rows
+from common.store_file import (
+    KEY,
+    MOST_PROFILES,
+    PROFILE_COLUMNS,
+    RECENT,
+    SOURCE,
+    connect_to_read,
+    latency_rows,
+)
 from common.tables import LatencyRow, Place, segments
 from common.timing import median_interval
 
@@ -58,7 +66,6 @@ _MOST_EDGES = 1000
 _UPKEEP_S = 60.0
 _LATE_S = 60.0
 """How long after its end an hour is summed up: its last samples may still wait to be written."""
-_MOST_PROFILES = 50_000
 _STEP = 1000
 """Rows that one step of upkeep deletes: some ten milliseconds."""
 
@@ -141,6 +148,7 @@ class Store:
         self._load()
         self._kept_up_s = time.monotonic()
         self._upkeep: Generator[None, None, None] | None = None
+        self._idle_until_s = self._silent_until_s = 0.0
         self.dropped = 0
         self.ignored: Counter[str] = Counter()
         self._writer = threading.Thread(target=self._work, name="store", daemon=True)
@@ -345,7 +353,7 @@ class Store:
         yield from self._roll_up(int((now_s - _LATE_S) // HOUR_S))
         yield from self._prune("samples", "id", self._most_samples)
         yield from self._prune("hours", f"hour, {KEY}, stage", self._most_hours)
-        yield from self._prune("profiles", "last_seen_s", _MOST_PROFILES)
+        yield from self._prune("profiles", "last_seen_s", MOST_PROFILES)
 
     def _prune(self, table: str, order: str, most: int) -> Iterator[None]:
         """Delete the rows of a table that are too many, the first in an order."""
@@ -399,7 +407,7 @@ class Store:
                     self._write(batch)
             except Exception:  # noqa: BLE001 - whatever a batch does, the next one is written
                 self.dropped += len(batch)
-                _LOG.exception("%d measurements could not be kept", len(batch))
+                self._complain("%d measurements could not be kept so far", self.dropped)
             for event in waiting:
                 event.set()
             if ended:
@@ -408,12 +416,15 @@ class Store:
                 return
             try:
                 self._step()
-            except Exception:  # noqa: BLE001 - the next upkeep begins anew
+            except Exception:  # noqa: BLE001 - it is tried again later
                 self._upkeep = None
-                _LOG.exception("upkeep of the store failed")
+                self._idle_until_s = time.monotonic() + _UPKEEP_S
+                self._complain("upkeep of the store failed")
 
     def _step(self) -> None:
         """One step of what is to be done beside writing, if anything is."""
+        if time.monotonic() < self._idle_until_s:
+            return
         if self._leaving:
             self._delete_leaving()
         if self._upkeep is None and time.monotonic() - self._kept_up_s > _UPKEEP_S:
@@ -422,6 +433,12 @@ class Store:
         if self._upkeep is not None and next(self._upkeep, self) is self:
             self._upkeep = None
 
+    def _complain(self, what: str, *numbers: int) -> None:
+        """Log an error, unless one was logged a moment ago: a full disk fails every batch."""
+        if time.monotonic() >= self._silent_until_s:
+            self._silent_until_s = time.monotonic() + _UPKEEP_S
+            _LOG.exception(what, *numbers)
+
     def _next_batch(self) -> tuple[list[Sample], list[threading.Event], bool]:
         """Samples of half a second, who waits for them to be written, and whether this was all.
 
@@ -429,6 +446,7 @@ class Store:
         """
         batch: list[Sample] = []
         busy = bool(self._leaving) or self._upkeep is not None
+        busy = busy and time.monotonic() >= self._idle_until_s
         until_s = time.monotonic() + (0.0 if busy else _UPKEEP_S)
         while len(batch) < _BATCH:
             try:

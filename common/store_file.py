@@ -29,6 +29,8 @@ APPLICATION_ID: Final = 1397771348
 """Tells a store from the SQLite files of other programs ("SPLT")."""
 
 _FIRST_WITH_AN_ID = 3
+_TABLES = ("samples", "hours", "profiles", "segments", "about")
+"""The first two are as old as the store."""
 
 MIGRATIONS: Final = (
     """
@@ -170,8 +172,13 @@ SOURCE: Final = "edge, device, runtime, threads"
 KEY: Final = f"{SOURCE}, plan"
 """Columns of `samples` that its largest index begins with."""
 
+MOST_PROFILES: Final = 50_000
+"""Rows that were profiled or simulated; the newest are kept, and read."""
+
 PROFILE_COLUMNS: Final = tuple(LatencyRow.model_fields)
 
+_MOST_BYTES = 1 << 20
+"""Of one value or row that is read: a file may be anybody's."""
 _CACHE_KIB = 32 << 10
 """Of pages while a table is made: samples of one plan lie between those of others."""
 
@@ -221,6 +228,8 @@ def connect_to_read(path: Path) -> sqlite3.Connection:
     untouched = "" if path.with_name(path.name + "-wal").exists() else "&immutable=1"
     address = f"{path.absolute().as_uri()}?mode=ro{untouched}"
     database = sqlite3.connect(address, uri=True, check_same_thread=False, timeout=5.0)
+    database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MOST_BYTES)
+    database.execute("PRAGMA trusted_schema = OFF")
     database.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
     return database
 
@@ -228,17 +237,22 @@ def connect_to_read(path: Path) -> sqlite3.Connection:
 def is_ours(database: sqlite3.Connection) -> bool:
     """Whether a cloud wrote this file, of whatever version; also true of one with nothing in it."""
     (application,) = database.execute("PRAGMA application_id").fetchone()
-    tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
+    kinds = dict(database.execute("SELECT name, type FROM sqlite_master"))
     version = schema_of(database)
     if application != APPLICATION_ID and (application != 0 or version >= _FIRST_WITH_AN_ID):
         return False
-    return {"samples", "hours"} <= tables if version else not tables
+    if version == 0:
+        return not kinds
+    # A view of such a name could be anything, and without an end.
+    return all(kinds.get(name) == "table" for name in _TABLES[: 2 if version == 1 else None])
 
 
 def latency_rows(database: sqlite3.Connection) -> list[LatencyRow]:
     """All rows of a store of this schema: what was put there, and what frames took."""
     columns = ", ".join(PROFILE_COLUMNS)
-    kept = database.execute(f"SELECT {columns} FROM profiles")  # noqa: S608 - constants
+    kept = database.execute(
+        f"SELECT {columns} FROM profiles ORDER BY last_seen_s DESC LIMIT {MOST_PROFILES}"  # noqa: S608 - constants
+    )
     put = [LatencyRow(**dict(zip(PROFILE_COLUMNS, row, strict=True))) for row in kept]
     return merged(put, _served(database))
 

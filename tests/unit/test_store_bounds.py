@@ -227,3 +227,37 @@ def test_a_closed_store_is_told_and_waits_for_nobody(store: Store) -> None:
     store.flush()
     with pytest.raises(StoreError, match="closed"):
         store.table()
+
+
+def test_a_disk_that_fails_every_batch_is_told_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_batch: object) -> None:
+        raise sqlite3.OperationalError("disk full")
+
+    monkeypatch.setattr(store, "_write", fail)
+    for _ in range(5):
+        store.add(sample("door"))
+        store.flush()
+    assert store.dropped == 5
+    assert len(caplog.records) == 1
+
+
+def test_upkeep_that_fails_is_put_off_and_writing_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path / "store.sqlite", most_sources=1)
+    tries: list[int] = []
+
+    def fail() -> None:
+        tries.append(1)
+        raise sqlite3.OperationalError("disk full")
+
+    monkeypatch.setattr(store, "_delete_leaving", fail)
+    for k in range(5):
+        store.add(sample(f"edge-{k}"))
+        store.flush()
+    assert store.dropped == 0
+    assert len(tries) == 1
+    assert len(store.table()) == 2 * 5
+    store.close()

@@ -92,6 +92,11 @@ def of_another_program_with_an_id(path: Path) -> None:
     )
 
 
+def with_an_endless_view(path: Path) -> None:
+    endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n"
+    executed(filled(path), "DROP TABLE samples", f"CREATE VIEW samples AS {endless}")
+
+
 def newer(path: Path) -> None:
     executed(filled(path), f"PRAGMA user_version = {SCHEMA + 1}")
 
@@ -104,6 +109,7 @@ def newer(path: Path) -> None:
         (of_another_program, "another program"),
         (of_another_program_that_counts_versions, "another program"),
         (of_another_program_with_an_id, "another program"),
+        (with_an_endless_view, "another program"),
         (newer, "newer version .* upgrade, or give another --store"),
     ],
 )
