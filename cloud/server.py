@@ -55,7 +55,7 @@ class CloudSettings:
         rest_port: Port for REST; 0 takes a free one.
         threads: Threads within one inference.
         workers: Frames served at once, of all edges and REST callers.
-        store: File for what frames took; None keeps it in memory.
+        store: File for what frames took; None keeps it while the process runs.
         device: What this machine is, for latency tables; its host name, if empty.
         tls: Files for TLS with edges; without any, gRPC is in the clear. REST always is.
         ready_file: Written once requests are served.
