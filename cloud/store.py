@@ -135,17 +135,15 @@ class Store:
         self._scratch = None if path is not None else _scratch_folder()
         self._path = _file_of(path, self._scratch)
         self._closed = False
-        try:
-            self._database = open_database(self._path)
-            if self._scratch is not None:
-                self._database.execute("PRAGMA synchronous = OFF")  # it is not to outlive a crash
-        except BaseException:
-            self._remove_scratch()
-            raise
         self._summary = Summary()
         self._sources: OrderedDict[Source, None] = OrderedDict()
         self._leaving: dict[Source, None] = {}
-        self._load()
+        try:
+            self._database = open_database(self._path)
+            self._load_or_close()
+        except BaseException:
+            self._remove_scratch()
+            raise
         self._kept_up_s = time.monotonic()
         self._upkeep: Generator[None, None, None] | None = None
         self._idle_until_s = self._silent_until_s = 0.0
@@ -168,6 +166,8 @@ class Store:
 
     def flush(self) -> None:
         """Wait until everything that was added is written, unless the store is closed."""
+        if self._closed:
+            return
         written = threading.Event()
         self._queue.put(written)
         while not written.wait(_WAIT_S) and self._writer.is_alive():
@@ -316,11 +316,14 @@ class Store:
                 yield database
         except sqlite3.Error as error:
             raise StoreError(f"{self._path}: cannot be read: {error}") from error
+        except (ValueError, TypeError, OverflowError) as error:  # words where numbers should be
+            why = " ".join(str(error).split())[:200]
+            raise StoreError(f"{self._path}: damaged: {why}: move it away") from error
 
     def _reader(self) -> sqlite3.Connection:
         if self._closed:
             raise StoreError(f"{self._path}: cannot be read: the store is closed")
-        return connect_to_read(self._path)
+        return connect_to_read(self._path, at_rest=False)
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
@@ -331,6 +334,15 @@ class Store:
                     yield self._database
             except sqlite3.Error as error:
                 raise StoreError(f"{self._path}: cannot be written: {error}") from error
+
+    def _load_or_close(self) -> None:
+        try:
+            if self._scratch is not None:
+                self._database.execute("PRAGMA synchronous = OFF")  # it is not to outlive a crash
+            self._load()
+        except BaseException:
+            self._database.close()
+            raise
 
     def _load(self) -> None:
         """Fill the summary, and see which sources are too many."""

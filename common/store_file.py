@@ -220,13 +220,17 @@ def is_store(path: Path) -> bool:
         ) from error
 
 
-def connect_to_read(path: Path) -> sqlite3.Connection:
+def connect_to_read(path: Path, *, at_rest: bool | None = None) -> sqlite3.Connection:
     """A connection that writes nothing, not even beside the file; threads may share it by turns.
 
-    Without a log beside the file nobody writes it, and SQLite need not create one to read.
+    Args:
+        path: The store.
+        at_rest: Whether nobody writes it meanwhile, so that SQLite need not create files to read;
+            None looks whether there is a log beside it.
     """
-    untouched = "" if path.with_name(path.name + "-wal").exists() else "&immutable=1"
-    address = f"{path.absolute().as_uri()}?mode=ro{untouched}"
+    if at_rest is None:
+        at_rest = not path.with_name(path.name + "-wal").exists()
+    address = f"{path.absolute().as_uri()}?mode=ro{'&immutable=1' if at_rest else ''}"
     database = sqlite3.connect(address, uri=True, check_same_thread=False, timeout=5.0)
     database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MOST_BYTES)
     database.execute("PRAGMA trusted_schema = OFF")

@@ -14,7 +14,7 @@ def run(
     threads: Annotated[int, typer.Option(min=1, help="Threads within one inference.")] = 1,
     workers: Annotated[int, typer.Option(min=1, help="Frames served at once.")] = 2,
     store: Annotated[
-        Path | None, typer.Option(help="SQLite file for what frames took; without, in memory.")
+        Path | None, typer.Option(help="SQLite file for what frames took; without, nothing stays.")
     ] = None,
     device: Annotated[
         str, typer.Option(help="What this machine is, for latency tables; default: its CPU.")

@@ -12,14 +12,14 @@ from common.detections import DetectorSpec, YoloHeadSpec
 from common.errors import SettingsError, StoreError
 from common.images import Letterbox
 from common.link import parse_link
-from common.manifest import CodecSpec
+from common.manifest import CodecSpec, WireTensor
 from common.store_file import read_tables
 from common.tables import ENOUGH, LatencyRow, head_to, segments, tail_from, to_json
 from common.timing import Timing
 from search import origins
 from search.cache import Cache
 from search.calibration import observe
-from search.candidates import Candidate, World, judge, predict, with_coding
+from search.candidates import Candidate, World, context_file, judge, predict, with_coding
 from search.cuts import Cut, enumerate_cuts, prefix_cuts
 from search.devices import DEVICES, DeviceProfile
 from search.formats import FormatTable
@@ -46,6 +46,7 @@ from search.rounding import Rounder
 from search.sampling import sample
 from search.strategies.baselines import cost_graph
 from tests import tiny
+from tests.contexts import random_model
 from tests.networks import SIZE, branched_graph, pictures
 
 LINK = parse_link("3mbit/20ms")
@@ -199,6 +200,20 @@ def test_codecs_have_slowdowns_of_their_own() -> None:
     assert (other.encode_ms, other.decode_ms) == pytest.approx((7.0, 3.0))
     assert predict(zstd, TIMES["a"], world).encode_ms == pytest.approx(4.0)
     assert with_coding(world, []).learned is not None
+
+
+def test_context_models_tell_wire_formats_apart() -> None:
+    tensor = WireTensor(
+        name="a", shape=(4, 2, 2), bits=1, to_symbol=(0,) * 256, to_value=(0.0, 1.0)
+    )
+    spec, models = CodecSpec(name="context"), [random_model(4, 2), random_model(4, 2, seed=1)]
+    first, again, other = (
+        replace(candidate("a"), wire=(tensor,), codec=spec, contexts=(model,))
+        for model in (models[0], models[0], models[1])
+    )
+    assert first.coding == again.coding != other.coding
+    (named,) = first.named_wire
+    assert named.context == context_file(models[0])
 
 
 def test_small_segments_stand_in_where_no_head_is_known() -> None:

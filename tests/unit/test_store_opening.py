@@ -165,6 +165,14 @@ def test_a_place_that_holds_no_file_is_refused(
     assert [each.name for each in tmp_path.iterdir()] == ["there"]
 
 
+def test_a_store_with_words_for_numbers_is_told_in_one_line(tmp_path: Path) -> None:
+    path = filled(tmp_path / "store.sqlite", 2)
+    executed(path, "UPDATE samples SET at_s = 'yesterday', total_ms = 'long' WHERE id = 1")
+    with pytest.raises(StoreError, match="damaged") as refused:
+        medians(path)
+    assert "\n" not in str(refused.value)
+
+
 def test_an_empty_file_becomes_a_store(tmp_path: Path) -> None:
     path = tmp_path / "store.sqlite"
     path.touch()
