@@ -60,8 +60,8 @@ def _check_file(path: Path) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISREG(found.st_mode):
-        what = "a folder" if stat.S_ISDIR(found.st_mode) else "no file but a device or a pipe"
-        raise StoreError(f"{path}: is {what}, expected a store or a new file: {_ADVICE}")
+        what = "a folder" if stat.S_ISDIR(found.st_mode) else "a device or a pipe"
+        raise StoreError(f"{path}: is {what}, expected a file: {_ADVICE}")
     if found.st_size == 0:
         return
     if not is_store(path):

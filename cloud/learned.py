@@ -185,10 +185,12 @@ class Summary:
 
     def _add(self, place: Place, plan: str, edge: str, costs: _Costs) -> None:
         key = place, plan
-        if key not in self._groups and len(self._groups) == MOST_GROUPS:
-            oldest, _ = self._groups.popitem(last=False)
-            self._changed.add(oldest)
-        self._groups.setdefault(key, _Group()).add(edge, costs)
+        if key not in self._groups:
+            if len(self._groups) == MOST_GROUPS:
+                oldest, _ = self._groups.popitem(last=False)
+                self._changed.add(oldest)
+            self._groups[key] = _Group()
+        self._groups[key].add(edge, costs)
         self._groups.move_to_end(key)
         self._changed.add(key)
 

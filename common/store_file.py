@@ -125,10 +125,17 @@ MIGRATIONS: Final = (
     CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT NOT NULL);
     """,
     # Segments belong to networks, which older rows do not name. Segments are written anew by each
-    # start of a cloud, and samples are told by plans' digests, so both stay of use.
+    # start of a cloud, and samples are told by plans' digests, so both stay of use. The index holds
+    # all of a sample: the newest of one source and plan are many, and lie apart in the table.
     """
     PRAGMA application_id = 1397771348;
     DROP INDEX samples_by_device;
+    DROP INDEX samples_by_source;
+    CREATE INDEX samples_by_source ON samples (
+        edge, device, runtime, threads, plan, at_s, uplink_bytes, uplink_bps, rtt_ms,
+        capture_ms, preprocess_ms, head_ms, encode_ms, uplink_ms, queue_ms, decode_ms, tail_ms,
+        postprocess_ms, downlink_ms, other_ms, total_ms
+    );
     DROP TABLE profiles;
     CREATE TABLE profiles (
         device TEXT NOT NULL,

@@ -268,7 +268,8 @@ def read_json(path: Path) -> list[LatencyRow]:
                 "times are: run `splitpoint profile --tables` again, into another file"
             ) from error
         where = ".".join(map(str, first["loc"]))
-        raise StoreError(f"{path}: no latency table: {where}: {first['msg']}") from error
+        why = f"{where}: {first['msg']}" if where else first["msg"]
+        raise StoreError(f"{path}: no latency table: {why}") from error
 
 
 def _widths(bits: Mapping[str, int]) -> str:

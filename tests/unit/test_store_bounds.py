@@ -261,3 +261,14 @@ def test_upkeep_that_fails_is_put_off_and_writing_goes_on(
     assert len(tries) == 1
     assert len(store.table()) == 2 * 5
     store.close()
+
+
+def test_the_summary_knows_the_groups_seen_last(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cloud.learned.MOST_GROUPS", 3)
+    for k in range(5):
+        store.add(Sample(Source("door", f"box {k}", "r", 1), PLAN, 1000.0, 100, {"total": 1.0}))
+    store.flush()
+    known = [bool(store.learned(f"box {k}", "r", 1)) for k in range(5)]
+    assert known == [False, False, True, True, True]

@@ -3,6 +3,8 @@
 import logging
 import os
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -128,6 +130,20 @@ def test_what_is_no_store_is_refused_and_left_alone(
     assert "\n" not in str(refused.value)
     assert "give another --store" in str(refused.value)
     assert {each.name: each.read_bytes() for each in tmp_path.iterdir()} == before
+
+
+def test_a_cloud_does_not_take_a_file_of_notes_for_its_store(tmp_path: Path) -> None:
+    notes = tmp_path / "notes.txt"
+    a_text(notes)
+    command = [sys.executable, "-m", "splitpoint.cli", "cloud", "--bundle", str(tmp_path)]
+    ports = ["--grpc-port", "0", "--rest-port", "0"]
+    ended = subprocess.run(  # noqa: S603 - our own command
+        [*command, *ports, "--store", str(notes)], capture_output=True, text=True, timeout=120
+    )
+    assert ended.returncode == 65
+    (line,) = ended.stderr.splitlines()
+    assert "no SQLite file, so it is left alone: give another --store" in line
+    assert [each.name for each in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def a_folder(path: Path) -> Path:
