@@ -239,9 +239,13 @@ def connect_to_read(path: Path, *, at_rest: bool | None = None) -> sqlite3.Conne
         at_rest = not path.with_name(path.name + "-wal").exists()
     address = f"{path.absolute().as_uri()}?mode=ro{'&immutable=1' if at_rest else ''}"
     database = sqlite3.connect(address, uri=True, check_same_thread=False, timeout=5.0)
-    database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MOST_BYTES)
-    database.execute("PRAGMA trusted_schema = OFF")
-    database.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+    try:
+        database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MOST_BYTES)
+        database.execute("PRAGMA trusted_schema = OFF")
+        database.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+    except BaseException:
+        database.close()
+        raise
     return database
 
 
