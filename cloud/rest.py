@@ -20,6 +20,7 @@ from cloud.metrics import CloudMetrics
 from cloud.profile import rows_of
 from cloud.samples import ImpossibleTimesError
 from cloud.store import Row, Store
+from cloud.table_pages import MAX_CURSOR_CHARACTERS, read_page
 from cloud.tails import DEFAULT_SCORE_THRESHOLD, Tails
 from common.errors import CloudUnavailableError
 from common.explained import ExplainedPlans, explanation
@@ -49,6 +50,13 @@ from common.rest import (
 
 ProfileBudget = Annotated[
     float, Query(gt=0, le=300, allow_inf_nan=False, description="Seconds that it may take.")
+]
+PageLimit = Annotated[
+    int, Query(ge=1, le=5000, description="Rows at the most, of `rows` and `tables` together.")
+]
+PageCursor = Annotated[
+    str | None,
+    Query(max_length=MAX_CURSOR_CHARACTERS, description="`next` of the page before."),
 ]
 EdgeName = Annotated[str | None, Query(description="Only this edge; all, if not given.")]
 
@@ -114,18 +122,22 @@ def create_app(
             ],
         )
 
-    @app.get("/v1/tables")
-    async def tables() -> TablesResponse:
-        """What frames really took, and what that says of each device's latencies."""
+    one_reads = asyncio.Lock()
+
+    @app.get("/v1/tables", responses=error_responses(422))
+    async def tables(limit: PageLimit = 1000, cursor: PageCursor = None) -> TablesResponse:
+        """What frames really took, and what that says of each device's latencies, by pages."""
         if store is None:
             return TablesResponse(rows=[], tables=[], ignored={}, dropped=0)
-        rows = await asyncio.to_thread(store.table)
+        async with one_reads:  # a full store is much to read: the others hold no thread meanwhile
+            page = await asyncio.to_thread(read_page, store, cursor, limit)
         names = {digest.hex(): plan.name for digest, plan in tails.bundle.plans.items()}
         return TablesResponse(
-            rows=[_table_row(row, names) for row in rows],
-            tables=await asyncio.to_thread(store.latency_rows),
+            rows=[_table_row(row, names) for row in page.rows],
+            tables=list(page.tables),
             ignored=dict(store.ignored),
             dropped=store.dropped,
+            next=page.next,
         )
 
     @app.get("/livez")

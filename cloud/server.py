@@ -79,7 +79,7 @@ class CloudSettings:
         threads: Threads within one inference.
         workers: Frames served at once, of all edges and REST callers.
         max_edges: Edges connected at once.
-        store: File for what frames took; None keeps it in memory.
+        store: File for what frames took; None keeps it while the process runs.
         device: What this machine is, for latency tables; its host name, if empty.
         tls: Files for TLS with edges; without any, gRPC is in the clear. REST always is.
         ready_file: Written once requests are served.
@@ -246,7 +246,7 @@ class _Process:
     def _introduce(self, bundle: Bundle) -> None:
         """Tell the store what plans are made of, and whose tail times come in."""
         settings = self._settings
-        self._store.know(bundle.plans, bundle.manifest.search.model)
+        self._store.know(bundle.plans)
         device = settings.device or platform.node() or "cloud"
         place = Place(device, runtime_name(settings.threads), settings.threads)
         self._store.stand_on(place, time.time())

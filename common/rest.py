@@ -138,7 +138,7 @@ class TableRow(BaseModel):
 
 
 class TablesResponse(BaseModel):
-    """The latency tables, with what did not get into them."""
+    """A page of the latency tables, with what did not get into them; `rows` come first."""
 
     rows: list[TableRow] = Field(description="What frames took, by edge, plan and stage.")
     tables: list[LatencyRow] = Field(
@@ -146,6 +146,10 @@ class TablesResponse(BaseModel):
     )
     ignored: dict[str, int] = Field(description="By edge: measurements that could not be true.")
     dropped: int = Field(description="Measurements that could not be written.")
+    next: str | None = Field(
+        default=None,
+        description="If there is more: ask again with this as `cursor`. Null on the last page.",
+    )
 
 
 class EdgeRecord(BaseModel):

@@ -23,7 +23,7 @@ def run(
         typer.Option(min=1, max=10_000, help="Edges at once; one address may have half of them."),
     ] = 512,
     store: Annotated[
-        Path | None, typer.Option(help="SQLite file for what frames took; without, in memory.")
+        Path | None, typer.Option(help="SQLite file for what frames took; without, nothing stays.")
     ] = None,
     device: Annotated[
         str, typer.Option(help="What this machine is, for latency tables; default: its CPU.")

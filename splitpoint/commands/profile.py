@@ -160,7 +160,7 @@ def _model(
             timed = time_cuts(prepared, cloud_threads, stages)
             written.append(write_cuts(timed, out))
             if device is not None:
-                rows = cut_rows(timed, device, cloud_threads, time.time())
+                rows = cut_rows(timed, prepared.network, device, cloud_threads, time.time())
     for path in written:
         typer.echo(f"wrote {path}")
     return rows

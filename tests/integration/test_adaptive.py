@@ -49,6 +49,7 @@ def slow_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
         runtime=runtime_name(1),
         threads=1,
         side="edge",
+        network=tiny.NETWORK,
         segment="head to map",
         bits="8",
         n=1000,

@@ -77,7 +77,11 @@ def test_edge_only_runs_without_a_cloud(
     ("arguments", "code", "message"),
     [
         (["edge", "--bundle", "{none}", "{picture}"], 65, "no such bundle"),
-        (["cloud", "--bundle", "{none}"], 65, "no such bundle"),
+        (
+            ["cloud", "--bundle", "{none}", "--grpc-port", "0", "--rest-port", "0"],
+            65,
+            "no such bundle",
+        ),
         (["edge", "--bundle", "{bundle}", "--plan", "nope", "{picture}"], 65, "split-4"),
         (["edge", "--bundle", "{bundle}"], 64, "give images"),
         (

@@ -23,6 +23,7 @@ ROW = LatencyRow(
     runtime="onnxruntime",
     threads=1,
     side="edge",
+    network="ab" * 32,
     segment="head to a",
     bits="8",
     n=3,
