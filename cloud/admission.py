@@ -48,7 +48,7 @@ class LaneLimits:
 
 
 EDGE_LIMITS = LaneLimits(queue=256, per_client=16)
-REST_LIMITS = LaneLimits(queue=32, per_client=32)
+REST_LIMITS = LaneLimits(queue=64, per_client=64)
 
 
 @dataclass

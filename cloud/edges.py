@@ -1,28 +1,39 @@
 """The edges that are connected now: what each last said of itself, and a way to ask it.
 
     Hello, Switch -> Edge (by name) -> GET /v1/edges, GET /v1/plans?edge=NAME
+    Report -> Edge.detections -> GET /v1/edges/NAME/detections
     POST /v1/edges/NAME/profile -> ProfileOrder -> ... -> ProfileReport -> rows of the tables
 
 All of it lives in the event loop of the server and is never touched from another thread. What an
 edge says of itself here is shown under its own name; what it says of times goes through
-`cloud.samples` and into the tables, where edges of one kind count alike.
+`cloud.samples` and into the tables, where edges of one kind count alike. Nothing here outlives the
+edge's stream.
+
+Two edges that are connected under one name are told apart: the second is `cam#2` here and in the
+metrics, for as long as it stays. Its measurements are kept under the name without the number, as
+the number says nothing of the machine.
 """
 
 import asyncio
-import contextlib
 import itertools
 import math
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from cloud.samples import Source
-from common.errors import CloudUnavailableError, SettingsError
-from common.messages import DIGEST_BYTES
+from common.detections import Detections
+from common.errors import CloudUnavailableError, OverloadedError, SettingsError
+from common.messages import DIGEST_BYTES, MAX_EXPECTATIONS
 from common.rpc import splitpoint_pb2 as pb
 
-MAX_EXPECTATIONS = 256
+MOST_REPORTS = 16
+"""Reports of one edge whose detections are kept."""
+_MOST_DETECTIONS = 2000
+"""In all of them: 48 kB."""
+_MOST_PROFILES = 4
 _MAX_REASON = 300
 _MAX_BPS = 1e12
 
@@ -41,7 +52,56 @@ class EdgeFailedError(CloudUnavailableError):
     http_status = 504
 
 
-@dataclass
+class EdgeBusyError(SettingsError):
+    """An edge that does already what it is asked to do."""
+
+    http_status = 409
+
+
+@dataclass(frozen=True)
+class ReportedDetections:
+    """What an edge-only frame found, as its edge reported it.
+
+    Attributes:
+        frame_id: Of the report; unique within the edge's stream.
+        plan: Digest of the edge-only plan.
+        at_s: When the report came, in seconds since the epoch.
+        detections: In pixels of the captured image.
+    """
+
+    frame_id: int
+    plan: bytes
+    at_s: float
+    detections: Detections
+
+
+class Profiling:
+    """How many profiles may be under way at once, of all edges."""
+
+    def __init__(self, most: int = _MOST_PROFILES) -> None:
+        self._most = most
+        self._running = 0
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Hold a place while a profile is under way.
+
+        Raises:
+            OverloadedError: If there is none.
+        """
+        if self._running >= self._most:
+            raise OverloadedError(
+                f"{self._running} edges are being profiled, the most at once: try again later",
+                retry_after_s=10,
+            )
+        self._running += 1
+        try:
+            yield
+        finally:
+            self._running -= 1
+
+
+@dataclass(eq=False)
 class Edge:
     """One connected edge.
 
@@ -49,20 +109,39 @@ class Edge:
         source: Who it is.
         bundle: Digest of its bundle, in hex.
         version: Of its software.
+        instance: Of the edge's process; 0 if it does not say.
+        name: What it is called here: its own name, with a number if that is taken.
         since_s: When it connected, in seconds since the epoch.
         switch: Its last announcement; None before the first.
         switches: How many announcements there were.
+        detections: Of its newest reports, oldest first.
     """
 
     source: Source
     bundle: str
     version: str
     send: Send = field(repr=False)
+    instance: int = 0
+    replaced: Callable[[], None] = field(default=lambda: None, repr=False)
+    name: str = ""
     since_s: float = field(default_factory=time.time)
     switch: pb.Switch | None = None
     switches: int = 0
+    detections: deque[ReportedDetections] = field(default_factory=deque, repr=False)
+    profiling: Profiling = field(default_factory=Profiling, repr=False)
+    _profiled: bool = field(default=False, repr=False)
     _orders: dict[int, "asyncio.Future[pb.ProfileReport]"] = field(default_factory=dict, repr=False)
     _ids: Iterator[int] = field(default_factory=lambda: itertools.count(1), repr=False)
+
+    def __post_init__(self) -> None:
+        self.name = self.name or self.source.edge
+
+    def found(self, report: ReportedDetections) -> None:
+        """Keep what it reported; the oldest is forgotten."""
+        self.detections.append(report)
+        kept = sum(len(each.detections) for each in self.detections)
+        while len(self.detections) > MOST_REPORTS or kept > _MOST_DETECTIONS:
+            kept -= len(self.detections.popleft().detections)
 
     def switched(self, switch: pb.Switch) -> None:
         """Remember what it announced.
@@ -84,7 +163,7 @@ class Edge:
         """Tell those who wait for it that it hung up."""
         for waiting in self._orders.values():
             if not waiting.done():
-                waiting.set_exception(EdgeFailedError(f"{self.source.edge} hung up"))
+                waiting.set_exception(EdgeFailedError(f"{self.name} hung up"))
         self._orders.clear()
 
     async def profile(self, budget_s: float, patience_s: float = 30.0) -> pb.ProfileReport:
@@ -95,8 +174,20 @@ class Edge:
             patience_s: How much longer is waited, for it to begin and for its answer to arrive.
 
         Raises:
+            EdgeBusyError: If it is being profiled already.
             EdgeFailedError: If it hangs up, cannot, or does not answer in time.
+            OverloadedError: If as many edges as may are being profiled.
         """
+        if self._profiled:
+            raise EdgeBusyError(f"{self.name} is being profiled already: wait for that to end")
+        with self.profiling.one():
+            self._profiled = True
+            try:
+                return await self._profile(budget_s, patience_s)
+            finally:
+                self._profiled = False
+
+    async def _profile(self, budget_s: float, patience_s: float) -> pb.ProfileReport:
         order = pb.ProfileOrder(order_id=next(self._ids), budget_ms=max(1, round(budget_s * 1e3)))
         waiting: asyncio.Future[pb.ProfileReport] = asyncio.get_running_loop().create_future()
         self._orders[order.order_id] = waiting
@@ -105,40 +196,66 @@ class Edge:
                 await self.send(pb.CloudMessage(order=order))
                 report = await waiting
         except TimeoutError:
-            late = f"{self.source.edge} did not answer within {budget_s + patience_s:g} s"
+            late = f"{self.name} did not answer within {budget_s + patience_s:g} s"
             raise EdgeFailedError(late) from None
         except asyncio.InvalidStateError as error:
-            raise EdgeFailedError(f"{self.source.edge} hung up") from error
+            raise EdgeFailedError(f"{self.name} hung up") from error
         finally:
             self._orders.pop(order.order_id, None)
         if report.error:
             why = " ".join(report.error.split())[:_MAX_REASON]
-            raise EdgeFailedError(f"{self.source.edge}: {why}")
+            raise EdgeFailedError(f"{self.name}: {why}")
         return report
 
 
 class Edges:
-    """The connected edges, by name; of two with one name, the newer."""
+    """The connected edges, by what they are called here."""
 
     def __init__(self) -> None:
         self._edges: dict[str, Edge] = {}
+        self._profiling = Profiling()
 
     @contextmanager
     def connected(self, edge: Edge) -> Iterator[Edge]:
-        """Hold an edge for as long as its stream is open."""
-        name = edge.source.edge
-        self._edges[name] = edge
+        """Hold an edge for as long as its stream is open, under a name that no other has.
+
+        An edge that has connected again before its older stream was seen to end takes its place.
+        """
+        for older in list(self._edges.values()):
+            if edge.instance and (older.source.edge, older.instance) == (
+                edge.source.edge,
+                edge.instance,
+            ):
+                self._remove(older)
+                older.replaced()
+        edge.name = self._free(edge.source.edge)
+        edge.profiling = self._profiling
+        self._edges[edge.name] = edge
         try:
             yield edge
         finally:
-            edge.gone()
-            if self._edges.get(name) is edge:
-                with contextlib.suppress(KeyError):
-                    del self._edges[name]
+            self._remove(edge)
+
+    def _remove(self, edge: Edge) -> None:
+        edge.gone()
+        if self._edges.get(edge.name) is edge:
+            del self._edges[edge.name]
+
+    def _free(self, name: str) -> str:
+        numbers = itertools.count(2)
+        free = name
+        while free in self._edges:
+            free = f"{name}#{next(numbers)}"
+        return free
 
     def all(self) -> list[Edge]:
         """By name."""
         return [edge for _, edge in sorted(self._edges.items())]
+
+    def has_namesake(self, edge: Edge) -> bool:
+        """Whether another edge is connected that calls itself the same."""
+        own = edge.source.edge
+        return any(e is not edge and e.source.edge == own for e in self._edges.values())
 
     def find(self, name: str) -> Edge:
         """The edge of a name.

@@ -11,10 +11,12 @@ from collections.abc import Iterator, Mapping
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import Metric
 
+from cloud.admission import Admission
 from cloud.edges import Edge, Edges
 from cloud.store import Store
+from cloud.streams import REASONS, Streams
 from common.manifest import Plan
-from common.metrics import STAGE_BUCKETS_S, Asked, Value, gauge, stamp, total
+from common.metrics import STAGE_BUCKETS_S, Asked, Value, counted, gauge, stamp, total
 from common.rpc import splitpoint_pb2 as pb
 
 _STAGES = ("queue", "decode", "tail", "postprocess", "total")
@@ -32,17 +34,27 @@ class CloudMetrics:
         plans: Of the bundle, by digest: other digests become no labels.
         edges: Who is connected.
         store: Where what frames took is kept.
+        streams: Who holds a stream.
+        admission: Where calls wait for a worker.
 
     Attributes:
         registry: What /metrics tells.
     """
 
     def __init__(
-        self, plans: Mapping[bytes, Plan], edges: Edges | None = None, store: Store | None = None
+        self,
+        plans: Mapping[bytes, Plan],
+        edges: Edges | None = None,
+        store: Store | None = None,
+        *,
+        streams: Streams | None = None,
+        admission: Admission | None = None,
     ) -> None:
         self._plans = plans
         self._edges = edges
         self._store = store
+        self._streams = streams
+        self._admission = admission
         self.registry = registry = CollectorRegistry()
         self._frames = Counter(
             "splitpoint_cloud_frames", "Frames answered.", ["plan"], registry=registry
@@ -58,6 +70,11 @@ class CloudMetrics:
         )
         self._switches = Counter(
             "splitpoint_cloud_switches", "Plans that edges announced.", registry=registry
+        )
+        self._detections = Counter(
+            "splitpoint_cloud_reported_detections",
+            "Detections that edges reported of edge-only frames.",
+            registry=registry,
         )
         self._stages = Histogram(
             "splitpoint_cloud_stage_seconds",
@@ -96,6 +113,10 @@ class CloudMetrics:
         elif message.HasField("report"):
             self._reports.labels(self._name(message.report.plan_digest)).inc()
 
+    def reported(self, count: int) -> None:
+        """Count the detections of a report."""
+        self._detections.inc(count)
+
     def switched(self) -> None:
         """Count an edge's announcement."""
         self._switches.inc()
@@ -112,7 +133,7 @@ class CloudMetrics:
             "1 for the plan that an edge announced last.",
             list(self._in_use(edges)),
         )
-        told = [(edge.source.edge, edge.switch) for edge in edges if edge.switch is not None]
+        told = [(edge.name, edge.switch) for edge in edges if edge.switch is not None]
         yield gauge(
             "splitpoint_cloud_link_uplink_bits_per_second",
             "Bandwidth that an edge announced.",
@@ -123,6 +144,23 @@ class CloudMetrics:
             "Round trip that an edge announced.",
             [({"edge": name}, switch.rtt_us / 1e6) for name, switch in told],
         )
+        if self._streams is not None:
+            yield counted(
+                "splitpoint_cloud_ended_streams",
+                "Streams that were refused or ended, by why.",
+                [({"reason": reason}, self._streams.ended[reason]) for reason in REASONS],
+            )
+        if self._admission is not None:
+            yield counted(
+                "splitpoint_cloud_shed_calls",
+                "Calls that were turned away, by who made them.",
+                [({"lane": lane}, n) for lane, n in self._admission.shed.items()],
+            )
+            yield counted(
+                "splitpoint_cloud_abandoned_calls",
+                "Calls that were dropped because their caller had gone.",
+                [({"lane": lane}, n) for lane, n in self._admission.abandoned.items()],
+            )
         if self._store is not None:
             yield total(
                 "splitpoint_cloud_ignored_measurements",
@@ -139,4 +177,4 @@ class CloudMetrics:
         for edge in edges:
             if edge.switch is not None:
                 plan = self._name(edge.switch.plan_digest)
-                yield {"edge": edge.source.edge, "plan": plan}, 1.0
+                yield {"edge": edge.name, "plan": plan}, 1.0

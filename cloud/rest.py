@@ -1,6 +1,6 @@
 """The cloud's REST API: whole images in, detections out, and whether the process is ready.
 
-    image -> letterbox -> [worker pool: the cloud-only plan's tail] -> detections
+    body (common.intake) -> admission -> [worker: decode, letterbox, cloud-only tail] -> detections
 
 This is the path of a caller without an edge, and the reference for every split: the network as it
 is, on the letterboxed pixels, with no lossy codec between them.
@@ -9,21 +9,24 @@ is, on the letterboxed pixels, with no lossy codec between them.
 import asyncio
 import time
 from collections.abc import Mapping
-from concurrent.futures import Executor
+from functools import partial
 from typing import Annotated
 
 from fastapi import FastAPI, Query, Request
 
-from cloud.edges import Edge, EdgeFailedError, Edges
+from cloud.admission import Admission
+from cloud.edges import Edge, EdgeFailedError, Edges, ReportedDetections
 from cloud.metrics import CloudMetrics
 from cloud.profile import rows_of
 from cloud.samples import ImpossibleTimesError
 from cloud.store import Row, Store
+from cloud.table_pages import MAX_CURSOR_CHARACTERS, read_page
 from cloud.tails import DEFAULT_SCORE_THRESHOLD, Tails
 from common.errors import CloudUnavailableError
 from common.explained import ExplainedPlans, explanation
 from common.images import DEFAULT_LIMITS, ImageLimits, Letterbox, decode_image, letterbox
-from common.metrics import serve_metrics
+from common.intake import CLOUD_INTAKE, Intake, IntakeLimits, peer_of, unless_gone
+from common.metrics import serve_intake, serve_metrics
 from common.rest import (
     IMAGE_BODY,
     DetectResponse,
@@ -34,65 +37,76 @@ from common.rest import (
     PlanKey,
     PlanName,
     ProfileResponse,
+    ReportRecord,
+    ReportsResponse,
     ScoreThreshold,
     TableRow,
     TablesResponse,
     detection_records,
     error_responses,
-    install_error_handlers,
+    new_app,
     plan_record,
-    read_image_body,
 )
 
 ProfileBudget = Annotated[
     float, Query(gt=0, le=300, allow_inf_nan=False, description="Seconds that it may take.")
+]
+PageLimit = Annotated[
+    int, Query(ge=1, le=5000, description="Rows at the most, of `rows` and `tables` together.")
+]
+PageCursor = Annotated[
+    str | None,
+    Query(max_length=MAX_CURSOR_CHARACTERS, description="`next` of the page before."),
 ]
 EdgeName = Annotated[str | None, Query(description="Only this edge; all, if not given.")]
 
 
 def create_app(
     tails: Tails,
-    workers: Executor,
+    admission: Admission,
     *,
     store: Store | None = None,
     edges: Edges | None = None,
     metrics: CloudMetrics | None = None,
     limits: ImageLimits = DEFAULT_LIMITS,
+    bodies: IntakeLimits = CLOUD_INTAKE,
     version: str = "",
 ) -> FastAPI:
     """The app over a bundle's tails.
 
     Args:
         tails: The opened tails.
-        workers: Where tails run, shared with the gRPC service.
+        admission: The queue before the workers, shared with the gRPC service.
         store: Where what frames took is kept.
         edges: Who is connected.
         metrics: What /metrics tells.
         limits: The largest image to accept.
+        bodies: Bounds of all images that are held at once.
         version: The software's version, for /docs.
     """
-    app = FastAPI(title="Splitpoint cloud", version=version or "0")
-    install_error_handlers(app)
+    app = new_app("Splitpoint cloud", version)
+    intake = Intake(bodies)
     connected = Edges() if edges is None else edges
     _serve_edges(app, connected, tails, store)
     counted = CloudMetrics(tails.bundle.plans, connected, store) if metrics is None else metrics
     serve_metrics(app, counted.registry)
+    serve_intake(counted.registry, "cloud", intake)
 
     @app.post(
         "/v1/detect",
         openapi_extra=IMAGE_BODY,
-        responses=error_responses(409, 413, 415, 422, 503),
+        responses=error_responses(403, 408, 409, 413, 415, 422, 503),
     )
     async def detect(
         request: Request, score_threshold: ScoreThreshold = DEFAULT_SCORE_THRESHOLD
     ) -> DetectResponse:
         """Detect objects in one image with the whole network."""
         tails.image_runner()  # before the body is read: nothing in it could help
-        body = await read_image_body(request, limits.max_bytes)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            workers, detect_image, tails, body, score_threshold, limits, time.perf_counter()
-        )
+        client = peer_of(request)
+        admission.check("rest", client)
+        async with intake.body(request, limits.max_bytes) as body:
+            work = partial(detect_image, tails, body, score_threshold, limits, time.perf_counter())
+            return await unless_gone(request, admission.run("rest", client, work))
 
     @app.get("/v1/plans", responses=error_responses(404))
     async def plans(edge: EdgeName = None) -> ExplainedPlans:
@@ -102,24 +116,28 @@ def create_app(
             model=tails.bundle.manifest.search.model,
             plans=[plan_record(plan, digest) for digest, plan in tails.bundle.plans.items()],
             in_use=[
-                explanation(each.source.edge, each.switch, tails.bundle.plans)
+                explanation(each.name, each.switch, tails.bundle.plans)
                 for each in asked
                 if each.switch is not None
             ],
         )
 
-    @app.get("/v1/tables")
-    async def tables() -> TablesResponse:
-        """What frames really took, and what that says of each device's latencies."""
+    one_reads = asyncio.Lock()
+
+    @app.get("/v1/tables", responses=error_responses(422))
+    async def tables(limit: PageLimit = 1000, cursor: PageCursor = None) -> TablesResponse:
+        """What frames really took, and what that says of each device's latencies, by pages."""
         if store is None:
             return TablesResponse(rows=[], tables=[], ignored={}, dropped=0)
-        rows = await asyncio.to_thread(store.table)
+        async with one_reads:  # a full store is much to read: the others hold no thread meanwhile
+            page = await asyncio.to_thread(read_page, store, cursor, limit)
         names = {digest.hex(): plan.name for digest, plan in tails.bundle.plans.items()}
         return TablesResponse(
-            rows=[_table_row(row, names) for row in rows],
-            tables=await asyncio.to_thread(store.latency_rows),
+            rows=[_table_row(row, names) for row in page.rows],
+            tables=list(page.tables),
             ignored=dict(store.ignored),
             dropped=store.dropped,
+            next=page.next,
         )
 
     @app.get("/livez")
@@ -143,13 +161,19 @@ def _serve_edges(app: FastAPI, connected: Edges, tails: Tails, store: Store | No
     @app.get("/v1/edges")
     async def all_edges() -> EdgesResponse:
         """The edges that are connected now."""
-        return EdgesResponse(edges=[_edge_record(edge) for edge in connected.all()])
+        return EdgesResponse(
+            edges=[_edge_record(edge, connected.has_namesake(edge)) for edge in connected.all()]
+        )
 
-    @app.post("/v1/edges/{edge:path}/profile", responses=error_responses(404, 422, 504))
-    async def profile(edge: str, budget_s: ProfileBudget = 30.0) -> ProfileResponse:
+    @app.post(
+        "/v1/edges/{edge:path}/profile", responses=error_responses(403, 404, 409, 422, 503, 504)
+    )
+    async def profile(
+        request: Request, edge: str, budget_s: ProfileBudget = 30.0
+    ) -> ProfileResponse:
         """Have a connected edge time its plans, for the latency tables; answers when it has."""
         found = connected.find(edge)
-        report = await found.profile(budget_s)
+        report = await unless_gone(request, found.profile(budget_s))
         try:
             rows = rows_of(report, found.source, tails.bundle.plans, time.time())
         except ImpossibleTimesError as error:
@@ -160,10 +184,29 @@ def _serve_edges(app: FastAPI, connected: Edges, tails: Tails, store: Store | No
             await asyncio.to_thread(store.put, rows)
         return ProfileResponse(rows=rows)
 
+    @app.get("/v1/edges/{edge:path}/detections", responses=error_responses(404))
+    async def detections(edge: str) -> ReportsResponse:
+        """What an edge's newest reported edge-only frames found, for as long as it is connected."""
+        found = connected.find(edge)
+        return ReportsResponse(
+            edge=found.name,
+            reports=[_report_record(each, tails) for each in reversed(found.detections)],
+        )
 
-def _edge_record(edge: Edge) -> EdgeRecord:
+
+def _report_record(report: ReportedDetections, tails: Tails) -> ReportRecord:
+    return ReportRecord(
+        frame_id=report.frame_id,
+        plan=PlanKey(name=tails.bundle.plans[report.plan].name, digest=report.plan.hex()),
+        at_s=report.at_s,
+        detections=detection_records(report.detections, tails.bundle.manifest.detector.class_names),
+    )
+
+
+def _edge_record(edge: Edge, duplicate_name: bool) -> EdgeRecord:
     return EdgeRecord(
-        edge=edge.source.edge,
+        edge=edge.name,
+        duplicate_name=duplicate_name,
         device=edge.source.device,
         runtime=edge.source.runtime,
         bundle=edge.bundle,

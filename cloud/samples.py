@@ -30,9 +30,6 @@ STAGES = (
 )
 """In the order of the path; `other` is hand-overs between threads, `total` leaves capture out."""
 
-MAX_MEASUREMENTS = 16
-"""Of one message."""
-
 LONGEST_US = 600_000_000
 """What a stage can take at the most."""
 

@@ -1,36 +1,47 @@
 """One process that serves the cloud's half: gRPC for edges, REST for everyone, one event loop.
 
-    bind both ports -> open tails -> REST, not ready -> warm up -> gRPC -> ready file -> SIGTERM
+    bind REST -> open tails -> REST, not ready -> warm up -> gRPC -> ready file -> SIGTERM
 
 A port that is taken is reported before any model is opened. Ending is graceful: no new frames are
-read, those under way are answered, and the process exits with 0.
+read, those under way are answered, and the process exits with 0. It ends within its grace whatever
+runs: a thread that is still at work then is left behind, and the last line of the log says so.
 """
 
 import asyncio
+import ipaddress
+import logging
 import os
 import platform
+import resource
+import socket
+import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import NoReturn, TypeVar
 
 import grpc
 
+from cloud.admission import Admission
 from cloud.edges import Edges
 from cloud.metrics import CloudMetrics
 from cloud.rest import create_app
 from cloud.service import SplitService
 from cloud.store import Store
+from cloud.streams import MOST_EDGES, StreamLimits, Streams
 from cloud.tails import Tails
 from common.bundle import Bundle
 from common.errors import AddressInUseError
-from common.messages import channel_options
-from common.rpc.splitpoint_pb2_grpc import add_SplitServiceServicer_to_server
+from common.messages import channel_options, largest_message_bytes
 from common.runtime import runtime_name
 from common.serving import (
     RestServer,
     announce,
     bind,
+    check_ready_file,
     configure_logging,
     log_event,
     port_of,
@@ -40,8 +51,19 @@ from common.serving import (
 from common.tables import Place
 from common.tls import ServerTls, server_credentials
 
-_MAX_EDGES = 64
+T = TypeVar("T")
+
+_LOG = logging.getLogger("splitpoint.cloud")
 _GRACE_S = 5.0
+_LAST_S = 3.0
+"""How much longer than the grace the process may live, to write what waits."""
+_HANDSHAKE_MS = 10_000
+_IDLE_CONNECTION_MS = 30_000
+_METADATA_BYTES = 8192
+_MOST_UNREAD_BYTES = 1 << 20
+_DESCRIPTORS = 65_536
+_SPARE_DESCRIPTORS = 128
+"""For files, models, the store and REST, before gRPC gets any."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +74,12 @@ class CloudSettings:
         bundle: The bundle, a folder or its zip file.
         host: Address to listen on.
         grpc_port: Port for edges; 0 takes a free one.
+        rest_host: Address for REST; the same as `host`, if empty.
         rest_port: Port for REST; 0 takes a free one.
         threads: Threads within one inference.
         workers: Frames served at once, of all edges and REST callers.
-        store: File for what frames took; None keeps it in memory.
+        max_edges: Edges connected at once.
+        store: File for what frames took; None keeps it while the process runs.
         device: What this machine is, for latency tables; its host name, if empty.
         tls: Files for TLS with edges; without any, gRPC is in the clear. REST always is.
         ready_file: Written once requests are served.
@@ -65,9 +89,11 @@ class CloudSettings:
     bundle: Path
     host: str = "127.0.0.1"
     grpc_port: int = 50051
+    rest_host: str = ""
     rest_port: int = 8080
     threads: int = 1
     workers: int = 2
+    max_edges: int = MOST_EDGES
     store: Path | None = None
     device: str = ""
     tls: ServerTls = field(default_factory=ServerTls)
@@ -75,8 +101,12 @@ class CloudSettings:
     version: str = ""
 
 
+class _StoppedError(Exception):
+    """The process was asked to end before it was ready."""
+
+
 def serve(settings: CloudSettings) -> None:
-    """Serve until SIGINT or SIGTERM.
+    """Serve until SIGINT or SIGTERM; with work that does not end, the process ends in here.
 
     Raises:
         AddressInUseError: If a port is taken.
@@ -86,64 +116,238 @@ def serve(settings: CloudSettings) -> None:
         StoreError: If the store cannot be used.
     """
     configure_logging()
-    asyncio.run(_serve(settings))
+    check_ready_file(settings.ready_file)
+    last_resort = threading.Timer(_GRACE_S + _LAST_S, _leave, [settings.ready_file, "a thread"])
+    last_resort.daemon = True
+    try:
+        asyncio.run(_until_stopped(settings, last_resort))
+    finally:
+        last_resort.cancel()
+        retract(settings.ready_file)
 
 
-async def _serve(settings: CloudSettings) -> None:
+async def _until_stopped(settings: CloudSettings, last_resort: threading.Timer) -> None:
     stopped = asyncio.Event()
     stop_on_signals(stopped)
-    retract(settings.ready_file)
+    watching = asyncio.create_task(_start_when(stopped, last_resort))
+    try:
+        cut_off = await _serve(settings, stopped)
+    finally:
+        watching.cancel()
+    if cut_off:  # its thread would be waited for, however long it takes
+        _leave(settings.ready_file, cut_off)
+    log_event("stopped", {"pid": os.getpid()})
+
+
+async def _serve(settings: CloudSettings, stopped: asyncio.Event) -> str:
+    """Serve until stopped; returns what is still at work, if anything is."""
     credentials = server_credentials(settings.tls)
-    with (
-        bind(settings.host, settings.rest_port) as listener,
-        ThreadPoolExecutor(settings.workers, thread_name_prefix="tail") as workers,
-    ):
-        grpc_server, grpc_port = _bind_grpc(settings.host, settings.grpc_port, credentials)
-        store = await asyncio.to_thread(Store, settings.store)
+    descriptors = raise_descriptors()
+    rest_host = settings.rest_host or settings.host
+    workers = ThreadPoolExecutor(settings.workers, thread_name_prefix="tail")
+    admission = Admission(workers, settings.workers)
+    with bind(rest_host, settings.rest_port) as listener:
+        bind(settings.host, settings.grpc_port).close()  # says early why, if it cannot be
+        if settings.tls.client_ca is not None:
+            _warn_of_clear_rest(listener)
         try:
-            bundle = await asyncio.to_thread(Bundle.open, settings.bundle)
-            tails = await asyncio.to_thread(Tails, bundle, threads=settings.threads)
-            await asyncio.to_thread(_introduce, store, bundle, settings)
-            edges = Edges()
-            metrics = CloudMetrics(bundle.plans, edges, store)
-            app = create_app(
+            store = await _unless(stopped, Store, settings.store)
+            try:
+                process = _Process(settings, admission, store, credentials, descriptors)
+                await process.serve(stopped, listener)
+            finally:
+                await asyncio.to_thread(store.close)
+        except _StoppedError as error:
+            return str(error)
+        finally:
+            workers.shutdown(wait=False, cancel_futures=True)
+    running = admission.running("edge") + admission.running("rest")
+    return f"{running} calls" if running else ""
+
+
+class _Process:
+    """What the process holds once its store is open."""
+
+    def __init__(
+        self,
+        settings: CloudSettings,
+        admission: Admission,
+        store: Store,
+        credentials: grpc.ServerCredentials | None,
+        descriptors: int,
+    ) -> None:
+        self._settings = settings
+        self._admission = admission
+        self._store = store
+        self._credentials = credentials
+        self._descriptors = descriptors
+        self._edges = Edges()
+        self._streams = Streams(StreamLimits(edges=settings.max_edges))
+
+    async def serve(self, stopped: asyncio.Event, listener: socket.socket) -> None:
+        """Open the bundle and serve it."""
+        settings = self._settings
+        bundle = await _unless(stopped, Bundle.open, settings.bundle)
+        tails = await _unless(stopped, partial(Tails, threads=settings.threads), bundle)
+        await _unless(stopped, self._introduce, bundle)
+        metrics = CloudMetrics(
+            bundle.plans,
+            self._edges,
+            self._store,
+            streams=self._streams,
+            admission=self._admission,
+        )
+        rest = RestServer(
+            create_app(
                 tails,
-                workers,
-                store=store,
-                edges=edges,
+                self._admission,
+                store=self._store,
+                edges=self._edges,
                 metrics=metrics,
                 version=settings.version,
             )
-            rest = RestServer(app)
-            serving_rest = asyncio.create_task(rest.serve_until(stopped, listener))
+        )
+        serving_rest = asyncio.create_task(rest.serve_until(stopped, listener))
+        try:
             await rest.ready.wait()
-            await asyncio.to_thread(tails.warm_up)
-            service = SplitService(
-                tails,
-                workers,
-                version=settings.version,
-                store=store,
-                edges=edges,
-                metrics=metrics,
-            )
-            add_SplitServiceServicer_to_server(service, grpc_server)  # type: ignore[no-untyped-call]
-            await grpc_server.start()
-            announce("ready", _ready(tails, grpc_port, port_of(listener)), settings.ready_file)
+            await _unless(stopped, tails.warm_up)
+            await self._serve_edges(stopped, tails, metrics, listener)
+        finally:
+            stopped.set()  # an error, too, is an end
+            await asyncio.wait({serving_rest}, timeout=_GRACE_S)
+
+    async def _serve_edges(
+        self,
+        stopped: asyncio.Event,
+        tails: Tails,
+        metrics: CloudMetrics,
+        listener: socket.socket,
+    ) -> None:
+        service = SplitService(
+            tails,
+            self._admission,
+            version=self._settings.version,
+            store=self._store,
+            edges=self._edges,
+            streams=self._streams,
+            metrics=metrics,
+        )
+        server, port = self._bind(tails.bundle)
+        server.add_generic_rpc_handlers((service.handler(),))
+        try:
+            await server.start()
+            ready = _ready(tails, port, port_of(listener))
+            announce("ready", ready, self._settings.ready_file)
             await stopped.wait()
             service.drain()
-            await asyncio.gather(grpc_server.stop(_GRACE_S), serving_rest)
-            log_event("stopped", {"pid": os.getpid()})
         finally:
-            await grpc_server.stop(None)
-            await asyncio.to_thread(store.close)
-            retract(settings.ready_file)
+            await server.stop(_GRACE_S if stopped.is_set() else None)
+
+    def _introduce(self, bundle: Bundle) -> None:
+        """Tell the store what plans are made of, and whose tail times come in."""
+        settings = self._settings
+        self._store.know(bundle.plans)
+        device = settings.device or platform.node() or "cloud"
+        place = Place(device, runtime_name(settings.threads), settings.threads)
+        self._store.stand_on(place, time.time())
+
+    def _bind(self, bundle: Bundle) -> tuple[grpc.aio.Server, int]:
+        host, port = self._settings.host, self._settings.grpc_port
+        server = grpc.aio.server(
+            options=server_options(bundle, self._streams.limits, self._descriptors),
+            maximum_concurrent_rpcs=self._streams.limits.streams,
+        )
+        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        try:
+            if self._credentials is None:
+                return server, server.add_insecure_port(where)
+            return server, server.add_secure_port(where, self._credentials)
+        except RuntimeError as error:
+            raise AddressInUseError(f"{where} cannot be bound: choose another port") from error
 
 
-def _introduce(store: Store, bundle: Bundle, settings: CloudSettings) -> None:
-    """Tell the store what plans are made of, and whose tail times come in."""
-    store.know(bundle.plans, bundle.manifest.search.model)
-    device = settings.device or platform.node() or "cloud"
-    store.stand_on(Place(device, runtime_name(settings.threads), settings.threads), time.time())
+def server_options(bundle: Bundle, limits: StreamLimits, descriptors: int) -> list[tuple[str, int]]:
+    """Options of the gRPC server: what a connection may cost before it is an edge's stream.
+
+    Args:
+        bundle: Its plans bound the size of a message.
+        limits: Of streams.
+        descriptors: Files and sockets that the process may open.
+    """
+    connections = max(1, (descriptors - _SPARE_DESCRIPTORS) // 2)
+    if connections < limits.edges:
+        _LOG.warning(
+            "%d files may be open, enough for %d connections of edges and not for --max-edges %d: "
+            "raise `ulimit -n`",
+            descriptors,
+            connections,
+            limits.edges,
+        )
+    largest = largest_message_bytes(bundle.plans.values())
+    return [
+        *channel_options(largest),
+        # What a stream may send before it is read: a frame, so that a distant edge need not wait.
+        # By itself gRPC lets this grow, to 50 MB a stream where a peer reads no answers.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", min(largest, _MOST_UNREAD_BYTES)),
+        # Without this option a second server would bind the same port and take half of the edges.
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_allowed_incoming_connections", connections),
+        ("grpc.max_concurrent_streams", limits.edges),
+        ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
+        # An edge's connection has a stream and is not idle, whatever it sends.
+        ("grpc.max_connection_idle_ms", _IDLE_CONNECTION_MS),
+        ("grpc.max_metadata_size", _METADATA_BYTES),
+    ]
+
+
+def raise_descriptors() -> int:
+    """Let this process open as many files and sockets as it may; returns how many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
+    if soft == resource.RLIM_INFINITY or soft >= most:
+        return _DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    return most
+
+
+async def _unless(stopped: asyncio.Event, work: Callable[..., T], *args: object) -> T:
+    """What work returns, from a thread.
+
+    Raises:
+        _StoppedError: If the process is asked to end first; the thread is left alone.
+    """
+    working = asyncio.ensure_future(asyncio.to_thread(work, *args))
+    stopping = asyncio.create_task(stopped.wait())
+    await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not working.done():
+        raise _StoppedError("the start")
+    return working.result()
+
+
+async def _start_when(stopped: asyncio.Event, last_resort: threading.Timer) -> None:
+    await stopped.wait()
+    last_resort.start()
+
+
+def _leave(ready_file: Path | None, cut_off: str) -> NoReturn:
+    """End the process without waiting for its threads."""
+    retract(ready_file)
+    log_event("stopped", {"pid": os.getpid(), "cut_off": cut_off})
+    logging.shutdown()
+    os._exit(0)
+
+
+def _warn_of_clear_rest(listener: socket.socket) -> None:
+    host, port = listener.getsockname()[:2]
+    if not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
+        _LOG.warning(
+            "REST on %s:%d is in the clear and for everyone, while edges need a certificate: keep "
+            "it to this machine with --rest-host 127.0.0.1, or behind a proxy that speaks TLS",
+            host,
+            port,
+        )
 
 
 def _ready(tails: Tails, grpc_port: int, rest_port: int) -> dict[str, int | list[str]]:
@@ -154,19 +358,3 @@ def _ready(tails: Tails, grpc_port: int, rest_port: int) -> dict[str, int | list
         "plans": [plan.name for plan in tails.bundle.plans.values()],
         "models": tails.opened,
     }
-
-
-def _bind_grpc(
-    host: str, port: int, credentials: grpc.ServerCredentials | None
-) -> tuple[grpc.aio.Server, int]:
-    bind(host, port).close()  # says why, if it cannot be; gRPC would not
-    # Without this option a second server would bind the same port and take half of the edges.
-    options = [*channel_options(), ("grpc.so_reuseport", 0)]
-    server = grpc.aio.server(options=options, maximum_concurrent_rpcs=_MAX_EDGES)
-    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    try:
-        if credentials is None:
-            return server, server.add_insecure_port(where)
-        return server, server.add_secure_port(where, credentials)
-    except RuntimeError as error:
-        raise AddressInUseError(f"{where} cannot be bound: choose another port") from error

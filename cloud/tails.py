@@ -17,7 +17,7 @@ from common.bundle import Bundle, open_codecs
 from common.codec import Codec, ContextCoded, check
 from common.detections import Detections, DetectorSpec, decode_yolo
 from common.errors import PayloadError, UnknownPlanError
-from common.images import Letterbox
+from common.images import MAX_SIDE_PIXELS, Letterbox
 from common.manifest import LOSSLESS_UPLOADS, Plan, Tail
 from common.messages import checked_threshold
 from common.quantizer import WireTable
@@ -25,7 +25,6 @@ from common.rpc import splitpoint_pb2 as pb
 from common.runtime import Model
 
 DEFAULT_SCORE_THRESHOLD = 0.25
-_MAX_SIDE_PIXELS = 65535
 
 Symbols = NDArray[np.uint8]
 
@@ -153,9 +152,9 @@ class TailRunner:
         return symbols
 
     def _letterbox(self, width: int, height: int) -> Letterbox:
-        if not (1 <= width <= _MAX_SIDE_PIXELS and 1 <= height <= _MAX_SIDE_PIXELS):
+        if not (1 <= width <= MAX_SIDE_PIXELS and 1 <= height <= MAX_SIDE_PIXELS):
             raise PayloadError(
-                f"image size {width}x{height}: expected 1 to {_MAX_SIDE_PIXELS} pixels a side"
+                f"image size {width}x{height}: expected 1 to {MAX_SIDE_PIXELS} pixels a side"
             )
         size = self._detector.input_height, self._detector.input_width
         return Letterbox.fit(width, height, size)

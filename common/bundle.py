@@ -1,6 +1,6 @@
 """The bundle: what is deployed, as a folder or one zip file, believed only after it is checked.
 
-    manifest.json   plans and the size and SHA-256 of every other file
+    manifest.json   plans, the size and SHA-256 of every other file, and its own SHA-256
     models/...      heads and tails, ONNX
     contexts/...    models of the context coder
     vectors/...     parity vectors, .npy
@@ -40,6 +40,8 @@ from common.manifest import (
     Plan,
     Search,
     WireTensor,
+    is_sealed,
+    seal_manifest,
 )
 
 MANIFEST = "manifest.json"
@@ -48,6 +50,7 @@ _LOG = logging.getLogger("splitpoint")
 _MAX_MANIFEST_BYTES = 16 << 20
 _CHUNK = 1 << 20
 _AGAIN = "search again or copy it anew"
+_NO_LINKS = "links are not allowed in a bundle: copy what they point to, as `cp -rL` does"
 
 
 class Bundle:
@@ -186,14 +189,15 @@ class BundleWriter:
             plans=plans,
             files=dict(sorted(self._files.items())),
         )
-        (self._part / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
+        data = seal_manifest(f"{manifest.model_dump_json(indent=1)}\n".encode())
+        (self._part / MANIFEST).write_bytes(data)
         self._part.chmod(0o755)
         older = self._part.with_name(f"{self._part.name}.older")
         if self._folder.exists():
             self._folder.replace(older)  # moved, not removed: at no time is there half a bundle
         self._part.replace(self._folder)
         shutil.rmtree(older, ignore_errors=True)
-        return manifest
+        return parse_manifest(data)
 
     def discard(self) -> None:
         """Remove what was written so far."""
@@ -294,7 +298,9 @@ def _read_codes(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
 
 def _read_manifest(root: Path) -> bytes:
     path = root / MANIFEST
-    if path.is_symlink() or not path.is_file():
+    if path.is_symlink():
+        raise BundleError(f"{path}: {_NO_LINKS}")
+    if not path.is_file():
         raise BundleError(f"{root}: no {MANIFEST}: this is not a bundle")
     if path.stat().st_size > _MAX_MANIFEST_BYTES:
         raise BundleError(f"{path}: larger than {_MAX_MANIFEST_BYTES >> 20} MiB; {_AGAIN}")
@@ -318,6 +324,8 @@ def parse_manifest(data: bytes) -> Manifest:
             f"the bundle has schema {version!r}, this Splitpoint reads {SCHEMA_VERSION}: search "
             "again with this version, or install the one that wrote it"
         )
+    if not is_sealed(data, document.get("sha256")):
+        raise BundleError(f"{MANIFEST}: its content was changed (sha256 differs); {_AGAIN}")
     try:
         return Manifest.model_validate_json(data)
     except ValidationError as error:
@@ -331,8 +339,10 @@ def _check_files(root: Path, manifest: Manifest) -> None:
     for folder, folders, files in os.walk(root):
         for name in (*folders, *files):
             path = Path(folder) / name
-            if path.is_symlink() or not (path.is_dir() or stat.S_ISREG(path.stat().st_mode)):
-                raise BundleError(f"{path.relative_to(root)}: links and devices are not allowed")
+            if path.is_symlink():
+                raise BundleError(f"{path}: {_NO_LINKS}")
+            if not (path.is_dir() or stat.S_ISREG(path.stat().st_mode)):
+                raise BundleError(f"{path}: neither a file nor a folder: remove it")
         present |= {(Path(folder) / name).relative_to(root).as_posix() for name in files}
     missing = sorted(manifest.files.keys() - present)
     extra = sorted(present - manifest.files.keys() - {MANIFEST})

@@ -92,7 +92,7 @@ def lines(costs: Iterable[PlanCost], rtt_ms: float) -> list[Line]:
     return [cost.line(rtt_ms) for cost in costs]
 
 
-_Key = tuple[str, str, str]
+_Key = tuple[str, str, str, str]
 
 
 def _cost(digest: bytes, plan: Plan, known: Mapping[_Key, LatencyRow]) -> PlanCost:
@@ -108,7 +108,7 @@ def _cost(digest: bytes, plan: Plan, known: Mapping[_Key, LatencyRow]) -> PlanCo
 
 
 def _stage(segment: Segment, plan: Plan, known: Mapping[_Key, LatencyRow]) -> StageCost:
-    row = known.get((segment.side, segment.name, segment.bits))
+    row = known.get((segment.side, segment.network, segment.name, segment.bits))
     if row is not None:
         return StageCost(segment.stage, segment.side, row.median_ms, row.source, row.n)
     predicted_ms: float = getattr(plan.predicted, f"{segment.stage}_ms")
@@ -120,7 +120,7 @@ def _sum(stages: Sequence[StageCost], side: Side) -> float:
 
 
 def _key(row: LatencyRow) -> _Key:
-    return row.side, row.segment, row.bits
+    return row.side, row.network, row.segment, row.bits
 
 
 def _worth(row: LatencyRow) -> tuple[int, float]:

@@ -17,6 +17,9 @@
       ├─ StoreError            a file of measurements that cannot be used
       ├─ UnknownPlanError      a plan digest that the receiver does not hold
       ├─ CloudUnavailableError the cloud cannot be reached, or went away
+      │    ├─ CloudOverloadedError  it is there, and has no room for more now
+      │    └─ CloudFailedError      it is there, and its answer cannot be used
+      │         └─ PlanNotHeldError     it does not hold the tail of the plan
       ├─ OverloadedError       more work than can be taken on now; says when to try again
       └─ AddressInUseError     a port that another process holds
 
@@ -131,6 +134,20 @@ class CloudUnavailableError(SplitpointError):
 
     exit_code = 69
     http_status = 503
+
+
+class CloudOverloadedError(CloudUnavailableError):
+    """The cloud turned a stream or a frame away: it has no room for more now."""
+
+
+class CloudFailedError(CloudUnavailableError):
+    """The cloud refused a sound frame, or answered with what cannot be used."""
+
+    http_status = 502
+
+
+class PlanNotHeldError(CloudFailedError):
+    """The cloud does not hold the tail of a plan that the edge has: their bundles differ."""
 
 
 class OverloadedError(SplitpointError):

@@ -16,6 +16,8 @@ tail (the wire carries nothing, the edge reports detections).
 
 import hashlib
 import json
+import re
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Annotated, Literal, Self
@@ -24,14 +26,17 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from common.detections import DetectorSpec
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+UNSEALED = "0" * 64
+"""In place of a manifest's own digest while that is computed."""
 
 Shape = tuple[
     Annotated[int, Field(ge=1, le=65536)],
     Annotated[int, Field(ge=1, le=65536)],
     Annotated[int, Field(ge=1, le=65536)],
 ]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_HEX = r"^[0-9a-f]{64}$"
+Sha256 = Annotated[str, Field(pattern=_HEX)]
 PlanKind = Literal["cloud-only", "split", "edge-only"]
 
 
@@ -180,9 +185,21 @@ class Prediction(_Record):
 
 
 class Plan(_Record):
-    """Cut + widths + wire format + the two models, with what is expected of it."""
+    """Cut + widths + wire format + the two models, with what is expected of it.
+
+    Attributes:
+        name: For people; no two plans of a bundle need to differ by it alone.
+        network: Digest of the network that it divides; see `network_digest`.
+        cut: The tensors that travel; of edge-only, the network's outputs.
+        head: What the edge runs; None for cloud-only.
+        wire: How the cut's tensors travel; empty for edge-only.
+        codec: What codes them.
+        tail: What the cloud runs; None for edge-only.
+        predicted: What the search expects.
+    """
 
     name: str
+    network: Sha256
     cut: tuple[str, ...] = Field(min_length=1)
     head: Head | None
     wire: tuple[WireTensor, ...]
@@ -262,9 +279,19 @@ class Search(_Record):
 
 
 class Manifest(_Record):
-    """The whole of `manifest.json`. The first plan is the best for the link searched for."""
+    """The whole of `manifest.json`. The first plan is the best for the link searched for.
+
+    Attributes:
+        schema_version: Looked at before anything else.
+        sha256: Of the file itself, with zeros for these 64 digits; see `seal_manifest`.
+        detector: How the network's maps become boxes.
+        search: What was asked.
+        plans: The best first.
+        files: Every other file of the bundle.
+    """
 
     schema_version: int
+    sha256: Sha256 = UNSEALED
     detector: DetectorSpec
     search: Search
     plans: tuple[Plan, ...] = Field(min_length=1)
@@ -278,6 +305,10 @@ class Manifest(_Record):
             for name in plan_files(plan):
                 if name not in self.files:
                     raise ValueError(f"plan {plan.name!r} names {name!r}, which is not listed")
+        network = network_digest(self.search.weights_sha256, self.detector)
+        for plan in self.plans:
+            if plan.network != network:
+                raise ValueError(f"plan {plan.name!r} is of another network than the bundle's")
         if len(set(self.digests)) != len(self.plans):
             raise ValueError("two plans do the same thing")
         return self
@@ -286,6 +317,23 @@ class Manifest(_Record):
     def digests(self) -> tuple[bytes, ...]:
         """The digest of each plan, in order."""
         return tuple(plan_digest(plan, self.files, self.detector) for plan in self.plans)
+
+
+def seal_manifest(data: bytes) -> bytes:
+    """The bytes of a manifest with their own SHA-256 in place of the zeros of `sha256`.
+
+    The digest is of the bytes and not of what they mean, so that no bit of them changes unseen.
+    Nothing before `sha256` may hold 64 zeros, too.
+    """
+    return data.replace(UNSEALED.encode(), hashlib.sha256(data).hexdigest().encode(), 1)
+
+
+def is_sealed(data: bytes, sha256: object) -> bool:
+    """Whether the bytes of a manifest that has `sha256` are those that were sealed."""
+    if not isinstance(sha256, str) or not re.fullmatch(_HEX, sha256):
+        return False
+    unsealed = data.replace(sha256.encode(), UNSEALED.encode(), 1)
+    return hashlib.sha256(unsealed).hexdigest() == sha256
 
 
 def plan_files(plan: Plan) -> list[str]:
@@ -315,4 +363,33 @@ def plan_digest(plan: Plan, files: dict[str, FileEntry], detector: DetectorSpec)
         "outputs": plan.head and [o.model_dump(mode="json") for o in plan.head.outputs],
         "files": {name: files[name].sha256 for name in plan_files(plan)},
     }
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).digest()
+    return bytes.fromhex(_sha256(identity))
+
+
+def network_digest(weights_sha256: str, detector: DetectorSpec) -> str:
+    """SHA-256 of what makes a network: its weights, its input size and how its maps become boxes.
+
+    Segments of plans with the same network digest may share a row of a latency table.
+
+    Args:
+        weights_sha256: Of the file of weights.
+        detector: Of the bundle.
+    """
+    return _sha256({"weights": weights_sha256, "detector": detector.model_dump(mode="json")})
+
+
+def wire_digest(wire: Sequence[WireTensor], codec: CodecSpec | None) -> str:
+    """SHA-256 of a wire format: shapes, widths, symbol tables and codec of a cut's tensors.
+
+    Context models enter by their files' names, which `splitpoint search` takes from their content.
+    """
+    return _sha256(
+        {
+            "wire": [tensor.model_dump(mode="json") for tensor in wire],
+            "codec": codec and codec.model_dump(mode="json"),
+        }
+    )
+
+
+def _sha256(identity: object) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

@@ -14,6 +14,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, g
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from common.intake import REFUSALS, Intake, Turns
+
 STAGE_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 """From a codec's half millisecond to a large frame over a thin link."""
 
@@ -52,6 +54,14 @@ def total(name: str, text: str, value: float) -> Metric:
     return CounterMetricFamily(name, text, value=value)
 
 
+def counted(name: str, text: str, values: Iterable[Value]) -> Metric:
+    """What something else has counted, by labels; the name is without `_total`."""
+    family = CounterMetricFamily(name, text)
+    for labels, value in values:
+        family.add_sample(f"{name}_total", dict(labels), value)
+    return family
+
+
 def stamp(counter: Counter, labels: Iterable[str]) -> None:
     """Begin the counts of these labels at 0, so that their first increase shows as one."""
     for label in labels:
@@ -65,3 +75,32 @@ def serve_metrics(app: FastAPI, registry: CollectorRegistry) -> None:
     @app.get("/metrics", include_in_schema=False)
     async def metrics() -> Response:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def serve_intake(
+    registry: CollectorRegistry, end: str, intake: Intake, turns: Turns | None = None
+) -> None:
+    """Show what a REST app holds of images, and how many it turned away.
+
+    Args:
+        registry: Where to.
+        end: `edge` or `cloud`.
+        intake: Reads its bodies.
+        turns: The queue behind it, unless that has metrics of its own.
+    """
+
+    def read() -> Iterator[Metric]:
+        held = f"splitpoint_{end}_rest_body_bytes"
+        yield gauge(held, "Bytes reserved for images by REST.", [({}, intake.held_bytes)])
+        refused = CounterMetricFamily(
+            f"splitpoint_{end}_rest_refused", "Images by REST that were not read.", labels=["bound"]
+        )
+        for bound in REFUSALS:
+            refused.add_metric([bound], intake.refused[bound])
+        if turns is not None:
+            refused.add_metric(["queue"], turns.shed)
+            waiting = f"splitpoint_{end}_rest_waiting"
+            yield gauge(waiting, "Images by REST that wait for their turn.", [({}, turns.waiting)])
+        yield refused
+
+    registry.register(Asked(read))

@@ -1,25 +1,28 @@
 """What the REST apps of both ends share: an image in, detections out, errors as one JSON shape.
 
-    POST body -> read_image_body -> decode -> detect -> DetectResponse
+    POST body -> common.intake -> decode -> detect -> DetectResponse
     SplitpointError -> {"error": {"type": ..., "message": ...}} with its http_status
 
-The image is the raw body, not a form: it is streamed against a hard limit, so an oversized upload
-costs the limit and no more. Only REST apps import this module; the gRPC path does not need it.
+The image is the raw body, not a form, so that it can be read against a hard limit. Only REST apps
+import this module; the gRPC path does not need it.
 """
 
 import http
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from fastapi import FastAPI, Query, Request
+from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from common.detections import Detections
-from common.errors import ImageError, ImageTooLargeError, SplitpointError
+from common.docs_page import serve_docs
+from common.errors import OverloadedError, SplitpointError
 from common.manifest import Plan, PlanKind, Prediction
+from common.rest_guards import AnswerHeaders, refuse_cross_site, refuse_unknown_parameters
 from common.tables import LatencyRow
 
 ScoreThreshold = Annotated[
@@ -37,7 +40,22 @@ IMAGE_BODY: dict[str, Any] = {
         },
     }
 }
-"""`openapi_extra` of a route that takes an image: gives /docs its upload button."""
+"""`openapi_extra` of a route that takes an image."""
+
+
+_CLIENT_CLOSED_REQUEST = 499
+_MEANINGS: Mapping[int, str] = {
+    400: "What came cannot be decoded.",
+    403: "A page of another site sent it.",
+    404: "No such edge is connected.",
+    408: "The body arrived too slowly.",
+    409: "No such plan, or not on both ends; or an edge that is at it already.",
+    413: "The image is over the limit on bytes or on pixels.",
+    415: "The body is no image.",
+    422: "A parameter makes no sense, or is not known.",
+    503: "Busy or not ready; `Retry-After` says in how many seconds to try again, where it is set.",
+    504: "The edge did not do what it was asked.",
+}
 
 
 class ImageSize(BaseModel):
@@ -120,7 +138,7 @@ class TableRow(BaseModel):
 
 
 class TablesResponse(BaseModel):
-    """The latency tables, with what did not get into them."""
+    """A page of the latency tables, with what did not get into them; `rows` come first."""
 
     rows: list[TableRow] = Field(description="What frames took, by edge, plan and stage.")
     tables: list[LatencyRow] = Field(
@@ -128,6 +146,10 @@ class TablesResponse(BaseModel):
     )
     ignored: dict[str, int] = Field(description="By edge: measurements that could not be true.")
     dropped: int = Field(description="Measurements that could not be written.")
+    next: str | None = Field(
+        default=None,
+        description="If there is more: ask again with this as `cursor`. Null on the last page.",
+    )
 
 
 class EdgeRecord(BaseModel):
@@ -141,6 +163,10 @@ class EdgeRecord(BaseModel):
     since_s: float = Field(description="When it connected, in seconds since the epoch.")
     plan: str | None = Field(description="Digest of the plan it announced last, in hex.")
     switches: int = Field(description="How often it announced one.")
+    duplicate_name: bool = Field(
+        default=False,
+        description="Whether another one calls itself the same; `edge` tells them apart.",
+    )
 
 
 class EdgesResponse(BaseModel):
@@ -176,7 +202,13 @@ class ErrorResponse(BaseModel):
 
 def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Declare the statuses that a route may answer with, for its OpenAPI description."""
-    return {status: {"model": ErrorResponse} for status in statuses}
+    return {
+        status: {
+            "model": ErrorResponse,
+            "description": _MEANINGS.get(status, http.HTTPStatus(status).phrase),
+        }
+        for status in statuses
+    }
 
 
 def detection_records(
@@ -197,26 +229,20 @@ def plan_record(plan: Plan, digest: bytes) -> PlanRecord:
     )
 
 
-async def read_image_body(request: Request, limit_bytes: int) -> bytes:
-    """Read the raw body of a request, never more than the limit.
-
-    Raises:
-        ImageError: If the body is empty or a form.
-        ImageTooLargeError: If it is, or says that it is, over the limit; the rest stays unread.
-    """
-    if request.headers.get("content-type", "").startswith("multipart/"):
-        raise ImageError("expected the image's bytes as the body, got a form: curl --data-binary")
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit_bytes:
-        raise _too_large(limit_bytes)
-    body = bytearray()
-    async for chunk in request.stream():
-        if len(body) + len(chunk) > limit_bytes:
-            raise _too_large(limit_bytes)
-        body += chunk
-    if not body:
-        raise ImageError("expected an image as the body, got nothing: curl --data-binary @FILE")
-    return bytes(body)
+def new_app(title: str, version: str) -> FastAPI:
+    """An app with what both ends share: errors of one shape, guards before each route, /docs."""
+    app = FastAPI(
+        title=title,
+        version=version or "0",
+        openapi_url=None,  # served as a route, under the guards of the others
+        docs_url=None,
+        redoc_url=None,
+        dependencies=[Depends(refuse_cross_site), Depends(refuse_unknown_parameters)],
+    )
+    app.add_middleware(AnswerHeaders)
+    install_error_handlers(app)
+    serve_docs(app)
+    return app
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -230,7 +256,15 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(SplitpointError)
     async def on_known(_: Request, error: SplitpointError) -> JSONResponse:
-        return answer(error.http_status, type(error).__name__, str(error))
+        headers = None
+        if isinstance(error, OverloadedError):
+            headers = {"Retry-After": str(error.retry_after_s)}
+        return answer(error.http_status, type(error).__name__, str(error), headers)
+
+    @app.exception_handler(ClientDisconnect)
+    async def on_gone(_: Request, _gone: ClientDisconnect) -> Response:
+        # Nobody reads it; without it, the server would log a fault of its own.
+        return Response(status_code=_CLIENT_CLOSED_REQUEST)
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -250,5 +284,17 @@ def install_error_handlers(app: FastAPI) -> None:
         )
 
 
-def _too_large(limit_bytes: int) -> ImageTooLargeError:
-    return ImageTooLargeError(f"the image is over the limit of {limit_bytes} bytes")
+class ReportRecord(BaseModel):
+    """One edge-only frame as its edge reported it."""
+
+    frame_id: int = Field(description="Unique within the edge's stream.")
+    plan: PlanKey
+    at_s: float = Field(description="When the report came, in seconds since the epoch.")
+    detections: list[DetectionRecord]
+
+
+class ReportsResponse(BaseModel):
+    """The newest reports of a connected edge, the newest first."""
+
+    edge: str
+    reports: list[ReportRecord]

@@ -5,7 +5,9 @@ same everywhere and a time measured by the search is a time of what is deployed.
 """
 
 import platform
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -65,14 +67,12 @@ class Model:
         # The session keeps no copy of what it did not repack: they live as long as it does.
         self._weights = [onnxruntime.OrtValue.ortvalue_from_numpy(w) for w in weights.values()]
         options.add_external_initializers(list(weights), self._weights)
-        try:
+        with _mapped_errors(f"{name}: ONNX Runtime refuses it"):
             self._session = onnxruntime.InferenceSession(
                 str(source) if isinstance(source, Path) else source,
                 options,
                 providers=["CPUExecutionProvider"],
             )
-        except _RUNTIME_ERRORS as error:
-            raise ModelError(f"{name}: ONNX Runtime refuses it: {_one_line(error)}") from error
         self.inputs = tuple(_port(node) for node in self._session.get_inputs())
         self.outputs = tuple(_port(node) for node in self._session.get_outputs())
 
@@ -82,10 +82,8 @@ class Model:
         Raises:
             ModelError: If an input's name, type or shape is not the model's.
         """
-        try:
+        with _mapped_errors("ONNX Runtime failed", ValueError):
             outputs: Sequence[Array] = self._session.run(None, dict(inputs))
-        except _RUN_ERRORS as error:
-            raise ModelError(f"ONNX Runtime failed: {_one_line(error)}") from error
         return list(outputs)
 
 
@@ -107,8 +105,8 @@ def check_parity(actual: Sequence[Array], expected: Sequence[Array], *, what: st
             raise ParityError(
                 f"{what}: this machine's runtime does not reproduce the head: {equal:.3%} of the "
                 f"elements are equal (99.9 % needed), the largest difference is {off.max()} (1 "
-                "allowed); if its CPU has no VNNI or dot-product instructions, search again "
-                "with --reduced-range"
+                "allowed); if its CPU has no VNNI or dot-product instructions, search again for a "
+                "device whose weights keep to 7 bits: --device this-machine-no-vnni"
             )
 
 
@@ -116,18 +114,51 @@ def _port(node: Any) -> Port:
     return Port(node.name, tuple(d if isinstance(d, int) else None for d in node.shape))
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+@contextmanager
+def _mapped_errors(what: str, *others: type[Exception]) -> Iterator[None]:
+    """Raise what ONNX Runtime raises as `ModelError`.
+
+    Its exceptions derive from `Exception` alone and have no public name, so they are recognised by
+    the package that they come from; everything else passes, but for `others`.
+    """
+    try:
+        yield
+    except Exception as error:
+        package = type(error).__module__.partition(".")[0]
+        if package != onnxruntime.__name__ and not isinstance(error, others):
+            raise
+        raise ModelError(f"{what}: {_cause(str(error))}") from error
 
 
-_state = onnxruntime.capi.onnxruntime_pybind11_state
-_RUNTIME_ERRORS: tuple[type[Exception], ...] = (
-    _state.Fail,
-    _state.InvalidArgument,
-    _state.InvalidGraph,
-    _state.InvalidProtobuf,
-    _state.NoSuchFile,
-    _state.NotImplemented,
-    _state.RuntimeException,
-)
-_RUN_ERRORS: tuple[type[Exception], ...] = (*_RUNTIME_ERRORS, ValueError)
+def _cause(message: str) -> str:
+    """What is wrong, on one line, from a message of ONNX Runtime.
+
+    Of what is too long the middle is left out: a message begins with a node or a place in C++ and
+    ends with the cause.
+    """
+    newer = _newer_than_runtime(message[-_MOST_READ:])
+    if newer is not None:
+        return newer
+    message = _PREFIX.sub("", " ".join(message.split()))
+    if len(message) <= _HEAD + _TAIL:
+        return message
+    return f"{message[:_HEAD]} ... {message[-_TAIL:]}"
+
+
+def _newer_than_runtime(message: str) -> str | None:
+    """What to do about a model of a newer format or operator set than this runtime reads."""
+    here = f"this ONNX Runtime ({onnxruntime.__version__}) reads"
+    cure = "install a newer onnxruntime, or export the model again with an older one"
+    if found := _NEWER_IR.search(message):
+        return f"it has ONNX IR version {found[1]}, {here} at most {found[2]}: {cure}"
+    if found := _NEWER_OPSET.search(message):
+        came, domain, most = found.groups()
+        return f"it needs opset {came} of {domain}, {here} at most {most}: {cure}"
+    return None
+
+
+_HEAD, _TAIL = 100, 400
+_MOST_READ = 4096
+_PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : (\w+ : )?")
+_NEWER_IR = re.compile(r"IR version: (\d+), max supported IR version: (\d+)")
+_NEWER_OPSET = re.compile(r"Opset (\d+) is under .* domain (\S+) is till opset (\d+)", re.DOTALL)

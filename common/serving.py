@@ -2,7 +2,7 @@
 
 Ports are bound before models are opened, so a taken port is reported at once; and a ready file
 appears only when requests are served, so whoever starts a process waits for a file, never for a
-time.
+time. Connections are bounded by `common.connections`.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ import contextlib
 import errno
 import json
 import logging
+import math
 import os
 import signal
 import socket
@@ -18,11 +19,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from common.connections import DEFAULT_CONNECTIONS, ConnectionLimits, Connections, guarded_by
 from common.errors import AddressInUseError, SettingsError
+from common.log_limits import LogLimit
 
 Fields = Mapping[str, object]
+
+_ACCEPTED_AT_ONCE = 16
+"""Sockets taken from the kernel's queue before the first of them can be counted, and refused."""
+_BACKLOG = 1024
+_CANCELLED_AFTER_S = 1
+"""Beyond the grace, once its connection is closed, a request ends by itself or is cancelled."""
 
 
 class RestServer(uvicorn.Server):
@@ -30,16 +39,26 @@ class RestServer(uvicorn.Server):
 
     Signals are the process's business, so uvicorn is kept from taking them. `ready` is set once
     requests are accepted.
+
+    Args:
+        app: What is served.
+        limits: Bounds of its connections.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, limits: ConnectionLimits = DEFAULT_CONNECTIONS) -> None:
+        self.connections = Connections(limits)
         super().__init__(
             uvicorn.Config(
-                app,
+                self._unless_cancelled(app),
+                http=guarded_by(self.connections),
+                ws="none",
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                timeout_graceful_shutdown=5,
+                # A peer is who is at the other end of the socket, whatever its headers say.
+                proxy_headers=False,
+                backlog=_ACCEPTED_AT_ONCE,
+                timeout_graceful_shutdown=math.ceil(limits.grace_s) + _CANCELLED_AFTER_S,
             )
         )
         self.ready = asyncio.Event()
@@ -52,7 +71,31 @@ class RestServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, then set `ready`."""
         await super().startup(sockets)
+        for listener in sockets or []:
+            listener.listen(_BACKLOG)  # asyncio has one number for the queue and for its own pace
+        self.connections.start()
         self.ready.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer what is under way, for as long as the grace, then close what is left."""
+        grace_s = self.connections.limits.grace_s
+        over = asyncio.get_running_loop().call_later(grace_s, self.connections.abort)
+        await super().shutdown(sockets)
+        over.cancel()
+        self.connections.stop()
+        self.connections.abort()
+
+    def _unless_cancelled(self, app: ASGIApp) -> ASGIApp:
+        """The app; a request that is cancelled by the end is no fault, as uvicorn would log it."""
+
+        async def run(scope: Scope, receive: Receive, send: Send) -> None:
+            try:
+                await app(scope, receive, send)
+            except asyncio.CancelledError:
+                if not self.should_exit:
+                    raise
+
+        return run
 
     async def serve_until(self, stopped: asyncio.Event, listener: socket.socket) -> None:
         """Serve until the event is set; requests under way are answered first."""
@@ -145,32 +188,61 @@ def announce(event: str, fields: Fields, ready_file: Path | None = None) -> None
         SettingsError: If the file cannot be written.
     """
     log_event(event, fields)
-    if ready_file is None:
-        return
-    partial = ready_file.with_name(f".{ready_file.name}.{os.getpid()}")
-    try:
-        partial.write_text(json.dumps(fields) + "\n")
-        partial.replace(ready_file)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise SettingsError(f"{ready_file}: cannot be written: {error.strerror}") from error
+    if ready_file is not None:
+        with _partial(ready_file) as partial:
+            partial.write_text(json.dumps(fields) + "\n")
+            partial.replace(ready_file)
 
 
 def retract(ready_file: Path | None) -> None:
     """Remove a ready file: one that an earlier process left, or this one's at its end."""
     if ready_file is not None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):
             ready_file.unlink()
+
+
+def check_ready_file(ready_file: Path | None) -> None:
+    """Require that a ready file can be written later; one that an earlier process left is removed.
+
+    Whoever waits for the file does not see this.
+
+    Raises:
+        SettingsError: If it cannot be.
+    """
+    if ready_file is None:
+        return
+    retract(ready_file)
+    with _partial(ready_file) as partial:
+        partial.write_text("")
+        if ready_file.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+
+
+@contextlib.contextmanager
+def _partial(path: Path) -> Iterator[Path]:
+    """A file beside another, which takes its place or is removed."""
+    partial = path.parent / f".{path.name}.{os.getpid()}"
+    try:
+        yield partial
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise SettingsError(f"{path}: the ready file cannot be written: {why}") from error
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            partial.unlink()
 
 
 def log_event(event: str, fields: Fields) -> None:
     """Log one line of JSON; `logging` adds nothing to it."""
-    logging.getLogger("splitpoint").info(json.dumps({"event": event, **fields}))
+    line = json.dumps({"event": event, **fields})
+    logging.getLogger("splitpoint").info(line, extra={"event": event})
 
 
 def configure_logging() -> None:
-    """Send the project's log lines, and the libraries' warnings, to stderr."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    """Send the project's log lines, and the libraries' warnings, to stderr, within limits."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(LogLimit())
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("splitpoint").setLevel(logging.INFO)
 
 

@@ -1,14 +1,19 @@
 """Latency tables: what each segment of each plan takes on each device, and how that is known.
 
-    (device, runtime, threads) x (segment, bits) -> n, median, p90, 95 % interval, source, last seen
+    (device, runtime, threads) x (network, segment, bits)
+        -> n, median, p90, 95 % interval, source, last seen
 
 A segment is a piece of a plan's path that other plans may share: the head up to a cut, the tail
-behind it, the coding of one wire format. Tables come from a profile of a device, from frames that
-were served, or from a device that was only simulated; they travel as JSON, and the cloud's store
-keeps them (`common.store_file`).
+behind it, the coding of one wire format. Two segments are the same only if they belong to the same
+network, by its digest: other weights or another input size make another network, however alike the
+names of its layers. Names of plans do not enter. Tables come from a profile of a device, from
+frames that were served, or from a device that was only simulated; they travel as JSON, and the
+cloud's store keeps them (`common.store_file`).
 """
 
+import hashlib
 import json
+import stat
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +23,7 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from common.errors import StoreError
-from common.manifest import Plan
+from common.manifest import CodecSpec, Plan, Sha256, wire_digest
 from common.timing import Timing
 
 Side = Literal["edge", "cloud"]
@@ -32,7 +37,12 @@ ENOUGH = 20
 MAX_PROFILE_ROWS = 2048
 """That one ProfileReport may carry."""
 
+LETTERBOX, BOXES = "letterbox", "boxes"
+"""Segments that every plan of a network shares."""
+
 _MAX_FILE_BYTES = 64 << 20
+_DIGEST_CHARACTERS = 16
+_WIDTHS_CHARACTERS = 8
 
 
 class Place(NamedTuple):
@@ -57,8 +67,10 @@ class LatencyRow(BaseModel):
         runtime: What models run in there; see `common.runtime.runtime_name`.
         threads: Threads within one run.
         side: Which end of the link the device stands at.
+        network: Digest of the network that the segment belongs to; see `network_digest`.
         segment: As `segments` names it.
-        bits: Widths of the segment's weights, such as "8" or "2-8"; "32" for floating point.
+        bits: Widths of the segment's weights: "8", or "2-8" and a digest of which layer has which;
+            "32" for floating point.
         n: Runs or frames.
         median_ms: Their median.
         p90_ms: Their 90th percentile.
@@ -74,6 +86,7 @@ class LatencyRow(BaseModel):
     runtime: str = Field(max_length=128)
     threads: int = Field(ge=0)
     side: Side
+    network: Sha256
     segment: str = Field(min_length=1, max_length=4096)
     bits: str = Field(max_length=32)
     n: int = Field(ge=0)
@@ -91,11 +104,11 @@ class LatencyRow(BaseModel):
         return self
 
     @property
-    def key(self) -> tuple[str, str, int, Side, str, str, Source]:
+    def key(self) -> tuple[str, str, int, Side, str, str, str, Source]:
         """What there is one row of in a table."""
         return (
             *(self.device, self.runtime, self.threads),
-            *(self.side, self.segment, self.bits, self.source),
+            *(self.side, self.network, self.segment, self.bits, self.source),
         )
 
 
@@ -109,31 +122,58 @@ class Segment:
     Attributes:
         stage: Of the path: preprocess, head, encode, decode, tail or postprocess.
         side: Where it runs.
-        name: The same for all plans that share it.
+        network: Digest of the network that it belongs to.
+        name: The same for all plans of the network that share it, apart from `bits`.
         bits: Widths of its weights, or of its symbols.
     """
 
     stage: str
     side: Side
+    network: str
     name: str
     bits: str
 
 
+def head_to(cut: str) -> str:
+    """Name of the segment that is the head up to a cut.
+
+    Args:
+        cut: Names of the cut's tensors, joined by "+".
+    """
+    return f"head to {cut}"
+
+
+def tail_from(cut: str) -> str:
+    """Name of the segment that is the tail behind a cut."""
+    return f"tail from {cut}"
+
+
+def wire_of(cut: str, codec: CodecSpec | None, digest: str) -> str:
+    """What is encoded and decoded; "encode " or "decode " in front names a segment.
+
+    Args:
+        cut: Names of the cut's tensors, joined by "+".
+        codec: What codes them.
+        digest: Of the wire format, in hex; see `common.manifest.wire_digest`.
+    """
+    return f"{cut} {codec} {digest[:_DIGEST_CHARACTERS]}"
+
+
 def segments(plan: Plan) -> Iterator[Segment]:
     """The segments of a plan, in the order of the path."""
-    cut = "+".join(plan.cut)
-    yield Segment("preprocess", "edge", "letterbox", "8")
+    network, cut = plan.network, "+".join(plan.cut)
+    yield Segment("preprocess", "edge", network, LETTERBOX, "8")
     if plan.head is not None:
-        yield Segment("head", "edge", f"head to {cut}", _range(plan.head.bits.values()))
+        yield Segment("head", "edge", network, head_to(cut), _widths(plan.head.bits))
     if plan.tail is None:
-        yield Segment("postprocess", "edge", "boxes", "32")
+        yield Segment("postprocess", "edge", network, BOXES, "32")
         return
-    wire = f"{cut} {plan.codec} of plan {plan.name}"
-    widths = _range(tensor.bits for tensor in plan.wire)
-    yield Segment("encode", "edge", f"encode {wire}", widths)
-    yield Segment("decode", "cloud", f"decode {wire}", widths)
-    yield Segment("tail", "cloud", f"tail from {cut}", "32")
-    yield Segment("postprocess", "cloud", "boxes", "32")
+    wire = wire_of(cut, plan.codec, wire_digest(plan.wire, plan.codec))
+    bits = _range(tensor.bits for tensor in plan.wire)
+    yield Segment("encode", "edge", network, f"encode {wire}", bits)
+    yield Segment("decode", "cloud", network, f"decode {wire}", bits)
+    yield Segment("tail", "cloud", network, tail_from(cut), "32")
+    yield Segment("postprocess", "cloud", network, BOXES, "32")
 
 
 def profiled(
@@ -168,6 +208,7 @@ def row_of(
         runtime=place.runtime,
         threads=place.threads,
         side=segment.side,
+        network=segment.network,
         segment=segment.name,
         bits=segment.bits,
         n=timing.n,
@@ -210,15 +251,34 @@ def read_json(path: Path) -> list[LatencyRow]:
         StoreError: If it cannot be read, or is none.
     """
     try:
-        if path.stat().st_size > _MAX_FILE_BYTES:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its writer
+            raise StoreError(f"{path}: cannot be read: expected a file")
+        with path.open("rb") as file:
+            data = file.read(_MAX_FILE_BYTES + 1)
+        if len(data) > _MAX_FILE_BYTES:
             raise StoreError(f"{path}: no latency table: larger than {_MAX_FILE_BYTES} bytes")
-        return _ROWS.validate_json(path.read_bytes())
+        return _ROWS.validate_json(data)
     except OSError as error:
         raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
     except ValidationError as error:
         first = error.errors()[0]
+        if first["type"] == "missing" and first["loc"][1:] == ("network",):
+            raise StoreError(
+                f"{path}: written by an older version, which did not say of which network its "
+                "times are: run `splitpoint profile --tables` again, into another file"
+            ) from error
         where = ".".join(map(str, first["loc"]))
-        raise StoreError(f"{path}: no latency table: {where}: {first['msg']}") from error
+        why = f"{where}: {first['msg']}" if where else first["msg"]
+        raise StoreError(f"{path}: no latency table: {why}") from error
+
+
+def _widths(bits: Mapping[str, int]) -> str:
+    """Widths of a head's layers; where they differ, with a digest of which layer has which."""
+    spread = _range(bits.values())
+    if len(set(bits.values())) < 2:
+        return spread
+    digest = hashlib.sha256(json.dumps(bits, sort_keys=True).encode()).hexdigest()
+    return f"{spread} {digest[:_WIDTHS_CHARACTERS]}"
 
 
 def _range(widths: Iterable[int]) -> str:

@@ -8,6 +8,7 @@ all; so files are tried with OpenSSL first, and a mistake is a line at the start
 """
 
 import ssl
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,6 +73,23 @@ def channel_credentials(files: ClientTls) -> grpc.ChannelCredentials | None:
         return grpc.ssl_channel_credentials(authority)
     key, cert = _pair(files.cert, files.key)
     return grpc.ssl_channel_credentials(authority, key, cert)
+
+
+def certificate_name(peer: Mapping[str, object]) -> str | None:
+    """Whom a peer's certificate names: its common name, else its first alternative name.
+
+    Args:
+        peer: Of `grpc.ServicerContext.auth_context`.
+
+    Returns:
+        None if the peer showed no certificate, or one without a name.
+    """
+    for key in ("x509_common_name", "x509_subject_alternative_name"):
+        values = peer.get(key)
+        first = next(iter(values), b"") if isinstance(values, Iterable) else b""
+        if isinstance(first, bytes) and first:
+            return first.decode(errors="replace")
+    return None
 
 
 def _pair(cert: Path, key: Path) -> tuple[bytes, bytes]:

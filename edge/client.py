@@ -6,31 +6,48 @@
 A lost stream fails every frame that waits on it; the next frame opens a new one. Nothing is sent a
 second time on its own: a camera has a newer frame by then. Every answer teaches the client's
 `LinkEstimator` about the link.
+
+Connecting is tried by one thread in the background, and all callers share what comes of it: each
+waits as long as it likes. After a failed attempt the next one has to wait a little, longer each
+time, and callers fail at once meanwhile. A cloud that is full is left alone for longer.
 """
 
 import contextlib
+import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from common.errors import (
+    CloudFailedError,
+    CloudOverloadedError,
     CloudUnavailableError,
-    PayloadError,
+    PlanNotHeldError,
     SplitpointError,
     StaleReferenceError,
-    UnknownPlanError,
 )
 from common.rpc import splitpoint_pb2 as pb
 from edge.link_estimate import LinkEstimator, Passage, Transit
+from edge.logs import Sparingly
 from edge.transport import Transport
+
+_LOG = logging.getLogger("splitpoint.edge")
 
 # That one message may carry; of more, the newest.
 _MEASUREMENTS = 16
+
+_AWAY_PAUSES_S = 0.1, 0.8
+"""Between attempts to connect, at first and at most: a cloud that restarts is found within that."""
+_FULL_PAUSES_S = 0.5, 8.0
+"""Before a cloud that is full is asked again, at first and at most."""
+_LATE_S = 1.0
+"""How much longer than its own time-out an attempt to connect may take to end."""
+_REASON_OVERLOADED = 5
 
 Asking = pb.Frame | pb.Report | pb.Probe
 """What the cloud answers."""
@@ -83,6 +100,30 @@ class _Waiting:
         self.gone_at_s = time.perf_counter()
 
 
+class NoAnswerError(CloudUnavailableError):
+    """A message that was sent was not answered in time: the link may be slow."""
+
+
+class _Pause:
+    """A time to leave the cloud alone for, twice as long after each failure in a row."""
+
+    def __init__(self, bounds_s: tuple[float, float]) -> None:
+        self._first_s, self._most_s = bounds_s
+        self._next_s = self._first_s
+        self.until_s = -float("inf")
+
+    def begin(self, now_s: float) -> None:
+        """Start a pause; one that is under way goes on as it was."""
+        if now_s >= self.until_s:
+            self.until_s = now_s + self._next_s
+            self._next_s = min(2 * self._next_s, self._most_s)
+
+    def end(self) -> None:
+        """Forget the failures."""
+        self._next_s = self._first_s
+        self.until_s = -float("inf")
+
+
 class CloudClient:
     """Frames to the cloud and answers back, over one stream at a time. Thread-safe.
 
@@ -91,6 +132,7 @@ class CloudClient:
         hello: The first message of every stream.
         connect_timeout_s: How long the cloud may take to greet.
         answer_timeout_s: How long `request` waits for one answer, if it is not told.
+        clock: Seconds of a monotonic clock, for pauses between attempts to connect.
 
     Attributes:
         link: What its messages have taught about the link.
@@ -103,12 +145,19 @@ class CloudClient:
         *,
         connect_timeout_s: float = 5.0,
         answer_timeout_s: float = 10.0,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._connect = connect
         self._hello = hello
         self._connect_timeout_s = connect_timeout_s
         self._answer_timeout_s = answer_timeout_s
+        self._clock = clock
         self._opening = threading.Lock()
+        self._attempt: Future[_Stream] | None = None
+        self._failure: SplitpointError | None = None
+        self._away = _Pause(_AWAY_PAUSES_S)
+        self._full = _Pause(_FULL_PAUSES_S)
+        self._sparingly = Sparingly()
         self._stream: _Stream | None = None
         self._closed = False
         self._listener: Listener | None = None
@@ -130,22 +179,46 @@ class CloudClient:
         stream = self._stream
         return None if stream is None or stream.lost else stream
 
-    def connect(self) -> frozenset[bytes]:
+    @property
+    def quiet_until_s(self) -> float:
+        """Until when, by the clock, a cloud that is full is sent nothing."""
+        return self._full.until_s
+
+    def connect(self, timeout_s: float | None = None) -> frozenset[bytes]:
         """Open the stream now; returns the digests of the plans whose tails the cloud holds.
 
-        Raises:
-            CloudUnavailableError: If the cloud does not greet.
-        """
-        return self._open().plan_digests
+        Args:
+            timeout_s: How long to wait for it, if not as long as the cloud may take to greet; an
+                attempt that takes longer goes on without the caller.
 
-    def submit(self, message: Asking) -> "Future[Answer]":
+        Raises:
+            CloudUnavailableError: If the cloud does not greet, did not a moment ago, or is full.
+        """
+        self._check_room()
+        return self._open(timeout_s).plan_digests
+
+    def require(self, plan_digest: bytes, connect_s: float | None = None) -> None:
+        """Require that a frame of a plan can be sent, before it is worth making.
+
+        Raises:
+            CloudUnavailableError: As `connect` does.
+            PlanNotHeldError: If the cloud does not hold the plan.
+        """
+        self._check_room()
+        self._open(connect_s).require(plan_digest)
+
+    def submit(self, message: Asking, connect_s: float | None = None) -> "Future[Answer]":
         """Send a frame, report or probe; its frame_id is assigned here.
 
+        Args:
+            message: What to send.
+            connect_s: How long to wait for a stream, as for `connect`.
+
         Raises:
-            CloudUnavailableError: If no stream can be opened, or it is lost.
-            UnknownPlanError: If the cloud does not hold the frame's plan.
+            CloudUnavailableError: If no stream can be opened, it is lost, or the cloud is full.
+            PlanNotHeldError: If the cloud does not hold the frame's plan.
         """
-        return self._send(message)[1]
+        return self._send(message, connect_s)[1]
 
     def tell(self, message: Telling) -> None:
         """Send what is not answered, if a stream is open; it is lost with its stream."""
@@ -154,28 +227,40 @@ class CloudClient:
             with contextlib.suppress(CloudUnavailableError):
                 stream.tell(message)
 
-    def request(self, message: Asking, timeout_s: float | None = None) -> Answer:
+    def request(
+        self,
+        message: Asking,
+        timeout_s: float | None = None,
+        connect_s: float | None = None,
+    ) -> Answer:
         """Send a frame, report or probe and wait for its answer.
 
         Args:
             message: What to send; its frame_id is assigned here.
-            timeout_s: How long to wait, if not as long as usual.
+            timeout_s: How long to wait for the answer, if not as long as usual.
+            connect_s: How long to wait for a stream, as for `connect`.
 
         Raises:
-            CloudUnavailableError: If the cloud is or goes away, fails, or does not answer in time.
-            UnknownPlanError: If the cloud does not hold the plan.
+            CloudUnavailableError: If the cloud is or goes away, has no room or answers too late.
+            CloudFailedError: If it refuses the message.
+            PlanNotHeldError: If the cloud does not hold the plan.
             StaleReferenceError: If the cloud does not remember the frame's reference.
-            PayloadError: If the cloud cannot decode the payload.
         """
         timeout_s = self._answer_timeout_s if timeout_s is None else timeout_s
-        stream, future = self._send(message)
+        stream, future = self._send(message, connect_s)
         try:
-            return future.result(timeout_s)
+            answer = future.result(timeout_s)
         except FutureTimeoutError:
             stream.forget(message.frame_id)
-            raise CloudUnavailableError(
-                f"the cloud did not answer frame {message.frame_id} within {timeout_s:g} s"
+            raise NoAnswerError(
+                f"the cloud did not answer frame {message.frame_id} within {timeout_s:.3g} s"
             ) from None
+        except CloudOverloadedError:
+            self._full.begin(self._clock())
+            raise
+        if isinstance(message, pb.Frame):
+            self._full.end()
+        return answer
 
     def reset(self) -> None:
         """Give the stream up, so that the next message opens a new one; frames that wait fail."""
@@ -185,40 +270,124 @@ class CloudClient:
 
     def close(self) -> None:
         """End the stream; frames that wait fail. No later call succeeds."""
-        self._closed = True
         with self._opening:
-            if self._stream is not None:
-                self._stream.close()
+            self._closed = True
+            attempt, stream = self._attempt, self._stream
+        if attempt is not None:
+            _settle(attempt, CloudUnavailableError("the client is closed"))
+        if stream is not None:
+            stream.close()
 
-    def _send(self, message: Asking) -> "tuple[_Stream, Future[Answer]]":
-        stream = self._open()
+    def _send(self, message: Asking, connect_s: float | None) -> "tuple[_Stream, Future[Answer]]":
+        if not isinstance(message, pb.Probe):
+            self._check_room()
+        until_s = self._clock() + self._patience_s(connect_s)
+        stream = self._open(connect_s)
         try:
             return stream, stream.submit(message)
+        except PlanNotHeldError:
+            raise
         except CloudUnavailableError:
             # The stream had ended unnoticed, and the message never left: a new one may carry it.
-            stream = self._open()
+            stream = self._open(max(0.0, until_s - self._clock()))
             return stream, stream.submit(message)
 
-    def _open(self) -> "_Stream":
+    def _check_room(self) -> None:
+        """Send no more to a cloud that said a moment ago that it is full."""
+        if self._clock() < self._full.until_s:
+            raise CloudOverloadedError("the cloud has no room now: it is left alone for a moment")
+
+    def _patience_s(self, connect_s: float | None) -> float:
+        return self._connect_timeout_s + _LATE_S if connect_s is None else connect_s
+
+    def _open(self, connect_s: float | None) -> "_Stream":
+        """The open stream, or what comes of the one attempt to open it."""
         stream = self._stream
         if stream is not None and not stream.lost:
             return stream
+        attempt = self._attempted()
+        try:
+            return attempt.result(self._patience_s(connect_s))
+        except FutureTimeoutError:
+            raise CloudUnavailableError(
+                f"no stream to the cloud within {self._patience_s(connect_s):.3g} s"
+            ) from None
+        except SplitpointError as error:
+            raise _again(error) from error  # each caller raises its own
+
+    def _attempted(self) -> "Future[_Stream]":
+        """The attempt that is under way, or a new one; one that is over, if nothing is to do."""
         with self._opening:
             if self._closed:
                 raise CloudUnavailableError("the client is closed")
-            if self._stream is None or self._stream.lost:
-                self._stream = None
-                self._stream = _Stream(
-                    self._connect(), self._hello, self._connect_timeout_s, self.link, self._listener
-                )
-            return self._stream
+            if self._attempt is not None:
+                return self._attempt
+            attempt: Future[_Stream] = Future()
+            if self._stream is not None and not self._stream.lost:
+                attempt.set_result(self._stream)
+                return attempt
+            paused = self._clock() < max(self._away.until_s, self._full.until_s)
+            if self._failure is not None and paused:
+                raise _again(self._failure)
+            self._attempt = attempt
+            threading.Thread(
+                target=self._try, args=(attempt,), name="cloud-connect", daemon=True
+            ).start()
+            return attempt
+
+    def _try(self, attempt: "Future[_Stream]") -> None:
+        """Try to open a stream; all who wait for the attempt get what comes of it."""
+        try:
+            stream = _Stream(
+                self._connect(), self._hello, self._connect_timeout_s, self.link, self._listener
+            )
+        except SplitpointError as error:
+            self._failed(attempt, error)
+        except Exception as error:  # noqa: BLE001 - those who wait must hear of it
+            why = f"connecting failed by a bug ({type(error).__name__}: {error})"
+            if self._sparingly.due(why):
+                _LOG.error("connecting failed", exc_info=error)
+            self._failed(attempt, CloudUnavailableError(why))
+        else:
+            with self._opening:
+                self._attempt, self._failure = None, None
+                self._stream = stream
+                self._away.end()
+                closed = self._closed
+            if closed:
+                stream.close()
+            _settle(attempt, stream)
+
+    def _failed(self, attempt: "Future[_Stream]", error: SplitpointError) -> None:
+        pause = self._full if isinstance(error, CloudOverloadedError) else self._away
+        with self._opening:
+            self._attempt, self._failure = None, error
+            pause.begin(self._clock())
+        if times := self._sparingly.due(type(error).__name__):
+            _LOG.info("no stream to the cloud (%d times): %s", times, error)
+        _settle(attempt, error)
+
+
+def _settle(attempt: "Future[_Stream]", outcome: "_Stream | SplitpointError") -> None:
+    """End an attempt to connect, unless the client was closed meanwhile."""
+    with contextlib.suppress(InvalidStateError):
+        if isinstance(outcome, SplitpointError):
+            attempt.set_exception(outcome)
+        else:
+            attempt.set_result(outcome)
+
+
+E = TypeVar("E", bound=SplitpointError)
+
+
+def _again(error: E) -> E:
+    """The same error, for one more caller."""
+    return type(error)(str(error))
 
 
 def _welcome(message: pb.CloudMessage) -> pb.Welcome:
     if message.WhichOneof("kind") != "welcome":
-        raise CloudUnavailableError(
-            f"expected a Welcome, the cloud sent {message.WhichOneof('kind')}"
-        )
+        raise CloudFailedError(f"expected a Welcome, the cloud sent {message.WhichOneof('kind')}")
     return message.welcome
 
 
@@ -245,25 +414,30 @@ class _Stream:
         try:
             transport.send(pb.EdgeMessage(hello=hello))
             greeting = _welcome(transport.receive(timeout_s))
-        except CloudUnavailableError:
+            self.plan_digests = frozenset(greeting.plan_digests)
+            link.reconnected()
+            if listener is not None:
+                listener.welcomed(greeting)
+        except BaseException:
             transport.close()
             raise
-        self.plan_digests = frozenset(greeting.plan_digests)
-        link.reconnected()
-        if listener is not None:
-            listener.welcomed(greeting)
         threading.Thread(target=self._read, name="cloud-reader", daemon=True).start()
 
     @property
     def lost(self) -> bool:
         return self._error is not None
 
-    def submit(self, message: Asking) -> "Future[Answer]":
-        if isinstance(message, pb.Frame) and message.plan_digest not in self.plan_digests:
-            raise UnknownPlanError(
-                f"the cloud does not hold plan {message.plan_digest.hex()[:12]}: "
+    def require(self, plan_digest: bytes) -> None:
+        """Require that the cloud holds a plan."""
+        if plan_digest not in self.plan_digests:
+            raise PlanNotHeldError(
+                f"the cloud does not hold plan {plan_digest.hex()[:12]}: "
                 "both ends need the same bundle"
             )
+
+    def submit(self, message: Asking) -> "Future[Answer]":
+        if isinstance(message, pb.Frame):
+            self.require(message.plan_digest)
         if not isinstance(message, pb.Probe):
             del message.measured[:]
             with contextlib.suppress(IndexError):
@@ -272,7 +446,7 @@ class _Stream:
         waiting = _Waiting(sent_at_s=time.perf_counter(), size_bytes=message.ByteSize())
         with self._lock:
             if self._error is not None:
-                raise CloudUnavailableError(str(self._error))
+                raise _again(self._error)
             message.frame_id = self._next_id
             self._next_id += 1
             self._waiting[message.frame_id] = waiting
@@ -309,6 +483,8 @@ class _Stream:
                 self._deliver(self._transport.receive())
         except CloudUnavailableError as error:
             self._lose(error)
+        except Exception as error:  # noqa: BLE001 - without a reader, frames would wait in vain
+            self._lose(CloudFailedError(f"what the cloud sent cannot be used: {error}"))
 
     def _deliver(self, message: pb.CloudMessage) -> None:
         now_s = time.perf_counter()
@@ -319,7 +495,7 @@ class _Stream:
             ).start()
             return
         if kind not in {"result", "rejection"}:
-            raise CloudUnavailableError(f"expected an answer, the cloud sent {kind}")
+            raise CloudFailedError(f"expected an answer, the cloud sent {kind}")
         frame_id = message.result.frame_id if kind == "result" else message.rejection.frame_id
         with self._lock:
             waiting = self._waiting.pop(frame_id, None)
@@ -364,21 +540,20 @@ class _Stream:
 
     def _lose(self, error: CloudUnavailableError) -> None:
         with self._lock:
-            if self._error is None:
-                self._error = error
+            self._error = self._error or error
             orphans = list(self._waiting.values())
             self._waiting.clear()
         for waiting in orphans:
-            waiting.future.set_exception(CloudUnavailableError(str(self._error)))
+            waiting.future.set_exception(_again(self._error))
         self._transport.close()
 
 
 def _rejected(rejection: pb.Rejection) -> SplitpointError:
-    line = " ".join(rejection.message.split())[:300]
+    line = f"the cloud refused the frame: {' '.join(rejection.message.split())[:300]}"
     if rejection.reason == pb.Rejection.REASON_UNKNOWN_PLAN:
-        return UnknownPlanError(f"the cloud refused the frame: {line}")
+        return PlanNotHeldError(line)
     if rejection.reason == pb.Rejection.REASON_STALE_REFERENCE:
-        return StaleReferenceError(f"the cloud refused the frame: {line}")
-    if rejection.reason == pb.Rejection.REASON_BAD_PAYLOAD:
-        return PayloadError(f"the cloud refused the frame: {line}")
-    return CloudUnavailableError(f"the cloud failed on this frame, which may be sent again: {line}")
+        return StaleReferenceError(line)
+    if rejection.reason == _REASON_OVERLOADED:
+        return CloudOverloadedError(line)
+    return CloudFailedError(line)

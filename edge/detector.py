@@ -12,7 +12,7 @@ plan predicted.
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -31,10 +31,10 @@ from common.messages import detections_to_message, microseconds
 from common.rpc import splitpoint_pb2 as pb
 from edge.client import CloudClient
 from edge.expectation import Expected
-from edge.head import EdgePlan, open_plans
+from edge.head import EdgePlan, open_reproduced
 from edge.pilot import Pilot
 from edge.profile import PICTURE, answer, frame_of
-from edge.reporter import Reporter
+from edge.reporter import Reported, Reporter
 from edge.runner import Done, Runner, Taken
 
 DEFAULT_SCORE_THRESHOLD: Final = 0.25
@@ -88,10 +88,14 @@ class Detector:
         threads: Threads within one run of a head.
         costs: What plans are expected to cost; as the search predicted, if None.
         adaptive: Whether a pilot chooses the plan of frames that name none. Needs a client.
+        report: What the cloud is sent of edge-only frames.
+        required: Digests of plans that must open. Others whose heads this machine does not
+            reproduce are left out, with a warning, as long as one is left.
 
     Raises:
         ModelError: If a head cannot be opened.
-        ParityError: If this machine's runtime does not reproduce a head.
+        ParityError: If this machine's runtime does not reproduce the head of a required plan, or of
+            any.
     """
 
     def __init__(
@@ -103,15 +107,18 @@ class Detector:
         threads: int = 1,
         costs: Sequence[PlanCost] | None = None,
         adaptive: bool = False,
+        report: Reported = "times",
+        required: Collection[bytes] = (),
     ) -> None:
         self.bundle = bundle
         self._spec = bundle.manifest.detector
         self._size = self._spec.input_height, self._spec.input_width
         self._picture = PICTURE
         self._client = client
-        self._plans = open_plans(bundle, plans, threads=threads)
+        self._plans = open_reproduced(bundle, plans, threads=threads, required=required)
         self._runner = Runner(client, len(self._spec.class_names))
-        self.reporter = None if client is None else Reporter(client)
+        self._reported = report
+        self.reporter = None if client is None or report == "none" else Reporter(client)
         self.pilot: Pilot | None = None
         if client is not None:
             client.listen(self)
@@ -143,13 +150,17 @@ class Detector:
             plan: Digest of an opened plan; the pilot's choice, or the default, if None.
             score_threshold: Lowest score to return, in (0, 1].
             capture_ms: What getting the image took, for the record.
-            deadline_ms: The most accurate plan that is expected to keep it is chosen.
+            deadline_ms: From this call on. The most accurate plan that is expected to keep it is
+                chosen; where the cloud turns out too slow for it, a plan without the cloud serves
+                in the time that is left.
 
         Raises:
             SettingsError: If the threshold or deadline makes no sense, or nobody is there to choose
                 a plan by the deadline.
-            UnknownPlanError: If the plan was not opened here, or the cloud does not hold it.
-            CloudUnavailableError: If the plan needs the cloud, and it is or goes away.
+            UnknownPlanError: If the plan was not opened here.
+            CloudUnavailableError: If the plan needs the cloud, and it is or goes away, has no room
+                or answers too late.
+            CloudFailedError: If it does not hold the plan, refuses the frame or answers nonsense.
         """
         if not 0 < score_threshold <= 1:
             raise SettingsError(f"score threshold {score_threshold}: expected a number in (0, 1]")
@@ -164,7 +175,7 @@ class Detector:
         if self.pilot is None or plan is not None:
             done = self._runner.run(chosen.opened, taken)
         else:
-            chosen, done = self._run_or_rest(self.pilot, chosen, taken)
+            chosen, done = self._run_or_rest(self.pilot, chosen, taken, started_s, deadline_ms)
         latency_ms = (time.perf_counter() - started_s) * 1000
         self._tell(chosen, done, preprocess_ms, latency_ms, capture_ms)
         times_ms = {"preprocess": preprocess_ms, **done.stages_ms}
@@ -185,7 +196,7 @@ class Detector:
 
         Raises:
             CloudUnavailableError: If it needs the cloud, which does not greet.
-            UnknownPlanError: If it needs the cloud, which does not hold it.
+            PlanNotHeldError: If it needs the cloud, which does not hold it.
         """
         if self.pilot is not None:
             self.pilot.ready()
@@ -193,8 +204,7 @@ class Detector:
         opened = self._opened(None)
         if opened.plan.tail is None:
             return
-        if opened.digest not in self._runner.client_for(opened).connect():
-            raise UnknownPlanError(f"the cloud does not hold plan {opened.plan.name}")
+        self._runner.client_for(opened).require(opened.digest)
 
     def close(self) -> None:
         """Give reports a last chance, then hang up."""
@@ -229,20 +239,29 @@ class Detector:
         choice = pilot.choose(deadline_ms)
         return _Chosen(self._opened(choice.digest), choice.expected, choice.reason)
 
-    def _run_or_rest(self, pilot: Pilot, chosen: _Chosen, taken: Taken) -> tuple[_Chosen, Done]:
-        """Run a frame as chosen; without the cloud, if that does not answer."""
+    def _run_or_rest(
+        self,
+        pilot: Pilot,
+        chosen: _Chosen,
+        taken: Taken,
+        started_s: float,
+        deadline_ms: float | None,
+    ) -> tuple[_Chosen, Done]:
+        """Run a frame as chosen; by another plan, without the cloud if one is, if that fails."""
+        if chosen.expected is None:
+            return chosen, self._runner.run(chosen.opened, taken)
         sent_s = time.perf_counter()
-        size = 0 if chosen.expected is None else round(chosen.expected.uplink_bytes)
-        patience_s = None if chosen.expected is None else pilot.patience_s(chosen.expected)
+        patience = pilot.patience(chosen.expected, started_s, deadline_ms)
         try:
-            return chosen, self._runner.run(chosen.opened, taken, patience_s)
+            return chosen, self._runner.run(chosen.opened, taken, patience)
         except CloudUnavailableError as error:
-            resting = pilot.lost(size, (time.perf_counter() - sent_s) * 1000)
-            if resting is None:
+            waited_ms = (time.perf_counter() - sent_s) * 1000
+            instead = pilot.failed(chosen.expected, error, waited_ms)
+            if instead is None:
                 raise
             # What this frame takes now is no measurement of the plan that saves it.
-            opened = self._opened(resting)
-            return _Chosen(opened, None, str(error)), self._runner.run(opened, taken)
+            opened = self._opened(instead)
+            return _Chosen(opened, None, str(error)), self._runner.run(opened, taken, patience)
 
     def _tell(
         self,
@@ -269,8 +288,9 @@ class Detector:
 
     def _report(self, opened: EdgePlan, detections: Detections, times: pb.EdgeTimes) -> None:
         if self.reporter is not None:
-            columns = detections_to_message(detections)
-            report = pb.Report(plan_digest=opened.digest, detections=columns, times=times)
+            report = pb.Report(plan_digest=opened.digest, times=times)
+            if self._reported == "detections":
+                report.detections.CopyFrom(detections_to_message(detections))
             self.reporter.report(report)
 
     def _opened(self, digest: bytes | None) -> EdgePlan:

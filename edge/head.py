@@ -8,8 +8,9 @@ A head is opened only if this machine's runtime reproduces the reference in the 
 8-bit products saturate must be found before it serves, not by its detections.
 """
 
+import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,13 +19,15 @@ from numpy.typing import NDArray
 from common.bundle import Bundle, open_codecs, read_vector
 from common.codec import Codec, ContextCoded, seal
 from common.detections import Detections, DetectorSpec, decode_yolo
-from common.errors import SettingsError
+from common.errors import ParityError, SettingsError
 from common.images import Letterbox
 from common.manifest import Head, Plan
 from common.packed_weights import unpack_weights
 from common.quantizer import WireTable
 from common.rpc import splitpoint_pb2 as pb
 from common.runtime import Model, check_parity
+
+_LOG = logging.getLogger("splitpoint.edge")
 
 INPUT = "image"
 
@@ -169,19 +172,77 @@ def open_plans(
         ModelError: If a head cannot be opened.
         ParityError: If this machine's runtime does not reproduce a head.
     """
-    models: dict[tuple[str, ...], Model] = {}
-    opened = {}
-    for digest in bundle.plans if digests is None else digests:
-        plan = bundle.plan(digest)
-        model = None
-        if plan.head is not None:
-            key = _content(bundle, plan.head)
-            if key not in models:
-                models[key] = _open_head(bundle, plan.head, threads)
-            model = models[key]
-        codecs = open_codecs(bundle, plan)
-        opened[digest] = EdgePlan(plan, digest, bundle.manifest.detector, codecs, model)
+    opener = _Opener(bundle, threads)
+    return {digest: opener.open(digest) for digest in _wanted(bundle, digests)}
+
+
+def open_reproduced(
+    bundle: Bundle,
+    digests: Iterable[bytes] | None = None,
+    *,
+    threads: int = 1,
+    required: Collection[bytes] = (),
+) -> dict[bytes, EdgePlan]:
+    """Open the plans whose heads this machine reproduces; the others are left out with a warning.
+
+    Args:
+        bundle: The opened bundle.
+        digests: Which of its plans; all, if None.
+        threads: Threads within one run of a head.
+        required: Those that may not be left out.
+
+    Raises:
+        As `open_plans`; ParityError only for a required plan, or if no plan is left.
+    """
+    opener = _Opener(bundle, threads)
+    opened: dict[bytes, EdgePlan] = {}
+    left_out: list[str] = []
+    failure: ParityError | None = None
+    for digest in _wanted(bundle, digests):
+        try:
+            opened[digest] = opener.open(digest)
+        except ParityError as error:
+            if digest in required:
+                raise
+            failure = failure or error
+            left_out.append(bundle.plan(digest).name)
+    if failure is not None:
+        if not opened:
+            raise failure
+        _LOG.warning("left out: plans %s: %s", ", ".join(left_out), failure)
     return opened
+
+
+class _Opener:
+    """Opens plans of one bundle; those with the same head share its session, or its failure."""
+
+    def __init__(self, bundle: Bundle, threads: int) -> None:
+        self._bundle = bundle
+        self._threads = threads
+        self._heads: dict[tuple[str, ...], Model | ParityError] = {}
+
+    def open(self, digest: bytes) -> EdgePlan:
+        """Open one plan; see `open_plans`."""
+        plan = self._bundle.plan(digest)
+        model = None if plan.head is None else self._model(plan.head)
+        codecs = open_codecs(self._bundle, plan)
+        return EdgePlan(plan, digest, self._bundle.manifest.detector, codecs, model)
+
+    def _model(self, head: Head) -> Model:
+        key = _content(self._bundle, head)
+        if key not in self._heads:
+            try:
+                self._heads[key] = _open_head(self._bundle, head, self._threads)
+            except ParityError as error:
+                self._heads[key] = error
+        found = self._heads[key]
+        if isinstance(found, ParityError):
+            raise found
+        return found
+
+
+def _wanted(bundle: Bundle, digests: Iterable[bytes] | None) -> Iterable[bytes]:
+    return bundle.plans if digests is None else digests
 
 
 def fitting_together(bundle: Bundle) -> list[bytes]:

@@ -7,14 +7,13 @@ Camera -> when asked          -> frames captured and dropped
 Plans are labels by name; their number is the bundle's.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import Metric
 
-from common.errors import SplitpointError
 from common.metrics import STAGE_BUCKETS_S, Asked, gauge, stamp, total
 from edge.detector import Detector, Outcome
 from edge.planner import State
@@ -48,6 +47,7 @@ class EdgeMetrics:
         self._detector = detector
         self._camera = camera
         self._current = detector.default
+        self._age_s: Callable[[], float | None] = lambda: None
         self.registry = registry = CollectorRegistry()
         self._frames = Counter(
             "splitpoint_edge_frames", "Frames with detections.", ["plan"], registry=registry
@@ -76,13 +76,17 @@ class EdgeMetrics:
         stamp(self._frames, (plan.name for plan in detector.bundle.plans.values()))
         registry.register(Asked(self._read))
 
+    def watch(self, age_s: Callable[[], float | None]) -> None:
+        """Tell the age of the frame that was served last, as this function has it."""
+        self._age_s = age_s
+
     @contextmanager
     def under_way(self) -> Iterator[None]:
         """Count a frame as under way, and as failed if it ends in an error."""
         self._depth.inc()
         try:
             yield
-        except SplitpointError as error:
+        except Exception as error:
             self._failures.labels(type(error).__name__).inc()
             raise
         finally:
@@ -115,6 +119,12 @@ class EdgeMetrics:
                 detector.reporter.lost,
             )
         if self._camera is not None:
+            age_s = self._age_s()
+            yield gauge(
+                "splitpoint_edge_frame_age_seconds",
+                "Since the frame that was served last was captured.",
+                [] if age_s is None else [({}, age_s)],
+            )
             yield total(
                 "splitpoint_edge_captured_frames", "Frames captured.", self._camera.captured
             )

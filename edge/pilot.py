@@ -6,7 +6,7 @@
     Welcome.learned -> Planner
 
 A cloud that does not answer in good time is taken for away, and a plan without it serves, until a
-probe gets through again.
+probe gets through again. One that answers with an error loses the plan's next frames to others.
 """
 
 import logging
@@ -15,14 +15,15 @@ import time
 from collections.abc import Sequence
 
 from common.costs import PlanCost
-from common.errors import CloudUnavailableError
+from common.errors import CloudFailedError, CloudUnavailableError, PlanNotHeldError
 from common.link import Link
 from common.messages import microseconds
 from common.rpc import splitpoint_pb2 as pb
-from edge.client import CloudClient
+from edge.client import CloudClient, NoAnswerError
 from edge.expectation import Expected, Served
 from edge.planner import DEFAULT, Choice, Planner, PlannerSettings, State
 from edge.prober import Prober
+from edge.runner import AS_USUAL, Patience
 
 _LOG = logging.getLogger("splitpoint.edge")
 _PATIENCE = 4.0
@@ -85,10 +86,48 @@ class Pilot:
         self._prober.frame()
         return self._planner.expected(digest, time.perf_counter())
 
-    def patience_s(self, expected: Expected) -> float | None:
-        """How long to wait for the cloud's answer; as long as usual if nothing else can serve."""
+    def patience(
+        self, expected: Expected, started_s: float, deadline_ms: float | None = None
+    ) -> Patience:
+        """How long a frame waits for the cloud; as long as usual if nothing else can serve.
+
+        Args:
+            expected: Its plan.
+            started_s: When its deadline began, by `time.perf_counter`.
+            deadline_ms: If given, a plan without the cloud is left the time that it takes, unless
+                that would not give the frame's own plan the time that it usually needs.
+        """
+        if deadline_ms is not None:
+            return self._within(expected, started_s, deadline_ms)
         if not self._planner.can_rest:
-            return None
+            return AS_USUAL
+        seconds = self._usual_s(expected)
+        return Patience(connect_s=seconds, answer_s=seconds)
+
+    def _within(self, expected: Expected, started_s: float, deadline_ms: float) -> Patience:
+        now_s = time.perf_counter()
+        end_s = started_s + deadline_ms / 1e3
+        resting = self._planner.resting(now_s) if self._planner.can_rest else None
+        if expected.latency_ms > deadline_ms:
+            # Nothing keeps it. Where another plan could serve, waiting for no longer than that
+            # takes costs at most twice the least; a stream is not waited for.
+            answer_s = (
+                self._usual_s(expected)
+                if resting is None
+                else max(expected.high_ms, resting.latency_ms) / 1e3
+            )
+            return Patience(answer_s=answer_s, connected_s=end_s)
+        answered_s = end_s
+        if resting is None:
+            return Patience(connected_s=end_s - expected.latency_ms / 1e3, answered_s=answered_s)
+        needed_ms = [ms for ms in (resting.high_ms, resting.latency_ms) if ms <= deadline_ms]
+        if needed_ms:
+            usual_s = now_s + expected.high_ms / 1e3
+            answered_s = min(end_s, max(end_s - needed_ms[0] / 1e3, usual_s))
+        # A stream that comes later than that would most likely come too late for this frame.
+        return Patience(connected_s=answered_s - expected.high_ms / 1e3, answered_s=answered_s)
+
+    def _usual_s(self, expected: Expected) -> float:
         return max(_LEAST_PATIENCE_S, _PATIENCE * expected.high_ms / 1e3)
 
     def served(self, expected: Expected, frame: Served) -> None:
@@ -99,13 +138,33 @@ class Pilot:
         self._warm = True
         self._planner.foresee(time.perf_counter())
 
-    def lost(self, size_bytes: int, waited_ms: float) -> bytes | None:
-        """Learn that the cloud did not answer; returns the plan that does without it, if any."""
+    def failed(
+        self, expected: Expected, error: CloudUnavailableError, waited_ms: float
+    ) -> bytes | None:
+        """Learn that the cloud failed on a frame.
+
+        Args:
+            expected: The frame's plan.
+            error: How it failed.
+            waited_ms: How long the frame has waited.
+
+        Returns:
+            Digest of the plan that serves the frame instead; None if none can.
+        """
         now_s = time.perf_counter()
+        if isinstance(error, PlanNotHeldError):
+            self._planner.missing(expected.digest)
+        elif isinstance(error, CloudFailedError):
+            self._planner.failed(expected.digest, now_s)
+        else:
+            self._planner.lost()
+            if isinstance(error, NoAnswerError):
+                size_bytes = round(expected.uplink_bytes)
+                self._client.link.overdue(now_s, size_bytes, waited_ms)
+                self._prober.doubt()
         self._prober.rest()
-        self._client.link.overdue(now_s, size_bytes, waited_ms)
-        self._planner.lost()
-        return self._planner.resting(now_s).digest if self._planner.can_rest else None
+        instead = self._planner.instead(expected.digest, now_s)
+        return None if instead is None else instead.digest
 
     def welcomed(self, welcome: pb.Welcome) -> None:
         """Start from the plans that the cloud holds, and what it has learnt of edges like this."""

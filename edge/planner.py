@@ -11,6 +11,9 @@ A change of plan waits until staying has cost a set share of a frame, summed ove
 of the ski rental problem. Large gains switch within two frames, small ones once they have added up,
 noise about zero never; and no bandwidth makes two plans alternate.
 
+A deadline takes the most accurate plan that is expected to keep it. Where recent frames had one, a
+look at the link is worth a probe if a more accurate plan could keep it over a faster link.
+
 A plan that may be faster, as far as its uncertainty says, is tried for single frames, as long as
 all trials together have cost less than a small share of the time spent.
 """
@@ -26,6 +29,11 @@ from edge.expectation import Expectations, Expected, Served
 from edge.link_estimate import Estimate, LinkEstimator
 
 _FORGIVING = 0.9
+_RECENT_S = 3.0
+"""How long a deadline counts for the frames to come."""
+_MOST_DEADLINES = 16
+_FAILED_PAUSES_S = 1.0, 30.0
+"""How long a plan that the cloud failed on is left alone, at first and at most."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,14 @@ class Choice:
     def digest(self) -> bytes:
         """Of the plan."""
         return self.expected.digest
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """A plan that the cloud failed on: left alone until a time, for so long."""
+
+    until_s: float
+    pause_s: float
 
 
 @dataclass(frozen=True)
@@ -115,6 +131,9 @@ class Planner:
         self._estimator = estimator
         self._away = False
         self._held: frozenset[bytes] | None = None
+        self._failed: dict[bytes, _Failed] = {}
+        self._deadlines: dict[float, float] = {}
+        self._undated_s = -math.inf
         self._current = next(iter(self._costs))
         self._reason = "the first of the bundle"
         self._switched_s = -math.inf
@@ -132,7 +151,9 @@ class Planner:
         with self._lock:
             expected = self._expectations.now(now_s)
             if deadline_ms is not None:
-                return self._in_time(expected.values(), deadline_ms)
+                self._remember(deadline_ms, now_s)
+                return self._in_time(self._able(expected.values(), now_s), deadline_ms)
+            self._undated_s = now_s
             return self._without_deadline(expected, now_s)
 
     def foresee(self, now_s: float) -> None:
@@ -146,6 +167,7 @@ class Planner:
             self._expectations.served(choice, frame)
             if choice.cost.needs_cloud:
                 self._away = False
+                self._failed.pop(choice.digest, None)
             self._spent_ms += frame.latency_ms
 
     def probed(self, queue_ms: float) -> None:
@@ -163,6 +185,23 @@ class Planner:
         """Learn of which plans the cloud holds the tails; no other plan with a tail can serve."""
         with self._lock:
             self._held = frozenset(digests)
+            self._failed.clear()
+
+    def missing(self, digest: bytes) -> None:
+        """Learn that the cloud does not hold the tail of a plan."""
+        with self._lock:
+            held = frozenset(self._costs) if self._held is None else self._held
+            self._held = held - {digest}
+
+    def failed(self, digest: bytes, now_s: float) -> None:
+        """Learn that the cloud failed on a frame of a plan: others serve for a while."""
+        with self._lock:
+            first_s, most_s = _FAILED_PAUSES_S
+            before = self._failed.get(digest)
+            if before is not None and now_s < before.until_s:
+                return  # of frames that were under way together, one counts
+            pause_s = first_s if before is None else min(2 * before.pause_s, most_s)
+            self._failed[digest] = _Failed(now_s + pause_s, pause_s)
 
     def seed(self, digest: bytes, n: int, edge_ms: float, cloud_ms: float, size: float) -> None:
         """Learn what n earlier frames of a plan took, in medians."""
@@ -174,6 +213,21 @@ class Planner:
         with self._lock:
             able = [e for e in self._expectations.now(now_s).values() if not e.cost.needs_cloud]
             return min(able, key=lambda e: e.latency_ms)
+
+    def instead(self, digest: bytes, now_s: float) -> Expected | None:
+        """The fastest plan for a frame that the cloud failed on; without the cloud, if one is.
+
+        Returns:
+            None if no other plan can serve.
+        """
+        if self.can_rest:
+            return self.resting(now_s)
+        with self._lock:
+            if self._away:
+                return None
+            able = self._sound(self._expectations.now(now_s).values(), now_s)
+            others = [e for e in able if e.digest != digest]
+            return min(others, key=lambda e: e.latency_ms) if others else None
 
     def cost_of(self, digest: bytes) -> PlanCost | None:
         """The costs of a plan that it chooses from."""
@@ -201,14 +255,21 @@ class Planner:
     def wants_probe(self, now_s: float) -> bool:
         """Whether a fresh look at the link could change the choice.
 
-        It could not if no plan that needs the cloud would be faster with an infinite bandwidth.
+        It could not if no plan that needs the cloud would be chosen over an infinite bandwidth: as
+        a faster one where frames have no deadline, as a more accurate one that keeps it where
+        recent ones had.
         """
         with self._lock:
             if self._away:
                 return True
             expected = self._expectations.now(now_s)
+            able = self._able(expected.values(), now_s)
+            deadlines = [ms for ms, at_s in self._deadlines.items() if now_s - at_s <= _RECENT_S]
+            if any(_might_change(able, self._in_time(able, ms), ms) for ms in deadlines):
+                return True
+            if deadlines and now_s - self._undated_s > _RECENT_S:
+                return False
             current = expected[self._current]
-            able = self._able(expected.values())
             return any(e.fixed_ms < current.latency_ms for e in able if e.cost.needs_cloud)
 
     @property
@@ -227,11 +288,11 @@ class Planner:
         return any(not cost.needs_cloud for cost in self._costs.values())
 
     def _without_deadline(self, expected: Mapping[bytes, Expected], now_s: float) -> Choice:
-        able = self._able(expected.values())
+        able = self._able(expected.values(), now_s)
         best = min(able, key=lambda e: e.latency_ms)
         current = expected[self._current]
         if current not in able:
-            why = "the cloud is away" if self._away else "the cloud does not hold the plan before"
+            why = self._why_unable(current)
             return self._switch(best, now_s, why)
         gain = 1 - best.latency_ms / current.latency_ms
         if gain < self._settings.least_gain:
@@ -269,18 +330,71 @@ class Planner:
         self._trials_ms += price_ms
         return Choice(tried, False, f"tried: it may be faster than {current.cost.plan.name}")
 
-    def _in_time(self, expected: Collection[Expected], deadline_ms: float) -> Choice:
-        able = self._able(expected)
+    def _remember(self, deadline_ms: float, now_s: float) -> None:
+        """Note a deadline, roughly; of too many different ones, the latest."""
+        deadline_ms = float(f"{deadline_ms:.2g}")
+        self._deadlines.pop(deadline_ms, None)
+        self._deadlines[deadline_ms] = now_s
+        if len(self._deadlines) > _MOST_DEADLINES:
+            del self._deadlines[next(iter(self._deadlines))]
+
+    def _in_time(self, able: Sequence[Expected], deadline_ms: float) -> Choice:
         in_time = [e for e in able if e.high_ms <= deadline_ms]
         if not in_time:
             fastest = min(able, key=lambda e: e.latency_ms)
-            return Choice(fastest, False, f"the fastest; none keeps {deadline_ms:g} ms for sure")
-        best = min(in_time, key=lambda e: (-e.cost.plan.predicted.accuracy, e.latency_ms))
-        return Choice(best, False, f"the most accurate within {deadline_ms:g} ms")
+            return Choice(
+                fastest, False, f"the fastest; none keeps {_in_ms(deadline_ms)} ms for sure"
+            )
+        best = min(in_time, key=_by_accuracy)
+        return Choice(best, False, f"the most accurate within {_in_ms(deadline_ms)} ms")
 
-    def _able(self, expected: Collection[Expected]) -> list[Expected]:
-        """Those that can serve; if none can, those that could if the cloud were there."""
-        held = self._held
-        known = [e for e in expected if not e.cost.needs_cloud or held is None or e.digest in held]
-        known = known or list(expected)
+    def _able(self, expected: Collection[Expected], now_s: float) -> Sequence[Expected]:
+        """Those that can serve; if none can, those that could if the cloud were there and well."""
+        sound = self._sound(expected, now_s)
+        known = sound or [e for e in expected if self._is_held(e)] or list(expected)
         return [e for e in known if not (self._away and e.cost.needs_cloud)] or known
+
+    def _sound(self, expected: Collection[Expected], now_s: float) -> list[Expected]:
+        """Those whose tails the cloud holds, and did not fail on a moment ago."""
+        failed = self._failed
+        return [
+            e
+            for e in expected
+            if self._is_held(e) and not (e.digest in failed and now_s < failed[e.digest].until_s)
+        ]
+
+    def _is_held(self, expected: Expected) -> bool:
+        return not expected.cost.needs_cloud or self._held is None or expected.digest in self._held
+
+    def _why_unable(self, current: Expected) -> str:
+        if self._away:
+            return "the cloud is away"
+        if self._is_held(current):
+            return "the cloud failed on frames of the plan before"
+        return "the cloud does not hold the plan before"
+
+
+def _in_ms(deadline_ms: float) -> str:
+    return f"{deadline_ms:.0f}" if deadline_ms >= 100 else f"{deadline_ms:.3g}"
+
+
+def _by_accuracy(expected: Expected) -> tuple[float, float]:
+    """What orders plans that keep a deadline: the most accurate, then the fastest."""
+    return -expected.cost.plan.predicted.accuracy, expected.latency_ms
+
+
+def _might_change(able: Sequence[Expected], choice: Choice, deadline_ms: float) -> bool:
+    """Whether another bandwidth could lead to another choice by a deadline."""
+    chosen = choice.expected
+    if chosen.cost.needs_cloud:
+        return True  # a link that falls could end it
+    kept = chosen.high_ms <= deadline_ms
+    for each in able:
+        if not each.cost.needs_cloud:
+            continue
+        best_ms = each.fixed_ms * each.high_ms / each.latency_ms  # over an infinite bandwidth
+        if not kept and each.fixed_ms < chosen.latency_ms:
+            return True
+        if best_ms <= deadline_ms and (not kept or _by_accuracy(each)[0] < _by_accuracy(chosen)[0]):
+            return True
+    return False

@@ -4,9 +4,10 @@
     bandwidth is stale     one probe, of a size that the link passes in a moment; if it is a
                            surprise, another one to settle it
     floor is stale         one ping
-    cloud away             a ping a second, each by a new stream
+    cloud away             a ping a second, each by a new stream; fewer while it says it is full
 
-Nothing is sent while no frames come, nor when no bandwidth could change the choice of a plan. When
+Nothing is sent while no frames come, nor when no bandwidth could change the choice of a plan, be it
+the fastest one or the most accurate within a deadline. When
 they come again after a pause, the first ones have the link for themselves: they may measure it. A
 frame that is being served has the edge for itself, too: what is due waits until it is answered, or
 takes long.
@@ -18,10 +19,10 @@ import threading
 import time
 from collections.abc import Callable
 
-from common.errors import CloudUnavailableError, SplitpointError
+from common.errors import CloudOverloadedError, SplitpointError
 from common.messages import MAX_PROBE_BYTES
 from common.rpc import splitpoint_pb2 as pb
-from edge.client import CloudClient
+from edge.client import CloudClient, NoAnswerError
 from edge.link_estimate import Estimate
 from edge.planner import Planner
 
@@ -97,12 +98,19 @@ class Prober:
             with self._wake:
                 self._wake.notify_all()
 
+    def doubt(self) -> None:
+        """Look for the cloud at once: a frame had no time to wait for its answer."""
+        with self._wake:
+            self._probed_s = -float("inf")
+            self._wake.notify_all()
+
     def calibrate(self) -> None:
         """Learn the link of a new stream, now; does nothing for one that is known.
 
         Raises:
             CloudUnavailableError: If the cloud does not answer.
         """
+        self._client.connect()  # first: those who wait for it share one attempt
         with self._calibrating:
             stream = self._client.stream
             if stream is not None and stream is self._stream:
@@ -127,7 +135,8 @@ class Prober:
         if now_s - self._active_s > _ACTIVE_S:
             return float("inf"), None
         if self._planner.cloud_away:
-            return max(0.0, self._probed_s + _AWAY_S - now_s), self._look_for_cloud
+            at_s = max(self._probed_s + _AWAY_S, self._client.quiet_until_s)
+            return max(0.0, at_s - now_s), self._look_for_cloud
         if self._client.stream is None or self._client.stream is not self._stream:
             return max(0.0, self._failed_s + _AWAY_S - now_s), self.calibrate
         waits: list[tuple[float, Callable[[], None]]] = [
@@ -177,6 +186,8 @@ class Prober:
         self._probed_s = self._clock()
         try:
             self._ping()
+        except CloudOverloadedError:
+            raise
         except SplitpointError:
             self._client.reset()  # a stream that went silent may stay so for long: open another
             raise
@@ -195,7 +206,7 @@ class Prober:
         self._probed_s = self._clock()
         try:
             self._ask(os.urandom(size_bytes))
-        except CloudUnavailableError:
+        except NoAnswerError:
             if self._client.stream is None:
                 raise
             # It may still be on its way: that the link is slow is known, a ping tells the rest.

@@ -3,10 +3,15 @@
 import logging
 import queue
 import threading
+from typing import Literal
 
-from common.errors import SplitpointError
+from common.errors import PlanNotHeldError, SplitpointError
 from common.rpc import splitpoint_pb2 as pb
 from edge.client import CloudClient
+from edge.logs import Sparingly
+
+Reported = Literal["detections", "times", "none"]
+"""What the cloud is sent of edge-only frames: times with boxes, times alone, nothing."""
 
 _LOG = logging.getLogger("splitpoint.edge")
 
@@ -23,6 +28,8 @@ class Reporter:
         self._client = client
         self._reports: queue.Queue[pb.Report | None] = queue.Queue(limit)
         self._worker: threading.Thread | None = None
+        self._refused: tuple[object, bytes] | None = None
+        self._sparingly = Sparingly()
         self.sent = 0
         self.lost = 0
 
@@ -47,11 +54,17 @@ class Reporter:
 
     def _work(self) -> None:
         while (message := self._reports.get()) is not None:
+            here = self._client.stream, message.plan_digest
+            if here == self._refused:
+                self.lost += 1  # a cloud with another bundle: not worth the link
+                continue
             try:
                 self._client.request(message)
             except SplitpointError as error:
                 self.lost += 1
-                if self.lost == 1:
-                    _LOG.warning("a report did not reach the cloud: %s", error)
+                if isinstance(error, PlanNotHeldError):
+                    self._refused = self._client.stream, message.plan_digest
+                if times := self._sparingly.due(type(error).__name__):
+                    _LOG.warning("%d reports did not reach the cloud: %s", times, error)
             else:
                 self.sent += 1

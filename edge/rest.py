@@ -1,6 +1,7 @@
 """The edge's REST API: an image in, through the split, detections out.
 
-    POST /v1/detect -> decode -> [thread: Detector.detect -> head, stream, tail] -> DetectResponse
+    POST /v1/detect -> body (common.intake) -> turn -> [thread: decode -> Detector.detect -> head,
+    stream, tail] -> DetectResponse
 
 For whoever stands beside the edge: a camera's script, a browser, a health check. The image never
 leaves the machine by this path; what the plan sends does.
@@ -18,8 +19,9 @@ from fastapi import FastAPI, Query, Request, Response
 from common.draw import annotate
 from common.errors import SourceError
 from common.explained import ExplainedPlans, explanation
-from common.images import DEFAULT_LIMITS, ImageLimits, decode_image
-from common.metrics import serve_metrics
+from common.images import EDGE_LIMITS, ImageLimits, decode_image
+from common.intake import EDGE_INTAKE, Intake, IntakeLimits, TurnLimits, Turns, unless_gone
+from common.metrics import serve_intake, serve_metrics
 from common.rest import (
     IMAGE_BODY,
     DetectResponse,
@@ -29,9 +31,8 @@ from common.rest import (
     ScoreThreshold,
     detection_records,
     error_responses,
-    install_error_handlers,
+    new_app,
     plan_record,
-    read_image_body,
 )
 from edge.detector import DEFAULT_SCORE_THRESHOLD, Detector, find_plan
 from edge.metrics import EdgeMetrics
@@ -40,7 +41,8 @@ from edge.pilot import announcement
 if TYPE_CHECKING:
     from edge.player import Player  # brings the video decoder
 
-_AT_ONCE = 4
+_TURNS = TurnLimits(at_once=4, waiting=64)
+_LEAST_DEADLINE_MS = 1e-3
 
 Deadline = Annotated[
     float | None,
@@ -55,11 +57,13 @@ Deadline = Annotated[
 def create_app(
     detector: Detector,
     *,
-    limits: ImageLimits = DEFAULT_LIMITS,
+    limits: ImageLimits = EDGE_LIMITS,
     score_threshold: float = DEFAULT_SCORE_THRESHOLD,
     version: str = "",
     metrics: EdgeMetrics | None = None,
     player: "Player | None" = None,
+    bodies: IntakeLimits = EDGE_INTAKE,
+    queue: TurnLimits = _TURNS,
 ) -> FastAPI:
     """The app over a detector.
 
@@ -70,20 +74,22 @@ def create_app(
         version: The software's version, for /docs.
         metrics: What /metrics tells.
         player: What is played beside, for /v1/latest.jpg.
+        bodies: Bounds of all images that are held at once.
+        queue: Bounds of the requests that wait, and are served at once.
     """
-    app = FastAPI(title="Splitpoint edge", version=version or "0")
-    install_error_handlers(app)
+    app = new_app("Splitpoint edge", version)
     default_threshold = score_threshold
-    slots = anyio.CapacityLimiter(_AT_ONCE)
+    intake, turns = Intake(bodies), Turns(queue)
     counted = EdgeMetrics(detector) if metrics is None else metrics
     serve_metrics(app, counted.registry)
+    serve_intake(counted.registry, "edge", intake, turns)
     if player is not None:
         _serve_latest(app, player)
 
     @app.post(
         "/v1/detect",
         openapi_extra=IMAGE_BODY,
-        responses=error_responses(400, 409, 413, 415, 422, 503),
+        responses=error_responses(403, 408, 409, 413, 415, 422, 502, 503),
     )
     async def detect(
         request: Request,
@@ -93,9 +99,10 @@ def create_app(
     ) -> DetectResponse:
         """Detect objects in one image, through the split."""
         digest = None if plan is None else find_plan(detector.bundle, plan)
-        body = await read_image_body(request, limits.max_bytes)
-        return await anyio.to_thread.run_sync(
-            partial(
+        turns.check()
+        async with intake.body(request, limits.max_bytes) as body:
+            asked_s = time.perf_counter()
+            work = partial(
                 detect_image,
                 detector,
                 body,
@@ -104,9 +111,9 @@ def create_app(
                 limits,
                 deadline_ms,
                 counted,
-            ),
-            limiter=slots,
-        )
+                asked_s,
+            )
+            return await unless_gone(request, turns.run(work))
 
     @app.get("/v1/plans")
     async def plans() -> ExplainedPlans:
@@ -125,9 +132,14 @@ def create_app(
         """The process lives."""
         return Health()
 
-    @app.get("/readyz", responses=error_responses(409, 503))
+    @app.get("/readyz", responses=error_responses(502, 503))
     async def ready() -> Health:
-        """The default plan can be served: its head is reproduced, its cloud greets."""
+        """The default plan can be served: its head is reproduced, its cloud greets.
+
+        A camera that is played beside gives frames.
+        """
+        if player is not None:
+            player.check_frames()
         await anyio.to_thread.run_sync(detector.check_ready)
         return Health()
 
@@ -142,15 +154,20 @@ def _serve_latest(app: FastAPI, player: "Player") -> None:
     )
     async def latest() -> Response:
         """The last frame that was served, with its boxes drawn."""
+        picture, age_ms = await anyio.to_thread.run_sync(draw_latest, player)
         return Response(
-            await anyio.to_thread.run_sync(draw_latest, player),
+            picture,
             media_type="image/jpeg",
-            headers={"Cache-Control": "no-store"},
+            headers={
+                "Cache-Control": "no-store",
+                "Age": str(age_ms // 1000),
+                "X-Splitpoint-Age-Ms": str(age_ms),
+            },
         )
 
 
-def draw_latest(player: "Player") -> bytes:
-    """The last frame with its boxes, as a JPEG file.
+def draw_latest(player: "Player") -> tuple[bytes, int]:
+    """The last frame with its boxes, as a JPEG file, and the frame's age in ms.
 
     Raises:
         SourceError: If there was none yet.
@@ -164,7 +181,7 @@ def draw_latest(player: "Player") -> bytes:
     annotate(shown.captured.image, outcome.detections, player.class_names, caption).save(
         file, "JPEG", quality=85
     )
-    return file.getvalue()
+    return file.getvalue(), shown.age_ms()
 
 
 def detect_image(
@@ -172,20 +189,34 @@ def detect_image(
     data: bytes,
     digest: bytes | None,
     score_threshold: float,
-    limits: ImageLimits = DEFAULT_LIMITS,
+    limits: ImageLimits = EDGE_LIMITS,
     deadline_ms: float | None = None,
     metrics: EdgeMetrics | None = None,
+    asked_s: float | None = None,
 ) -> DetectResponse:
     """Decode an image and detect objects in it, in the calling thread.
 
+    Args:
+        detector: The opened detector.
+        data: The image file.
+        digest: Of the plan; as the detector chooses, if None.
+        score_threshold: Lowest score to return.
+        limits: The largest image to accept.
+        deadline_ms: See `Detector.detect`.
+        metrics: Where the frame is counted.
+        asked_s: When the deadline began, by `time.perf_counter`; now, if None.
+
     Raises:
         ImageError: If it is no image, or too large.
-        UnknownPlanError: If the plan is not held on both ends.
+        UnknownPlanError: If the plan was not opened here.
         CloudUnavailableError: If the plan needs the cloud, and it is or goes away.
     """
     started_s = time.perf_counter()
+    asked_s = started_s if asked_s is None else asked_s
     image = decode_image(data, limits)
     open_ms = (time.perf_counter() - started_s) * 1000
+    if deadline_ms is not None:  # decoding, and waiting for a thread to do it, are part of it
+        deadline_ms = max(deadline_ms - (time.perf_counter() - asked_s) * 1000, _LEAST_DEADLINE_MS)
     with nullcontext() if metrics is None else metrics.under_way():
         outcome = detector.detect(
             image, digest, score_threshold, capture_ms=open_ms, deadline_ms=deadline_ms

@@ -8,13 +8,20 @@ less the cloud's total, by the cloud's; how it falls into a way up and a way dow
 `edge.link_estimate`.
 """
 
+import math
+import time
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.detections import Detections
-from common.errors import CloudUnavailableError, StaleReferenceError
+from common.errors import (
+    CloudFailedError,
+    CloudUnavailableError,
+    PayloadError,
+    StaleReferenceError,
+)
 from common.images import Letterbox
 from common.messages import detections_from_message, microseconds, reference_to
 from common.rpc import splitpoint_pb2 as pb
@@ -36,6 +43,34 @@ class Taken:
     pixels: NDArray[np.uint8]
     where: Letterbox
     threshold: float
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a frame waits for the cloud.
+
+    Attributes:
+        connect_s: For a stream; as long as usual, if None.
+        answer_s: For the answer, once the frame is sent; as long as usual, if None.
+        connected_s: When waiting for a stream ends in any case, by `time.perf_counter`.
+        answered_s: When waiting for the answer ends in any case.
+    """
+
+    connect_s: float | None = None
+    answer_s: float | None = None
+    connected_s: float = math.inf
+    answered_s: float = math.inf
+
+    def for_stream_s(self) -> float | None:
+        """How long to wait for a stream from now on."""
+        return _until(self.connected_s, self.connect_s)
+
+    def for_answer_s(self) -> float | None:
+        """How long to wait for an answer from now on."""
+        return _until(self.answered_s, self.answer_s)
+
+
+AS_USUAL = Patience()
 
 
 @dataclass(frozen=True)
@@ -106,20 +141,22 @@ class Runner:
         self._classes = classes
         self._answered: dict[bytes, _Answered] = {}
 
-    def run(self, opened: EdgePlan, taken: Taken, patience_s: float | None = None) -> Done:
+    def run(self, opened: EdgePlan, taken: Taken, patience: Patience = AS_USUAL) -> Done:
         """Run a frame.
 
         Args:
             opened: The plan.
             taken: The frame.
-            patience_s: How long to wait for the cloud, if not as long as usual.
+            patience: How long to wait for the cloud.
 
         Raises:
-            UnknownPlanError: If the cloud does not hold the plan.
-            CloudUnavailableError: If the plan needs the cloud, and it is or goes away.
+            CloudUnavailableError: If the plan needs the cloud, and it is or goes away, has no room
+                or answers too late.
+            CloudFailedError: If it does not hold the plan, refuses the frame, or answers with what
+                are no detections.
         """
         if opened.plan.tail is not None:
-            return self._through_the_cloud(opened, taken, patience_s)
+            return self._through_the_cloud(opened, taken, patience)
         local = opened.infer(taken.pixels, taken.where, taken.threshold)
         stages = {"head": local.head_ms, "postprocess": local.postprocess_ms}
         return Done(local.detections, stages)
@@ -136,8 +173,10 @@ class Runner:
             )
         return self._client
 
-    def _through_the_cloud(self, opened: EdgePlan, taken: Taken, patience_s: float | None) -> Done:
+    def _through_the_cloud(self, opened: EdgePlan, taken: Taken, patience: Patience) -> Done:
         client = self.client_for(opened)
+        # First, since a head that nobody waits for any more would be run in vain.
+        client.require(opened.digest, patience.for_stream_s())
         earlier = self._answered.get(opened.digest)
         cut = opened.cut(taken.pixels, None if earlier is None else earlier.symbols)
         message = pb.Frame(
@@ -150,15 +189,15 @@ class Runner:
         if cut.looks_back and earlier is not None:
             message.reference.CopyFrom(earlier.reference)
         try:
-            answer = client.request(message, patience_s)
+            answer = _asked(client, message, patience)
         except StaleReferenceError:  # a new stream, or a restarted cloud: stand alone this once
             message.ClearField("reference")
             del message.payloads[:]
             message.payloads.extend(opened.encode(cut.symbols))
-            answer = client.request(message, patience_s)
+            answer = _alone(client, message, patience)
+        detections = self._detections(answer)
         if opened.plan.looks_back:
             self._answered[opened.digest] = _Answered(reference_to(message), cut.symbols)
-        detections = detections_from_message(answer.result.detections, self._classes)
         times = answer.result.times
         stages = {
             "head": cut.head_ms,
@@ -171,3 +210,28 @@ class Runner:
             "downlink": answer.passage.downlink_ms,
         }
         return Done(detections, stages, message.ByteSize(), answer)
+
+    def _detections(self, answer: Answer) -> Detections:
+        try:
+            return detections_from_message(answer.result.detections, self._classes)
+        except PayloadError as error:
+            raise CloudFailedError(f"the cloud's answer cannot be used: {error}") from error
+
+
+def _asked(client: CloudClient, message: pb.Frame, patience: Patience) -> Answer:
+    return client.request(message, patience.for_answer_s(), patience.for_stream_s())
+
+
+def _alone(client: CloudClient, message: pb.Frame, patience: Patience) -> Answer:
+    """What the cloud answers to a frame without a reference, which cannot be stale."""
+    try:
+        return _asked(client, message, patience)
+    except StaleReferenceError as error:
+        raise CloudFailedError(str(error)) from error
+
+
+def _until(end_s: float, seconds: float | None) -> float | None:
+    if end_s == math.inf:
+        return seconds
+    left_s = max(0.0, end_s - time.perf_counter())
+    return left_s if seconds is None else min(seconds, left_s)

@@ -4,12 +4,14 @@
 
 The newest frame wins: a camera does not wait for a detector, so a frame that nobody took when the
 next one comes is dropped and counted. Pictures and files are played like a camera, at their own
-rate or the one asked for. A camera that goes away is tried again, later and later.
+rate or the one asked for. A picture or packet that is broken is skipped and counted; a camera that
+goes away is tried again, later and later. Frames are upright, and no larger than `EDGE_LIMITS`.
 """
 
 import logging
 import math
 import os
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,10 +22,17 @@ from typing import Final, Protocol
 import av
 import numpy as np
 from av.container import InputContainer
+from av.sidedata.sidedata import SideData
 from numpy.typing import NDArray
 
-from common.errors import CalibrationError, ImageError, SettingsError, SourceError
-from common.images import DEFAULT_LIMITS, list_images, read_image
+from common.errors import (
+    CalibrationError,
+    ImageError,
+    ImageTooLargeError,
+    SettingsError,
+    SourceError,
+)
+from common.images import EDGE_LIMITS, list_images, read_image, turn_upright
 
 _LOG = logging.getLogger("splitpoint.edge")
 
@@ -32,8 +41,21 @@ _VIDEO_FPS: Final = 25.0
 _MOST_FPS: Final = 1000.0
 _OPEN_S, _READ_S = 10.0, 10.0
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.5, 30.0
+_MOST_BROKEN: Final = 300
+_RGB_BYTES: Final = 3
 _DEVICES = "/dev/"
 _TCP = {"rtsp_transport": "tcp"}
+# EXIF's orientation for the signs of a display matrix (a, b, c, d): x' = ax + cy, y' = bx + dy.
+_ORIENTATIONS: Final = {
+    (1, 0, 0, 1): 1,
+    (-1, 0, 0, 1): 2,
+    (-1, 0, 0, -1): 3,
+    (1, 0, 0, -1): 4,
+    (0, 1, 1, 0): 5,
+    (0, 1, -1, 0): 6,
+    (0, -1, -1, 0): 7,
+    (0, -1, 1, 0): 8,
+}
 
 Image = NDArray[np.uint8]
 
@@ -58,9 +80,11 @@ class Feed(Protocol):
 
     Attributes:
         live: Whether it keeps its own pace, and may come back after its end.
+        skipped: Pictures or packets that could not be decoded, since it was opened first.
     """
 
     live: bool
+    skipped: int
 
     def rate(self) -> float:
         """Frames per second of its own."""
@@ -83,6 +107,7 @@ class Pictures:
     live = False
 
     def __init__(self, folder: Path) -> None:
+        self.skipped = 0
         self._folder = folder
         self._list()
 
@@ -91,13 +116,14 @@ class Pictures:
         return PICTURES_FPS
 
     def frames(self) -> Iterator[Captured]:
-        """See `Feed`; pictures that cannot be read are left out."""
+        """See `Feed`."""
         shown = 0
         for path in self._list():
             started_s = time.perf_counter()
             try:
-                image = read_image(path)
+                image = read_image(path, EDGE_LIMITS)
             except ImageError as error:
+                self.skipped += 1
                 _LOG.warning("left out: %s", error)
                 continue
             shown += 1
@@ -115,6 +141,9 @@ class Pictures:
 class Video:
     """A video file, a network camera's URL or a camera device, decoded by FFmpeg.
 
+    Frames are turned as the stream's display matrix says. A packet that cannot be decoded is
+    skipped; after 300 of them in a row the stream is given up.
+
     Args:
         name: As FFmpeg opens it.
         live: Whether it is a camera.
@@ -122,6 +151,7 @@ class Video:
 
     def __init__(self, name: str, *, live: bool) -> None:
         self.live = live
+        self.skipped = 0
         self._name = name
         with self._open() as container:
             self._rate = float(container.streams.video[0].average_rate or _VIDEO_FPS)
@@ -132,22 +162,51 @@ class Video:
 
     def frames(self) -> Iterator[Captured]:
         """See `Feed`."""
-        shown = 0
+        shown = broken = 0
         with self._open() as container:
             try:
                 # Waiting for a packet is the camera's time, decoding it is ours.
                 for packet in container.demux(container.streams.video[0]):
                     started_s = time.perf_counter()
-                    for frame in packet.decode():
-                        _check_size(self._name, frame.width, frame.height)
-                        image = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
+                    try:
+                        decoded = packet.decode()
+                    except av.FFmpegError as error:
+                        broken += 1
+                        self._skip(broken, error)
+                        continue
+                    for frame in decoded:
+                        image = self._image(frame)
                         shown += 1
+                        broken = 0
                         yield _captured(image, started_s)
                         started_s = time.perf_counter()
             except (av.FFmpegError, ValueError) as error:
                 raise SourceError(f"{self._name}: cannot be decoded: {_words(error)}") from error
         if not shown:
-            raise SourceError(f"{self._name}: no frame in it")
+            reason = f": {broken} packets cannot be decoded" if broken else ""
+            raise SourceError(f"{self._name}: no frame in it{reason}")
+
+    def _skip(self, broken: int, error: Exception) -> None:
+        self.skipped += 1
+        if broken >= _MOST_BROKEN:
+            raise SourceError(
+                f"{self._name}: {broken} packets in a row cannot be decoded: {_words(error)}"
+            ) from error
+        # A bad link must not fill the log.
+        if self.skipped & (self.skipped - 1) == 0:
+            _LOG.warning("%s: %d packets skipped: %s", self._name, self.skipped, _words(error))
+
+    def _image(self, frame: av.VideoFrame) -> Image:
+        pixel_bytes = frame.format.padded_bits_per_pixel / 8
+        self._check_size(frame.width, frame.height, pixel_bytes + _RGB_BYTES)
+        image = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
+        return turn_upright(image, _orientation(frame))
+
+    def _check_size(self, width: int, height: int, pixel_bytes: float = _RGB_BYTES) -> None:
+        try:
+            EDGE_LIMITS.check_size(width, height, pixel_bytes)
+        except ImageTooLargeError as error:
+            raise SourceError(f"{self._name}: its frames are too large: {error}") from error
 
     def _open(self) -> InputContainer:
         device = self._name.startswith(_DEVICES)
@@ -163,6 +222,14 @@ class Video:
         if not container.streams.video:
             container.close()
             raise SourceError(f"{self._name}: no video stream in it")
+        codec = container.streams.video[0].codec_context
+        # FFmpeg allocates frames before we see them, of whatever size a packet claims.
+        codec.options = {"max_pixels": str(EDGE_LIMITS.max_pixels)}
+        try:
+            self._check_size(codec.width, codec.height)
+        except SourceError:
+            container.close()
+            raise
         return container
 
 
@@ -245,6 +312,11 @@ class Camera:
     def dropped(self) -> int:
         """Frames that a newer one replaced before they were taken."""
         return self._newest.dropped
+
+    @property
+    def skipped(self) -> int:
+        """Pictures or packets that could not be decoded."""
+        return self._feed.skipped
 
     def start(self) -> None:
         """Begin to play."""
@@ -332,15 +404,19 @@ def _captured(image: Image, started_s: float) -> Captured:
     return Captured(image, (time.perf_counter() - started_s) * 1000, now_s)
 
 
-def _check_size(name: str, width: int, height: int) -> None:
-    if width * height > DEFAULT_LIMITS.max_pixels:
-        raise SourceError(
-            f"{name}: frames of {width}x{height}, expected at most "
-            f"{DEFAULT_LIMITS.max_pixels} pixels: let the camera scale them down"
-        )
+def _orientation(frame: av.VideoFrame) -> int:
+    """How the stream says that a frame is to be shown, as EXIF numbers it; 1 if as it is."""
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if not isinstance(data, SideData):
+        return 1
+    a, b, _, c, d = struct.unpack_from("=5i", bytes(data))
+    signs = tuple((value > 0) - (value < 0) for value in (a, b, c, d))
+    return _ORIENTATIONS.get(signs, 1)
 
 
 def _words(error: Exception) -> str:
+    if isinstance(error, av.FFmpegError) and error.strerror:
+        return error.strerror
     if isinstance(error, OSError) and error.errno:
         return error.strerror or os.strerror(error.errno)
     return " ".join(str(error).split())[:200] or type(error).__name__

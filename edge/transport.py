@@ -14,11 +14,18 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, Protocol, cast
 
 import grpc
+from google.protobuf.message import DecodeError
 
-from common.errors import CloudUnavailableError, SettingsError
+from common.errors import (
+    CloudFailedError,
+    CloudOverloadedError,
+    CloudUnavailableError,
+    SettingsError,
+)
 from common.messages import channel_options
 from common.rpc.splitpoint_pb2 import CloudMessage, EdgeMessage
-from common.rpc.splitpoint_pb2_grpc import SplitServiceStub
+
+_METHOD = "/splitpoint.v1.SplitService/Stream"
 
 
 class Transport(Protocol):
@@ -90,13 +97,21 @@ class GrpcTransport:
             if credentials is None
             else grpc.secure_channel(address, credentials, options=options)
         )
-        stub = SplitServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        self._call: _StreamCall = stub.Stream(self._outgoing())
+        stream = self._channel.stream_stream(
+            _METHOD,
+            request_serializer=EdgeMessage.SerializeToString,
+            response_deserializer=_parsed,
+        )
+        self._call: _StreamCall = stream(self._outgoing())
 
     def send(self, message: EdgeMessage, gone: Callable[[], None] | None = None) -> None:
         """Queue a message for the stream; see `Transport.send`."""
-        if self._closed or not self._call.is_active():
-            raise self._lost(self._why())
+        if self._closed:
+            raise self._lost("the stream is closed")
+        if not self._call.is_active():
+            # It ended before anything was read: its status says why.
+            ended = cast("grpc.RpcError", self._call)
+            raise self._lost(_reason(ended), _kind(ended))
         self._requests.put(_Outgoing(message, gone))
 
     def receive(self, timeout_s: float | None = None) -> CloudMessage:
@@ -114,7 +129,7 @@ class GrpcTransport:
         except grpc.RpcError as error:
             timed_out = timer is not None and timer.finished.is_set() and not self._closed
             why = f"no answer within {timeout_s:g} s" if timed_out else _reason(error)
-            raise self._lost(why) from error
+            raise self._lost(why, CloudUnavailableError if timed_out else _kind(error)) from error
         finally:
             if timer is not None:
                 timer.cancel()
@@ -133,12 +148,13 @@ class GrpcTransport:
                 next_one.gone()  # in gRPC's thread, which a busy edge may be late to wake
             yield next_one.message
 
-    def _why(self) -> str:
-        return "the stream is closed" if self._closed else "the stream was lost"
-
-    def _lost(self, why: str) -> CloudUnavailableError:
+    def _lost(
+        self, why: str, kind: type[CloudUnavailableError] = CloudUnavailableError
+    ) -> CloudUnavailableError:
         # The request iterator waits in a thread of gRPC's: let it go.
         self._requests.put(None)
+        if kind is not CloudUnavailableError:
+            return kind(f"cloud at {self._address}: {why}")
         # A server that refuses a certificate just hangs up.
         refused = "handshake" in why or "Socket closed" in why
         tls = ", with the TLS that this edge expects (--tls-ca, --tls-cert)" if refused else ""
@@ -206,10 +222,36 @@ def check_address(address: str) -> str:
     return address
 
 
+def _call_of(error: grpc.RpcError) -> grpc.Call | None:
+    """The error of a call is the call itself, which gRPC's types do not say."""
+    return cast("grpc.Call", error) if hasattr(error, "code") else None
+
+
+def _kind(error: grpc.RpcError) -> type[CloudUnavailableError]:
+    """Whether a status means that the cloud is full, or too talkative, rather than away."""
+    call = _call_of(error)
+    code = None if call is None else call.code()
+    if call is not None and code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        # gRPC has the same status for a message over the limit, which waiting does not cure.
+        too_large = "larger than max" in (call.details() or "")
+        return CloudFailedError if too_large else CloudOverloadedError
+    return CloudUnavailableError
+
+
+def _parsed(data: bytes) -> CloudMessage:
+    """A message; without a kind, which no cloud sends, if the bytes are none.
+
+    gRPC would log a stack trace for an error that is raised here.
+    """
+    try:
+        return CloudMessage.FromString(data)
+    except DecodeError:
+        return CloudMessage()
+
+
 def _reason(error: grpc.RpcError) -> str:
     """What a person needs of a status: its last cause, on one line."""
-    # The error of a call is the call itself, which gRPC's types do not say.
-    call = cast("grpc.Call", error) if hasattr(error, "code") else None
+    call = _call_of(error)
     code = None if call is None else call.code()
     details = None if call is None else call.details()
     words = " ".join((details or "").split()).rpartition("Failed to connect to remote host: ")[2][
@@ -217,6 +259,8 @@ def _reason(error: grpc.RpcError) -> str:
     ]
     if code is None:
         return words or "the stream was lost"
+    if code is grpc.StatusCode.OK:
+        return "the cloud ended the stream"
     if code is grpc.StatusCode.UNAVAILABLE:
         return words or "not reachable"
     return f"{code.name}: {words}" if words else code.name

@@ -1,10 +1,12 @@
 """The cache: what a search worked out once, kept by what it was worked out from.
 
-    folder/statistics-3f2a….npz      arrays of one stage, found by the digest of all its inputs
+    folder/statistics-3f2a….npz      arrays of one stage, found by the digest of all its inputs and
+                                     of the software that made it (software.py)
 
 A search that is killed takes up where it was, and one with another link or limit reuses whatever
 does not depend on them. An artefact is written under another name first and moved into place, so it
-is whole or not there; one that cannot be read is made again. Nothing is pickled.
+is whole or not there; one that cannot be read is made again. Nothing is pickled. What was not used
+for the longest time goes when the folder grows over its limit.
 """
 
 import contextlib
@@ -13,9 +15,11 @@ import hashlib
 import io
 import json
 import os
+import re
 import tempfile
+import time
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +28,42 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from common.errors import SettingsError
+from common.sizes import parse_size
+from search.software import function_digest, software_digest
+
+LIMIT_VARIABLE = "SPLITPOINT_CACHE_LIMIT"
+DEFAULT_LIMIT_BYTES = 2 << 30
+
+_OURS = re.compile(r"[a-z_]+-[0-9a-f]{32}\.(?:npz|json)")
+_PART_PREFIX, _PART_SUFFIX = ".splitpoint-", ".part"
+_PART = re.compile(rf"{re.escape(_PART_PREFIX)}\w+{re.escape(_PART_SUFFIX)}")
+_STALE_S = 24 * 3600
 
 Arrays = dict[str, NDArray[Any]]
 
 
 class Cache:
-    """Artefacts in a folder.
+    """Artefacts in a folder, which several processes may use at once.
 
     Args:
         folder: Where they are kept; None keeps nothing.
-        version: Of the software, on which all of them depend.
+        version: Of the software, on which all of them depend beside its code.
+        limit_bytes: How large the folder's artefacts may be together; by default as
+            $SPLITPOINT_CACHE_LIMIT says, such as "500MB", or 2 GiB.
+
+    Raises:
+        SettingsError: If the folder cannot be made or the limit is no size.
     """
 
-    def __init__(self, folder: Path | None = None, version: str = "") -> None:
+    def __init__(
+        self, folder: Path | None = None, version: str = "", *, limit_bytes: int | None = None
+    ) -> None:
         self._folder = folder
         self._version = version
         if folder is not None:
+            # Now, because code that is edited later is not what this process runs.
+            self._software = software_digest()
+            self._limit_bytes = _limit() if limit_bytes is None else limit_bytes
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
@@ -54,13 +78,13 @@ class Cache:
 
         Args:
             stage: What they are.
-            inputs: Everything that they depend on, as `digest` takes it.
+            inputs: Everything that they depend on, as `digest` takes it, but the code.
             compute: Makes them.
         """
-        path = self._path(stage, inputs, ".npz")
+        path = self._path(stage, inputs, compute, ".npz")
         if path is not None:
             with contextlib.suppress(OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError):
-                kept = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+                kept = np.load(io.BytesIO(_read(path)), allow_pickle=False)
                 return {name: kept[name] for name in kept.files}
         made = dict(compute())
         if path is not None:
@@ -71,24 +95,31 @@ class Cache:
 
     def json(self, stage: str, inputs: Sequence[Any], compute: Callable[[], Any]) -> Any:
         """Anything that JSON can hold; arguments as for `arrays`."""
-        path = self._path(stage, inputs, ".json")
+        path = self._path(stage, inputs, compute, ".json")
         if path is not None:
             with contextlib.suppress(OSError, ValueError):
-                return json.loads(path.read_bytes())
+                return json.loads(_read(path))
         made = compute()
         if path is not None:
             self._keep(path, json.dumps(made, indent=1).encode())
         return made
 
-    def _path(self, stage: str, inputs: Sequence[Any], suffix: str) -> Path | None:
+    def _path(
+        self, stage: str, inputs: Sequence[Any], compute: Callable[[], Any], suffix: str
+    ) -> Path | None:
         if self._folder is None:
             return None
-        return self._folder / f"{stage}-{digest(self._version, *inputs)[:32]}{suffix}"
+        key = digest(self._version, self._software, function_digest(compute), *inputs)
+        return self._folder / f"{stage}-{key[:32]}{suffix}"
 
     def _keep(self, path: Path, data: bytes) -> None:
         """A full disk costs the next search its time, not this one its result."""
+        if len(data) > self._limit_bytes:
+            return
         with contextlib.suppress(OSError):
-            descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+            descriptor, name = tempfile.mkstemp(
+                dir=path.parent, prefix=_PART_PREFIX, suffix=_PART_SUFFIX
+            )
             try:
                 with os.fdopen(descriptor, "wb") as file:
                     file.write(data)
@@ -96,6 +127,54 @@ class Cache:
             except OSError:
                 Path(name).unlink(missing_ok=True)
                 raise
+            _evict(path.parent, self._limit_bytes, path)
+
+
+def _read(path: Path) -> bytes:
+    """An artefact, which counts as used now."""
+    data = path.read_bytes()
+    with contextlib.suppress(OSError):  # in a folder that may only be read, nothing is evicted
+        os.utime(path)
+    return data
+
+
+def _evict(folder: Path, limit_bytes: int, newest: Path) -> None:
+    """Remove what was not used for the longest time until the rest is within the limit.
+
+    Whatever is not named as an artefact stays, and is not counted. Another process may remove the
+    same files meanwhile, or have one open, which it then reads to its end.
+    """
+    found = sorted(_artefacts(folder))
+    total = sum(size for _, size, _ in found)
+    for _, size, path in found:
+        if total <= limit_bytes:
+            break
+        if path != newest:
+            path.unlink(missing_ok=True)
+            total -= size
+
+
+def _artefacts(folder: Path) -> Iterator[tuple[int, int, Path]]:
+    """(time of last use, bytes, path) of each; what a killed process half wrote is removed."""
+    for entry in os.scandir(folder):
+        with contextlib.suppress(FileNotFoundError):
+            if not entry.is_file(follow_symlinks=False):
+                continue
+            stat, path = entry.stat(follow_symlinks=False), Path(entry.path)
+            if _OURS.fullmatch(entry.name):
+                yield stat.st_mtime_ns, stat.st_size, path
+            elif _PART.fullmatch(entry.name) and time.time() - stat.st_mtime > _STALE_S:
+                path.unlink(missing_ok=True)
+
+
+def _limit() -> int:
+    configured = os.environ.get(LIMIT_VARIABLE)
+    if not configured:
+        return DEFAULT_LIMIT_BYTES
+    try:
+        return parse_size(configured)
+    except SettingsError as error:
+        raise SettingsError(f"{LIMIT_VARIABLE}: {error}") from error
 
 
 def digest(*parts: Any) -> str:

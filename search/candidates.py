@@ -7,17 +7,19 @@ images. What was learned of a segment where it is served is taken as it is; othe
 by the slowdown of its side (devices.py). Edge-only sends nothing before it answers.
 """
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from common.codec import Codec, ContextModel, make_codec
 from common.link import Link
-from common.manifest import USUAL_UPLOAD, CodecSpec, Prediction, WireTensor
+from common.manifest import USUAL_UPLOAD, CodecSpec, Prediction, WireTensor, wire_digest
+from common.tables import BOXES, LETTERBOX, head_to, tail_from, wire_of
 from search.cuts import Cut
 from search.devices import DeviceProfile, Pace
 from search.latency import CutTimes
-from search.learned import BOXES, LETTERBOX, Coding, Learned, head_to, tail_from, wire_of
+from search.learned import Coding, Learned
 
 # What a frame takes on the wire beside its payloads: message fields, gRPC and HTTP/2 framing.
 FRAME_OVERHEAD_BYTES = 100
@@ -79,6 +81,26 @@ class Candidate:
         models = zip(self.contexts or none, self.contexts_after or none, strict=True)
         return [make_codec(self.codec, model, after) for model, after in models]
 
+    @cached_property
+    def named_wire(self) -> tuple[WireTensor, ...]:
+        """The wire as a plan has it: with the files of its context models."""
+        named = list(self.wire)
+        for field, models in (("context", self.contexts), ("context_after", self.contexts_after)):
+            for index, model in enumerate(models):
+                file = context_file(model)
+                named[index] = named[index].model_copy(update={field: file})
+        return tuple(named)
+
+    @cached_property
+    def coding(self) -> str:
+        """What its coding is called in latency tables; see `common.tables.wire_of`."""
+        return wire_of(self.cut.name, self.codec, wire_digest(self.named_wire, self.codec))
+
+
+def context_file(model: ContextModel) -> str:
+    """A context model's file in a bundle, named by its content: other models, other names."""
+    return f"contexts/{hashlib.sha256(model.to_bytes()).hexdigest()[:32]}.bin"
+
 
 @dataclass(frozen=True)
 class World:
@@ -114,7 +136,7 @@ class OwnCosts:
     """What one plan takes on this machine, and what it sends.
 
     Attributes:
-        name: Of the plan.
+        coding: What its coding is called in latency tables; see `common.tables.wire_of`.
         cut: Names of the tensors that travel, joined by "+".
         codec: What codes them; None for edge-only.
         head_ms: Of its head.
@@ -125,7 +147,7 @@ class OwnCosts:
         edge_memory_bytes: Weights and peak activations on the edge.
     """
 
-    name: str
+    coding: str
     cut: str
     codec: CodecSpec | None
     head_ms: float
@@ -175,7 +197,7 @@ def predict(candidate: Candidate, times: CutTimes, world: World) -> Prediction:
     edge_only = candidate.codec is None
     return predicted(
         OwnCosts(
-            name=candidate.name,
+            coding=candidate.coding,
             cut=candidate.cut.name,
             codec=candidate.codec,
             head_ms=times.head.median_ms,
@@ -193,14 +215,13 @@ def predicted(costs: OwnCosts, world: World) -> Prediction:
     """As `predict`, of any plan whose costs are known."""
     edge, cloud = world.edge, world.cloud
     codec, edge_only = "" if costs.codec is None else costs.codec.name, costs.codec is None
-    wire = wire_of(costs.cut, costs.codec, costs.name)
     stages = {
         "preprocess_ms": edge.ms(LETTERBOX, world.preprocess_ms),
         "head_ms": edge.ms(head_to(costs.cut), costs.head_ms),
-        "encode_ms": edge.ms(f"encode {wire}", costs.encode_ms, codec),
+        "encode_ms": edge.ms(f"encode {costs.coding}", costs.encode_ms, codec),
         "uplink_ms": costs.sent_bytes * 8e3 / world.link.uplink_bps,
         "rtt_ms": 0.0 if edge_only else world.link.rtt_ms,
-        "decode_ms": cloud.ms(f"decode {wire}", costs.decode_ms, codec),
+        "decode_ms": cloud.ms(f"decode {costs.coding}", costs.decode_ms, codec),
         "tail_ms": cloud.ms(tail_from(costs.cut), costs.tail_ms),
         "postprocess_ms": (edge if edge_only else cloud).ms(BOXES, world.postprocess_ms),
     }
@@ -221,8 +242,8 @@ def with_coding(world: World, candidates: Iterable[Candidate]) -> World:
     coded = []
     for each in candidates:
         if each.codec is not None:
-            wire = wire_of(each.cut.name, each.codec, each.name)
-            own = f"encode {wire}", each.encode_ms, f"decode {wire}", each.decode_ms
+            encode, decode = f"encode {each.coding}", f"decode {each.coding}"
+            own = encode, each.encode_ms, decode, each.decode_ms
             coded.append(Coding(each.codec.name, *own))
     return replace(world, learned=world.learned.with_coding(coded))
 

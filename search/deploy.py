@@ -14,10 +14,19 @@ from numpy.typing import NDArray
 
 from common.bundle import BundleWriter
 from common.detections import DetectorSpec
-from common.manifest import Head, HeadOutput, Manifest, Plan, Search, Tail, WireTensor
+from common.manifest import (
+    Head,
+    HeadOutput,
+    Manifest,
+    Plan,
+    Search,
+    Tail,
+    WireTensor,
+    network_digest,
+)
 from common.packed_weights import unpack_weights
 from common.runtime import Model, check_parity
-from search.candidates import Candidate, Judged, predict
+from search.candidates import Candidate, Judged, context_file, predict
 from search.cuts import Cut
 from search.graph import IMAGE, Graph
 from search.heads import Heads
@@ -77,10 +86,11 @@ def _write(
             heads[cut.label] = _add_head(writer, networks, cut, vector_image)
         if cut.tail:
             tails[_tail_name(cut)] = _add_tail(writer, graph, cut, weights)
-    plans = []
+    network, plans = network_digest(weights_sha256, detector), []
     for judged in found.kept:
         cut, wire = judged.candidate.cut, _add_contexts(writer, judged.candidate)
-        plans.append(_plan(judged, heads.get(cut.label), wire, tails.get(_tail_name(cut)), found))
+        head, tail = heads.get(cut.label), tails.get(_tail_name(cut))
+        plans.append(_plan(judged, network, head, wire, tail, found))
     writer.add("report.md", markdown(found).encode())
     writer.add("report.html", html(found, _bits(networks, found)).encode())
     writer.add("report.json", json.dumps(as_json(found), indent=1).encode())
@@ -184,22 +194,15 @@ def _slug(name: str) -> str:
 
 def _add_contexts(writer: BundleWriter, candidate: Candidate) -> tuple[WireTensor, ...]:
     """Write the context models of a candidate; returns its wire with the files' names."""
-    if not candidate.contexts:
-        return candidate.wire
-    named = list(candidate.wire)
-    for field, models in (
-        ("context", candidate.contexts),
-        ("context_after", candidate.contexts_after),
-    ):
-        for index, model in enumerate(models):
-            file = f"contexts/{_slug(candidate.name)}-{named[index].name}-{field}.bin"
-            writer.add(file, model.to_bytes())
-            named[index] = named[index].model_copy(update={field: file})
-    return tuple(named)
+    for model in (*candidate.contexts, *candidate.contexts_after):
+        if context_file(model) not in writer:
+            writer.add(context_file(model), model.to_bytes())
+    return candidate.named_wire
 
 
 def _plan(
     judged: Judged,
+    network: str,
     head: Head | None,
     wire: tuple[WireTensor, ...],
     tail: Tail | None,
@@ -212,6 +215,7 @@ def _plan(
     )
     return Plan(
         name=candidate.name,
+        network=network,
         cut=candidate.cut.tensors,
         head=head,
         wire=wire,

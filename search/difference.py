@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from common.link import Link
-from common.manifest import Manifest, Plan, Prediction, Search
-from common.tables import LatencyRow, Segment, segments
+from common.manifest import Manifest, Plan, Prediction, Search, wire_digest
+from common.tables import LatencyRow, Segment, segments, wire_of
 from search import origins
 from search.candidates import Candidate, OwnCosts, World, predicted
 from search.devices import DEVICES
@@ -112,9 +112,9 @@ def compare(present: Manifest, proposed: Manifest, found: Found) -> Difference:
     """
     if found.world.learned is None:
         raise ValueError("a search without tables has learnt nothing of the present bundle")
-    known = {judged.candidate.name: judged.candidate for judged in found.judged}
+    known = {judged.candidate.coding: judged.candidate for judged in found.judged}
     old = [
-        Again(plan, predict_again(plan, present.search, found, known.get(plan.name)))
+        Again(plan, predict_again(plan, present.search, found, known.get(_coding(plan))))
         for plan in present.plans
     ]
     return Difference(
@@ -137,14 +137,14 @@ def predict_again(
         plan: Of an older bundle.
         asked: What that was searched for.
         found: What the other search learnt.
-        alike: The other search's candidate of the same name.
+        alike: The other search's candidate of the same wire format.
     """
     before, cut = plan.predicted, "+".join(plan.cut)
     edge, cloud = _old_slowdowns(asked)
     times = found.times.get(cut)
     coded = (before.encode_ms / edge, before.decode_ms / cloud)
     costs = OwnCosts(
-        name=plan.name,
+        coding=_coding(plan),
         cut=cut,
         codec=plan.codec,
         head_ms=before.head_ms / edge if times is None else times.head.median_ms,
@@ -157,6 +157,11 @@ def predict_again(
     world: World = found.world
     kept = {"accuracy": before.accuracy, "accuracy_drop": before.accuracy_drop}
     return predicted(costs, world).model_copy(update=kept)
+
+
+def _coding(plan: Plan) -> str:
+    """What a plan's coding is called in latency tables."""
+    return wire_of("+".join(plan.cut), plan.codec, wire_digest(plan.wire, plan.codec))
 
 
 def markdown(difference: Difference) -> str:

@@ -4,7 +4,6 @@ Per-layer times do not add up once a runtime fuses operators, so the prefix and 
 cut are timed as the models that would be deployed.
 """
 
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,9 +11,10 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import onnxruntime
 
-from common.runtime import Model
+from common.codec.context import FAST
+from common.machine import cpu_model, usable_cores
+from common.runtime import Model, runtime_name
 from common.timing import NO_TIME, Timing, interleave
 from search.cache import Cache
 from search.cuts import Cut
@@ -70,7 +70,7 @@ class MeasuredLatency:
         self._network = network
         self._folder = folder
         self._cache = cache
-        self._inputs = (origin, head_threads, tail_threads, rounds, _here(), Timing._fields)
+        self._inputs = (origin, head_threads, tail_threads, rounds, timing_place(), Timing._fields)
         self._head_threads = head_threads
         self._tail_threads = tail_threads
         self._rounds = rounds
@@ -123,6 +123,10 @@ class MeasuredLatency:
         return lambda: model.run(inputs)
 
 
-def _here() -> tuple[str, ...]:
-    """What a time was measured with: processor and runtime."""
-    return platform.machine(), platform.processor(), platform.node(), onnxruntime.__version__
+def timing_place() -> tuple[str, float, str, bool]:
+    """What times depend on beside the software, for the keys of those that are kept.
+
+    Processor, cores that this process may use, runtime, and whether the context coder is compiled:
+    a cache that is carried to another machine gives none of this one's times there.
+    """
+    return cpu_model(), usable_cores(), runtime_name(threads=1), FAST

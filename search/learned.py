@@ -4,7 +4,8 @@
     "head to CUT" rows / own times of the same cuts --weighted median--> slowdown of all else
     "tail from CUT" rows likewise for the cloud; "encode" and "decode" rows by codec
 
-The search times every cut on this machine. A table tells of a few segments what they take where
+Rows of other networks, by their digest, are left out first. The search times every cut on this
+machine. A table tells of a few segments what they take where
 they are served; a segment that a table knows is predicted with the table's median, and any other
 with its own time here multiplied by the slowdown of that side. Ratios are pooled as logarithms,
 so that twice as slow and twice as fast cancel out.
@@ -23,12 +24,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from common.errors import SettingsError
-from common.tables import LatencyRow, trust
+from common.tables import BOXES, LETTERBOX, LatencyRow, head_to, tail_from, trust
 from search.cuts import Cut
 from search.devices import DEVICES, DeviceProfile, Pace
 from search.latency import CutTimes
 
-LETTERBOX, BOXES = "letterbox", "boxes"
 _MOST_WEIGHT = 100
 _PLAIN_BITS = ("8", "32")
 
@@ -94,19 +94,26 @@ class Learned:
         )
 
 
-def head_to(cut: str) -> str:
-    """The segment of the head up to a cut."""
-    return f"head to {cut}"
+def rows_of(
+    network: str, rows: Iterable[LatencyRow], device: DeviceProfile | None = None
+) -> list[LatencyRow]:
+    """The rows of one network; those of others have segments of the same names.
 
+    Args:
+        network: Its digest; see `common.manifest.network_digest`.
+        rows: Of the tables.
+        device: An edge that they, or a profile, have to know.
 
-def tail_from(cut: str) -> str:
-    """The segment of the tail behind a cut."""
-    return f"tail from {cut}"
-
-
-def wire_of(cut: str, codec: object, plan: str) -> str:
-    """What is encoded and decoded; "encode " or "decode " in front makes it a segment."""
-    return f"{cut} {codec} of plan {plan}"
+    Raises:
+        SettingsError: If neither knows it.
+    """
+    found = [row for row in rows if row.network == network]
+    if device is not None and device.name not in (*devices_of(found), *DEVICES):
+        raise SettingsError(
+            f"the tables know the device {device.name!r} by times of other networks only, not of "
+            "this one with these weights: profile it with this network, or name another --device"
+        )
+    return found
 
 
 def devices_of(rows: Iterable[LatencyRow]) -> list[str]:
@@ -146,8 +153,8 @@ def require_device(name: str, rows: Sequence[LatencyRow]) -> None:
     known = devices_of(rows)
     if name not in known:
         raise SettingsError(
-            f"the tables know nothing of the device {name!r}: they know {_listed(known)}; "
-            "name one of these with --device"
+            f"the tables know nothing of the device {name!r}: they know {_listed(known)} of this "
+            "network; name one of these with --device"
         )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from common.coco import CLASS_NAMES
 from common.detections import DetectorSpec, YoloHeadSpec
+from common.manifest import network_digest
 from search.adapt import distillation_loss
 from search.cache import Cache, digest
 from search.calibration import Statistics, observe
@@ -55,6 +56,11 @@ class Prepared:
     def input_size(self) -> tuple[int, int]:
         """(H, W) of the image."""
         return self.detector.input_height, self.detector.input_width
+
+    @property
+    def network(self) -> str:
+        """Digest of the network, which latency tables know it by."""
+        return network_digest(self.weights_sha256, self.detector)
 
     def rounder(self, how: Recipe = DEFAULT, *, reduced_range: bool = False) -> Rounder:
         """Quantizes the network by a recipe."""

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from common.runtime import runtime_name
-from common.tables import LatencyRow, Place, Segment, row_of
+from common.tables import LatencyRow, Place, Segment, head_to, row_of, tail_from
 from search.cuts import enumerate_cuts
 from search.formats import MAX_TIMED_CUTS
 from search.heads import Heads
@@ -95,12 +95,13 @@ def write_cuts(timed: list[TimedCut], out: Path) -> Path:
 
 
 def cut_rows(
-    timed: list[TimedCut], device: str, cloud_threads: int, now_s: float
+    timed: list[TimedCut], network: str, device: str, cloud_threads: int, now_s: float
 ) -> list[LatencyRow]:
     """Times of cuts as rows of a latency table, named as `common.tables.segments` names them.
 
     Args:
         timed: The cuts.
+        network: Digest of the network that they divide; see `common.manifest.network_digest`.
         device: What they were timed on, both sides of them.
         cloud_threads: Threads of the tails.
         now_s: When, in seconds since the epoch.
@@ -109,8 +110,8 @@ def cut_rows(
     cloud = Place(device, runtime_name(cloud_threads), cloud_threads)
     rows = []
     for cut in timed:
-        head = Segment("head", "edge", f"head to {cut.name}", "8")
-        tail = Segment("tail", "cloud", f"tail from {cut.name}", "32")
+        head = Segment("head", "edge", network, head_to(cut.name), "8")
+        tail = Segment("tail", "cloud", network, tail_from(cut.name), "32")
         if cut.times.head.n:
             rows.append(row_of(cut.times.head, head, edge, "profiled", now_s))
         if cut.times.tail.n:

@@ -29,7 +29,7 @@ from search.bundling import search_to
 from search.devices import DEVICES
 from search.difference import Difference, compare, markdown
 from search.exchange import check_exchange, exchange
-from search.learned import learned_device, require_device
+from search.learned import learned_device, require_device, rows_of
 from search.request import Found, Reporter, Request
 
 DIFFERENCE = "difference.md"
@@ -110,7 +110,8 @@ def propose(asked: Asked, reporter: Reporter, search: Searcher = search_to) -> O
     """
     with Bundle.open(asked.bundle) as bundle:
         present = bundle.manifest
-    request = request_of(asked, present, read_tables(asked.tables))
+    rows = rows_of(present.plans[0].network, read_tables(asked.tables))
+    request = request_of(asked, present, rows)
     _check_places(asked)
     with tempfile.TemporaryDirectory(prefix="splitpoint-") as scratch:
         folder = Path(scratch) / "bundle"

@@ -25,7 +25,7 @@ from search.formats import FormatTable, fitting_cuts, promising_cuts, runnable_c
 from search.frames import Frames
 from search.heads import Heads
 from search.latency import CutTimes, MeasuredLatency
-from search.learned import cuts_of, learn
+from search.learned import cuts_of, learn, rows_of
 from search.meter import open_meter
 from search.narrow import Narrower
 from search.prepare import Prepared
@@ -92,7 +92,10 @@ class _Ranking:
         self._reporter = reporter
         self._folder = folder
         self._narrower: Narrower | None = None
-        self._rows = None if request.tables is None else read_tables(request.tables)
+        self._rows = None
+        if request.tables is not None:
+            rows = read_tables(request.tables)
+            self._rows = rows_of(prepared.network, rows, request.device)
         self._cuts, self._narrow = self._allowed()
         self._meter, postprocess_ms = open_meter(
             network.heads,

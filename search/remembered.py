@@ -20,6 +20,7 @@ from search.cache import Arrays, Cache
 from search.candidates import Candidate
 from search.cuts import Cut
 from search.heads import Heads
+from search.latency import timing_place
 from search.rate_curve import RateCurve, RatePoint
 from search.refine import Refiner
 
@@ -31,7 +32,7 @@ class Remembered:
         make: Makes the refiner when it is needed.
         heads: The integer networks.
         cache: Where results are kept.
-        inputs: What they depend on beside the cut; no link, device or time is among it.
+        inputs: What they depend on beside the cut; no link or device is among it.
     """
 
     def __init__(
@@ -59,8 +60,8 @@ class Remembered:
         return _curve_from_arrays(arrays)
 
     def options(self, cut: Cut, curve: RateCurve, wire: Wire) -> tuple[Candidate, ...]:
-        """As `Refiner.options`."""
-        inputs = [self._inputs, self._heads.digest(cut), wire]
+        """As `Refiner.options`, with times of coding as this machine takes them."""
+        inputs = [self._inputs, self._heads.digest(cut), wire, timing_place()]
         arrays = self._cache.arrays(
             "options",
             inputs,

@@ -3,9 +3,11 @@
 import os
 import platform
 from importlib import metadata
-from pathlib import Path
 
 from common.codec import context
+from common.machine import cpu_name
+
+__all__ = ["cpu_name", "machine"]
 
 _PACKAGES = ("grpcio", "numpy", "onnxruntime", "pillow", "torch")
 
@@ -20,16 +22,6 @@ def machine() -> dict[str, object]:
         "context_coder": "compiled" if context.FAST else "interpreted",
         "packages": {name: _version(name) for name in _PACKAGES},
     }
-
-
-def cpu_name() -> str:
-    """What the processor calls itself."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or "unknown"
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else "unknown"
 
 
 def _version(name: str) -> str | None:

@@ -2,11 +2,12 @@
 
 import http.client
 import json
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping
-from typing import Any
+from typing import IO, Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -16,6 +17,8 @@ from common.tables import LatencyRow
 
 _ROWS = TypeAdapter(list[LatencyRow])
 _MOST_BYTES = 64 << 20
+_MOST_ERROR_BYTES = 64 << 10
+_CHUNK_BYTES = 64 << 10
 _PATIENCE_S = 60.0
 """Beyond the budget: the edge may be busy, and the link slow."""
 
@@ -65,11 +68,13 @@ def _body(request: urllib.request.Request, cloud: str, timeout_s: float) -> Any:
         SplitpointError: What the cloud says, as the error that it names.
         CloudUnavailableError: If there is no answer, or none of a Splitpoint cloud.
     """
+    until_s = time.monotonic() + timeout_s
     try:
-        with _OPENER.open(request, timeout=timeout_s) as response:
-            return json.loads(response.read(_MOST_BYTES))
-    except urllib.error.HTTPError as error:
-        raise _told(error, cloud) from error
+        try:
+            with _OPENER.open(request, timeout=timeout_s) as response:
+                return json.loads(_read(response, _MOST_BYTES, until_s))
+        except urllib.error.HTTPError as error:
+            raise _told(error, cloud, until_s) from error
     except TimeoutError as error:
         raise CloudUnavailableError(f"{cloud}: no answer within {timeout_s:g} s") from error
     except (OSError, http.client.HTTPException) as error:
@@ -81,10 +86,31 @@ def _body(request: urllib.request.Request, cloud: str, timeout_s: float) -> Any:
         raise _no_splitpoint(cloud) from error
 
 
-def _told(error: urllib.error.HTTPError, cloud: str) -> SplitpointError:
+def _read(response: IO[bytes] | http.client.HTTPResponse, most_bytes: int, until_s: float) -> bytes:
+    """The body of an answer, in bounded memory and time.
+
+    Raises:
+        TimeoutError: If it is not there in full at `until_s`, by the monotonic clock: a socket's
+            own time-out begins anew with each byte.
+        ValueError: If it is larger.
+    """
+    # `read` would wait for as much as it is asked for.
+    read = response.read1 if isinstance(response, http.client.HTTPResponse) else response.read
+    body = bytearray()
+    while part := read(_CHUNK_BYTES):
+        body += part
+        if len(body) > most_bytes:
+            raise ValueError(f"an answer of more than {most_bytes} bytes")
+        if time.monotonic() > until_s:
+            raise TimeoutError
+    return bytes(body)
+
+
+def _told(error: urllib.error.HTTPError, cloud: str, until_s: float) -> SplitpointError:
     """The error that the cloud tells of."""
     try:
-        detail: Mapping[str, Any] = json.loads(error.read(_MOST_BYTES))["error"]
+        body = _read(error.fp, _MOST_ERROR_BYTES, until_s)
+        detail: Mapping[str, Any] = json.loads(body)["error"]
         kind, message = str(detail["type"]), " ".join(str(detail["message"]).split())[:500]
     except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
         return _no_splitpoint(cloud)

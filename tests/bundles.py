@@ -19,6 +19,7 @@ from common.manifest import (
     Search,
     Tail,
     WireTensor,
+    network_digest,
 )
 
 SIZE = 32
@@ -46,6 +47,7 @@ SEARCH = Search(
 )
 PLAN = Plan(
     name="split",
+    network=network_digest(SEARCH.weights_sha256, DETECTOR),
     cut=("cut",),
     head=Head(
         file="models/head.onnx",

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from cloud.admission import Admission
 from cloud.history import History
 from cloud.service import SplitService
 from cloud.tails import Tails
@@ -36,13 +37,15 @@ class Cloud:
     """A cloud in this process that may turn deaf or unreachable."""
 
     def __init__(self, bundle: Bundle) -> None:
-        self.service = SplitService(Tails(bundle), ThreadPoolExecutor(1), version="test")
+        admission = Admission(ThreadPoolExecutor(1), 1)
+        self.service = SplitService(Tails(bundle), admission, version="test")
         self.held: Sequence[bytes] = self.service._tails.digests
         self.learned: list[pb.Learned] = []
         self.messages: list[pb.EdgeMessage] = []
         self.streams: list[InProcessTransport] = []
         self.deaf = self.unreachable = False
         self.deafened: Callable[[], None] = lambda: None
+        self.spoil: Callable[[pb.CloudMessage], pb.CloudMessage] = lambda answer: answer
 
     def connect(self) -> InProcessTransport:
         if self.unreachable:
@@ -63,7 +66,8 @@ class Cloud:
                 if kind != "report":  # these come whenever they like
                     self.deafened()
                 return []
-            return [self.service.serve(message, time.perf_counter(), history)]
+            answer = self.service.serve(message, time.perf_counter(), history)
+            return [self.spoil(answer) if kind == "frame" else answer]
 
         self.streams.append(InProcessTransport(handle))
         return self.streams[-1]

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from common.errors import CloudUnavailableError
 from common.rpc import splitpoint_pb2 as pb
-from edge.client import Answer
+from edge.client import Answer, NoAnswerError
 from edge.link_estimate import Estimate, Passage
 from edge.prober import Prober
 
@@ -38,6 +37,7 @@ class World:
     answers: bool = True
     bps: float = math.inf
     sent: list[tuple[float, int]] = field(default_factory=list)
+    quiet_until_s: float = -math.inf
     resets: int = 0
     losses: int = 0
     overdue: list[int] = field(default_factory=list)
@@ -60,6 +60,14 @@ class World:
 
         class Client:
             link = Link()
+
+            @property
+            def quiet_until_s(self) -> float:
+                return world.quiet_until_s
+
+            def connect(self) -> None:
+                if world.stream is None and world.answers:
+                    world.stream = object()
 
             @property
             def stream(self) -> object | None:
@@ -100,7 +108,7 @@ class World:
         took_s = size * 8 / self.bps
         if not self.answers or took_s > timeout_s:
             self.now_s += timeout_s
-            raise CloudUnavailableError("no answer")
+            raise NoAnswerError("no answer")
         self.now_s += took_s
         if self.stream is None:
             self.stream = object()

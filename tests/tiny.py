@@ -6,6 +6,7 @@ classes.
 The weights are random but fixed, and strong enough for every image of noise to give detections.
 """
 
+import hashlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +20,18 @@ from PIL import Image
 
 from common.bundle import Bundle, BundleWriter
 from common.detections import DetectorSpec, YoloHeadSpec
-from common.manifest import CodecSpec, Head, HeadOutput, Plan, Prediction, Tail, WireTensor
+from common.manifest import (
+    CodecSpec,
+    Head,
+    HeadOutput,
+    Plan,
+    Prediction,
+    Tail,
+    WireTensor,
+    network_digest,
+)
 from common.runtime import Model
+from common.tables import segments
 from tests.bundles import SEARCH
 from tests.contexts import random_model
 
@@ -51,6 +62,9 @@ PREDICTION = Prediction(
     accuracy=90,
     accuracy_drop=1,
 )
+NETWORK = network_digest(hashlib.sha256(b"tiny 0").hexdigest(), DETECTOR)
+"""Of a bundle of seed 0."""
+
 _CUT, _MAP = (8, 16, 16), (14, 4, 4)
 _PIXEL_SCALE = 1 / 255
 
@@ -63,24 +77,39 @@ def build(
     *,
     seed: int = 0,
     wrong_vector: bool = False,
+    weights_sha256: str | None = None,
 ) -> Bundle:
     """Write a tiny bundle and open it.
 
     Args:
         folder: An empty or absent folder.
         plans: Names of the plans to put in, the best first.
-        seed: Of the weights; another seed gives other plans.
+        seed: Of the weights; another seed gives another network, and other plans.
         wrong_vector: Whether the heads' reference outputs are not what the heads compute.
+        weights_sha256: Of the network's file, if not that of the seed: other plans of one network.
     """
-    network = _Network(seed, wrong_vector=wrong_vector)
+    weights_sha256 = weights_sha256 or weights_of(seed)
+    models = _Network(seed, wrong_vector=wrong_vector)
+    network = network_digest(weights_sha256, DETECTOR)
     writer = BundleWriter(folder)
-    made = [network.plan(name, writer) for name in plans]
+    made = [models.plan(name, writer) for name in plans]
     writer.finish(
         detector=DETECTOR,
-        search=SEARCH,
-        plans=tuple(made),
+        search=SEARCH.model_copy(update={"weights_sha256": weights_sha256}),
+        plans=tuple(plan.model_copy(update={"network": network}) for plan in made),
     )
     return Bundle.open(folder)
+
+
+def weights_of(seed: int) -> str:
+    """What stands for the digest of the network's file of weights."""
+    return hashlib.sha256(f"tiny {seed}".encode()).hexdigest()
+
+
+def segment(bundle: Bundle, plan: str, stage: str) -> str:
+    """What latency tables call a stage of a plan of a bundle."""
+    (named,) = [each for each in bundle.plans.values() if each.name == plan]
+    return next(each.name for each in segments(named) if each.stage == stage)
 
 
 def image(seed: int = 1, width: int = 48, height: int = 40) -> NDArray[np.uint8]:
@@ -232,6 +261,7 @@ def _plan(
     cut = tuple(tensor.name for tensor in wire) or ("map",)
     return Plan(
         name=name,
+        network=NETWORK,
         cut=cut,
         head=head,
         wire=tuple(wire),

@@ -15,7 +15,7 @@ from common.codec.image import JpegCodec, PngCodec, WebPCodec
 from common.codec.packed import Packed
 from common.codec.raw import Raw
 from common.codec.zstd import Zstd
-from common.errors import PayloadError
+from common.errors import BundleError, PayloadError
 from common.manifest import CodecSpec
 
 __all__ = ["Codec", "ContextCoded", "ContextModel", "check", "make_codec", "seal"]
@@ -24,24 +24,33 @@ __all__ = ["Codec", "ContextCoded", "ContextModel", "check", "make_codec", "seal
 def make_codec(
     spec: CodecSpec, model: ContextModel | None = None, after: ContextModel | None = None
 ) -> Codec:
-    """The codec that a plan names, with the context models of the tensor if it needs any."""
-    if model is not None:
-        return ContextCoded(model, after)
-    match spec.name, spec.quality:
-        case "jpeg", int(quality):
-            return JpegCodec(quality)
-        case "webp", int(quality):
-            return WebPCodec(quality)
-        case "png", _:
-            return PngCodec()
-        case "packed+zstd", _:
-            return Zstd(Packed())
-        case "symbols+zstd", _:
-            return Zstd(Raw())
-        case "packed", _:
-            return Packed()
-        case _:
+    """The codec that a plan names, with the context models of the tensor if it needs any.
+
+    Raises:
+        BundleError: If there is no such codec, or quality and models are not what it takes.
+    """
+    match spec.name, spec.quality, model:
+        case "raw", None, None:
             return Raw()
+        case "packed", None, None:
+            return Packed()
+        case "packed+zstd", None, None:
+            return Zstd(Packed())
+        case "symbols+zstd", None, None:
+            return Zstd(Raw())
+        case "context", None, ContextModel():
+            return ContextCoded(model, after)
+        case "jpeg", int(quality), None:
+            return JpegCodec(quality)
+        case "webp", int(quality), None:
+            return WebPCodec(quality)
+        case "png", None, None:
+            return PngCodec()
+    with_model = "without" if model is None else "with"
+    raise BundleError(
+        f"no codec {spec.name!r} with quality {spec.quality} and {with_model} a context model: "
+        "search again with this version, or install the one that wrote the bundle"
+    )
 
 
 def seal(data: bytes) -> int:

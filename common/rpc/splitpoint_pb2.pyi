@@ -36,20 +36,22 @@ class CloudMessage(_message.Message):
     def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., result: _Optional[_Union[Result, _Mapping]] = ..., rejection: _Optional[_Union[Rejection, _Mapping]] = ..., order: _Optional[_Union[ProfileOrder, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("edge_id", "bundle_digest", "software_version", "device", "runtime", "threads")
+    __slots__ = ("edge_id", "bundle_digest", "software_version", "device", "runtime", "threads", "instance")
     EDGE_ID_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_VERSION_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     RUNTIME_FIELD_NUMBER: _ClassVar[int]
     THREADS_FIELD_NUMBER: _ClassVar[int]
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
     edge_id: str
     bundle_digest: bytes
     software_version: str
     device: str
     runtime: str
     threads: int
-    def __init__(self, edge_id: _Optional[str] = ..., bundle_digest: _Optional[bytes] = ..., software_version: _Optional[str] = ..., device: _Optional[str] = ..., runtime: _Optional[str] = ..., threads: _Optional[int] = ...) -> None: ...
+    instance: int
+    def __init__(self, edge_id: _Optional[str] = ..., bundle_digest: _Optional[bytes] = ..., software_version: _Optional[str] = ..., device: _Optional[str] = ..., runtime: _Optional[str] = ..., threads: _Optional[int] = ..., instance: _Optional[int] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("software_version", "plan_digests", "learned")
@@ -268,7 +270,7 @@ class CloudTimes(_message.Message):
     def __init__(self, decode_us: _Optional[int] = ..., queue_us: _Optional[int] = ..., tail_us: _Optional[int] = ..., postprocess_us: _Optional[int] = ..., total_us: _Optional[int] = ..., arrived_us: _Optional[int] = ...) -> None: ...
 
 class Rejection(_message.Message):
-    __slots__ = ("frame_id", "reason", "message")
+    __slots__ = ("frame_id", "reason", "message", "retry_after_ms")
     class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         REASON_UNSPECIFIED: _ClassVar[Rejection.Reason]
@@ -276,15 +278,19 @@ class Rejection(_message.Message):
         REASON_BAD_PAYLOAD: _ClassVar[Rejection.Reason]
         REASON_INTERNAL: _ClassVar[Rejection.Reason]
         REASON_STALE_REFERENCE: _ClassVar[Rejection.Reason]
+        REASON_OVERLOADED: _ClassVar[Rejection.Reason]
     REASON_UNSPECIFIED: Rejection.Reason
     REASON_UNKNOWN_PLAN: Rejection.Reason
     REASON_BAD_PAYLOAD: Rejection.Reason
     REASON_INTERNAL: Rejection.Reason
     REASON_STALE_REFERENCE: Rejection.Reason
+    REASON_OVERLOADED: Rejection.Reason
     FRAME_ID_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    RETRY_AFTER_MS_FIELD_NUMBER: _ClassVar[int]
     frame_id: int
     reason: Rejection.Reason
     message: str
-    def __init__(self, frame_id: _Optional[int] = ..., reason: _Optional[_Union[Rejection.Reason, str]] = ..., message: _Optional[str] = ...) -> None: ...
+    retry_after_ms: int
+    def __init__(self, frame_id: _Optional[int] = ..., reason: _Optional[_Union[Rejection.Reason, str]] = ..., message: _Optional[str] = ..., retry_after_ms: _Optional[int] = ...) -> None: ...

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.manifest import USUAL_UPLOAD
+from common.tables import head_to, tail_from
 from search.allocate.auto_split import Configuration, auto_split, below_uniform
 from search.allocate.table import Layer, Table, random_errors, with_errors
 from search.candidates import Candidate, World
@@ -32,7 +33,6 @@ from search.formats import FormatTable
 from search.graph import Graph
 from search.heads import Heads
 from search.latency import CutTimes
-from search.learned import head_to, tail_from
 from search.quantization.widths import WIDTHS, Widths, maker_of, makes_values
 from search.request import Reporter
 from search.rounding import Rounder

@@ -5,16 +5,25 @@ from typing import Annotated
 
 import typer
 
+from splitpoint.commands import options
+
 
 def run(
     bundle: Annotated[Path, typer.Option(help="The bundle: a folder or its zip file.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     grpc_port: Annotated[int, typer.Option(help="Port for edges; 0 takes a free one.")] = 50051,
+    rest_host: Annotated[
+        str, typer.Option(help="Address for REST, which is in the clear; default: --host.")
+    ] = "",
     rest_port: Annotated[int, typer.Option(help="Port for REST; 0 takes a free one.")] = 8080,
-    threads: Annotated[int, typer.Option(min=1, help="Threads within one inference.")] = 1,
-    workers: Annotated[int, typer.Option(min=1, help="Frames served at once.")] = 2,
+    threads: options.TailThreads = 1,
+    workers: options.Workers = 2,
+    max_edges: Annotated[
+        int,
+        typer.Option(min=1, max=10_000, help="Edges at once; one address may have half of them."),
+    ] = 512,
     store: Annotated[
-        Path | None, typer.Option(help="SQLite file for what frames took; without, in memory.")
+        Path | None, typer.Option(help="SQLite file for what frames took; without, nothing stays.")
     ] = None,
     device: Annotated[
         str, typer.Option(help="What this machine is, for latency tables; default: its CPU.")
@@ -38,6 +47,9 @@ def run(
     ] = None,
 ) -> None:
     """Serve the tails of a bundle to edges, and whole images over REST."""
+    from common.log_limits import quiet_grpc
+
+    quiet_grpc()
     from cloud.server import CloudSettings, serve  # heavy: only this command needs it
     from common.tls import ServerTls
     from splitpoint import __version__
@@ -48,9 +60,11 @@ def run(
             bundle=bundle,
             host=host,
             grpc_port=grpc_port,
+            rest_host=rest_host,
             rest_port=rest_port,
             threads=threads,
             workers=workers,
+            max_edges=max_edges,
             store=store,
             device=device or cpu_name(),
             tls=ServerTls(tls_cert, tls_key, tls_client_ca),

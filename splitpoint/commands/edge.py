@@ -1,17 +1,23 @@
 """`splitpoint edge`: run images through the split, play a camera, or serve REST."""
 
 import json
+import platform
+import secrets
 import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from common.errors import ImageError, SettingsError
+from splitpoint.commands import options
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,11 +33,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Cloud:
-    """The way to the cloud: HOST:PORT, the link to emulate, files for TLS."""
+    """The way to the cloud: HOST:PORT, the link to emulate, files for TLS, what is reported."""
 
     address: str | None
     link: str | None
     tls: "ClientTls"
+    report: Literal["detections", "times", "none"]
 
 
 @dataclass(frozen=True)
@@ -72,8 +79,15 @@ def run(
         str | None,
         typer.Option(help="A fixed plan: its name or start of its digest; default: adapt."),
     ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Threads within one run of a head.")] = 1,
-    edge_id: Annotated[str, typer.Option(help="Name of this edge, for the cloud.")] = "edge",
+    threads: options.HeadThreads = 1,
+    edge_id: Annotated[
+        str | None,
+        typer.Option(help="Name of this edge, for the cloud; default: this machine's name."),
+    ] = None,
+    report: Annotated[
+        Literal["detections", "times", "none"],
+        typer.Option(help="What the cloud is sent of frames that the edge served alone."),
+    ] = "times",
     device: Annotated[
         str | None, typer.Option(help="What this edge is, for latency tables; default: its CPU.")
     ] = None,
@@ -129,10 +143,10 @@ def run(
         raise SettingsError("--loop and --fps belong to --source")
     if not 0 < score_threshold <= 1:
         raise SettingsError(f"--score-threshold {score_threshold}: expected a number in (0, 1]")
-    identity = _Identity(edge_id, device, threads, tables)
+    identity = _Identity(own_name() if edge_id is None else edge_id, device, threads, tables)
     from common.tls import ClientTls
 
-    way = _Cloud(cloud, link, ClientTls(tls_ca, tls_cert, tls_key))
+    way = _Cloud(cloud, link, ClientTls(tls_ca, tls_cert, tls_key), report)
     if not images:
         if json_file is not None or annotate is not None:
             raise SettingsError("--json and --annotate belong to images")
@@ -167,17 +181,18 @@ def _serve(
     import os
 
     from common.bundle import Bundle
-    from common.serving import bind, configure_logging, parse_address, port_of, retract, serve_app
+    from common.serving import bind, check_ready_file, configure_logging, parse_address, port_of
     from edge.metrics import EdgeMetrics
+    from edge.player import GRACE_S, Player, play_until_stopped
     from edge.rest import create_app
     from splitpoint import __version__
 
     configure_logging()
-    retract(ready_file)
+    check_ready_file(ready_file)
     with ExitStack() as stack:
         # Before the models: a port that is taken, or a camera that is not there, shows at once.
         listener = None if listen is None else stack.enter_context(bind(*parse_address(listen)))
-        camera = None if played is None else _camera(played)
+        camera, period_s = (None, 0.0) if played is None else _camera(played)
         # Callers may name any plan, so all of them are opened.
         every = listener is not None
         detector = _detector(Bundle.open(bundle), way, plan, identity, every=every)
@@ -185,9 +200,7 @@ def _serve(
         metrics = EdgeMetrics(detector, camera)
         player = None
         if camera is not None:
-            from edge.player import Player
-
-            player = Player(detector, camera, metrics, score_threshold)
+            player = Player(detector, camera, metrics, score_threshold, period_s=period_s)
         app = create_app(
             detector,
             score_threshold=score_threshold,
@@ -198,18 +211,23 @@ def _serve(
         fields: dict[str, object] = {"pid": os.getpid()}
         if listener is not None:
             fields["rest"] = port_of(listener)
-        if player is not None:
-            from edge.player import play_until_stopped
-
-            play_until_stopped(player, detector, app, listener, fields, ready_file)
-        elif listener is not None:
-            serve_app(app, listener, fields, ready_file)
+        play_until_stopped(player, detector, app, listener, fields, ready_file, grace_s=GRACE_S)
 
 
-def _camera(played: _Played) -> "Camera":
+def _camera(played: _Played) -> "tuple[Camera, float]":
+    """A camera that is not started yet, and the time between two of its frames in seconds."""
     from edge.source import Camera, open_feed
 
-    return Camera(open_feed(played.source), loop=played.loop, fps=played.fps)
+    feed = open_feed(played.source)
+    camera = Camera(feed, loop=played.loop, fps=played.fps)
+    return camera, 1 / (played.fps or feed.rate())
+
+
+def own_name() -> str:
+    """This machine's name, as far as the cloud takes names."""
+    from common.messages import MAX_EDGE_ID_CHARACTERS
+
+    return platform.node()[:MAX_EDGE_ID_CHARACTERS] or "edge"
 
 
 def _detector(
@@ -238,6 +256,8 @@ def _detector(
         threads=identity.threads,
         costs=_costs(bundle, identity),
         adaptive=adaptive,
+        report=way.report,
+        required=() if plan is None else digests[:1],
     )
 
 
@@ -305,6 +325,7 @@ def _client(bundle: "Bundle", way: _Cloud, identity: _Identity) -> "CloudClient 
         device=device,
         runtime=runtime_name(identity.threads),
         threads=identity.threads,
+        instance=secrets.randbits(64) or 1,
     )
     return CloudClient(connect, hello)
 
@@ -318,24 +339,27 @@ def _run_images(
 ) -> int:
     """Run images one by one; returns how many could not be read or written."""
     from common import coco
-    from common.images import read_image
+    from common.images import EDGE_LIMITS, read_image
 
     category_ids = coco.category_ids(detector.bundle.manifest.detector.class_names)
     console = Console()
     records: list[dict[str, object]] = []
     failed = 0
-    for number, path in enumerate(images, start=1):
+    ids, names = image_ids(images), file_names(images)
+    for path, image_id, name in zip(images, ids, names, strict=True):
         try:
-            image = read_image(path)
+            image = read_image(path, EDGE_LIMITS)
             outcome = detector.detect(image, score_threshold=score_threshold)
         except ImageError as error:
             typer.echo(f"error: {' '.join(str(error).split())}", err=True)
             failed += 1
             continue
         _show(console, path, outcome, detector)
-        records += outcome.detections.to_coco(_image_id(path, number), category_ids)
+        # COCO's tools take `image_id` and leave the name alone, which is for people.
+        found = outcome.detections.to_coco(image_id, category_ids)
+        records += [{**each, "file_name": str(path)} for each in found]
         if annotated is not None:
-            _save_annotated(image, path, outcome, detector, annotated)
+            _save_annotated(image, annotated / name, outcome, detector)
     if json_file is not None:
         _write(json_file, json.dumps(records, indent=1) + "\n")
     return failed
@@ -360,13 +384,47 @@ def _show(console: Console, path: Path, outcome: "Outcome", detector: "Detector"
     console.print(f"{outcome.uplink_bytes} bytes sent\n")
 
 
-def _image_id(path: Path, number: int) -> int:
-    """COCO names its files by image id; other files are counted."""
-    return int(path.stem) if path.stem.isdecimal() and path.stem.isascii() else number
+def image_ids(images: Sequence[Path]) -> list[int]:
+    """A number for every picture, another one for each.
+
+    COCO names its files by image id: such a number is kept where it is one picture's alone. All
+    others are counted, past the numbers that are in a name.
+    """
+    pictures = [path.absolute() for path in images]
+    claims = {picture: int(picture.stem) for picture in pictures if _is_number(picture.stem)}
+    claimed = Counter(claims.values())
+    ids = {picture: claim for picture, claim in claims.items() if claimed[claim] == 1}
+    free = (number for number in count(1) if number not in claimed)
+    for picture in pictures:
+        if picture not in ids:
+            ids[picture] = next(free)
+    return [ids[picture] for picture in pictures]
+
+
+def file_names(images: Sequence[Path]) -> list[str]:
+    """A name with .jpg for every picture's copy, another one for each, in one folder."""
+    stems = Counter(path.stem.casefold() for path in images)
+    taken = {stem for stem, times in stems.items() if times == 1}
+    return [
+        f"{path.stem if stems[path.stem.casefold()] == 1 else _free_name(path.stem, taken)}.jpg"
+        for path in images
+    ]
+
+
+def _free_name(stem: str, taken: set[str]) -> str:
+    """The stem, or the stem with the first number that makes it new; marks it as taken."""
+    candidates: Iterator[str] = (stem if n == 1 else f"{stem}-{n}" for n in count(1))
+    name = next(each for each in candidates if each.casefold() not in taken)
+    taken.add(name.casefold())
+    return name
+
+
+def _is_number(stem: str) -> bool:
+    return stem.isdecimal() and stem.isascii()
 
 
 def _save_annotated(
-    image: "NDArray[np.uint8]", path: Path, outcome: "Outcome", detector: "Detector", folder: Path
+    image: "NDArray[np.uint8]", file: Path, outcome: "Outcome", detector: "Detector"
 ) -> None:
     from common.draw import annotate
 
@@ -374,10 +432,10 @@ def _save_annotated(
     caption = f"{outcome.plan.name}  {outcome.latency_ms:.0f} ms  {outcome.uplink_bytes} B"
     picture = annotate(image, outcome.detections, names, caption=caption)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        picture.save(folder / f"{path.stem}.jpg", quality=90)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(file, quality=90)
     except OSError as error:
-        raise SettingsError(f"{folder}: cannot be written: {error.strerror or error}") from error
+        raise SettingsError(f"{file}: cannot be written: {error.strerror or error}") from error
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,9 +1,13 @@
 """Options that several commands share."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+MAX_THREADS = max(8, 4 * (os.cpu_count() or 1))
+"""More threads than this only take memory, on any machine of so many cores."""
 
 Model = Annotated[str, typer.Option(help="Model of the zoo; see `splitpoint models list`.")]
 Weights = Annotated[Path | None, typer.Option(help="Weights file, if not the fetched one.")]
@@ -18,7 +22,14 @@ Device = Annotated[str, typer.Option(help="Device profile of the edge.")]
 EdgeMemory = Annotated[
     str | None, typer.Option(help="Weights + activations on the edge, e.g. 16MiB.")
 ]
-CloudThreads = Annotated[int, typer.Option(min=1, help="Threads of the cloud.")]
+CloudThreads = Annotated[int, typer.Option(min=1, max=MAX_THREADS, help="Threads of the cloud.")]
+HeadThreads = Annotated[
+    int, typer.Option(min=1, max=MAX_THREADS, help="Threads within one run of a head.")
+]
+TailThreads = Annotated[
+    int, typer.Option(min=1, max=MAX_THREADS, help="Threads within one inference.")
+]
+Workers = Annotated[int, typer.Option(min=1, max=MAX_THREADS, help="Frames served at once.")]
 Quantizer = Annotated[
     str | None, typer.Option(help="Recipe for layers of few bits, if not the usual one.")
 ]

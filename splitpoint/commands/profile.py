@@ -57,7 +57,10 @@ def run(
     bundle: Annotated[
         Path | None, typer.Option(help="Profile a bundle's plans: a folder or its zip file.")
     ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="With --bundle: threads within one run.")] = 1,
+    threads: Annotated[
+        int,
+        typer.Option(min=1, max=options.MAX_THREADS, help="With --bundle: threads within one run."),
+    ] = 1,
     cloud_side: Annotated[
         bool, typer.Option("--cloud-side", help="With --bundle: time what the cloud runs, too.")
     ] = False,
@@ -157,7 +160,7 @@ def _model(
             timed = time_cuts(prepared, cloud_threads, stages)
             written.append(write_cuts(timed, out))
             if device is not None:
-                rows = cut_rows(timed, device, cloud_threads, time.time())
+                rows = cut_rows(timed, prepared.network, device, cloud_threads, time.time())
     for path in written:
         typer.echo(f"wrote {path}")
     return rows

@@ -4,7 +4,9 @@
 
     python -m splitpoint.demo.prepare FOLDER
 
-A step that was finished before is kept, also by a run that was killed in the next one.
+A step that was finished before is kept, also by a run that was killed in the next one. The bundle
+is kept as long as the same search would make it: with other settings, pictures, code or libraries,
+or on another processor, it is searched again (search/kept.py).
 """
 
 import argparse
@@ -12,13 +14,16 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from common.bundle import Bundle
-from common.errors import BundleError, SplitpointError
+from common.errors import SplitpointError
 from common.link import Link, parse_link
 from splitpoint import __version__
 from splitpoint.progress import Stages
 from splitpoint.sizes import parse_size
+
+if TYPE_CHECKING:
+    from search.request import Request
 
 MODEL = "yolov3-tiny"
 LINK = "3mbit/20ms"
@@ -48,7 +53,7 @@ class Aim:
 
 
 def prepare(folder: Path, aim: Aim, effort: Effort, *, again: bool = False) -> None:
-    """Make the bundle and the video, unless they are there.
+    """Make the bundle and the video, unless there is one and the same search made the other.
 
     Args:
         folder: Where both go, with the pictures that the search learns from.
@@ -59,7 +64,9 @@ def prepare(folder: Path, aim: Aim, effort: Effort, *, again: bool = False) -> N
     Raises:
         SplitpointError: If a step cannot be done.
     """
+    from search.kept import kept, search_unless_kept
     from search.weights import fetch
+    from search.zoo.registry import zoo_model
     from splitpoint.demo.frames import VIDEO, prepare_frames
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,26 +74,23 @@ def prepare(folder: Path, aim: Aim, effort: Effort, *, again: bool = False) -> N
         video = folder / "video.mp4"
         if not video.is_file():
             _copy(fetch(VIDEO, progress=stages.stage("fetching the video"), notify=_notify), video)
-        bundle = folder / "bundle"
-        if not again and _usable(bundle):
-            stages.stage("searching plans (kept)")(1, 1)
-            return
         calibration, _ = prepare_frames(
             folder / "frames", stages.stage("fetching pictures"), _notify
         )
-        _search(calibration, bundle, aim, effort, stages)
+        request, bundle = request_of(aim, effort, calibration), folder / "bundle"
+        if again or kept(request, bundle) is None:
+            weights = zoo_model(MODEL).weights
+            fetch(weights, progress=stages.stage("fetching weights"), notify=_notify)
+        search_unless_kept(request, bundle, stages, again=again)
 
 
-def _search(calibration: Path, bundle: Path, aim: Aim, effort: Effort, stages: Stages) -> None:
+def request_of(aim: Aim, effort: Effort, calibration: Path) -> "Request":
+    """What the search is asked."""
     from search.devices import device_profile
-    from search.pipeline import search
     from search.request import Request
-    from search.weights import cache_folder, fetch
-    from search.zoo.registry import zoo_model
+    from search.weights import cache_folder
 
-    weights = zoo_model(MODEL).weights
-    fetch(weights, progress=stages.stage("fetching weights"), notify=_notify)
-    request = Request(
+    return Request(
         model=MODEL,
         link=aim.link,
         edge_memory_bytes=aim.edge_memory_bytes,
@@ -99,20 +103,6 @@ def _search(calibration: Path, bundle: Path, aim: Aim, effort: Effort, stages: S
         cache=cache_folder("search"),
         software_version=__version__,
     )
-    # A search that is killed leaves its cache, but no half bundle under the name that is served.
-    part = bundle.with_name(f"{bundle.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    search(request, part, stages)
-    shutil.rmtree(bundle, ignore_errors=True)
-    part.replace(bundle)
-
-
-def _usable(bundle: Path) -> bool:
-    try:
-        Bundle.open(bundle).close()
-    except BundleError:
-        return False
-    return True
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -125,15 +115,20 @@ def _notify(text: str) -> None:
     print(f"  {text}; trying the next source", file=sys.stderr)  # noqa: T201 - a command's output
 
 
+def parser() -> argparse.ArgumentParser:
+    """Options, as docker-compose.yml gives them."""
+    options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    options.add_argument("folder", type=Path)
+    options.add_argument("--link", default=LINK, help="to search for")
+    options.add_argument("--edge-memory", default=EDGE_MEMORY, help="such as 16MiB; empty: any")
+    options.add_argument("--effort", choices=EFFORTS, default="usual")
+    options.add_argument("--again", action="store_true", help="search although nothing changed")
+    return options
+
+
 def main() -> int:
     """Prepare as a command."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--link", default=LINK, help="to search for")
-    parser.add_argument("--edge-memory", default=EDGE_MEMORY, help="such as 16MiB; empty: any")
-    parser.add_argument("--effort", choices=EFFORTS, default="usual")
-    parser.add_argument("--again", action="store_true", help="search although there is a bundle")
-    given = parser.parse_args()
+    given = parser().parse_args()
     try:
         memory = parse_size(given.edge_memory) if given.edge_memory else None
         aim = Aim(parse_link(given.link), memory)

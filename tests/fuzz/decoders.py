@@ -7,6 +7,7 @@ what it promises or raise an error of ours of one line, and the two halves of th
 agree. libFuzzer stops at anything else, and at whatever takes over 5 s or 1 GiB.
 """
 
+import io
 import resource
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import atheris
 import numpy as np
+from PIL import Image, ImageCms
 
 with atheris.instrument_imports(include=["common"]):
     from common.bundle import parse_manifest
@@ -22,7 +24,7 @@ with atheris.instrument_imports(include=["common"]):
     from common.codec.base import Codec
     from common.errors import SplitpointError
     from common.images import ImageLimits, decode_image
-    from common.manifest import CodecSpec
+    from common.manifest import SCHEMA_VERSION, UNSEALED, CodecSpec, seal_manifest
     from common.packed_weights import Packable, pack_weights, unpack_weights
     from tests.contexts import random_model, sparse_symbols
     from tests.unit.test_codec import picture
@@ -31,7 +33,7 @@ TENSOR, PIXELS = (8, 12, 12), (3, 24, 40)
 MODEL = random_model(8, 16, seed=7)
 AFTER = random_model(8, 16, seed=8, looks_back=True)
 BEFORE = sparse_symbols(TENSOR, 16, seed=4)
-LIMITS = ImageLimits(max_bytes=1 << 16, max_pixels=1 << 16)
+LIMITS = ImageLimits(max_bytes=1 << 16, max_decoded_bytes=1 << 19)
 
 
 def _codec(codec: Codec, shape: tuple[int, int, int], bits: int) -> Callable[[bytes], None]:
@@ -80,6 +82,7 @@ READERS: list[Callable[[bytes], object]] = [
     lambda data: ContextModel.from_bytes(data, "file"),
     _image,
     parse_manifest,
+    lambda data: parse_manifest(seal_manifest(data)),
     lambda data: unpack_weights(data, "file"),
 ]
 
@@ -90,8 +93,26 @@ def seeds() -> list[bytes]:
     tensors = [codec.encode(symbols, 4) for codec in _TENSOR_CODECS]
     pictures = [codec.encode(picture(), 8) for codec in _IMAGE_CODECS]
     weights = pack_weights({"conv.weight": Packable(np.ones((4, 3), np.int8), 3)})
-    rest = [tensors[-1][1:], MODEL.to_bytes(), pictures[0], b'{"schema_version": 2}', weights]
-    return [bytes([k]) + data for k, data in enumerate((*tensors, *pictures, *rest))]
+    manifest = f'{{"schema_version": {SCHEMA_VERSION}, "sha256": "{UNSEALED}"}}'.encode()
+    rest = [tensors[-1][1:], MODEL.to_bytes(), pictures[0], manifest, manifest, weights]
+    made = [bytes([k]) + data for k, data in enumerate((*tensors, *pictures, *rest))]
+    return made + [bytes([READERS.index(_image)]) + data for data in _pictures()]
+
+
+def _pictures() -> list[bytes]:
+    """A picture in every format, with what is read besides the pixels."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    made = []
+    for kind in ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP"):
+        for options in ({}, {"progressive": True}, {"compression": "tiff_lzw"}):
+            buffer = io.BytesIO()
+            Image.new("RGB", (16, 8), "navy").save(
+                buffer, kind, exif=exif, icc_profile=profile, **options
+            )
+            made.append(buffer.getvalue())
+    return made
 
 
 def read(data: bytes) -> None:

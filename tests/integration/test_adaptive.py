@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,6 +49,7 @@ def slow_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
         runtime=runtime_name(1),
         threads=1,
         side="edge",
+        network=tiny.NETWORK,
         segment="head to map",
         bits="8",
         n=1000,
@@ -204,6 +205,35 @@ def test_a_cloud_that_is_killed_leaves_the_edge_serving(
 
                 until(known_again)
                 assert [each["edge"] for each in get(second, "/v1/edges")["edges"]] == [EDGE]
+
+
+def test_a_cloud_that_comes_back_with_another_bundle_costs_no_request(
+    bundle: Path, slow_alone: Path, tmp_path: Path
+) -> None:
+    tiny.build(tmp_path / "other", seed=5)
+    with ExitStack() as stack:
+        with run_cloud(bundle, tmp_path / "first.log") as cloud:
+            port = cloud.ready["grpc"]
+            options = ("--tables", str(slow_alone))
+            edge = stack.enter_context(run_edge(bundle, cloud, tmp_path / "edge.log", *options))
+            assert post(edge)["plan"]["kind"] != "edge-only"
+        with run_cloud(tmp_path / "other", tmp_path / "second.log", grpc_port=port) as second:
+
+            def connected() -> bool | None:
+                assert post(edge)["plan"]["kind"] == "edge-only"
+                return True if get(second, "/v1/edges")["edges"] else None
+
+            until(connected)
+            assert {post(edge)["plan"]["kind"] for _ in range(5)} == {"edge-only"}
+        with run_cloud(bundle, tmp_path / "third.log", grpc_port=port):
+            url = f"http://127.0.0.1:{edge.ready['rest']}/v1/detect?plan={tiny.SPLIT}"
+
+            def split() -> bool | None:
+                post(edge)
+                answer = httpx.post(url, content=tiny.png(), timeout=60, trust_env=False)
+                return True if answer.status_code == 200 else None
+
+            until(split)
 
 
 def test_an_edge_without_its_cloud_starts_all_the_same(bundle: Path, tmp_path: Path) -> None:

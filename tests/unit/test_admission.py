@@ -5,12 +5,12 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 
 import pytest
 
 from cloud.admission import Admission, LaneLimits, LaneName
 from common.errors import OverloadedError
-
 
 ROOMY = LaneLimits(queue=8, per_client=4)
 
@@ -72,7 +72,7 @@ def test_clients_of_a_lane_take_turns() -> None:
         async with _busy(admission):
             names = ["many-1", "many-2", "many-3", "few-1"]
             tasks = [
-                _queued(admission, "edge", n.split("-", maxsplit=1)[0], lambda n=n: order.append(n))
+                _queued(admission, "edge", n.split("-", maxsplit=1)[0], partial(order.append, n))
                 for n in names
             ]
             await _until(lambda: admission.waiting("edge") == 4)
@@ -88,9 +88,10 @@ def test_edges_go_first_and_leave_every_fifth_turn_to_rest() -> None:
 
     async def scenario(admission: Admission) -> None:
         async with _busy(admission):
-            lanes: list[LaneName] = ["rest", "rest", *["edge"] * 6]
+            edges: list[LaneName] = ["edge"] * 6
+            lanes: list[LaneName] = ["rest", "rest", *edges]
             tasks = [
-                _queued(admission, lane, str(k), lambda lane=lane: order.append(lane))
+                _queued(admission, lane, str(k), partial(order.append, lane))
                 for k, lane in enumerate(lanes)
             ]
             await _until(lambda: admission.waiting("edge") == 6 and admission.waiting("rest") == 2)
@@ -154,7 +155,7 @@ def test_work_of_a_caller_that_has_gone_is_never_run() -> None:
 
     async def scenario(admission: Admission) -> None:
         async with _busy(admission):
-            tasks = [_queued(admission, "rest", "x", lambda k=k: ran.append(k)) for k in range(4)]
+            tasks = [_queued(admission, "rest", "x", partial(ran.append, k)) for k in range(4)]
             await _until(lambda: admission.waiting("rest") == 4)
             for task in tasks[:3]:
                 task.cancel()

@@ -2,14 +2,16 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from common.bundle import Bundle
+from common.bundle import Bundle, parse_manifest
 from common.errors import BundleError, BundleVersionError
+from common.manifest import SCHEMA_VERSION, UNSEALED, seal_manifest
 from tests.bundles import write
 
 
@@ -20,10 +22,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 def edit_manifest(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    """Edit it and seal it again, as somebody would who knows how."""
     path = folder / "manifest.json"
     document = json.loads(path.read_text())
+    document["sha256"] = UNSEALED
     edit(document)
-    path.write_text(json.dumps(document))
+    path.write_bytes(seal_manifest(json.dumps(document).encode()))
 
 
 Tamper = Callable[[Path], object]
@@ -87,9 +91,9 @@ TAMPERINGS: list[tuple[str, Tamper, str]] = [
         "report",
     ),
     # the same bytes, elsewhere: whoever owns the target could change them after the check
-    ("link", replaced_by_link, "report.md"),
-    ("linked folder", folder_replaced_by_link, "models"),
-    ("linked manifest", manifest_replaced_by_link, "manifest.json"),
+    ("link", replaced_by_link, "report.md: links are not allowed.*cp -rL"),
+    ("linked folder", folder_replaced_by_link, "models: links are not allowed.*cp -rL"),
+    ("linked manifest", manifest_replaced_by_link, "manifest.json: links.*cp -rL"),
     # reading a pipe would wait for ever
     ("pipe", pipe_in_its_place, "report.md"),
     ("no manifest", lambda f: (f / "manifest.json").unlink(), "manifest.json"),
@@ -100,14 +104,30 @@ TAMPERINGS: list[tuple[str, Tamper, str]] = [
     ("a list", lambda f: (f / "manifest.json").write_text("[]"), "schema"),
     ("17 MiB", lambda f: (f / "manifest.json").write_bytes(b" " * (17 << 20)), "16 MiB"),
     # the schema is looked at before anything else, so a newer manifest is not called damaged
-    ("newer", manifest_with(lambda d: d.update(schema_version=3, plans="other")), "schema 3"),
+    (
+        "newer",
+        manifest_with(lambda d: d.update(schema_version=SCHEMA_VERSION + 1, plans="other")),
+        f"schema {SCHEMA_VERSION + 1}",
+    ),
     ("no version", manifest_with(lambda d: d.pop("schema_version")), "schema"),
     ("version of another type", manifest_with(lambda d: d.update(schema_version=True)), "schema"),
-    # the field is named
+    ("no seal", manifest_with(lambda d: d.pop("sha256")), "manifest.json: .*sha256"),
+    (
+        "seal of another type",
+        manifest_with(lambda d: d.update(sha256=1)),
+        "manifest.json: .*sha256",
+    ),
+    ("seal that is no text", manifest_with(lambda d: d.update(sha256="\ud800" * 64)), "sha256"),
+    # sealed again: the field is named
     (
         "bad field",
         manifest_with(lambda d: d["plans"][0]["wire"][0].update(bits=9)),
         "plans.0.wire.0.bits",
+    ),
+    (
+        "codec of another version",
+        manifest_with(lambda d: d["plans"][0]["codec"].update(name="gzip")),
+        "plans.0.codec.name",
     ),
     ("unknown field", manifest_with(lambda d: d.update(more=1)), "more"),
     (
@@ -148,8 +168,47 @@ def test_a_folder_that_was_tampered_with_is_refused(
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("version", [0, 1, 3, "2", None, 2.5])
+@pytest.mark.parametrize(
+    "version", [0, 1, SCHEMA_VERSION - 1, SCHEMA_VERSION + 1, str(SCHEMA_VERSION), None, 2.5]
+)
 def test_another_schema_says_what_to_do(folder: Path, version: object) -> None:
     edit_manifest(folder, lambda d: d.update(schema_version=version))
     with pytest.raises(BundleVersionError, match="search again"):
         Bundle.open(folder)
+
+
+def test_no_bit_of_the_manifest_may_change(folder: Path) -> None:
+    """Neither in a number, a name or its own digest, nor in what JSON does not care about."""
+    data = (folder / "manifest.json").read_bytes()
+    parse_manifest(data)
+    accepted = []
+    for bit in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        try:
+            parse_manifest(bytes(flipped))
+        except BundleError:
+            continue
+        accepted.append(bit)
+    assert accepted == []
+
+
+def test_the_folder_itself_may_be_a_link(folder: Path) -> None:
+    (folder.parent / "latest").symlink_to(folder, target_is_directory=True)
+    assert Bundle.open(folder.parent / "latest").digest == Bundle.open(folder).digest
+
+
+def test_a_bundle_of_links_says_how_to_copy_it(folder: Path, tmp_path: Path) -> None:
+    """As `cp -rs` makes it, or a store of files that are found by their content."""
+    linked = tmp_path / "linked"
+    for path in sorted(folder.rglob("*")):
+        target = linked / path.relative_to(folder)
+        if path.is_dir():
+            target.mkdir(parents=True)
+        else:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.symlink_to(path)
+    with pytest.raises(BundleError, match=r"links are not allowed.*cp -rL"):
+        Bundle.open(linked)
+    shutil.copytree(linked, tmp_path / "copied")
+    assert Bundle.open(tmp_path / "copied").digest == Bundle.open(folder).digest

@@ -9,6 +9,7 @@ import pytest
 
 from splitpoint import __version__
 from splitpoint.cli import main
+from splitpoint.commands.edge import file_names, image_ids, own_name
 from tests import tiny
 
 
@@ -76,7 +77,11 @@ def test_edge_only_runs_without_a_cloud(
     ("arguments", "code", "message"),
     [
         (["edge", "--bundle", "{none}", "{picture}"], 65, "no such bundle"),
-        (["cloud", "--bundle", "{none}"], 65, "no such bundle"),
+        (
+            ["cloud", "--bundle", "{none}", "--grpc-port", "0", "--rest-port", "0"],
+            65,
+            "no such bundle",
+        ),
         (["edge", "--bundle", "{bundle}", "--plan", "nope", "{picture}"], 65, "split-4"),
         (["edge", "--bundle", "{bundle}"], 64, "give images"),
         (
@@ -131,6 +136,22 @@ def test_edge_only_runs_without_a_cloud(
         (["edge", "--bundle", "{bundle}", "--tls-ca", "{none}", "{picture}"], 64, "cannot be read"),
         (["cloud", "--bundle", "{bundle}", "--tls-cert", "{none}"], 64, "--tls-key"),
         (["models", "fetch", "resnet"], 65, "yolov3-tiny"),
+        (
+            [
+                "edge",
+                "--bundle",
+                "{bundle}",
+                "--listen",
+                "127.0.0.1:0",
+                "--ready-file",
+                "{in_file}",
+            ],
+            64,
+            "ready file cannot be written",
+        ),
+        (["cloud", "--bundle", "{none}", "--ready-file", "{in_file}"], 64, "cannot be written"),
+        (["cloud", "--bundle", "{none}", "--ready-file", "{bundle}"], 64, "directory"),
+        (["cloud", "--bundle", "{none}", "--ready-file", "{none}/x/y"], 64, "No such file"),
     ],
 )
 def test_a_mistake_is_one_line_and_its_exit_code(
@@ -143,7 +164,13 @@ def test_a_mistake_is_one_line_and_its_exit_code(
     code: int,
     message: str,
 ) -> None:
-    names = {"bundle": bundle, "picture": picture, "none": tmp_path / "none", "taken": taken_port}
+    names = {
+        "bundle": bundle,
+        "picture": picture,
+        "none": tmp_path / "none",
+        "taken": taken_port,
+        "in_file": picture / "ready.json",
+    }
     assert _run(*(argument.format(**names) for argument in arguments)) == code
     assert message in _one_line(capsys)
 
@@ -197,3 +224,92 @@ def test_a_missing_extra_names_what_to_install(
     monkeypatch.setattr("cloud.server.serve", lack)
     assert _run("cloud", "--bundle", bundle) == 69
     assert ".[search]" in _one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["edge", "--threads", "100000"],
+        ["edge", "--threads", "0"],
+        ["cloud", "--threads", "100000"],
+        ["cloud", "--workers", "100000"],
+        ["profile", "--threads", "100000"],
+        ["edge", "--report", "everything"],
+    ],
+)
+def test_more_than_a_machine_can_use_is_refused(
+    bundle: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    assert _run(*arguments, "--bundle", bundle) == 2
+    assert arguments[1] in capsys.readouterr().err
+
+
+def test_pictures_of_one_name_keep_their_own_boxes(bundle: Path, tmp_path: Path) -> None:
+    pictures = []
+    for number, name in enumerate(["a/1.png", "b/1.png", "a/7.png", "a/seven.png"]):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(tiny.png(tiny.image(number)))
+        pictures.append(path)
+    out, drawn = tmp_path / "found.json", tmp_path / "drawn"
+    options = ("--plan", tiny.EDGE_ONLY, "--json", out, "--annotate", drawn)
+    assert _run("edge", "--bundle", bundle, *options, *pictures) == 0
+    ids = {record["file_name"]: record["image_id"] for record in json.loads(out.read_text())}
+    assert set(ids) == {str(path) for path in pictures}
+    assert len(set(ids.values())) == 4
+    assert ids[str(pictures[2])] == 7, "COCO's number, which no other picture claims"
+    assert {path.name for path in drawn.iterdir()} == {"1.jpg", "1-2.jpg", "7.jpg", "seven.jpg"}
+
+
+@pytest.mark.parametrize(
+    ("names", "ids"),
+    [
+        (["2.jpg", "a.jpg"], [2, 1]),  # a number in a name is not given to another picture
+        (["a.jpg", "b.jpg", "2.jpg"], [1, 3, 2]),
+        (["a/2.jpg", "b/2.jpg", "1.jpg"], [3, 4, 1]),  # two claim it, neither gets it
+        (["000000000139.jpg", "139.png"], [1, 2]),
+        (["5.jpg", "5.jpg"], [5, 5]),  # the same picture twice
+        (["١.jpg"], [1]),  # noqa: RUF001 - a digit, but not one of COCO's
+    ],
+)
+def test_pictures_have_numbers_of_their_own(names: list[str], ids: list[int]) -> None:
+    assert image_ids([Path(name) for name in names]) == ids
+
+
+def test_drawn_pictures_have_names_of_their_own() -> None:
+    names = ["x/a.jpg", "y/a.jpg", "a.png", "a-2.jpg", "A.jpg", "b.jpg"]
+    found = file_names([Path(name) for name in names])
+    assert len({name.casefold() for name in found}) == len(names)
+    assert found[3] == "a-2.jpg"
+    assert found[5] == "b.jpg"
+
+
+def test_an_edge_is_called_after_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.node", lambda: "x" * 300)
+    assert own_name() == "x" * 128
+    monkeypatch.setattr("platform.node", lambda: "")
+    assert own_name() == "edge"
+
+
+@pytest.mark.parametrize("option", ["--threads", "--workers", "--max-edges"])
+@pytest.mark.parametrize(
+    ("value", "said"), [("0", "greater than or equal to 1"), ("100000", "less than or equal to")]
+)
+def test_a_cloud_has_bounds(
+    bundle: Path, option: str, value: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run("cloud", "--bundle", bundle, option, value) == 2
+    error = capsys.readouterr().err
+    assert f"'{option}': Input should be {said}" in error
+
+
+def test_a_cloud_that_cannot_say_that_it_is_ready_says_why(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    ready = tmp_path / "file" / "ready.json"
+    ports = ("--grpc-port", 0, "--rest-port", 0)
+    assert _run("cloud", "--bundle", bundle, *ports, "--ready-file", ready) == 64
+    assert (
+        "ready.json: the ready file cannot be written: Not a directory" in capsys.readouterr().err
+    )

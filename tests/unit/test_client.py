@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable
 import pytest
 
 from common.errors import (
+    CloudFailedError,
+    CloudOverloadedError,
     CloudUnavailableError,
-    PayloadError,
+    PlanNotHeldError,
     SplitpointError,
-    UnknownPlanError,
+    StaleReferenceError,
 )
 from common.rpc import splitpoint_pb2 as pb
 from edge.client import CloudClient
@@ -123,17 +125,21 @@ def test_the_link_learns_when_a_message_went_and_not_when_it_was_handed_over(
 @pytest.mark.parametrize(
     ("reason", "error"),
     [
-        (pb.Rejection.REASON_UNKNOWN_PLAN, UnknownPlanError),
-        (pb.Rejection.REASON_BAD_PAYLOAD, PayloadError),
-        (pb.Rejection.REASON_INTERNAL, CloudUnavailableError),
-        (pb.Rejection.REASON_UNSPECIFIED, CloudUnavailableError),
+        (pb.Rejection.REASON_UNKNOWN_PLAN, PlanNotHeldError),
+        (pb.Rejection.REASON_BAD_PAYLOAD, CloudFailedError),
+        (pb.Rejection.REASON_INTERNAL, CloudFailedError),
+        (pb.Rejection.REASON_UNSPECIFIED, CloudFailedError),
+        (pb.Rejection.REASON_STALE_REFERENCE, StaleReferenceError),
+        (5, CloudOverloadedError),
+        (99, CloudFailedError),  # of a protocol to come
     ],
 )
 def test_a_rejection_is_the_right_error_on_one_line(
-    reason: pb.Rejection.Reason, error: type[SplitpointError]
+    reason: int, error: type[SplitpointError]
 ) -> None:
     def refuse(message: pb.EdgeMessage) -> Iterable[pb.CloudMessage]:
-        rejection = pb.Rejection(frame_id=message.frame.frame_id, reason=reason, message="no\ngood")
+        rejection = pb.Rejection(frame_id=message.frame.frame_id, message="no\ngood")
+        rejection.MergeFromString(bytes([0x10, reason]))  # field 2, also where it is no known one
         return [pb.CloudMessage(rejection=rejection)]
 
     client = client_of(refuse)
@@ -144,7 +150,7 @@ def test_a_rejection_is_the_right_error_on_one_line(
 
 def test_a_plan_that_the_cloud_lacks_is_not_sent() -> None:
     client = client_of(lambda _: pytest.fail("sent"))
-    with pytest.raises(UnknownPlanError, match="same bundle"):
+    with pytest.raises(PlanNotHeldError, match="same bundle"):
         client.request(pb.Frame(plan_digest=bytes(32)))
 
 
@@ -265,3 +271,29 @@ class TestReporter:
             reporter.report(pb.Report())
         reporter.close(timeout_s=60)
         assert (reporter.sent, reporter.lost) == (0, 3)
+
+    def test_a_cloud_with_another_bundle_is_told_once(self) -> None:
+        refused = 0
+
+        def refuse(message: pb.EdgeMessage) -> Iterable[pb.CloudMessage]:
+            nonlocal refused
+            refused += 1
+            reason = pb.Rejection.REASON_UNKNOWN_PLAN
+            rejection = pb.Rejection(frame_id=message.report.frame_id, reason=reason)
+            return [pb.CloudMessage(rejection=rejection)]
+
+        reporter = Reporter(client_of(refuse))
+        for _ in range(5):
+            reporter.report(pb.Report(plan_digest=PLAN))
+        reporter.close(timeout_s=60)
+        assert (refused, reporter.sent, reporter.lost) == (1, 0, 5)
+
+    def test_what_is_lost_is_logged_sparingly(self, caplog: pytest.LogCaptureFixture) -> None:
+        def connect() -> Transport:
+            raise CloudUnavailableError("not there")
+
+        reporter = Reporter(CloudClient(connect, HELLO))
+        for _ in range(30):
+            reporter.report(pb.Report())
+        reporter.close(timeout_s=60)
+        assert len([line for line in caplog.messages if "reports did not" in line]) == 1

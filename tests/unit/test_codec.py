@@ -6,6 +6,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -15,10 +16,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from common.codec import Codec, check, make_codec, seal
-from common.errors import PayloadError
+from common.codec import Codec, ContextModel, check, make_codec, seal
+from common.errors import BundleError, PayloadError
 from common.images import letterbox, read_image
 from common.manifest import CodecSpec
+from tests.contexts import random_model
 
 Symbols = NDArray[np.uint8]
 Shape = tuple[int, int, int]
@@ -40,6 +42,35 @@ IMAGE_CODECS = pytest.mark.parametrize("codec", [JPEG, WEBP, PNG], ids=["jpeg", 
 WIDTHS = pytest.mark.parametrize("bits", range(1, 9))
 
 SHAPE = (4, 12, 12)  # 576 symbols: compressible, a whole number of bytes at every width
+
+
+@pytest.mark.parametrize(
+    ("fields", "model"),
+    [
+        # of a newer version, or misspelt: never coded as something else
+        ({"name": "gzip"}, None),
+        ({"name": "Raw"}, None),
+        ({"name": ""}, None),
+        ({"name": "jpeg"}, None),
+        ({"name": "png", "quality": 75}, None),
+        ({"name": "context"}, None),
+        ({"name": "packed"}, random_model(4, 16, seed=1)),
+    ],
+)
+def test_a_codec_that_there_is_not_is_refused(
+    fields: dict[str, Any], model: ContextModel | None
+) -> None:
+    spec = CodecSpec.model_construct(**{"quality": None, **fields})
+    with pytest.raises(BundleError, match=f"no codec {fields['name']!r}"):
+        make_codec(spec, model)
+
+
+def test_every_codec_that_a_manifest_may_name_is_there() -> None:
+    """None raises."""
+    for name in get_args(CodecSpec.model_fields["name"].annotation):
+        quality = 75 if name in {"jpeg", "webp"} else None
+        model = random_model(4, 16, seed=1) if name == "context" else None
+        make_codec(CodecSpec(name=name, quality=quality), model)
 
 
 def sparse(bits: int, shape: Shape = SHAPE, seed: int = 0) -> Symbols:

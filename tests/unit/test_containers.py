@@ -2,6 +2,8 @@
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,12 @@ import pytest
 import yaml
 from prometheus_client import generate_latest
 
+from cloud.admission import Admission
 from cloud.metrics import CloudMetrics
 from cloud.store import Store
+from cloud.streams import Streams
 from common.bundle import Bundle
+from common.errors import SettingsError, WeightsError
 from common.link import parse_link
 from common.rpc import splitpoint_pb2 as pb
 from edge.client import CloudClient
@@ -19,10 +24,15 @@ from edge.detector import Detector
 from edge.metrics import EdgeMetrics
 from edge.source import Camera, open_feed
 from edge.transport import GrpcTransport
-from splitpoint.demo.prepare import EFFORTS, Aim, prepare
+from search.kept import keep
+from splitpoint.cli import main
+from splitpoint.demo.frames import CALIBRATION, SHOWN
+from splitpoint.demo.prepare import EDGE_MEMORY, EFFORTS, LINK, Aim, parser, prepare, request_of
+from splitpoint.sizes import parse_size
 from tests import tiny
 from tests.conftest import REPOSITORY
 
+AIM = Aim(parse_link(LINK), parse_size(EDGE_MEMORY))
 DOCKER = REPOSITORY / "docker"
 DASHBOARD = DOCKER / "grafana" / "dashboards" / "splitpoint.json"
 
@@ -42,8 +52,10 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
 
 
 def _cloud_names(bundle: Bundle) -> set[str]:
-    store = Store()
-    text = generate_latest(CloudMetrics(bundle.plans, None, store).registry).decode()
+    store, streams = Store(), Streams()
+    admission = Admission(ThreadPoolExecutor(1), 1)
+    metrics = CloudMetrics(bundle.plans, None, store, streams=streams, admission=admission)
+    text = generate_latest(metrics.registry).decode()
     store.close()
     return _names(text)
 
@@ -129,11 +141,98 @@ def test_images_run_as_a_user() -> None:
     assert all("\nUSER splitpoint\n" in stage for stage in finals)
 
 
-def test_a_bundle_that_is_there_is_kept(tmp_path: Path) -> None:
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """The volume as `prepare` left it, with pictures and a bundle that are small."""
     (tmp_path / "video.mp4").write_bytes(b"kept")
-    digest = tiny.build(tmp_path / "bundle").digest
-    prepare(tmp_path, Aim(parse_link("3mbit"), None), EFFORTS["usual"])  # fetches nothing
-    assert Bundle.open(tmp_path / "bundle").digest == digest
+    for name, numbers in (("calibration", CALIBRATION), ("shown", SHOWN)):
+        (tmp_path / "frames" / name).mkdir(parents=True)
+        for number in numbers:
+            (tmp_path / "frames" / name / f"frame-{number:03d}.jpg").write_bytes(b"kept")
+    tiny.build(tmp_path / "bundle")
+    calibration = tmp_path / "frames" / "calibration"
+    keep(request_of(AIM, EFFORTS["usual"], calibration), tmp_path / "bundle")
+    return tmp_path
+
+
+def test_the_same_settings_keep_the_bundle(data: Path) -> None:
+    digest = Bundle.open(data / "bundle").digest
+    prepare(data, AIM, EFFORTS["usual"])  # fetches nothing
+    assert Bundle.open(data / "bundle").digest == digest
+
+
+@pytest.mark.parametrize(
+    ("aim", "effort"),
+    [
+        (replace(AIM, link=parse_link("1mbit/20ms")), "usual"),
+        (replace(AIM, edge_memory_bytes=None), "usual"),
+        (AIM, "quick"),
+    ],
+    ids=["SPLITPOINT_SEARCH_LINK", "SPLITPOINT_EDGE_MEMORY", "SPLITPOINT_SEARCH_EFFORT"],
+)
+def test_another_setting_leads_to_another_search(
+    data: Path, monkeypatch: pytest.MonkeyPatch, aim: Aim, effort: str
+) -> None:
+    """Here it ends where the weights are missing, and leaves the bundle."""
+    monkeypatch.setenv("SPLITPOINT_CACHE", str(data / "video.mp4"))
+    with pytest.raises(WeightsError):
+        prepare(data, aim, EFFORTS[effort])
+    Bundle.open(data / "bundle").close()
+
+
+def test_every_documented_setting_is_read_with_its_default() -> None:
+    """Of the table in docs/containers.md."""
+    documented = _documented()
+    text = (REPOSITORY / "docker-compose.yml").read_text()
+    read = dict(re.findall(r"\$\{(SPLITPOINT_\w+):?-([^}]*)\}", text))
+    assert documented.keys() == read.keys()
+    assert {**read, "SPLITPOINT_MEDIA": "empty"} == documented
+
+
+def _documented() -> dict[str, str]:
+    """Defaults by variable."""
+    found: dict[str, str] = {}
+    lines = (REPOSITORY / "docs" / "containers.md").read_text().splitlines()
+    for line in lines:
+        if line.startswith("| `SPLITPOINT_"):
+            names, defaults = line.split("|")[1:3]
+            values = [value.strip().strip("`") for value in defaults.split(",")]
+            found |= dict(zip(re.findall(r"SPLITPOINT_\w+", names), values, strict=True))
+    return found
+
+
+def test_what_prepare_is_told_are_options_that_it_has() -> None:
+    """With nothing set, they say what it does by itself; what is set, it takes."""
+    (_, _, module, folder, *given) = _yaml(REPOSITORY / "docker-compose.yml")["services"][
+        "prepare"
+    ]["entrypoint"]
+    assert (module, folder) == ("splitpoint.demo.prepare", "/data")
+    usual = [re.sub(r"\$\{\w+:?-([^}]*)\}", r"\1", option) for option in given]
+    assert parser().parse_args([folder, *usual]) == parser().parse_args([folder])
+    other = ["--link=1mbit", "--edge-memory=", "--effort=quick"]
+    assert [option.partition("=")[0] for option in given] == [o.partition("=")[0] for o in other]
+    parsed = parser().parse_args([folder, *other])
+    assert (parsed.link, parsed.edge_memory, parsed.effort) == ("1mbit", "", "quick")
+
+
+def test_an_empty_link_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.build(tmp_path / "bundle")
+    (tmp_path / "picture.png").write_bytes(tiny.png())
+    command = ["edge", "--bundle", str(tmp_path / "bundle"), "--plan", tiny.EDGE_ONLY]
+    monkeypatch.setenv("SPLITPOINT_LINK", "soon")
+    assert main([*command, str(tmp_path / "picture.png")]) == SettingsError.exit_code
+    monkeypatch.setenv("SPLITPOINT_LINK", "")
+    with pytest.raises(SystemExit) as end:
+        main([*command, str(tmp_path / "picture.png")])
+    assert end.value.code == 0
+
+
+@pytest.mark.parametrize(("service", "needed"), [("cloud", "prepare"), ("edge", "cloud")])
+def test_a_new_bundle_reaches_those_that_hold_the_old_one(service: str, needed: str) -> None:
+    """Compose stops and starts them where it makes `prepare` anew."""
+    assert _yaml(REPOSITORY / "docker-compose.yml")["services"][service]["depends_on"][needed][
+        "restart"
+    ]
 
 
 def test_nothing_but_the_code_goes_to_a_build() -> None:

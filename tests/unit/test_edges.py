@@ -4,12 +4,25 @@ import asyncio
 import gc
 import logging
 from collections.abc import Callable, Coroutine
+from contextlib import ExitStack
 from typing import Any, TypeVar
 
+import numpy as np
 import pytest
 
-from cloud.edges import Edge, EdgeFailedError, Edges, UnknownEdgeError, check_switch
+from cloud.edges import (
+    MOST_REPORTS,
+    Edge,
+    EdgeBusyError,
+    EdgeFailedError,
+    Edges,
+    ReportedDetections,
+    UnknownEdgeError,
+    check_switch,
+)
 from cloud.samples import Source
+from common.detections import Detections
+from common.errors import OverloadedError
 from common.rpc import splitpoint_pb2 as pb
 
 T = TypeVar("T")
@@ -42,24 +55,56 @@ class TestRegistry:
             assert edges.find("a") is a
         assert edges.all() == []
 
-    def test_of_two_with_one_name_the_newer_counts(self) -> None:
+    def test_two_with_one_name_are_told_apart(self) -> None:
         edges = Edges()
-        older, newer = edges.connected(edge()), edges.connected(edge())
-        older.__enter__()
-        second = newer.__enter__()
-        assert edges.find("door") is second
-        older.__exit__(None, None, None)
-        assert edges.find("door") is second, "that the older one left is nothing to it"
-        newer.__exit__(None, None, None)
+        with edges.connected(edge()) as first, edges.connected(edge()) as second:
+            assert [each.name for each in edges.all()] == ["door", "door#2"]
+            assert (edges.find("door"), edges.find("door#2")) == (first, second)
+            assert second.source.edge == "door"
+            assert edges.has_namesake(first)
+            assert edges.has_namesake(second)
+
+    @pytest.mark.parametrize("leaves", [0, 1])
+    def test_whichever_of_them_leaves_the_other_stays(self, leaves: int) -> None:
+        edges = Edges()
+        held = [edges.connected(edge()), edges.connected(edge())]
+        there = [each.__enter__() for each in held]
+        held[leaves].__exit__(None, None, None)
+        (stays,) = edges.all()
+        assert stays is there[1 - leaves]
+        assert edges.find(stays.name) is stays
+        assert not edges.has_namesake(stays)
+        held[1 - leaves].__exit__(None, None, None)
         assert edges.all() == []
 
-    def test_the_newer_may_leave_first(self) -> None:
+    def test_a_name_that_looks_numbered_is_not_given_twice(self) -> None:
         edges = Edges()
-        with edges.connected(edge()):
-            with edges.connected(edge()):
-                pass
-            with pytest.raises(UnknownEdgeError):
-                edges.find("door")
+        with (
+            edges.connected(edge("door#2")),
+            edges.connected(edge()),
+            edges.connected(edge()) as third,
+        ):
+            assert third.name == "door#3"
+
+    def test_an_edge_that_connects_again_takes_its_own_place(self) -> None:
+        edges, replaced = Edges(), []
+        older = edge()
+        older.instance, older.replaced = 7, lambda: replaced.append("older")
+        newer = edge()
+        newer.instance = 7
+        stranger = edge()
+        stranger.instance = 8
+        with edges.connected(stranger), edges.connected(older):
+            assert older.name == "door#2"
+            with edges.connected(newer):
+                assert replaced == ["older"]
+                assert edges.all() == [stranger, newer]
+                assert newer.name == "door#2"
+
+    def test_edges_that_do_not_say_their_instance_replace_nobody(self) -> None:
+        edges = Edges()
+        with edges.connected(edge()), edges.connected(edge()):
+            assert len(edges.all()) == 2
 
     def test_an_error_in_a_stream_removes_its_edge(self) -> None:
         edges = Edges()
@@ -105,6 +150,27 @@ class TestAnnouncements:
         )
 
 
+class TestReports:
+    def test_the_newest_are_kept(self) -> None:
+        found = edge()
+        for frame_id in range(MOST_REPORTS + 3):
+            found.found(_report(frame_id, 2))
+        assert [r.frame_id for r in found.detections] == list(range(3, MOST_REPORTS + 3))
+
+    def test_and_are_bounded_in_what_they_hold(self) -> None:
+        found = edge()
+        for frame_id in range(5):
+            found.found(_report(frame_id, 1000))
+        assert [r.frame_id for r in found.detections] == [3, 4]
+
+
+def _report(frame_id: int, count: int) -> ReportedDetections:
+    detections = Detections(
+        np.zeros((count, 4), np.float32), np.ones(count, np.float32), np.zeros(count, np.int32)
+    )
+    return ReportedDetections(frame_id, DIGEST, 0.0, detections)
+
+
 class TestProfiles:
     def test_a_report_is_handed_to_whoever_ordered_it(self) -> None:
         rows = [pb.StageTimes(plan_digest=DIGEST, stage="head", n=1)]
@@ -128,22 +194,40 @@ class TestProfiles:
         asyncio.run(answering(report).profile(budget_s))
         assert told == [budget_ms]
 
-    def test_two_orders_at_once_find_their_reports(self) -> None:
-        async def run() -> list[pb.ProfileReport]:
-            orders: list[pb.ProfileOrder] = []
+    def test_a_second_one_at_once_is_refused(self) -> None:
+        async def run() -> None:
+            found = edge()
+            asking = asyncio.ensure_future(found.profile(300.0))
+            while not found._orders:
+                await asyncio.sleep(0)
+            with pytest.raises(EdgeBusyError, match="door is being profiled already") as caught:
+                await found.profile(300.0)
+            assert caught.value.http_status == 409
+            found.reported(pb.ProfileReport(order_id=1))
+            await asking
+            found.send = answering(lambda o: pb.ProfileReport(order_id=o.order_id)).send
+            with pytest.raises(EdgeFailedError):  # and may be asked again
+                await found.profile(0.001, patience_s=0.001)
 
-            async def send(message: pb.CloudMessage) -> None:
-                orders.append(message.order)
-                if len(orders) == 2:
-                    for order in reversed(orders):
-                        row = pb.StageTimes(n=order.budget_ms)
-                        found.reported(pb.ProfileReport(order_id=order.order_id, rows=[row]))
+        asyncio.run(run())
 
-            found = edge(send=send)
-            return list(await asyncio.gather(found.profile(1.0), found.profile(2.0)))
+    def test_of_all_edges_only_a_few_are_profiled_at_once(self) -> None:
+        async def run() -> None:
+            edges = Edges()
+            with ExitStack() as stack:
+                many = [stack.enter_context(edges.connected(edge(str(k)))) for k in range(5)]
+                asking = [asyncio.ensure_future(each.profile(300.0)) for each in many[:4]]
+                while not all(each._orders for each in many[:4]):
+                    await asyncio.sleep(0)
+                with pytest.raises(OverloadedError, match="4 edges are being profiled"):
+                    await many[4].profile(300.0)
+                for each in many[:4]:
+                    each.reported(pb.ProfileReport(order_id=1))
+                await asyncio.gather(*asking)
+                with pytest.raises(EdgeFailedError):
+                    await many[4].profile(0.001, patience_s=0.001)
 
-        first, second = asyncio.run(run())
-        assert (first.rows[0].n, second.rows[0].n) == (1000, 2000)
+        asyncio.run(run())
 
     def test_an_edge_that_cannot_says_why(self) -> None:
         found = answering(lambda o: pb.ProfileReport(order_id=o.order_id, error="too\nbusy " * 200))
@@ -201,11 +285,10 @@ class TestProfiles:
                 sent.set()
 
             with edges.connected(edge(send=send)) as found:
-                asking = [asyncio.ensure_future(found.profile(300.0)) for _ in range(2)]
+                asking = asyncio.ensure_future(found.profile(300.0))
                 await sent.wait()
-            for each in asking:
-                with pytest.raises(EdgeFailedError, match="door hung up"):
-                    await each
+            with pytest.raises(EdgeFailedError, match="door hung up"):
+                await asking
 
         asyncio.run(run())
 

@@ -38,6 +38,7 @@ def _row(
         runtime="ort",
         threads=1,
         side=side,
+        network=tiny.NETWORK,
         segment=segment,
         bits=bits,
         n=n,
@@ -56,6 +57,7 @@ def _plan(name: str = "plan") -> Plan:
     )
     return Plan(
         name=name,
+        network=tiny.NETWORK,
         cut=("image",),
         head=None,
         wire=(pixels,),

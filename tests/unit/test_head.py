@@ -1,5 +1,6 @@
 """The edge's half: the parity gate, what a cut is made of, and edge-only detections."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from common.errors import ParityError, SettingsError, UnknownPlanError
 from common.images import Letterbox, letterbox
 from common.runtime import Model
 from edge.detector import find_plan
-from edge.head import EdgePlan, fitting_together, open_plans
+from edge.head import EdgePlan, fitting_together, open_plans, open_reproduced
+from search.devices import device_profile
 from tests import tiny
 
 FRAME = letterbox(tiny.image(), (tiny.SIZE, tiny.SIZE))
@@ -128,3 +130,34 @@ class TestMemory:
         names = [tiny.SPLIT, tiny.SPLIT_8, tiny.EDGE_ONLY]
         bundle = tiny.build(tmp_path / "s", names)
         assert self.limited(bundle, 2048 + 2048) == [tiny.SPLIT, tiny.SPLIT_8]
+
+
+@pytest.fixture(scope="module")
+def wrong(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return tiny.build(tmp_path_factory.mktemp("wrong") / "b", wrong_vector=True)
+
+
+class TestHeadsThatAreNotReproduced:
+    def test_a_plan_without_a_head_serves_all_the_same(
+        self, wrong: Bundle, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        opened = open_reproduced(wrong)
+        assert [each.plan.name for each in opened.values()] == [tiny.CLOUD_ONLY]
+        (line,) = caplog.messages
+        assert tiny.SPLIT in line
+        assert tiny.EDGE_ONLY in line
+
+    def test_a_plan_that_was_asked_for_must_open(self, wrong: Bundle) -> None:
+        with pytest.raises(ParityError):
+            open_reproduced(wrong, required=[find_plan(wrong, tiny.SPLIT)])
+
+    def test_no_plan_at_all_is_an_error(self, wrong: Bundle) -> None:
+        with pytest.raises(ParityError):
+            open_reproduced(wrong, [find_plan(wrong, tiny.SPLIT)])
+
+    def test_the_advice_names_a_device_that_there_is(self, wrong: Bundle) -> None:
+        with pytest.raises(ParityError) as failure:
+            open_plans(wrong)
+        device = re.search(r"--device (\S+)", str(failure.value))
+        assert device is not None
+        assert device_profile(device[1]).reduced_range

@@ -12,14 +12,14 @@ from common.detections import DetectorSpec, YoloHeadSpec
 from common.errors import SettingsError, StoreError
 from common.images import Letterbox
 from common.link import parse_link
-from common.manifest import CodecSpec
+from common.manifest import CodecSpec, WireTensor
 from common.store_file import read_tables
-from common.tables import ENOUGH, LatencyRow, segments, to_json
+from common.tables import ENOUGH, LatencyRow, head_to, segments, tail_from, to_json
 from common.timing import Timing
 from search import origins
 from search.cache import Cache
 from search.calibration import observe
-from search.candidates import Candidate, World, judge, predict, with_coding
+from search.candidates import Candidate, World, context_file, judge, predict, with_coding
 from search.cuts import Cut, enumerate_cuts, prefix_cuts
 from search.devices import DEVICES, DeviceProfile
 from search.formats import FormatTable
@@ -31,12 +31,10 @@ from search.latency import CutTimes
 from search.learned import (
     Learned,
     cuts_of,
-    head_to,
     learn,
     learned_device,
     require_device,
-    tail_from,
-    wire_of,
+    rows_of,
 )
 from search.pipeline import search
 from search.prepare import Prepared
@@ -48,6 +46,7 @@ from search.rounding import Rounder
 from search.sampling import sample
 from search.strategies.baselines import cost_graph
 from tests import tiny
+from tests.contexts import random_model
 from tests.networks import SIZE, branched_graph, pictures
 
 LINK = parse_link("3mbit/20ms")
@@ -71,6 +70,7 @@ def row(segment: str, median_ms: float, **others: Any) -> LatencyRow:
         "runtime": "r",
         "threads": 1,
         "side": "cloud" if cloud else "edge",
+        "network": tiny.NETWORK,
         "segment": segment,
         "bits": "32" if cloud else "8",
         "n": 100,
@@ -109,9 +109,10 @@ def test_segments_have_the_names_that_tables_give_them(tmp_path: Path) -> None:
             cut, named = "+".join(plan.cut), {each.stage: each.name for each in segments(plan)}
             assert named.get("head", head_to(cut)) == head_to(cut)
             assert named.get("tail", tail_from(cut)) == tail_from(cut)
-            wire = wire_of(cut, plan.codec, plan.name)
+            head = () if plan.head is None else (Node(cut, "conv", (), (4, 2, 2)),)
+            same = Candidate(Cut(plan.cut, head, ()), plan.wire, plan.codec, 0, 0, 0, 0, 0)
             for stage in ("encode", "decode"):
-                assert named.get(stage, f"{stage} {wire}") == f"{stage} {wire}"
+                assert named.get(stage, f"{stage} {same.coding}") == f"{stage} {same.coding}"
 
 
 def test_a_known_head_takes_what_the_table_says_and_others_the_slowdown() -> None:
@@ -190,7 +191,7 @@ def test_rows_that_may_mean_anything_are_ignored_and_counted() -> None:
 
 
 def test_codecs_have_slowdowns_of_their_own() -> None:
-    wire = "a packed of plan a searched packed"
+    wire = candidate("a").coding
     world = world_of(row("head to a", 40.0), row(f"encode {wire}", 7.0), row(f"decode {wire}", 3.0))
     packed, zstd = candidate("a"), candidate("a", "packed+zstd")
     world = with_coding(world, [packed, zstd])
@@ -199,6 +200,20 @@ def test_codecs_have_slowdowns_of_their_own() -> None:
     assert (other.encode_ms, other.decode_ms) == pytest.approx((7.0, 3.0))
     assert predict(zstd, TIMES["a"], world).encode_ms == pytest.approx(4.0)
     assert with_coding(world, []).learned is not None
+
+
+def test_context_models_tell_wire_formats_apart() -> None:
+    tensor = WireTensor(
+        name="a", shape=(4, 2, 2), bits=1, to_symbol=(0,) * 256, to_value=(0.0, 1.0)
+    )
+    spec, models = CodecSpec(name="context"), [random_model(4, 2), random_model(4, 2, seed=1)]
+    first, again, other = (
+        replace(candidate("a"), wire=(tensor,), codec=spec, contexts=(model,))
+        for model in (models[0], models[0], models[1])
+    )
+    assert first.coding == again.coding != other.coding
+    (named,) = first.named_wire
+    assert named.context == context_file(models[0])
 
 
 def test_small_segments_stand_in_where_no_head_is_known() -> None:
@@ -226,8 +241,17 @@ def test_devices_are_those_of_the_tables_or_profiles() -> None:
     assert learned_device("pi", rows, reduced_range=True).reduced_range
     with pytest.raises(SettingsError, match=r"unknown device 'rack': the tables know cam, pi;"):
         learned_device("rack", rows)
-    with pytest.raises(SettingsError, match=r"nothing of the device 'half-core'.* cam, pi;"):
+    with pytest.raises(SettingsError, match=r"nothing of .* 'half-core'.* cam, pi of this"):
         require_device("half-core", rows)
+
+
+def test_rows_of_other_networks_are_left_out() -> None:
+    mine, foreign = row("head to a", 1.0), row("head to a", 9.0, network="f" * 64, device="cam")
+    assert rows_of(tiny.NETWORK, [foreign, mine]) == [mine]
+    assert rows_of(tiny.NETWORK, [foreign, mine], PI) == [mine]
+    assert rows_of(tiny.NETWORK, [foreign], DEVICES["half-core"]) == []
+    with pytest.raises(SettingsError, match="'cam' by times of other networks only"):
+        rows_of(tiny.NETWORK, [foreign, mine], DeviceProfile("cam", 1.0))
 
 
 def test_cuts_that_tables_tell_of_are_found() -> None:
@@ -297,7 +321,9 @@ def test_a_search_predicts_what_is_known_and_scales_the_rest(tmp_path: Path) -> 
     prepared = Prepared(graph, detector, "0" * 64, frames, statistics, Cache(), "origin")
     network = Network(prepared, Heads(prepared.rounder().nearest({})), enumerate_cuts(graph))
     known = next(cut for cut in network.cuts if cut.kind == "split")
-    (tmp_path / "tables").write_text(to_json([row(head_to(known.name), 500.0)]))
+    mine = row(head_to(known.name), 500.0, network=prepared.network)
+    foreign = row(head_to(known.name), 7.0, network="f" * 64)
+    (tmp_path / "tables").write_text(to_json([foreign, mine, foreign]))
     request = Request(
         "small", LINK, PI, tmp_path, max_drop=100.0, refined_cuts=0, tables=tmp_path / "tables"
     )

@@ -14,6 +14,7 @@ import grpc
 import numpy as np
 import pytest
 
+from cloud.admission import Admission
 from cloud.edges import Edges
 from cloud.history import History
 from cloud.service import SplitService
@@ -29,6 +30,7 @@ from edge.client import CloudClient
 from edge.detector import Detector, find_plan
 from edge.pilot import Pilot
 from edge.planner import PlannerSettings
+from edge.runner import Patience
 from edge.transport import GrpcTransport
 from tests import tiny
 
@@ -71,7 +73,7 @@ def cloud(bundle: Bundle, edges: Edges) -> Iterator[tuple[Counting, str]]:
     workers = ThreadPoolExecutor(2)
 
     async def start() -> tuple[grpc.aio.Server, Counting, int]:
-        service = Counting(Tails(bundle), workers, edges=edges)
+        service = Counting(Tails(bundle), Admission(workers, 2), edges=edges)
         server = grpc.aio.server(options=channel_options())
         add_SplitServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
         port = server.add_insecure_port("127.0.0.1:0")
@@ -111,7 +113,7 @@ def test_no_frame_is_lost_or_doubled_over_many_switches(bundle: Bundle) -> None:
             PlannerSettings(switch_cost=math.inf, trial_share=0.0),
         )
         # However busy this machine is: a frame is waited for.
-        detector.pilot.patience_s = lambda expected: 60.0  # type: ignore[method-assign]  # noqa: ARG005
+        detector.pilot.patience = lambda *_: Patience(60.0, 60.0)  # type: ignore[method-assign]
         planner = detector.pilot._planner
         expected = {
             (digest, number): detector.detect(picture, digest).detections

@@ -6,6 +6,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cloud import rest as cloud_rest
+from cloud.admission import Admission
 from cloud.edges import Edge, Edges
 from cloud.metrics import CloudMetrics
 from cloud.samples import Source
@@ -86,7 +87,9 @@ class TestCloud:
     def test_connected_edges_tell_their_plan_and_link(self, bundle: Bundle) -> None:
         edges, store = Edges(), Store()
         store.ignore("door")
-        app = cloud_rest.create_app(Tails(bundle), ThreadPoolExecutor(1), store=store, edges=edges)
+        app = cloud_rest.create_app(
+            Tails(bundle), Admission(ThreadPoolExecutor(1), 1), store=store, edges=edges
+        )
         edge = Edge(Source("door", "box", "ort", 1), "00", "1", _nowhere)
         digest = _digest(bundle, tiny.SPLIT)
         edge.switched(pb.Switch(plan_digest=digest, uplink_bps=3e6, rtt_us=20_000))

@@ -143,11 +143,11 @@ class TestChoosing:
             pb.Learned(plan_digest=digest, n=100, edge_us=20_000, cloud_us=5000, uplink_bytes=1000)
         ]
         detector = adaptive(bundle, cloud)
-        before = planner_of(detector).expected(digest, 0.0).latency_ms
+        assert planner_of(detector).expected(digest, 0.0).latency_ms < 12
         pilot_of(detector).ready()
-        after = planner_of(detector).expected(digest, 0.0).latency_ms
-        assert before < 12
-        assert after == pytest.approx(25, rel=0.1)
+        assert planner_of(detector).expected(digest, 0.0).latency_ms > 22
+        edge = planner_of(detector)._expectations._edge
+        assert COSTS[tiny.SPLIT][0] * edge.factor(digest) == pytest.approx(20, rel=0.1)
         detector.close()
 
     @pytest.mark.parametrize(
@@ -274,8 +274,7 @@ class TestChoosing:
         if ready_first:
             pilot_of(detector).ready()
         else:
-            with pytest.raises(UnknownPlanError):
-                detector.detect(tiny.image())
+            assert detector.detect(tiny.image()).plan.name == tiny.EDGE_ONLY
         assert {detector.detect(tiny.image()).plan.name for _ in range(5)} == {tiny.CLOUD_ONLY}
         generous = detector.detect(tiny.image(), deadline_ms=1e-3)
         assert generous.plan.name == tiny.CLOUD_ONLY

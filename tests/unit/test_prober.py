@@ -255,3 +255,18 @@ def test_a_probe_that_fails_says_that_the_cloud_is_away(prober: ByHand, world: W
     prober.go(8.0)
     assert world.losses
     assert world.cloud_away
+
+
+def test_a_cloud_that_is_full_is_not_pinged_meanwhile(prober: ByHand, world: World) -> None:
+    calibrated(prober)
+    world.cloud_away, world.quiet_until_s = True, world.now_s + 8.0
+    assert prober.go(7.9) == []
+    assert len(prober.go(0.5)) == 1
+
+
+def test_a_cloud_that_may_be_away_is_looked_for_at_once(prober: ByHand, world: World) -> None:
+    calibrated(prober)
+    world.cloud_away, world.answers = True, False
+    assert prober.go(0.5) == [], "once a second"
+    prober.doubt()
+    assert len(prober.go(0.1)) == 1

@@ -1,9 +1,13 @@
 """`splitpoint profile`: three things to profile, one kind of table, and mistakes in one line."""
 
+import contextlib
 import email.message
 import io
 import json
+import socket
 import sqlite3
+import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -12,6 +16,9 @@ from typing import Any
 
 import pytest
 
+from cloud.store import Store
+from common.bundle import Bundle
+from common.serving import bind, port_of
 from common.store_file import read_tables
 from common.tables import LatencyRow, to_json
 from splitpoint import remote
@@ -23,6 +30,7 @@ ROW: dict[str, Any] = {
     "runtime": "onnxruntime x1",
     "threads": 1,
     "side": "edge",
+    "network": tiny.NETWORK,
     "segment": "head to cut",
     "bits": "8",
     "n": 9,
@@ -56,11 +64,10 @@ class TestBundles:
         path = tmp_path / "tables.json"
         options = ("--device", "box 3", "--threads", "2", "--budget", "0.1")
         assert run("--bundle", bundle, "--tables", path, *options) == 0
-        rows = read_tables(path)
+        rows, opened = read_tables(path), Bundle.open(bundle)
         assert {row.segment for row in rows} == {
             *("letterbox", "head to cut", "head to map", "boxes"),
-            "encode cut packed+zstd of plan split-4",
-            "encode image png of plan cloud-only-png",
+            *(tiny.segment(opened, plan, "encode") for plan in (tiny.SPLIT, tiny.CLOUD_ONLY)),
         }
         assert {(row.device, row.threads, row.side, row.source) for row in rows} == {
             ("box 3", 2, "edge", "profiled")
@@ -145,6 +152,8 @@ class TestRemotes:
             (raising(TimeoutError()), 69, "no answer within 120 s"),
             (raising(refused(404, "UnknownEdgeError", "no edge\n'x'")), 64, "no edge 'x'"),
             (raising(refused(504, "EdgeFailedError", "hung up")), 69, "hung up"),
+            (raising(refused(503, "OverloadedError", "try again in 2 s")), 69, "again in 2 s"),
+            (raising(refused(403, "CrossSiteError", "may not")), 64, "may not"),
             (raising(refused(409, "UnknownPlanError", "no plan")), 65, "error: no plan"),
             (raising(refused(500, "Exception", "odd")), 69, "odd"),
             (raising(told(404, b"<html>")), 69, "expected the REST API of"),
@@ -166,6 +175,37 @@ class TestRemotes:
         line = capsys.readouterr().err.strip()
         assert message in line
         assert "\n" not in line
+
+    def test_an_answer_that_trickles_is_given_up(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Each byte begins the socket's own time-out anew; the whole answer has one too."""
+        monkeypatch.setattr(remote, "_PATIENCE_S", 1.0)
+        with bind("127.0.0.1", 0) as listener:
+            listener.setblocking(True)
+            thread = threading.Thread(target=_trickle, args=(listener,))
+            thread.start()
+            cloud = f"http://127.0.0.1:{port_of(listener)}"
+            assert run("--remote", "door", "--cloud", cloud, "--budget", "0.1") == 69
+            thread.join()
+        assert "no answer within 1.1 s" in capsys.readouterr().err
+
+    def test_an_answer_of_any_size_is_given_up(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(remote, "_MOST_BYTES", 1000)
+        monkeypatch.setattr(remote, "_OPENER", Cloud(lambda: b'{"rows": []}' + b" " * 1000))
+        assert run("--remote", "door", "--cloud", "http://cloud:8080") == 69
+        assert "expected the REST API of" in capsys.readouterr().err
+
+
+def _trickle(listener: socket.socket) -> None:
+    connection, _ = listener.accept()
+    with connection, contextlib.suppress(ConnectionError):
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+        while True:
+            connection.sendall(b" ")
+            time.sleep(0.01)
 
 
 @pytest.mark.parametrize(
@@ -225,6 +265,7 @@ def test_a_cloud_of_a_newer_version_keeps_its_store(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "store.sqlite"
+    Store(path).close()
     with sqlite3.connect(path) as database:
         database.execute("PRAGMA user_version = 99")
     database.close()

@@ -48,6 +48,7 @@ def row(segment: str, median_ms: float, device: str = "test", **others: Any) -> 
         "runtime": "r",
         "threads": 1,
         "side": "edge",
+        "network": tiny.NETWORK,
         "segment": segment,
         "bits": "8",
         "n": 340,
@@ -86,14 +87,18 @@ def found_of(request: Request) -> Found:
 class Searching:
     """A search that finds the tiny network's plans, each of so many milliseconds."""
 
-    def __init__(self, latency_ms: float, **asked: Any) -> None:
+    def __init__(
+        self, latency_ms: float, weights_sha256: str = tiny.weights_of(0), **asked: Any
+    ) -> None:
         self.latency_ms = latency_ms
+        self.weights_sha256 = weights_sha256
         self.asked = asked
         self.requests: list[Request] = []
 
     def __call__(self, out: Path, request: Request, _reporter: Reporter) -> Found:
         self.requests.append(request)
-        tiny.build(out, [tiny.SPLIT_8, tiny.CLOUD_ONLY], seed=1)
+        plans = [tiny.SPLIT_8, tiny.CLOUD_ONLY]
+        tiny.build(out, plans, seed=1, weights_sha256=self.weights_sha256)
         rewrite(out, self._with_latency)
         return found_of(request)
 

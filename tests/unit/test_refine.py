@@ -27,6 +27,7 @@ from search.rate_curve import rate_curve
 from search.refine import Refiner
 from search.remembered import Remembered
 from search.wire import stepped_tensor
+from tests.affinity import one_core
 from tests.networks import SIZE, branched_graph, pictures
 
 DETECTOR = DetectorSpec(
@@ -324,3 +325,7 @@ def test_a_refined_candidate_has_all_that_it_needs(
     assert any(new.weight is not old.weight for new, old in zip(tail, cut.tail, strict=True))
     for kept, made in zip(tail, adapted.tail, strict=True):
         np.testing.assert_array_equal(kept.weight, made.weight)
+    if not video:
+        with one_core():
+            remembered.options(cut, curve, coarse_one.wire)
+        assert len(reporter.titles) > 3  # times of coding are those of a machine

@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from PIL import Image
 
 from cloud import rest as cloud_rest
+from cloud.admission import Admission
 from cloud.history import History
 from cloud.service import SplitService
 from cloud.tails import Tails
@@ -24,7 +25,7 @@ from edge.transport import InProcessTransport
 from tests import tiny
 from tests.asgi import request
 
-LIMITS = ImageLimits(max_bytes=100_000, max_pixels=100_000)
+LIMITS = ImageLimits(max_bytes=100_000, max_decoded_bytes=700_000)
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +42,13 @@ def tails(bundle: Bundle) -> Tails:
 
 @pytest.fixture(scope="module")
 def cloud(tails: Tails) -> FastAPI:
-    return cloud_rest.create_app(tails, ThreadPoolExecutor(1), limits=LIMITS)
+    return cloud_rest.create_app(tails, Admission(ThreadPoolExecutor(1), 1), limits=LIMITS)
 
 
 @pytest.fixture(scope="module")
 def edge(bundle: Bundle, tails: Tails) -> Iterable[FastAPI]:
     """An edge whose cloud is a function call."""
-    service = SplitService(tails, ThreadPoolExecutor(1))
+    service = SplitService(tails, Admission(ThreadPoolExecutor(1), 1))
 
     def serve(message: pb.EdgeMessage) -> Iterable[pb.CloudMessage]:
         if message.WhichOneof("kind") == "hello":
@@ -177,7 +178,7 @@ def test_without_a_cloud_only_edge_only_works(bundle: Bundle) -> None:
 
 def test_the_cloud_is_ready_only_after_its_warm_up(bundle: Bundle) -> None:
     cold = Tails(bundle)
-    app = cloud_rest.create_app(cold, ThreadPoolExecutor(1))
+    app = cloud_rest.create_app(cold, Admission(ThreadPoolExecutor(1), 1))
     assert request(app, "GET", "/livez").status_code == 200
     assert request(app, "GET", "/readyz").status_code == 503
     cold.warm_up()
@@ -186,7 +187,7 @@ def test_the_cloud_is_ready_only_after_its_warm_up(bundle: Bundle) -> None:
 
 def test_a_bundle_without_the_whole_network_has_no_upload(tmp_path: Path) -> None:
     split_only = tiny.build(tmp_path / "split", [tiny.SPLIT])
-    app = cloud_rest.create_app(Tails(split_only), ThreadPoolExecutor(1))
+    app = cloud_rest.create_app(Tails(split_only), Admission(ThreadPoolExecutor(1), 1))
     response = request(app, "POST", "/v1/detect", content=tiny.png())
     assert response.status_code == 409
     assert "cloud-only" in _error(response)

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from cloud.admission import Admission
 from cloud.history import FRAMES, History
 from cloud.service import SplitService
 from cloud.tails import Tails
@@ -30,7 +31,8 @@ class Cloud:
     """A cloud in this process whose streams can be cut, and which may lose answers."""
 
     def __init__(self, bundle: Bundle) -> None:
-        self.service = SplitService(Tails(bundle), ThreadPoolExecutor(1), version="test")
+        admission = Admission(ThreadPoolExecutor(1), 1)
+        self.service = SplitService(Tails(bundle), admission, version="test")
         self.frames: list[pb.Frame] = []
         self.rejections = 0
         self.deaf = False

@@ -5,10 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from cloud.admission import Admission
 from cloud.edges import Edge
 from cloud.history import History
 from cloud.samples import Source
-from cloud.service import ProtocolError, SplitService, _tells
+from cloud.service import SplitService, _tells
+from cloud.streams import ProtocolError
 from cloud.tails import Tails
 from common.bundle import Bundle
 from common.codec import make_codec, seal
@@ -24,7 +26,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture(scope="module")
 def service(bundle: Bundle) -> SplitService:
-    return SplitService(Tails(bundle), ThreadPoolExecutor(1), version="test")
+    return SplitService(Tails(bundle), Admission(ThreadPoolExecutor(1), 1), version="test")
 
 
 def _digest(bundle: Bundle, name: str) -> bytes:

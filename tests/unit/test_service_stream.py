@@ -12,10 +12,13 @@ import grpc
 import pytest
 from google.protobuf.message import DecodeError
 
+from cloud.admission import Admission, LaneLimits
+from cloud.edges import Edge, Edges
 from cloud.history import History
 from cloud.samples import Ledger, Source
 from cloud.service import SplitService
 from cloud.store import Store
+from cloud.streams import StreamLimits, Streams
 from cloud.tails import Tails
 from common.bundle import Bundle
 from common.images import letterbox
@@ -39,6 +42,7 @@ class FakeContext:
 
     def __init__(self, *messages: pb.EdgeMessage, hang_up: bool = True) -> None:
         self.written: list[pb.CloudMessage] = []
+        self.certificate: dict[str, list[bytes]] = {}
         self.reads = 0
         self.wrote = asyncio.Event()
         self._messages: asyncio.Queue[Any] = asyncio.Queue()
@@ -57,6 +61,12 @@ class FakeContext:
     async def write(self, message: pb.CloudMessage) -> None:
         self.written.append(message)
         self.wrote.set()
+
+    def peer(self) -> str:
+        return "ipv4:127.0.0.1:1"
+
+    def auth_context(self) -> dict[str, list[bytes]]:
+        return self.certificate
 
     async def abort(self, code: grpc.StatusCode, details: str) -> None:
         raise Aborted(code, details)
@@ -100,7 +110,7 @@ def stream(
 
     async def run() -> list[pb.CloudMessage]:
         context = FakeContext(*messages)
-        await serve(SplitService(tails, workers), context)
+        await serve(SplitService(tails, Admission(workers, 2)), context)
         return context.written
 
     return asyncio.run(run())
@@ -146,6 +156,244 @@ def test_a_report_is_answered_without_detections(
 
     assert answer.result.frame_id == 3
     assert not answer.result.detections.scores
+
+
+class TestReports:
+    """What edge-only edges report: times alone, or detections too."""
+
+    def _connected(
+        self, tails: Tails, workers: ThreadPoolExecutor, *reports: pb.Report
+    ) -> tuple[list[pb.CloudMessage], Edge]:
+        async def run() -> tuple[list[pb.CloudMessage], Edge]:
+            edges = Edges()
+            context = FakeContext(
+                HELLO, *(pb.EdgeMessage(report=r) for r in reports), hang_up=False
+            )
+            service = SplitService(tails, Admission(workers, 1), edges=edges)
+            serving = asyncio.ensure_future(serve(service, context))
+            while len(context.written) < 1 + len(reports):
+                await asyncio.sleep(0.001)
+            found = edges.find("test")
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+            return context.written[1:], found
+
+        return asyncio.run(run())
+
+    def test_detections_are_kept(
+        self, bundle: Bundle, tails: Tails, workers: ThreadPoolExecutor
+    ) -> None:
+        digest = find_plan(bundle, tiny.EDGE_ONLY)
+        found = pb.Detections(boxes=[0, 0, 1, 1], scores=[0.5], classes=[1])
+        report = pb.Report(frame_id=3, plan_digest=digest, detections=found)
+        (answer,), edge = self._connected(tails, workers, report)
+        assert answer.HasField("result")
+        (kept,) = edge.detections
+        assert (kept.frame_id, kept.plan) == (3, digest)
+        assert detections_to_message(kept.detections) == found
+
+    def test_times_alone_are_as_good(
+        self, bundle: Bundle, tails: Tails, workers: ThreadPoolExecutor
+    ) -> None:
+        report = pb.Report(
+            frame_id=3,
+            plan_digest=find_plan(bundle, tiny.EDGE_ONLY),
+            times=pb.EdgeTimes(total_us=5),
+        )
+        (answer,), edge = self._connected(tails, workers, report)
+        assert answer.HasField("result")
+        assert not edge.detections
+
+    def test_what_is_refused_is_not_kept(
+        self, bundle: Bundle, tails: Tails, workers: ThreadPoolExecutor
+    ) -> None:
+        found = pb.Detections(boxes=[0, 0, 1, 1], scores=[0.5], classes=[99])
+        digest = find_plan(bundle, tiny.EDGE_ONLY)
+        (answer,), edge = self._connected(
+            tails, workers, pb.Report(plan_digest=digest, detections=found)
+        )
+        assert answer.rejection.reason == pb.Rejection.REASON_BAD_PAYLOAD
+        assert not edge.detections
+
+
+class TestNames:
+    """Who an edge is: by its certificate, if it has one."""
+
+    def _name(
+        self, tails: Tails, workers: ThreadPoolExecutor, certificate: dict[str, list[bytes]]
+    ) -> str:
+        async def run() -> str:
+            edges = Edges()
+            context = FakeContext(HELLO, hang_up=False)
+            context.certificate = certificate
+            serving = asyncio.ensure_future(
+                serve(SplitService(tails, Admission(workers, 1), edges=edges), context)
+            )
+            while not edges.all():
+                if serving.done():
+                    await serving
+                await asyncio.sleep(0)
+            name = edges.all()[0].name
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+            return name
+
+        return asyncio.run(run())
+
+    @pytest.mark.parametrize(
+        ("certificate", "name"),
+        [
+            ({}, "test"),
+            ({"transport_security_type": [b"ssl"]}, "test"),  # TLS without client certificates
+            ({"x509_common_name": [b"door"]}, "door"),
+            ({"x509_subject_alternative_name": [b"door.example", b"x"]}, "door.example"),
+            ({"x509_common_name": [b"door"], "x509_subject_alternative_name": [b"x"]}, "door"),
+        ],
+    )
+    def test_a_certificates_name_counts(
+        self,
+        tails: Tails,
+        workers: ThreadPoolExecutor,
+        certificate: dict[str, list[bytes]],
+        name: str,
+    ) -> None:
+        assert self._name(tails, workers, certificate) == name
+
+    @pytest.mark.parametrize("name", ["a\nb", "a\x1b[31m", "a\u202eb", "a\u2028b", "\x00"])
+    def test_names_are_printable(
+        self, tails: Tails, workers: ThreadPoolExecutor, name: str
+    ) -> None:
+        hello = pb.EdgeMessage(hello=pb.Hello(edge_id=name, bundle_digest=bytes(32)))
+        with pytest.raises(Aborted, match="expected printable characters") as caught:
+            stream(tails, workers, hello)
+        assert str(caught.value).isprintable()
+        with pytest.raises(Aborted, match="expected printable characters"):
+            self._name(tails, workers, {"x509_common_name": [name.encode()]})
+
+
+class TestLimits:
+    def test_a_peer_that_does_not_greet_loses_its_stream(
+        self, tails: Tails, workers: ThreadPoolExecutor
+    ) -> None:
+        async def run() -> None:
+            streams = Streams(StreamLimits(greeting_s=0.0))
+            service = SplitService(tails, Admission(workers, 1), streams=streams)
+            with pytest.raises(Aborted, match="expected a Hello within 0 s") as caught:
+                await serve(service, FakeContext(hang_up=False))
+            assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+            assert streams.count() == (0, 0)
+            assert streams.ended == {"greeting": 1}
+
+        asyncio.run(run())
+
+    def test_so_does_one_that_does_not_take_its_welcome(
+        self, tails: Tails, workers: ThreadPoolExecutor
+    ) -> None:
+        class Deaf(FakeContext):
+            async def write(self, message: pb.CloudMessage) -> None:  # noqa: ARG002
+                await asyncio.Event().wait()
+
+        async def run() -> None:
+            streams = Streams(StreamLimits(greeting_s=0.01))
+            service = SplitService(tails, Admission(workers, 1), streams=streams)
+            with pytest.raises(Aborted, match="within"):
+                await serve(service, Deaf(HELLO, hang_up=False))
+            assert streams.count() == (0, 0)
+
+        asyncio.run(run())
+
+    def test_an_edge_too_many_is_refused(self, tails: Tails, workers: ThreadPoolExecutor) -> None:
+        async def run() -> None:
+            streams = Streams(StreamLimits(edges=1))
+            service = SplitService(tails, Admission(workers, 1), streams=streams)
+            first = FakeContext(HELLO, hang_up=False)
+            serving = asyncio.ensure_future(serve(service, first))
+            await first.wrote.wait()
+            with pytest.raises(Aborted, match="at most 1 edges") as caught:
+                await serve(service, FakeContext(HELLO, hang_up=False))
+            assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+            again = FakeContext(HELLO)
+            await serve(service, again)
+            assert again.written[0].HasField("welcome")
+
+        asyncio.run(run())
+
+    def test_a_stream_that_is_opened_again_ends_the_older_one(
+        self, tails: Tails, workers: ThreadPoolExecutor
+    ) -> None:
+        hello = pb.EdgeMessage(hello=pb.Hello(edge_id="test", bundle_digest=bytes(32), instance=7))
+
+        async def run() -> None:
+            service = SplitService(tails, Admission(workers, 1))
+            first = FakeContext(hello, hang_up=False)
+            serving = asyncio.ensure_future(serve(service, first))
+            await first.wrote.wait()
+            await serve(service, FakeContext(hello))
+            with pytest.raises(Aborted, match="connected again") as caught:
+                await serving
+            assert caught.value.code is grpc.StatusCode.ABORTED
+
+        asyncio.run(run())
+
+    @pytest.mark.parametrize(
+        ("queue", "most_bytes", "said"),
+        [(0, 1 << 20, "0 calls wait already"), (8, 10, "of at most 0 MiB of messages")],
+    )
+    def test_a_frame_too_many_is_refused_with_a_hint(
+        self,
+        bundle: Bundle,
+        tails: Tails,
+        workers: ThreadPoolExecutor,
+        queue: int,
+        most_bytes: int,
+        said: str,
+    ) -> None:
+        async def run() -> list[pb.CloudMessage]:
+            context = FakeContext(HELLO, frame(bundle, 7))
+            admission = Admission(workers, 1, edge=LaneLimits(queue=queue, per_client=8))
+            await serve(SplitService(tails, admission, most_bytes=most_bytes), context)
+            return context.written
+
+        _, answer = asyncio.run(run())
+        assert answer.rejection.frame_id == 7
+        assert answer.rejection.reason == pb.Rejection.REASON_OVERLOADED
+        assert answer.rejection.retry_after_ms == 1000
+        assert said in answer.rejection.message
+
+    def test_frames_that_wait_are_dropped_with_their_stream(
+        self, bundle: Bundle, tails: Tails, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        entered, release, ran = threading.Event(), threading.Event(), []
+        original = tails.runner
+
+        def slow(digest: bytes) -> Any:
+            ran.append(digest)
+            entered.set()
+            release.wait()
+            return original(digest)
+
+        monkeypatch.setattr(tails, "runner", slow)
+
+        async def run(workers: ThreadPoolExecutor) -> int:
+            admission = Admission(workers, 1)
+            frames = [frame(bundle, number) for number in range(4)]
+            context = FakeContext(HELLO, *frames, hang_up=False)
+            serving = asyncio.ensure_future(serve(SplitService(tails, admission), context))
+            await asyncio.to_thread(entered.wait)
+            while admission.waiting("edge") < 3:
+                await asyncio.sleep(0)
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+            while admission.waiting("edge"):
+                await asyncio.sleep(0)
+            release.set()
+            return admission.abandoned["edge"]
+
+        with ThreadPoolExecutor(1) as workers:
+            assert asyncio.run(run(workers)) == 3
+        assert len(ran) == 1
 
 
 class TestProtocolErrors:
@@ -258,7 +506,7 @@ def test_a_full_edge_is_not_read(tails: Tails) -> None:
         workers = HeldWorkers()
         reports = [pb.EdgeMessage(report=pb.Report(frame_id=i)) for i in range(5)]
         context = FakeContext(HELLO, *reports, hang_up=False)
-        service = SplitService(tails, workers, in_flight=2)
+        service = SplitService(tails, Admission(workers, 2), in_flight=2)
         serving = asyncio.ensure_future(serve(service, context))
         while len(workers.held) < 2:
             await asyncio.sleep(0)
@@ -290,7 +538,7 @@ def test_draining_answers_what_is_under_way_then_ends_the_stream(
     monkeypatch.setattr(tails, "runner", slow)
 
     async def run(workers: ThreadPoolExecutor) -> list[pb.CloudMessage]:
-        service = SplitService(tails, workers)
+        service = SplitService(tails, Admission(workers, 2))
         context = FakeContext(HELLO, frame(bundle, 1), hang_up=False)
         serving = asyncio.ensure_future(serve(service, context))
         await asyncio.to_thread(entered.wait)
@@ -310,7 +558,9 @@ def test_detections_survive_the_wire(bundle: Bundle, tails: Tails, tmp_path: Pat
     message = frame(bundle, 1).frame
     expected = tails.runner(message.plan_digest).finish(message).detections
     with ThreadPoolExecutor(1) as workers:
-        answer = SplitService(tails, workers).serve(pb.EdgeMessage(frame=message), 0.0, History())
+        answer = SplitService(tails, Admission(workers, 2)).serve(
+            pb.EdgeMessage(frame=message), 0.0, History()
+        )
     assert answer.result.detections == detections_to_message(expected)
 
 
@@ -327,7 +577,7 @@ def test_an_edge_that_lies_is_counted_and_served(
 
     async def run() -> list[pb.CloudMessage]:
         context = FakeContext(pb.EdgeMessage(hello=device), told)
-        await serve(SplitService(tails, workers, store=store), context)
+        await serve(SplitService(tails, Admission(workers, 2), store=store), context)
         return context.written
 
     _, answer = asyncio.run(run())
@@ -342,7 +592,7 @@ def test_what_an_edge_tells_in_time_gets_into_the_table(
     bundle: Bundle, tails: Tails, workers: ThreadPoolExecutor
 ) -> None:
     store = Store()
-    service = SplitService(tails, workers, store=store)
+    service = SplitService(tails, Admission(workers, 2), store=store)
     ledger = Ledger(Source("edge7", "box", "r"))
     message = frame(bundle, 1)
     answer = service.serve(message, time.perf_counter(), History())

@@ -1,7 +1,8 @@
 """Frames from folders, files and cameras: which come, which are dropped, what mistakes say."""
 
+import io
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import av
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from common.errors import SettingsError, SourceError
+from common.images import EDGE_LIMITS
 from edge.source import Camera, Captured, Newest, open_feed
 
 FRAMES, FPS = 6, 10
@@ -39,8 +41,43 @@ def folder(tmp_path: Path) -> Path:
     return pictures
 
 
+def encoded(path: Path, frames: int, broken: Sequence[int] = (), turned: int = 0) -> Path:
+    """An MPEG-4 video of 64x48 pixels, red on its left, some of whose packets are rubbish."""
+    pixels = np.zeros((48, 64, 3), np.uint8)
+    pixels[:, :32, 0] = 255
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=FPS, options={"g": "1"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        if turned:
+            stream.set_display_rotation(turned)
+        packets = [
+            packet
+            for _ in range(frames)
+            for packet in stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24"))
+        ]
+        for index, packet in enumerate(packets + list(stream.encode(None))):
+            sent = packet
+            if index in broken:
+                sent = av.Packet(b"\x55" * 40)
+                sent.stream, sent.time_base = stream, packet.time_base
+                sent.pts, sent.dts = packet.pts, packet.dts
+            container.mux(sent)
+    return path
+
+
+def jpegs(path: Path, *sizes: tuple[int, int]) -> Path:
+    """A motion JPEG of frames of these sizes."""
+    buffer = io.BytesIO()
+    for size in sizes:
+        Image.new("RGB", size, "navy").save(buffer, "JPEG")
+    path.write_bytes(buffer.getvalue())
+    return path
+
+
 class Script:
     """A feed whose rounds are given: numbers become frames, an error is raised."""
+
+    skipped = 0
 
     def __init__(self, *rounds: list[int | SourceError], live: bool = False) -> None:
         self.live = live
@@ -107,8 +144,79 @@ class TestFeeds:
         Image.new("RGB", (8, 6), (9, 0, 0)).save(folder / "c.png")
         assert [number(each) for each in feed.frames()] == [1, 0, 9]
 
+    def test_pictures_that_are_left_out_are_counted(self, folder: Path) -> None:
+        (folder / "a.png").write_bytes(b"no picture")
+        camera = Camera(open_feed(str(folder)), fps=1000)
+        camera.play()
+        assert (camera.captured, camera.skipped) == (1, 1)
+
+    def test_broken_packets_are_skipped_and_counted(self, tmp_path: Path) -> None:
+        feed = open_feed(str(encoded(tmp_path / "a.mp4", 12, broken=(2, 5, 6))))
+        assert len(list(feed.frames())) == 9
+        assert feed.skipped == 3
+
+    def test_they_are_skipped_in_every_round(self, tmp_path: Path) -> None:
+        feed = open_feed(str(encoded(tmp_path / "a.mp4", 6, broken=(2,))))
+        clock = Clock(most_waits=1_000_000)
+        camera = Camera(feed, loop=True, now_s=clock.now_s, wait=clock.wait)
+        playing = threading.Thread(target=camera.play)
+        playing.start()
+        while camera.skipped < 4 and playing.is_alive():
+            camera.take()
+        camera.close()
+        playing.join(60)
+        assert camera.skipped >= 4
+        assert camera.error is None
+
+    def test_a_video_of_broken_packets_alone(self, tmp_path: Path) -> None:
+        feed = open_feed(str(encoded(tmp_path / "a.mp4", 12, broken=range(1, 12))))
+        assert len(list(feed.frames())) == 1
+        feed = open_feed(str(encoded(tmp_path / "b.mp4", 12, broken=range(12))))
+        with pytest.raises(SourceError, match=r"b\.mp4: no frame in it: 12 packets cannot be"):
+            list(feed.frames())
+
+    def test_broken_packets_without_end_end_the_video(self, tmp_path: Path) -> None:
+        feed = open_feed(str(encoded(tmp_path / "a.mp4", 400, broken=range(1, 400))))
+        with pytest.raises(SourceError, match="300 packets in a row cannot be decoded: Invalid"):
+            list(feed.frames())
+        assert feed.skipped == 300
+
+    @pytest.mark.parametrize(
+        ("degrees", "shape", "red"),
+        [
+            (90, (64, 48), np.s_[40:, :]),
+            (-90, (64, 48), np.s_[:24, :]),
+            (180, (48, 64), np.s_[:, 40:]),
+            (30, (48, 64), np.s_[:, :24]),
+        ],
+    )
+    def test_frames_are_turned_as_the_display_matrix_says(
+        self, tmp_path: Path, degrees: int, shape: tuple[int, int], red: tuple[slice, slice]
+    ) -> None:
+        feed = open_feed(str(encoded(tmp_path / "a.mp4", 2, turned=degrees)))
+        image = next(iter(feed.frames())).image
+        assert image.shape[:2] == shape
+        assert image.flags.c_contiguous
+        assert image[red][..., 0].min() > 200
+
+    def test_frames_may_change_their_size(self, tmp_path: Path) -> None:
+        feed = open_feed(str(jpegs(tmp_path / "a.mjpeg", (64, 48), (32, 16), (64, 48))))
+        shapes = [each.image.shape for each in feed.frames()]
+        assert shapes == [(48, 64, 3), (16, 32, 3), (48, 64, 3)]
+
 
 class TestMistakes:
+    def test_frames_that_are_too_large(self, tmp_path: Path) -> None:
+        path = jpegs(tmp_path / "a.mjpeg", (5000, 4000))
+        limit = f"at most {EDGE_LIMITS.max_decoded_bytes} bytes to decode, got 5000x4000 pixels"
+        with pytest.raises(SourceError, match=limit):
+            open_feed(str(path))
+
+    def test_frames_that_become_too_large(self, tmp_path: Path) -> None:
+        feed = open_feed(str(jpegs(tmp_path / "a.mjpeg", (64, 48), (5000, 4000), (32, 16))))
+        assert [each.image.shape for each in feed.frames()] == [(48, 64, 3), (16, 32, 3)]
+        assert feed.skipped == 1
+
     def test_a_file_that_is_not_there(self, tmp_path: Path) -> None:
         with pytest.raises(SourceError, match="no such file"):
             open_feed(str(tmp_path / "none.mp4"))

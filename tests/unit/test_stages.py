@@ -29,6 +29,7 @@ from search.sensitivity import HOWS, sensitivity_of
 from tests.networks import SIZE, branched_graph, pictures
 
 PIXELS = pictures(10)
+NETWORK = "9" * 64
 DETECTOR = DetectorSpec(
     kind="yolov3",
     input_height=SIZE[0],
@@ -99,7 +100,7 @@ def test_a_profile_is_written_to_files(prepared: Prepared, tmp_path: Path) -> No
 
 def test_times_of_cuts_are_rows_of_a_latency_table(prepared: Prepared) -> None:
     timed = time_cuts(prepared, 2, Silent())
-    rows = {row.segment: row for row in cut_rows(timed, "box", 2, 5.0)}
+    rows = {row.segment: row for row in cut_rows(timed, NETWORK, "box", 2, 5.0)}
     for cut in timed:
         head, tail = rows.get(f"head to {cut.name}"), rows.get(f"tail from {cut.name}")
         if cut.times.head.n:
@@ -110,8 +111,8 @@ def test_times_of_cuts_are_rows_of_a_latency_table(prepared: Prepared) -> None:
             assert tail is not None
             assert (tail.side, tail.threads, tail.bits) == ("cloud", 2, "32")
     assert "head to image" not in rows
-    assert {(row.device, row.source, row.last_seen_s) for row in rows.values()} == {
-        ("box", "profiled", 5.0)
+    assert {(row.network, row.device, row.source, row.last_seen_s) for row in rows.values()} == {
+        (NETWORK, "box", "profiled", 5.0)
     }
 
 

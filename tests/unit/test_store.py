@@ -14,7 +14,6 @@ from cloud.samples import STAGES, ImpossibleTimesError, Ledger, Sample, Source
 from cloud.store import HOUR_S, Store
 from common.errors import StoreError
 from common.rpc import splitpoint_pb2 as pb
-from common.store_file import MIGRATIONS, SCHEMA
 from common.tables import LatencyRow, Place
 
 SOURCE = Source("edge7", "box", "onnxruntime x1")
@@ -198,35 +197,6 @@ def test_hours_are_bounded_too(tmp_path: Path) -> None:
     store.close()
 
 
-def test_a_broken_file_is_moved_aside(tmp_path: Path) -> None:
-    path = tmp_path / "store.sqlite"
-    path.write_bytes(b"this was a database once" * 100)
-    store = Store(path)
-    store.add(sample(10.0))
-    store.flush()
-    assert len(store.table()) == 2
-    store.close()
-    assert (tmp_path / "store.sqlite.broken-1").read_bytes().startswith(b"this was")
-
-
-def test_a_newer_file_is_refused_and_left_alone(tmp_path: Path) -> None:
-    path = tmp_path / "store.sqlite"
-    Store(path).close()
-    with sqlite3.connect(path) as database:
-        database.execute(f"PRAGMA user_version = {SCHEMA + 1}")
-    database.close()
-    before = path.read_bytes()
-    with pytest.raises(StoreError, match=r"newer version .* upgrade, or give another --store"):
-        Store(path)
-    assert path.read_bytes() == before
-
-
-def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="cannot be created"):
-        Store(tmp_path / "file" / "store.sqlite")
-
-
 def test_a_disk_that_fails_costs_samples_and_nothing_else(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,40 +239,6 @@ def test_edges_that_tell_nonsense_are_counted_by_name(store: Store) -> None:
     store.close()
 
 
-def old_store(path: Path) -> None:
-    """A file as version 1 left it."""
-    with sqlite3.connect(path) as database:
-        database.executescript(MIGRATIONS[0])
-        database.execute("PRAGMA user_version = 1")
-        database.execute(
-            "INSERT INTO samples (at_s, edge, device, runtime, plan, uplink_bytes, link_ms,"
-            " head_ms) VALUES (1000, 'edge7', 'box', 'onnxruntime x1', ?, 100, 40, 9)",
-            (PLAN.hex(),),
-        )
-        database.executemany(
-            "INSERT INTO hours VALUES (3, 'edge7', 'box', 'onnxruntime x1', 'p', ?, 5, 1, 2)",
-            [("link",), ("head",)],
-        )
-    database.close()
-
-
-def test_a_store_of_the_version_before_is_brought_up_to_date(tmp_path: Path) -> None:
-    path = tmp_path / "store.sqlite"
-    old_store(path)
-    store = Store(path)
-    store.add(sample(5.0))
-    store.flush()
-    assert {row.stage: row.median_ms for row in store.table()} == {
-        "head": 5.75,
-        "uplink": 40.0,
-        "total": 5.0,
-    }
-    assert {row[3] for row in store.hours()} == {"uplink", "head"}
-    assert not list(tmp_path.glob("*.broken*"))
-    store.close()
-    Store(path).close()
-
-
 def test_a_batch_that_cannot_be_written_at_all_costs_itself_only(store: Store) -> None:
     store.add(Sample(SOURCE, PLAN.hex(), 1.0, 2**70, {"total": 1.0}))  # OverflowError
     store.flush()
@@ -336,11 +272,11 @@ def test_edges_of_one_kind_learn_from_each_other(store: Store) -> None:
             store.add(Sample(source, "bb" * 32, 1000.0, 0, whole))
     store.add(Sample(replace(threaded, device="oven"), "aa" * 32, 2000.0, 1, {"total": 1.0}))
     store.flush()
-    assert store.learned(SOURCE.device, SOURCE.runtime, 2) == [
+    assert store.learned(SOURCE.device, SOURCE.runtime, 2) == (
         Learned("aa" * 32, 6, 10.75, 3.75, 5300),
         Learned("bb" * 32, 6, 23.5, 0.0, 0),
-    ]
-    assert store.learned(SOURCE.device, SOURCE.runtime, 1) == []
+    )
+    assert store.learned(SOURCE.device, SOURCE.runtime, 1) == ()
     store.close()
 
 
@@ -360,6 +296,7 @@ def test_of_profiles_of_the_same_thing_the_newest_is_kept(store: Store) -> None:
     old = LatencyRow(
         **Place("box", "r", 1)._asdict(),
         side="edge",
+        network="0" * 64,
         segment="head to cut",
         bits="8",
         n=9,

@@ -1,6 +1,8 @@
 """Latency tables: what plans share, and files that are read whoever wrote them."""
 
 import json
+import os
+import re
 import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +20,7 @@ from common.tables import LatencyRow, Place, merged, profiled, segments, to_json
 from common.timing import Timing
 from tests import tiny
 
+CODED, CODED_8 = "cut packed+zstd DIGEST", "cut raw DIGEST"
 BOX, CLOUD = Place("box", "onnxruntime x1", 1), Place("server", "onnxruntime x2", 2)
 
 
@@ -36,6 +39,7 @@ def row(**changes: Any) -> LatencyRow:
     fields = {
         **BOX._asdict(),
         "side": "edge",
+        "network": tiny.NETWORK,
         "segment": "head to cut",
         "bits": "8",
         "n": 9,
@@ -49,6 +53,11 @@ def row(**changes: Any) -> LatencyRow:
     return LatencyRow.model_validate(fields | changes)
 
 
+def plain(segment: str) -> str:
+    """The segment's name, without the digest of its wire format if it has one."""
+    return re.sub(r" [0-9a-f]{16}$", " DIGEST", segment)
+
+
 def sample(plan: bytes, at_s: float, **stages_ms: float) -> Sample:
     source = Source("edge7", *BOX)
     return Sample(source, plan.hex(), at_s, 100, stages_ms)
@@ -57,14 +66,14 @@ def sample(plan: bytes, at_s: float, **stages_ms: float) -> Sample:
 class TestSegments:
     def test_they_follow_the_path(self, bundle: Bundle, digests: dict[str, bytes]) -> None:
         found = {
-            name: [(each.stage, each.side, each.name, each.bits) for each in segments(plan)]
+            name: [(each.stage, each.side, plain(each.name), each.bits) for each in segments(plan)]
             for name in digests
             for plan in [bundle.plan(digests[name])]
         }
         assert found[tiny.SPLIT][1:] == [
             ("head", "edge", "head to cut", "8"),
-            ("encode", "edge", "encode cut packed+zstd of plan split-4", "4"),
-            ("decode", "cloud", "decode cut packed+zstd of plan split-4", "4"),
+            ("encode", "edge", f"encode {CODED}", "4"),
+            ("decode", "cloud", f"decode {CODED}", "4"),
             ("tail", "cloud", "tail from cut", "32"),
             ("postprocess", "cloud", "boxes", "32"),
         ]
@@ -82,14 +91,64 @@ class TestSegments:
             digests[tiny.SPLIT_8]: {"head": Timing(20.0, 22.0, 30, 19.0, 21.0)},
         }
         rows = profiled(times, bundle.plans, "edge", BOX, 5.0)
-        assert [(r.segment, r.n, r.median_ms) for r in rows] == [
+        assert [(plain(r.segment), r.n, r.median_ms) for r in rows] == [
             ("head to cut", 40, 17.5),
-            ("encode cut packed+zstd of plan split-4", 10, 1.0),
+            (f"encode {CODED}", 10, 1.0),
         ]
         assert {(r.device, r.runtime, r.threads, r.source, r.last_seen_s) for r in rows} == {
             (*BOX, "profiled", 5.0)
         }
         assert profiled(times, bundle.plans, "cloud", CLOUD, 5.0) == []
+
+    def test_networks_share_none_whatever_their_plans_are_called(
+        self, bundle: Bundle, tmp_path: Path
+    ) -> None:
+        other = tiny.build(tmp_path / "other", (*tiny.ALL_PLANS, tiny.SPLIT_8), seed=1)
+        assert [plan.name for plan in other.plans.values()] == [
+            plan.name for plan in bundle.plans.values()
+        ]
+        mine, theirs = (
+            {(each.network, each.side, each.name, each.bits) for each in segments(plan)}
+            for plan in (*bundle.plans.values(), *other.plans.values())[::4]
+        )
+        assert not mine & theirs
+
+    def test_bundles_of_one_network_share_what_they_have_in_common(
+        self, bundle: Bundle, tmp_path: Path
+    ) -> None:
+        again = tiny.build(tmp_path / "again", (tiny.SPLIT_8, tiny.SPLIT))
+        (mine,) = [plan for plan in bundle.plans.values() if plan.name == tiny.SPLIT]
+        (theirs,) = [plan for plan in again.plans.values() if plan.name == tiny.SPLIT]
+        renamed = theirs.model_copy(update={"name": "the best"})
+        assert list(segments(renamed)) == list(segments(mine))
+
+    @pytest.mark.parametrize("changed", ["to_symbol", "to_value", "context"])
+    def test_wire_formats_are_told_apart_by_content(self, bundle: Bundle, changed: str) -> None:
+        (plan,) = [plan for plan in bundle.plans.values() if plan.name == tiny.SPLIT]
+        (tensor,) = plan.wire
+        values: dict[str, Any] = {
+            "to_symbol": tensor.to_symbol[::-1],
+            "to_value": (*tensor.to_value[:-1], 1e3),
+            "context": "other.bin",
+        }
+        other = tensor.model_copy(update={changed: values[changed]})
+        first, second = (
+            {each.stage: each.name for each in segments(made)}
+            for made in (plan, plan.model_copy(update={"wire": (other,)}))
+        )
+        assert {stage for stage in first if first[stage] != second[stage]} == {"encode", "decode"}
+
+    def test_widths_are_told_apart_by_layer(self, bundle: Bundle) -> None:
+        (plan,) = [plan for plan in bundle.plans.values() if plan.name == tiny.SPLIT]
+        assert plan.head is not None
+        bits = []
+        for widths in ({"a": 2, "b": 8}, {"a": 8, "b": 2}, {"a": 2, "b": 2}):
+            head = plan.head.model_copy(update={"bits": widths})
+            made = plan.model_copy(update={"head": head})
+            bits += [each.bits for each in segments(made) if each.stage == "head"]
+        assert bits[0] != bits[1]
+        assert [each.split()[0] for each in bits] == ["2-8", "2-8", "2"]
+        assert bits[2] == "2"
 
 
 def test_of_rows_of_the_same_thing_the_newest_stays() -> None:
@@ -114,7 +173,7 @@ def path(tmp_path: Path, bundle: Bundle) -> Path:
     """A store that a cloud has left."""
     path = tmp_path / "store of?a#cloud%.sqlite"
     store = Store(path)
-    store.know(bundle.plans, "tiny")
+    store.know(bundle.plans)
     store.stand_on(CLOUD, 500.0)
     store.put([row(source="simulated")])
     digests = {plan.name: digest for digest, plan in bundle.plans.items()}
@@ -130,17 +189,18 @@ def path(tmp_path: Path, bundle: Bundle) -> Path:
 
 
 def test_a_store_is_read_without_its_bundle(path: Path) -> None:
-    rows = {(r.device, r.segment, r.source): r for r in read_tables(path)}
+    rows = {(r.device, plain(r.segment), r.source): r for r in read_tables(path)}
+    assert {r.network for r in rows.values()} == {tiny.NETWORK}
     assert set(rows) == {
         ("box", "head to cut", "simulated"),
         ("box", "letterbox", "served"),
         ("box", "head to cut", "served"),
-        ("box", "encode cut packed+zstd of plan split-4", "served"),
-        ("box", "encode cut raw of plan split-8", "served"),
+        ("box", f"encode {CODED}", "served"),
+        ("box", f"encode {CODED_8}", "served"),
         ("oven", "head to map", "served"),
         ("oven", "boxes", "served"),
-        ("server", "decode cut packed+zstd of plan split-4", "served"),
-        ("server", "decode cut raw of plan split-8", "served"),
+        ("server", f"decode {CODED}", "served"),
+        ("server", f"decode {CODED_8}", "served"),
         ("server", "tail from cut", "served"),
         ("server", "boxes", "served"),
     }
@@ -168,7 +228,7 @@ def test_a_store_is_read_while_a_cloud_writes_it(path: Path, bundle: Bundle) -> 
 def test_a_row_is_made_of_the_newest_frames(tmp_path: Path, bundle: Bundle) -> None:
     digests = {plan.name: digest for digest, plan in bundle.plans.items()}
     store = Store(tmp_path / "store.sqlite")
-    store.know(bundle.plans, "tiny")
+    store.know(bundle.plans)
     for k in range(400):
         store.add(sample(digests[tiny.SPLIT], float(k), head=100.0))
         store.add(sample(digests[tiny.SPLIT_8], 1000.0 + k, head=10.0))
@@ -288,10 +348,44 @@ def test_the_store_has_a_column_for_every_stage(tmp_path: Path) -> None:
     }
 
 
-def test_a_store_is_for_one_model(tmp_path: Path, bundle: Bundle) -> None:
+def test_a_store_may_hold_several_networks(tmp_path: Path, bundle: Bundle) -> None:
+    other = tiny.build(tmp_path / "other", seed=1)
     store = Store(tmp_path / "store.sqlite")
-    store.know(bundle.plans, "tiny")
-    store.know(bundle.plans, "tiny")
-    with pytest.raises(StoreError, match=r"times of tiny, .* give another --store"):
-        store.know(bundle.plans, "large")
+    store.know(bundle.plans)
+    for network, ms in ((bundle, 10.0), (other, 90.0)):
+        (split,) = [d for d, plan in network.plans.items() if plan.name == tiny.SPLIT]
+        store.add(sample(split, 1000.0, head=ms))
+    store.flush()
+    store.know(other.plans)
+    rows = {r.network: r.median_ms for r in store.latency_rows() if r.segment == "head to cut"}
+    assert sorted(rows.values()) == [10.0, 90.0]
+    assert rows[tiny.NETWORK] == 10.0
     store.close()
+
+
+def test_segments_of_plans_that_nothing_is_known_of_are_forgotten(
+    tmp_path: Path, bundle: Bundle
+) -> None:
+    path = tmp_path / "store.sqlite"
+    store = Store(path)
+    for seed in range(3):
+        store.know(tiny.build(tmp_path / str(seed), seed=seed).plans)
+    store.close()
+    with sqlite3.connect(path) as database:
+        plans = {plan for (plan,) in database.execute("SELECT plan FROM segments")}
+    database.close()
+    assert len(plans) == len(tiny.ALL_PLANS)
+
+
+def test_a_pipe_is_no_table_and_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(StoreError, match="cannot be read: expected a file"):
+        read_tables(tmp_path / "pipe")
+
+
+def test_a_table_of_a_version_without_networks_is_told(tmp_path: Path) -> None:
+    fields = row().model_dump()
+    del fields["network"]
+    (tmp_path / "tables.json").write_text(json.dumps([fields]))
+    with pytest.raises(StoreError, match=r"older version, .*run `splitpoint profile --tables`"):
+        read_tables(tmp_path / "tables.json")

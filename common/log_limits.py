@@ -1,0 +1,152 @@
+"""Limits on log lines, so that a stranger cannot fill a disk, and no stack trace for his doing.
+
+    record -> kind (logger, level, what it says less numbers) -> the first of a kind pass
+                                                              -> the others are counted
+
+Whoever reaches a port can cause lines: by connecting, by hanging up, by sending garbage. Of each
+kind of line the first few of a minute are written; the last of them is followed by a line that says
+so, and once the minute is over another one says how many were held back.
+"""
+
+import errno
+import json
+import logging
+import os
+import ssl
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+LINES: Final = 120
+"""Lines of a kind that pass in each interval: a player says one a second."""
+TRACES: Final = 5
+"""Of them, where each has a stack trace."""
+INTERVAL_S: Final = 60.0
+
+_MOST_KINDS = 512
+_KIND_CHARACTERS = 80
+_DIGITS = str.maketrans("", "", "0123456789")
+_SCARCE = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_SUMMARY = "splitpoint.log_limits"
+
+
+@dataclass
+class _Kind:
+    since_s: float
+    sample: str
+    passed: int = 0
+    held: int = 0
+
+
+class LogLimit(logging.Filter):
+    """Passes a bounded number of lines of each kind; for a handler, so that it sees all loggers.
+
+    Args:
+        lines: Lines of a kind that pass in each interval.
+        interval_s: The interval, in seconds.
+        clock: Seconds, never backwards.
+    """
+
+    def __init__(
+        self,
+        lines: int = LINES,
+        interval_s: float = INTERVAL_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__()
+        self._lines = lines
+        self._interval_s = interval_s
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._kinds: OrderedDict[tuple[str, int, str], _Kind] = OrderedDict()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a line passes; takes the stack trace out of one that tells of a peer's doing."""
+        if record.name == _SUMMARY:
+            return True
+        _shorten(record)
+        kind = _kind_of(record)
+        with self._lock:
+            over = self._over(self._clock())
+            passes, is_last = self._count(kind, record)
+        for each in over:
+            _say("lines-held-back", {"like": each.sample, "count": each.held})
+        if is_last:
+            fields = {"like": _sample(record), "for_s": self._interval_s}
+            # After this line, which is not written yet.
+            record.msg = f"{record.getMessage()}\n{_line('more-lines-are-held-back', fields)}"
+            record.args = None
+        return passes
+
+    def _count(self, kind: tuple[str, int, str], record: logging.LogRecord) -> tuple[bool, bool]:
+        found = self._kinds.get(kind)
+        if found is None:
+            if len(self._kinds) >= _MOST_KINDS:
+                kind = ("", 0, "")  # so many kinds are a flood of their own
+            found = self._kinds.setdefault(kind, _Kind(self._clock(), _sample(record)))
+        most = min(self._lines, TRACES) if record.exc_info else self._lines
+        if found.passed < most:
+            found.passed += 1
+            return True, found.passed == most
+        found.held += 1
+        return False, False
+
+    def _over(self, now_s: float) -> list[_Kind]:
+        """Forget the kinds whose interval has ended; returns those of which lines were held."""
+        ended = []
+        while self._kinds:
+            key, kind = next(iter(self._kinds.items()))
+            if now_s - kind.since_s < self._interval_s:
+                break
+            del self._kinds[key]
+            if kind.held:
+                ended.append(kind)
+        return ended
+
+
+def quiet_grpc() -> None:
+    """Keep gRPC from writing a line for each failed TLS handshake; before it is imported.
+
+    It writes past `logging`, where nothing limits it.
+    """
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+
+def _kind_of(record: logging.LogRecord) -> tuple[str, int, str]:
+    event = getattr(record, "event", None)  # of `log_event`, whose message holds names
+    said = event if isinstance(event, str) else str(record.msg)
+    return record.name, record.levelno, said[:_KIND_CHARACTERS].translate(_DIGITS)
+
+
+def _sample(record: logging.LogRecord) -> str:
+    event = getattr(record, "event", None)
+    said = event if isinstance(event, str) else record.getMessage()
+    return " ".join(said.split())[:_KIND_CHARACTERS]
+
+
+def _shorten(record: logging.LogRecord) -> None:
+    """One line in place of a stack trace where the cause is a peer, or that too many came."""
+    error = record.exc_info[1] if record.exc_info else None
+    if not _of_a_peer(error):
+        return
+    first = record.getMessage().partition("\n")[0]
+    record.msg = f"{first}: {type(error).__name__}: {error}"
+    record.args = None
+    record.exc_info = record.exc_text = None
+
+
+def _of_a_peer(error: BaseException | None) -> bool:
+    if isinstance(error, (ConnectionError, ssl.SSLError, TimeoutError)):
+        return True
+    return isinstance(error, OSError) and error.errno in _SCARCE
+
+
+def _line(event: str, fields: dict[str, object]) -> str:
+    return json.dumps({"event": event, **fields})
+
+
+def _say(event: str, fields: dict[str, object]) -> None:
+    logging.getLogger(_SUMMARY).warning(_line(event, fields))

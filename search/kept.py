@@ -1,0 +1,123 @@
+"""A bundle that was made already is not searched for again, unless it would be another one now.
+
+    request, pictures by content -+
+    code and libraries -----------+-> search_key -> BUNDLE.key, beside the bundle
+    machine ----------------------+
+
+The key stands beside the bundle, whose own files are all listed in its manifest, and names the
+bundle that it is of: neither an older key nor a bundle from elsewhere is taken for the right one.
+"""
+
+import hashlib
+import shutil
+from dataclasses import fields
+from pathlib import Path
+
+from common.bundle import Bundle
+from common.errors import BundleError
+from common.images import list_images
+from common.manifest import Manifest
+from common.store_file import read_tables
+from search.cache import digest
+from search.latency import timing_place
+from search.pipeline import search
+from search.request import Reporter, Request
+from search.software import software_digest
+
+_ELSEWHERE = {"cache"}
+"""Fields of a request that change nothing about the bundle."""
+
+
+def search_unless_kept(
+    request: Request, bundle: Path, reporter: Reporter, *, again: bool = False
+) -> Manifest:
+    """The bundle of an earlier run, if the same search would make it now; else search.
+
+    A search that is killed leaves its cache, and the bundle as it was.
+
+    Args:
+        request: What to search for.
+        bundle: The bundle's folder; `bundle.key` beside it holds what it was made for.
+        reporter: Says how far it is.
+        again: Whether to search in any case.
+
+    Raises:
+        SplitpointError: As `search.pipeline.search`.
+    """
+    manifest = None if again else kept(request, bundle)
+    if manifest is not None:
+        reporter.stage("searching plans (kept)")(1, 1)
+        return manifest
+    part, older = (bundle.with_name(f"{bundle.name}.{end}") for end in ("part", "older"))
+    for folder in (part, older):
+        shutil.rmtree(folder, ignore_errors=True)
+    # Before the search: what is edited meanwhile did not make this bundle.
+    key = search_key(request)
+    manifest, _ = search(request, part, reporter)
+    try:
+        if bundle.exists():
+            bundle.replace(older)
+        part.replace(bundle)
+        _write(bundle, key)
+    except OSError as error:
+        raise BundleError(f"{bundle}: cannot be written: {error.strerror}") from error
+    shutil.rmtree(older, ignore_errors=True)
+    return manifest
+
+
+def kept(request: Request, bundle: Path) -> Manifest | None:
+    """The manifest of a bundle that is whole and that the same search would make now."""
+    try:
+        key, _, digest_of_bundle = _key_file(bundle).read_text().strip().partition(" ")
+        with Bundle.open(bundle) as opened:
+            whole = opened.digest.hex() == digest_of_bundle
+            return opened.manifest if whole and key == search_key(request) else None
+    except (OSError, ValueError, BundleError):
+        return None
+
+
+def keep(request: Request, bundle: Path) -> None:
+    """Note what a bundle was made for, so that it is kept.
+
+    Raises:
+        BundleError: If it is no bundle.
+    """
+    _write(bundle, search_key(request))
+
+
+def search_key(request: Request) -> str:
+    """SHA-256 of all that a bundle depends on: request, pictures, tables, software, machine."""
+    values = {
+        field.name: _content(getattr(request, field.name))
+        for field in fields(request)
+        if field.name not in _ELSEWHERE
+    }
+    if request.tables is not None:
+        values["tables"] = read_tables(request.tables)  # a store's bytes change with nothing said
+    return digest(values, software_digest(), timing_place())
+
+
+def _content(value: object) -> object:
+    """What a field says: of paths what they lead to, whatever they are called."""
+    if not isinstance(value, Path):
+        return value
+    if value.is_dir():
+        return [(path.name, _sha256(path)) for path in list_images(value)]
+    return _sha256(value) if value.is_file() else None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write(bundle: Path, key: str) -> None:
+    with Bundle.open(bundle) as opened:
+        made = opened.digest.hex()
+    part = _key_file(bundle).with_suffix(".key.part")
+    part.write_text(f"{key} {made}\n")
+    part.replace(_key_file(bundle))
+
+
+def _key_file(bundle: Path) -> Path:
+    return bundle.with_name(f"{bundle.name}.key")

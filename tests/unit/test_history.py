@@ -1,0 +1,81 @@
+"""What streams' frames held: bounded by frames in each stream and by bytes in all."""
+
+import numpy as np
+import pytest
+
+from cloud.history import FRAMES, History, HistoryMemory
+from common.errors import StaleReferenceError
+from common.messages import reference_to
+from common.rpc import splitpoint_pb2 as pb
+
+DIGEST = bytes(32)
+SIZE = 1000
+
+
+def _frame(frame_id: int) -> pb.Frame:
+    return pb.Frame(frame_id=frame_id, plan_digest=DIGEST, payloads=[pb.Payload(crc32=frame_id)])
+
+
+def _keep(history: History, frame_id: int) -> None:
+    history.keep(_frame(frame_id), [np.full(SIZE, frame_id, np.uint8)])
+
+
+def _known(history: History, frame_id: int) -> bool:
+    later = pb.Frame(plan_digest=DIGEST, reference=reference_to(_frame(frame_id)))
+    try:
+        found = history.find(later)
+    except StaleReferenceError:
+        return False
+    assert found is not None
+    assert found[0][0] == frame_id
+    return True
+
+
+def test_a_streams_last_frames_are_known() -> None:
+    history = History()
+    for frame_id in range(FRAMES + 2):
+        _keep(history, frame_id)
+    assert [_known(history, k) for k in (0, 1, 2, FRAMES + 1)] == [False, False, True, True]
+
+
+def test_a_frame_that_stands_alone_needs_none() -> None:
+    assert History().find(_frame(1)) is None
+
+
+def test_streams_do_not_see_each_others_frames() -> None:
+    memory = HistoryMemory()
+    first, second = History(memory), History(memory)
+    _keep(first, 1)
+    assert not _known(second, 1)
+
+
+def test_beyond_the_bound_what_was_used_longest_ago_goes() -> None:
+    memory = HistoryMemory(most_bytes=3 * SIZE)
+    first, second = History(memory), History(memory)
+    _keep(first, 1)
+    _keep(second, 2)
+    _keep(second, 3)
+    assert _known(first, 1)
+    _keep(second, 4)
+    assert [_known(first, 1), _known(second, 2), _known(second, 4)] == [True, False, True]
+    assert memory.size_bytes == 3 * SIZE
+
+
+def test_a_frame_that_comes_twice_counts_once() -> None:
+    memory = HistoryMemory()
+    history = History(memory)
+    _keep(history, 1)
+    _keep(history, 1)
+    assert memory.size_bytes == SIZE
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_stream_that_ends_holds_nothing(late: bool) -> None:
+    memory = HistoryMemory()
+    history = History(memory)
+    _keep(history, 1)
+    history.close()
+    if late:  # its worker was not done when it ended
+        _keep(history, 2)
+    assert memory.size_bytes == 0
+    assert not _known(history, 1)
