@@ -24,6 +24,7 @@ from splitpoint.sizes import parse_size
 
 if TYPE_CHECKING:
     from search.request import Request
+    from splitpoint.demo.frames import Pictures
 
 MODEL = "yolov3-tiny"
 LINK = "3mbit/20ms"
@@ -46,10 +47,19 @@ EFFORTS = {"usual": Effort(refined_cuts=1, narrow_cuts=1), "quick": Effort(0, 0)
 
 @dataclass(frozen=True)
 class Aim:
-    """What the bundle is for: a link, and memory for weights and activations on the edge."""
+    """What the bundle is for.
+
+    Attributes:
+        link: Between edge and cloud.
+        edge_memory_bytes: For weights and activations on the edge; None for any.
+        device: The edge.
+        max_drop: Largest loss of accuracy, in points.
+    """
 
     link: Link
     edge_memory_bytes: int | None
+    device: str = "this-machine"
+    max_drop: float = 3.0
 
 
 def prepare(folder: Path, aim: Aim, effort: Effort, *, again: bool = False) -> None:
@@ -74,17 +84,15 @@ def prepare(folder: Path, aim: Aim, effort: Effort, *, again: bool = False) -> N
         video = folder / "video.mp4"
         if not video.is_file():
             _copy(fetch(VIDEO, progress=stages.stage("fetching the video"), notify=_notify), video)
-        calibration, _ = prepare_frames(
-            folder / "frames", stages.stage("fetching pictures"), _notify
-        )
-        request, bundle = request_of(aim, effort, calibration), folder / "bundle"
+        pictures = prepare_frames(folder / "frames", stages.stage("fetching pictures"), _notify)
+        request, bundle = request_of(aim, effort, pictures), folder / "bundle"
         if again or kept(request, bundle) is None:
             weights = zoo_model(MODEL).weights
             fetch(weights, progress=stages.stage("fetching weights"), notify=_notify)
         search_unless_kept(request, bundle, stages, again=again)
 
 
-def request_of(aim: Aim, effort: Effort, calibration: Path) -> "Request":
+def request_of(aim: Aim, effort: Effort, pictures: "Pictures") -> "Request":
     """What the search is asked."""
     from search.devices import device_profile
     from search.request import Request
@@ -94,8 +102,10 @@ def request_of(aim: Aim, effort: Effort, calibration: Path) -> "Request":
         model=MODEL,
         link=aim.link,
         edge_memory_bytes=aim.edge_memory_bytes,
-        device=device_profile("this-machine"),
-        calibration=calibration,
+        device=device_profile(aim.device),
+        calibration=pictures.calibration,
+        evaluation=pictures.evaluation,
+        max_drop=aim.max_drop,
         refined_cuts=effort.refined_cuts,
         narrow_cuts=effort.narrow_cuts,
         format_trials=effort.format_trials,

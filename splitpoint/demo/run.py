@@ -15,14 +15,13 @@ from common.coco import CLASS_NAMES
 from common.draw import annotate, side_by_side
 from common.images import read_image
 from common.link import parse_link
-from splitpoint import __version__
 from splitpoint.demo.frames import Pictures, prepare_frames
 from splitpoint.demo.grid import SLOWING, Cell, Grid, Scene, measure_scene
+from splitpoint.demo.prepare import MODEL, Aim, Effort, request_of
 from splitpoint.demo.tables import map_markdown, map_table, verdicts
 from splitpoint.demo.ways import to_detections
 from splitpoint.progress import Stages
 
-MODEL: Final = "yolov3-tiny"
 SHARE: Final = 0.25
 SLOW_DEVICE: Final = "quarter-core"
 LINKS: Final = ("0.5mbit/20ms", "2mbit/20ms", "10mbit/20ms")
@@ -31,7 +30,7 @@ SMALL_BYTES: Final = 4 << 20
 ROUNDS: Final = 2
 
 # Less than a search takes by itself: nobody should wait long for a first impression.
-_QUICK: Final = {"narrow_cuts": 0, "refined_cuts": 1, "format_trials": 2, "adapt_steps": 60}
+_EFFORT: Final = Effort(refined_cuts=1, narrow_cuts=0)
 _MAX_DROP: Final = 5.0
 
 
@@ -90,24 +89,11 @@ def _fetch(folder: Path, stages: Stages) -> Pictures:
 
 
 def _search(folder: Path, scene: Scene, pictures: Pictures, stages: Stages) -> Path:
-    from search.devices import device_profile
     from search.kept import search_unless_kept
-    from search.request import Request
 
     bundle = folder / ("bundle" if scene.edge_memory_bytes else "bundle-roomy")
-    request = Request(
-        model=MODEL,
-        link=parse_link(SEARCHED_LINK),
-        device=device_profile(SLOW_DEVICE),
-        calibration=pictures.calibration,
-        evaluation=pictures.evaluation,
-        edge_memory_bytes=scene.edge_memory_bytes,
-        max_drop=_MAX_DROP,
-        cache=folder / "cache",
-        software_version=__version__,
-        **_QUICK,
-    )
-    search_unless_kept(request, bundle, stages)
+    aim = Aim(parse_link(SEARCHED_LINK), scene.edge_memory_bytes, SLOW_DEVICE, _MAX_DROP)
+    search_unless_kept(request_of(aim, _EFFORT, pictures), bundle, stages)
     return bundle
 
 

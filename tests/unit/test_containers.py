@@ -26,7 +26,7 @@ from edge.source import Camera, open_feed
 from edge.transport import GrpcTransport
 from search.kept import keep
 from splitpoint.cli import main
-from splitpoint.demo.frames import CALIBRATION, SHOWN
+from splitpoint.demo.frames import FITTED, JUDGING, SHOWN, Pictures
 from splitpoint.demo.prepare import EDGE_MEMORY, EFFORTS, LINK, Aim, parser, prepare, request_of
 from splitpoint.sizes import parse_size
 from tests import tiny
@@ -145,13 +145,14 @@ def test_images_run_as_a_user() -> None:
 def data(tmp_path: Path) -> Path:
     """The volume as `prepare` left it, with pictures and a bundle that are small."""
     (tmp_path / "video.mp4").write_bytes(b"kept")
-    for name, numbers in (("calibration", CALIBRATION), ("shown", SHOWN)):
-        (tmp_path / "frames" / name).mkdir(parents=True)
+    frames = tmp_path / "frames"
+    for name, numbers in (("calibration", FITTED), ("evaluation", JUDGING), ("shown", SHOWN)):
+        (frames / name).mkdir(parents=True)
         for number in numbers:
-            (tmp_path / "frames" / name / f"frame-{number:03d}.jpg").write_bytes(b"kept")
+            (frames / name / f"frame-{number:03d}.jpg").write_bytes(b"kept")
     tiny.build(tmp_path / "bundle")
-    calibration = tmp_path / "frames" / "calibration"
-    keep(request_of(AIM, EFFORTS["usual"], calibration), tmp_path / "bundle")
+    pictures = Pictures(frames / "calibration", frames / "evaluation", ())
+    keep(request_of(AIM, EFFORTS["usual"], pictures), tmp_path / "bundle")
     return tmp_path
 
 
