@@ -3,6 +3,10 @@
 With annotations, COCO average precision (AP over IoU 0.50 to 0.95). Without, *agreement*: the
 detections of the floating-point network stand in for the truth, and AP at IoU 0.50 says how well a
 plan reproduces them; the network itself then scores about 100. Both by pycocotools, in percent.
+
+Agreement may pool the categories: few pictures hold a category once or twice, where its AP is all
+or nothing, and mostly all. The mean over categories then jumps by whole points, and a loss looks
+half of what it is on many pictures.
 """
 
 import contextlib
@@ -18,7 +22,7 @@ from pycocotools.cocoeval import COCOeval
 from common.coco import CATEGORY_IDS
 from common.detections import Detections
 from common.errors import CalibrationError
-from search.confidence import WeightedAp, drop_interval
+from search.confidence import WeightedAp, drop_bound, drop_interval
 
 # Below this score, what the floating-point network reports is not taken for an object.
 TRUTH_SCORE = 0.3
@@ -42,6 +46,16 @@ class AccuracySource(Protocol):
 
         Returns:
             (lower end of the confidence interval of that level, its middle) in points.
+        """
+        ...
+
+    def most_lost(
+        self, reference: Sequence[Detections], detections: Sequence[Detections], level: float
+    ) -> float:
+        """What is lost at the most against a reference, judged on all images.
+
+        Returns:
+            The end of the one-sided confidence interval of that level, in points.
         """
         ...
 
@@ -81,7 +95,20 @@ class CocoAccuracy:
         self, reference: Sequence[Detections], detections: Sequence[Detections], level: float
     ) -> tuple[float, float]:
         """As `AccuracySource.drop`."""
-        return _drop(self._truth, self._image_ids, reference, detections, level)
+        return _drop(*self._both(reference, detections), level)
+
+    def most_lost(
+        self, reference: Sequence[Detections], detections: Sequence[Detections], level: float
+    ) -> float:
+        """As `AccuracySource.most_lost`."""
+        return _most_lost(*self._both(reference, detections), level)
+
+    def _both(
+        self, reference: Sequence[Detections], detections: Sequence[Detections]
+    ) -> tuple[WeightedAp | None, WeightedAp | None]:
+        """Of the first images, as many as are given."""
+        ids = self._image_ids[: len(reference)]
+        return _weighted(self._truth, ids, reference), _weighted(self._truth, ids, detections)
 
 
 class Agreement:
@@ -89,14 +116,16 @@ class Agreement:
 
     Args:
         reference: What the floating-point network found, one entry per evaluation image.
+        pooled: Whether detections of all categories are ranked together; else AP is the mean over
+            categories.
 
     Raises:
         CalibrationError: If it found nothing at all.
     """
 
-    metric = "agreement AP50"
-
-    def __init__(self, reference: Sequence[Detections]) -> None:
+    def __init__(self, reference: Sequence[Detections], *, pooled: bool = False) -> None:
+        self.metric = "pooled agreement AP50" if pooled else "agreement AP50"
+        self._pooled = pooled
         self._image_ids = list(range(1, len(reference) + 1))
         objects = [
             {"image_id": image_id, **detection}
@@ -130,13 +159,35 @@ class Agreement:
 
     def accuracy(self, detections: Sequence[Detections]) -> float:
         """AP at IoU 0.50, in percent."""
-        return _evaluate(self._truth, self._image_ids, detections)[1]
+        if not self._pooled:
+            return _evaluate(self._truth, self._image_ids, detections)[1]
+        found = _evaluated(self._truth, self._image_ids, detections)
+        return 0.0 if found is None else WeightedAp.of(found, pooled=True).ap(iou=0.5)
 
     def drop(
         self, reference: Sequence[Detections], detections: Sequence[Detections], level: float
     ) -> tuple[float, float]:
         """As `AccuracySource.drop`."""
-        return _drop(self._truth, self._image_ids, reference, detections, level, iou=0.5)
+        whole, found = self._both(reference, detections)
+        return _drop(whole, found, level, iou=0.5)
+
+    def most_lost(
+        self, reference: Sequence[Detections], detections: Sequence[Detections], level: float
+    ) -> float:
+        """As `AccuracySource.most_lost`."""
+        whole, found = self._both(reference, detections)
+        return _most_lost(whole, found, level, iou=0.5)
+
+    def _both(
+        self, reference: Sequence[Detections], detections: Sequence[Detections]
+    ) -> tuple[WeightedAp | None, WeightedAp | None]:
+        """Of the first images, as many as are given."""
+        ids = self._image_ids[: len(reference)]
+        whole, found = (
+            _weighted(self._truth, ids, each, pooled=self._pooled)
+            for each in (reference, detections)
+        )
+        return whole, found
 
 
 def _coco(dataset: dict[str, Any]) -> COCO:
@@ -147,24 +198,36 @@ def _coco(dataset: dict[str, Any]) -> COCO:
     return truth
 
 
+def _weighted(
+    truth: COCO, image_ids: Sequence[int], detections: Sequence[Detections], *, pooled: bool = False
+) -> WeightedAp | None:
+    """Detections matched with the truth, for any weights of the images; None if there are none."""
+    evaluation = _evaluated(truth, image_ids, detections)
+    return None if evaluation is None else WeightedAp.of(evaluation, pooled=pooled)
+
+
 def _drop(
-    truth: COCO,
-    image_ids: Sequence[int],
-    reference: Sequence[Detections],
-    detections: Sequence[Detections],
-    level: float,
-    iou: float | None = None,
+    whole: WeightedAp | None, found: WeightedAp | None, level: float, iou: float | None = None
 ) -> tuple[float, float]:
-    """(lower end, middle) of the interval of what is lost on the first images."""
-    whole = _evaluated(truth, image_ids[: len(reference)], reference)
-    found = _evaluated(truth, image_ids[: len(detections)], detections)
+    """(lower end, middle) of the interval of what is lost."""
     if whole is None:
         return 0.0, 0.0
     if found is None:
-        everything = WeightedAp.of(whole).ap(iou=iou)
+        everything = whole.ap(iou=iou)
         return everything, everything
-    low, high = drop_interval(WeightedAp.of(whole), WeightedAp.of(found), level=level, iou=iou)
+    low, high = drop_interval(whole, found, level=level, iou=iou)
     return low, (low + high) / 2
+
+
+def _most_lost(
+    whole: WeightedAp | None, found: WeightedAp | None, level: float, iou: float | None = None
+) -> float:
+    """End of the one-sided interval of what is lost."""
+    if whole is None:
+        return 0.0
+    if found is None:
+        return 100.0
+    return drop_bound(whole, found, level=level, iou=iou)
 
 
 def _evaluate(
