@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from common.link import Link
-from common.manifest import Manifest, Plan, Prediction, Search
+from common.manifest import CodecSpec, Manifest, Plan, Prediction, Search, WireTensor
 from common.tables import LatencyRow, Segment, segments
 from search import origins
 from search.candidates import Candidate, OwnCosts, World, predicted
@@ -112,9 +112,17 @@ def compare(present: Manifest, proposed: Manifest, found: Found) -> Difference:
     """
     if found.world.learned is None:
         raise ValueError("a search without tables has learnt nothing of the present bundle")
-    known = {judged.candidate.name: judged.candidate for judged in found.judged}
+    known = {
+        _format(each.cut.tensors, each.codec, each.wire): each
+        for each in reversed([judged.candidate for judged in found.judged])
+    }
     old = [
-        Again(plan, predict_again(plan, present.search, found, known.get(plan.name)))
+        Again(
+            plan,
+            predict_again(
+                plan, present.search, found, known.get(_format(plan.cut, plan.codec, plan.wire))
+            ),
+        )
         for plan in present.plans
     ]
     return Difference(
@@ -137,7 +145,7 @@ def predict_again(
         plan: Of an older bundle.
         asked: What that was searched for.
         found: What the other search learnt.
-        alike: The other search's candidate of the same name.
+        alike: The other search's candidate of the same wire format.
     """
     before, cut = plan.predicted, "+".join(plan.cut)
     edge, cloud = _old_slowdowns(asked)
@@ -155,8 +163,17 @@ def predict_again(
         edge_memory_bytes=before.edge_memory_bytes,
     )
     world: World = found.world
-    kept = {"accuracy": before.accuracy, "accuracy_drop": before.accuracy_drop}
+    judged = ("accuracy", "accuracy_drop", "accuracy_drop_upper", "judged_images", "judged_by")
+    kept = {name: getattr(before, name) for name in judged}
     return predicted(costs, world).model_copy(update=kept)
+
+
+def _format(
+    cut: tuple[str, ...], codec: CodecSpec | None, wire: Sequence[WireTensor]
+) -> tuple[object, ...]:
+    """What decides how long coding takes: what travels, in which symbols, by which codec."""
+    tables = tuple((each.name, each.shape, each.bits, each.to_symbol) for each in wire)
+    return cut, codec, tables
 
 
 def markdown(difference: Difference) -> str:

@@ -23,6 +23,7 @@ from common.bundle import Bundle, BundleWriter, zip_bundle
 from common.errors import SettingsError, SplitpointError, WeightsError
 from common.link import Link
 from common.manifest import Manifest
+from common.places import require_bundle_place
 from common.store_file import read_tables
 from common.tables import LatencyRow
 from search.bundling import search_to
@@ -204,8 +205,7 @@ def _check_places(asked: Asked) -> None:
         )
     if asked.deploy:
         check_exchange(asked.bundle, asked.out)
-    if asked.out.suffix.lower() != ".zip":
-        BundleWriter(asked.out).discard()
+    require_bundle_place(asked.out)
 
 
 def _write(out: Path, folder: Path, manifest: Manifest, difference: str) -> None:

@@ -100,7 +100,7 @@ TAMPERINGS: list[tuple[str, Tamper, str]] = [
     ("a list", lambda f: (f / "manifest.json").write_text("[]"), "schema"),
     ("17 MiB", lambda f: (f / "manifest.json").write_bytes(b" " * (17 << 20)), "16 MiB"),
     # the schema is looked at before anything else, so a newer manifest is not called damaged
-    ("newer", manifest_with(lambda d: d.update(schema_version=3, plans="other")), "schema 3"),
+    ("newer", manifest_with(lambda d: d.update(schema_version=99, plans="other")), "schema 99"),
     ("no version", manifest_with(lambda d: d.pop("schema_version")), "schema"),
     ("version of another type", manifest_with(lambda d: d.update(schema_version=True)), "schema"),
     # the field is named

@@ -26,6 +26,7 @@ from search.formats import FormatTable
 from search.frames import Frames
 from search.graph import Node
 from search.heads import Heads
+from search.held_out import Judging
 from search.html_report import html
 from search.latency import CutTimes
 from search.learned import (
@@ -301,7 +302,7 @@ def test_a_search_predicts_what_is_known_and_scales_the_rest(tmp_path: Path) -> 
     request = Request(
         "small", LINK, PI, tmp_path, max_drop=100.0, refined_cuts=0, tables=tmp_path / "tables"
     )
-    found = rank(request, network, frames, Silent())
+    found = rank(request, network, Judging(frames, "evaluation"), Silent())
     assert found.world.learned is not None
     slowdown = found.world.learned.edge.pace.slowdown
     assert slowdown == pytest.approx(500.0 / found.times[known.name].head.median_ms)
