@@ -12,6 +12,7 @@ half of what it is on many pictures.
 import contextlib
 import io
 import json
+import operator
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,6 +29,7 @@ from search.confidence import WeightedAp, drop_bound, drop_interval
 TRUTH_SCORE = 0.3
 # Average precision integrates over all scores; lower ones do not change it any more.
 EVALUATION_SCORE = 0.01
+_KEPT = 3
 
 
 class AccuracySource(Protocol):
@@ -77,7 +79,7 @@ class CocoAccuracy:
         try:
             dataset = json.loads(annotations.read_bytes())
             ids = {image["file_name"]: image["id"] for image in dataset["images"]}
-            self._truth = _coco(dataset)
+            truth = _coco(dataset)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CalibrationError(f"{annotations}: not a COCO annotation file: {error}") from error
         missing = [name for name in file_names if name not in ids]
@@ -85,30 +87,23 @@ class CocoAccuracy:
             raise CalibrationError(
                 f"{annotations} does not list {len(missing)} evaluation images, e.g. {missing[0]}"
             )
-        self._image_ids = [ids[name] for name in file_names]
+        self._judge = _Judge(truth, [ids[name] for name in file_names])
 
     def accuracy(self, detections: Sequence[Detections]) -> float:
-        """AP over IoU 0.50 to 0.95, in percent."""
-        return _evaluate(self._truth, self._image_ids, detections)[0]
+        """As `AccuracySource.accuracy`."""
+        return self._judge.accuracy(detections)
 
     def drop(
         self, reference: Sequence[Detections], detections: Sequence[Detections], level: float
     ) -> tuple[float, float]:
         """As `AccuracySource.drop`."""
-        return _drop(*self._both(reference, detections), level)
+        return self._judge.drop(reference, detections, level)
 
     def most_lost(
         self, reference: Sequence[Detections], detections: Sequence[Detections], level: float
     ) -> float:
         """As `AccuracySource.most_lost`."""
-        return _most_lost(*self._both(reference, detections), level)
-
-    def _both(
-        self, reference: Sequence[Detections], detections: Sequence[Detections]
-    ) -> tuple[WeightedAp | None, WeightedAp | None]:
-        """Of the first images, as many as are given."""
-        ids = self._image_ids[: len(reference)]
-        return _weighted(self._truth, ids, reference), _weighted(self._truth, ids, detections)
+        return self._judge.most_lost(reference, detections, level)
 
 
 class Agreement:
@@ -125,11 +120,10 @@ class Agreement:
 
     def __init__(self, reference: Sequence[Detections], *, pooled: bool = False) -> None:
         self.metric = "pooled agreement AP50" if pooled else "agreement AP50"
-        self._pooled = pooled
-        self._image_ids = list(range(1, len(reference) + 1))
+        image_ids = list(range(1, len(reference) + 1))
         objects = [
             {"image_id": image_id, **detection}
-            for image_id, found in zip(self._image_ids, reference, strict=True)
+            for image_id, found in zip(image_ids, reference, strict=True)
             for detection in found.to_coco(image_id)
             if detection["score"] >= TRUTH_SCORE
         ]
@@ -149,45 +143,93 @@ class Agreement:
             }
             for number, found in enumerate(objects, 1)
         ]
-        self._truth = _coco(
+        truth = _coco(
             {
-                "images": [{"id": image_id} for image_id in self._image_ids],
+                "images": [{"id": image_id} for image_id in image_ids],
                 "annotations": annotations,
                 "categories": [{"id": category} for category in CATEGORY_IDS],
             }
         )
+        self._judge = _Judge(truth, image_ids, iou=0.5, pooled=pooled)
 
     def accuracy(self, detections: Sequence[Detections]) -> float:
-        """AP at IoU 0.50, in percent."""
-        if not self._pooled:
-            return _evaluate(self._truth, self._image_ids, detections)[1]
-        found = _evaluated(self._truth, self._image_ids, detections)
-        return 0.0 if found is None else WeightedAp.of(found, pooled=True).ap(iou=0.5)
+        """As `AccuracySource.accuracy`."""
+        return self._judge.accuracy(detections)
 
     def drop(
         self, reference: Sequence[Detections], detections: Sequence[Detections], level: float
     ) -> tuple[float, float]:
         """As `AccuracySource.drop`."""
-        whole, found = self._both(reference, detections)
-        return _drop(whole, found, level, iou=0.5)
+        return self._judge.drop(reference, detections, level)
 
     def most_lost(
         self, reference: Sequence[Detections], detections: Sequence[Detections], level: float
     ) -> float:
         """As `AccuracySource.most_lost`."""
-        whole, found = self._both(reference, detections)
-        return _most_lost(whole, found, level, iou=0.5)
+        return self._judge.most_lost(reference, detections, level)
 
-    def _both(
-        self, reference: Sequence[Detections], detections: Sequence[Detections]
-    ) -> tuple[WeightedAp | None, WeightedAp | None]:
-        """Of the first images, as many as are given."""
-        ids = self._image_ids[: len(reference)]
-        whole, found = (
-            _weighted(self._truth, ids, each, pooled=self._pooled)
-            for each in (reference, detections)
-        )
-        return whole, found
+
+class _Judge:
+    """Average precision by one truth, and what is lost of it.
+
+    Args:
+        truth: The objects.
+        image_ids: The images, in the order of detections.
+        iou: One IoU; None for the mean from 0.50 to 0.95.
+        pooled: As for `Agreement`.
+    """
+
+    def __init__(
+        self,
+        truth: COCO,
+        image_ids: Sequence[int],
+        *,
+        iou: float | None = None,
+        pooled: bool = False,
+    ) -> None:
+        self._truth = truth
+        self._image_ids = image_ids
+        self._iou = iou
+        self._pooled = pooled
+        self._matched: list[tuple[Sequence[Detections], WeightedAp | None]] = []
+
+    def accuracy(self, detections: Sequence[Detections]) -> float:
+        """AP in percent, on the first images, as many as are given."""
+        found = self._weighted(detections)
+        return 0.0 if found is None else found.ap(iou=self._iou)
+
+    def drop(
+        self, reference: Sequence[Detections], detections: Sequence[Detections], level: float
+    ) -> tuple[float, float]:
+        whole, found = self._weighted(reference), self._weighted(detections)
+        if whole is None:
+            return 0.0, 0.0
+        if found is None:
+            everything = whole.ap(iou=self._iou)
+            return everything, everything
+        low, high = drop_interval(whole, found, level=level, iou=self._iou)
+        return low, (low + high) / 2
+
+    def most_lost(
+        self, reference: Sequence[Detections], detections: Sequence[Detections], level: float
+    ) -> float:
+        whole, found = self._weighted(reference), self._weighted(detections)
+        if whole is None:
+            return 0.0
+        if found is None:
+            return 100.0
+        return drop_bound(whole, found, level=level, iou=self._iou)
+
+    def _weighted(self, detections: Sequence[Detections]) -> WeightedAp | None:
+        """Detections matched with the truth; None if there are none. The last few are kept."""
+        for known, weighted in self._matched:
+            if len(known) == len(detections) and all(map(operator.is_, known, detections)):
+                return weighted
+        ids = self._image_ids[: len(detections)]
+        evaluation = _evaluated(self._truth, ids, detections)
+        made = None if evaluation is None else WeightedAp.of(evaluation, pooled=self._pooled)
+        self._matched = [(tuple(detections), made), *self._matched][:_KEPT]
+        return made
 
 
 def _coco(dataset: dict[str, Any]) -> COCO:
@@ -196,51 +238,6 @@ def _coco(dataset: dict[str, Any]) -> COCO:
     with contextlib.redirect_stdout(io.StringIO()):
         truth.createIndex()
     return truth
-
-
-def _weighted(
-    truth: COCO, image_ids: Sequence[int], detections: Sequence[Detections], *, pooled: bool = False
-) -> WeightedAp | None:
-    """Detections matched with the truth, for any weights of the images; None if there are none."""
-    evaluation = _evaluated(truth, image_ids, detections)
-    return None if evaluation is None else WeightedAp.of(evaluation, pooled=pooled)
-
-
-def _drop(
-    whole: WeightedAp | None, found: WeightedAp | None, level: float, iou: float | None = None
-) -> tuple[float, float]:
-    """(lower end, middle) of the interval of what is lost."""
-    if whole is None:
-        return 0.0, 0.0
-    if found is None:
-        everything = whole.ap(iou=iou)
-        return everything, everything
-    low, high = drop_interval(whole, found, level=level, iou=iou)
-    return low, (low + high) / 2
-
-
-def _most_lost(
-    whole: WeightedAp | None, found: WeightedAp | None, level: float, iou: float | None = None
-) -> float:
-    """End of the one-sided interval of what is lost."""
-    if whole is None:
-        return 0.0
-    if found is None:
-        return 100.0
-    return drop_bound(whole, found, level=level, iou=iou)
-
-
-def _evaluate(
-    truth: COCO, image_ids: Sequence[int], detections: Sequence[Detections]
-) -> tuple[float, float]:
-    """(AP, AP50) in percent."""
-    evaluation = _evaluated(truth, image_ids, detections)
-    if evaluation is None:
-        return 0.0, 0.0
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation.accumulate()
-        evaluation.summarize()
-    return max(0.0, 100 * evaluation.stats[0]), max(0.0, 100 * evaluation.stats[1])
 
 
 def _evaluated(
@@ -257,5 +254,8 @@ def _evaluated(
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(truth, truth.loadRes(found), "bbox")
         evaluation.params.imgIds = list(image_ids)
+        everything = evaluation.params.areaRngLbl.index("all")
+        evaluation.params.areaRng = [evaluation.params.areaRng[everything]]
+        evaluation.params.areaRngLbl = ["all"]
         evaluation.evaluate()
     return evaluation

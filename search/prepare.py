@@ -118,7 +118,7 @@ def prepare(
     reporter: Reporter,
     *,
     weights: Path | None = None,
-    max_images: int = 64,
+    max_images: int = 128,
     equalised: bool = False,
     divide: Callable[[Frames], Division] = fit_all,
 ) -> Prepared:

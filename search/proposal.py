@@ -74,7 +74,7 @@ class Asked:
     weights: Path | None = None
     evaluation: Path | None = None
     annotations: Path | None = None
-    max_images: int = 64
+    max_images: int = 128
     refined_cuts: int = 1
     format_trials: int = 3
     adapt_steps: int = 200

@@ -77,7 +77,7 @@ class Request:
     max_drop: float = 3.0
     no_raw_image: bool = False
     cloud_threads: int = 1
-    max_images: int = 64
+    max_images: int = 128
     narrow_cuts: int = 2
     refined_cuts: int = 1
     format_trials: int = 3

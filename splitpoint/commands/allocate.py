@@ -20,7 +20,7 @@ def run(
         str, typer.Option(help="Errors of layers: measured, fisher or squared.")
     ] = "measured",
     weights: options.Weights = None,
-    max_images: options.MaxImages = 64,
+    max_images: options.MaxImages = 128,
     cache: options.Cache = None,
     no_cache: options.NoCache = False,
 ) -> None:

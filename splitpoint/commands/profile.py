@@ -50,7 +50,7 @@ def run(
         bool, typer.Option("--times", help="With --model: only the times of all cuts.")
     ] = False,
     weights: options.Weights = None,
-    max_images: options.MaxImages = 64,
+    max_images: options.MaxImages = 128,
     cloud_threads: options.CloudThreads = 1,
     cache: options.Cache = None,
     no_cache: options.NoCache = False,

@@ -28,7 +28,7 @@ def run(
     evaluation: options.Evaluation = None,
     annotations: options.Annotations = None,
     weights: options.Weights = None,
-    max_images: options.MaxImages = 64,
+    max_images: options.MaxImages = 128,
     cloud_threads: options.CloudThreads = 1,
     cache: options.Cache = None,
     no_cache: options.NoCache = False,

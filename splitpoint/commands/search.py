@@ -31,7 +31,7 @@ def run(
         bool, typer.Option("--no-raw-image", help="Pixels may not leave the edge.")
     ] = False,
     cloud_threads: options.CloudThreads = 1,
-    max_images: options.MaxImages = 64,
+    max_images: options.MaxImages = 128,
     narrow_cuts: Annotated[
         int, typer.Option(min=0, help="Cuts that get weights of fewer than 8 bits, to fit.")
     ] = 2,
