@@ -27,6 +27,7 @@ from search.formats import FormatTable
 from search.frames import Frames
 from search.graph import Node
 from search.heads import Heads
+from search.held_out import Judging
 from search.html_report import html
 from search.latency import CutTimes
 from search.learned import (
@@ -334,7 +335,7 @@ def test_a_search_predicts_what_is_known_and_scales_the_rest(tmp_path: Path) -> 
     request = Request(
         "small", LINK, PI, tmp_path, max_drop=100.0, refined_cuts=0, tables=tmp_path / "tables"
     )
-    found = rank(request, network, frames, Silent())
+    found = rank(request, network, Judging(frames, "evaluation"), Silent())
     assert found.world.learned is not None
     slowdown = found.world.learned.edge.pace.slowdown
     assert slowdown == pytest.approx(500.0 / found.times[known.name].head.median_ms)
@@ -351,7 +352,8 @@ def test_a_bundle_names_its_segments_as_its_search_did(tmp_path: Path) -> None:
     network = Network(prepared, heads, enumerate_cuts(prepared.graph))
     device = DeviceProfile("pi", 1.0, reduced_range=True)
     request = Request("small", LINK, device, tmp_path, max_drop=100.0, refined_cuts=0)
-    found = rank(request, network, prepared.calibration, Silent())
+    judging = Judging(prepared.calibration, "evaluation")
+    found = rank(request, network, judging, Silent())
     plain = next(j for j in found.judged if j.candidate.cut.kind == "split")
     models = tuple(random_model(t.shape[0], 1 << t.bits) for t in plain.candidate.wire)
     coded = replace(plain.candidate, codec=CodecSpec(name="context"), contexts=models)
