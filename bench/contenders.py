@@ -18,13 +18,13 @@ from common.errors import NoFeasiblePlanError
 from common.link import Link
 from common.manifest import CodecSpec, Manifest
 from search.cache import Cache
-from search.candidates import Candidate, Judged, World, judge
+from search.candidates import Candidate, Judged, World, judge, named_apart
 from search.cuts import cut_of_head, enumerate_cuts, prefix_cuts, undominated
 from search.deploy import write_plans
 from search.devices import DeviceProfile
 from search.formats import FormatTable
-from search.frames import Frames, load_frames
 from search.heads import Heads
+from search.held_out import Judging
 from search.latency import MeasuredLatency
 from search.meter import open_meter
 from search.prepare import prepare
@@ -118,31 +118,42 @@ def build(
     prepared = prepare(
         request.model, calibration, Cache(cache, version), reporter, max_images=max_images
     )
-    progress = reporter.stage("reading evaluation images")
-    frames = load_frames(evaluation, prepared.input_size, max_images, progress)
+    judging = prepared.judging(evaluation, reporter, max_images)
     cuts = undominated(prepared.graph, enumerate_cuts(prepared.graph))
     network = Network(prepared, Heads(prepared.rounder().nearest({})), cuts)
-    kept: dict[str, Judged] = {}
-    who: dict[str, Any] = {"splitpoint": {}, "uploads": {}, "published": {}}
-    found = None
-    for setting, memory in MEMORY.items():
-        ours = rank(replace(request, edge_memory_bytes=memory), network, frames, reporter)
-        kept |= {j.candidate.name: j for j in ours.kept}
-        who["splitpoint"][setting] = [j.candidate.name for j in ours.kept]
-        found = found or ours
+    ours = {
+        setting: rank(replace(request, edge_memory_bytes=memory), network, judging, reporter)
+        for setting, memory in MEMORY.items()
+    }
+    found = next(iter(ours.values()), None)
     if found is None:
         raise NoFeasiblePlanError("no setting was searched")
-    others = _Others(request, grid, network, frames, found.world, reporter)
-    for name, spec in UPLOADS.items():
-        judged = others.judged(others.table.upload(network.cuts[0], spec), found.world)
-        kept.setdefault(judged.candidate.name, judged)
-        who["uploads"][name] = judged.candidate.name
-    for name in PUBLISHED:
-        chosen = others.choices(name)
-        who["published"][name] = {key: _told(each) for key, each in chosen.items()}
-        for each in chosen.values():
-            if isinstance(each, Judged):
-                kept.setdefault(each.candidate.name, each)
+    others = _Others(request, grid, network, judging, found.world, reporter)
+    uploads = {
+        name: others.judged(others.table.upload(network.cuts[0], spec), found.world)
+        for name, spec in UPLOADS.items()
+    }
+    published = {name: others.choices(name) for name in PUBLISHED}
+    kept: dict[str, Judged] = {}
+    for each in (
+        *(judged for search in ours.values() for judged in search.kept),
+        *uploads.values(),
+        *(one for chosen in published.values() for one in chosen.values()),
+    ):
+        if isinstance(each, Judged):
+            kept.setdefault(each.digest, each)
+    kept = _named_apart(kept)
+    who = {
+        "splitpoint": {
+            setting: [kept[j.digest].candidate.name for j in search.kept]
+            for setting, search in ours.items()
+        },
+        "uploads": {name: kept[j.digest].candidate.name for name, j in uploads.items()},
+        "published": {
+            name: {key: _told(each, kept) for key, each in chosen.items()}
+            for name, chosen in published.items()
+        },
+    }
     union = replace(found, kept=tuple(sorted(kept.values(), key=lambda j: j.latency_ms)))
     vector = prepared.calibration.pixels[:1]
     manifest = write_plans(
@@ -163,7 +174,7 @@ class _Others:
         request: Of our own search.
         grid: The cells.
         network: The network.
-        frames: To judge by.
+        judging: The pictures that judge.
         world: Times that all plans share.
         reporter: Says how far it is.
     """
@@ -173,7 +184,7 @@ class _Others:
         request: Request,
         grid: Grid,
         network: Network,
-        frames: Frames,
+        judging: Judging,
         world: World,
         reporter: Reporter,
     ) -> None:
@@ -196,7 +207,7 @@ class _Others:
         self._meter, _ = open_meter(
             network.heads,
             prepared.detector,
-            frames,
+            judging.frames,
             request.annotations,
             self._scratch,
             max_drop=grid.max_drop,
@@ -225,7 +236,13 @@ class _Others:
         """A candidate with its accuracy, measured if it was not."""
         known = self._meter.measured(candidate)
         (predicted,) = judge([candidate], self._times, world)
-        return replace(predicted, accuracy=known.accuracy, judged_on=known.images)
+        return replace(
+            predicted,
+            accuracy=known.accuracy,
+            judged_on=known.images,
+            most_lost=known.most_lost,
+            digest=self._meter.digest(candidate),
+        )
 
     def _one_cut(self, name: str, memory: int | None, world: World) -> Judged | str:
         table = self.table.at(world)
@@ -244,15 +261,25 @@ class _Others:
         """Its fastest configuration that loses no more than ours may; it knows such a limit."""
         table = self.table.at(world)
         for each in self._auto_split.candidates(2, memory, table, self._times, world):
-            if self._meter.drop(each) <= self._grid.max_drop:
+            if self._meter.is_good(each):
                 return self.judged(each, world)
         return "no configuration that fits keeps the accuracy"
 
 
-def _told(chosen: Judged | str) -> dict[str, str]:
+def _named_apart(kept: dict[str, Judged]) -> dict[str, Judged]:
+    """Plans by digest, with names of which no two are equal."""
+    digests = {judged.candidate: digest for digest, judged in kept.items()}
+    named = named_apart(list(digests), digests)
+    return {
+        digest: replace(judged, candidate=candidate)
+        for (digest, judged), candidate in zip(kept.items(), named, strict=True)
+    }
+
+
+def _told(chosen: Judged | str, kept: dict[str, Judged]) -> dict[str, str]:
     if isinstance(chosen, str):
         return {"infeasible": chosen}
-    return {"plan": chosen.candidate.name}
+    return {"plan": kept[chosen.digest].candidate.name}
 
 
 def _link(cell: Cell, grid: Grid) -> Link:

@@ -217,17 +217,7 @@ class Edges:
 
     @contextmanager
     def connected(self, edge: Edge) -> Iterator[Edge]:
-        """Hold an edge for as long as its stream is open, under a name that no other has.
-
-        An edge that has connected again before its older stream was seen to end takes its place.
-        """
-        for older in list(self._edges.values()):
-            if edge.instance and (older.source.edge, older.instance) == (
-                edge.source.edge,
-                edge.instance,
-            ):
-                self._remove(older)
-                older.replaced()
+        """Hold an edge for as long as its stream is open, under a name that no other has."""
         edge.name = self._free(edge.source.edge)
         edge.profiling = self._profiling
         self._edges[edge.name] = edge
@@ -235,6 +225,18 @@ class Edges:
             yield edge
         finally:
             self._remove(edge)
+
+    def replace(self, name: str, instance: int) -> None:
+        """End the older stream of an edge that has connected again before that was seen to end.
+
+        Args:
+            name: What the edge calls itself.
+            instance: Of its process; 0 replaces nothing.
+        """
+        for older in list(self._edges.values()):
+            if instance and (older.source.edge, older.instance) == (name, instance):
+                self._remove(older)
+                older.replaced()
 
     def _remove(self, edge: Edge) -> None:
         edge.gone()

@@ -187,6 +187,7 @@ class SplitService(SplitServiceServicer):
                 if hello is None:
                     return
                 source = self._check_hello(hello, certificate_name(_certificate(context)))
+                self._edges.replace(source.edge, hello.hello.instance)  # before it counts twice
                 self._streams.greeted(place)
                 await send(pb.CloudMessage(welcome=self._welcome(source)))
         except TimeoutError:
@@ -199,7 +200,7 @@ class SplitService(SplitServiceServicer):
             version,
             send,
             instance=hello.hello.instance,
-            replaced=partial(place.end, again),
+            replaced=partial(self._streams.end, place, again),
         )
         history = History(self._history)
         try:

@@ -155,6 +155,12 @@ class Streams:
         self._edges.add(place)
         self._waiting.remove(place)
 
+    def end(self, place: Place, why: StreamError) -> None:
+        """Have a stream end; its place is free at once."""
+        self._waiting.remove(place)
+        self._edges.remove(place)
+        place.end(why)
+
     def active(self, place: Place) -> None:
         """An edge has just sent something."""
         self._edges.touch(place)

@@ -152,7 +152,7 @@ class BundleWriter:
     """
 
     def __init__(self, folder: Path) -> None:
-        if folder.exists() and not _may_replace(folder):
+        if folder.exists() and not may_replace(folder):
             raise BundleError(f"{folder} exists and is no bundle: choose another place")
         self._folder = folder
         self._files: dict[str, FileEntry] = {}
@@ -210,7 +210,8 @@ def _is_plain(name: str) -> bool:
     return str(path) == name and not escapes
 
 
-def _may_replace(folder: Path) -> bool:
+def may_replace(folder: Path) -> bool:
+    """Whether a bundle may take this folder's place: it holds an older one, or nothing."""
     if not folder.is_dir():
         return False
     return (folder / MANIFEST).is_file() or not any(folder.iterdir())

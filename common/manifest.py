@@ -38,6 +38,8 @@ Shape = tuple[
 _HEX = r"^[0-9a-f]{64}$"
 Sha256 = Annotated[str, Field(pattern=_HEX)]
 PlanKind = Literal["cloud-only", "split", "edge-only"]
+JudgedBy = Literal["held-out", "evaluation"]
+"""Pictures that accuracy was judged on: held-out calibration pictures, or an evaluation folder."""
 
 
 class _Record(BaseModel):
@@ -167,7 +169,16 @@ class Tail(_Record):
 
 
 class Prediction(_Record):
-    """What the search expects of a plan on its device and link; times are medians."""
+    """What the search expects of a plan on its device and link; times are medians.
+
+    Attributes:
+        accuracy: In percent of the search's metric, on the pictures that judge.
+        accuracy_drop: Against the network in floating point, in points.
+        accuracy_drop_upper: Upper end of the one-sided 90 % interval of that drop; None if it was
+            not judged on all pictures.
+        judged_images: How many pictures judged.
+        judged_by: Where they came from; None if it was not said.
+    """
 
     latency_ms: float = Field(ge=0)
     preprocess_ms: float = Field(ge=0)
@@ -182,6 +193,9 @@ class Prediction(_Record):
     edge_memory_bytes: int = Field(ge=0)
     accuracy: float = Field(ge=0, le=100)
     accuracy_drop: float = Field(ge=-100, le=100)
+    accuracy_drop_upper: float | None = Field(default=None, ge=-100, le=100)
+    judged_images: int = Field(default=0, ge=0)
+    judged_by: JudgedBy | None = None
 
 
 class Plan(_Record):

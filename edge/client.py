@@ -47,7 +47,6 @@ _FULL_PAUSES_S = 0.5, 8.0
 """Before a cloud that is full is asked again, at first and at most."""
 _LATE_S = 1.0
 """How much longer than its own time-out an attempt to connect may take to end."""
-_REASON_OVERLOADED = 5
 
 Asking = pb.Frame | pb.Report | pb.Probe
 """What the cloud answers."""
@@ -554,6 +553,6 @@ def _rejected(rejection: pb.Rejection) -> SplitpointError:
         return PlanNotHeldError(line)
     if rejection.reason == pb.Rejection.REASON_STALE_REFERENCE:
         return StaleReferenceError(line)
-    if rejection.reason == _REASON_OVERLOADED:
+    if rejection.reason == pb.Rejection.REASON_OVERLOADED:
         return CloudOverloadedError(line)
     return CloudFailedError(line)

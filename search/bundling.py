@@ -4,6 +4,7 @@ import tempfile
 from pathlib import Path
 
 from common.bundle import zip_bundle
+from common.places import require_bundle_place
 from search.pipeline import search
 from search.request import Found, Reporter, Request
 
@@ -12,6 +13,7 @@ def search_to(out: Path, request: Request, reporter: Reporter) -> Found:
     """Search and write a bundle to `out`: a zip file if its name ends so, else a folder."""
     if out.suffix.lower() != ".zip":
         return search(request, out, reporter)[1]
+    require_bundle_place(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="splitpoint-") as scratch:
         folder = Path(scratch) / "bundle"

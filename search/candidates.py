@@ -8,7 +8,9 @@ by the slowdown of its side (devices.py). Edge-only sends nothing before it answ
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -23,6 +25,7 @@ from search.learned import Coding, Learned
 
 # What a frame takes on the wire beside its payloads: message fields, gRPC and HTTP/2 framing.
 FRAME_OVERHEAD_BYTES = 100
+_DIGITS = 8
 _FASTER = 32.0
 """How much faster than asked for a link may turn out, and still have its plan in the bundle."""
 
@@ -59,11 +62,11 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """Unique among the candidates of a network."""
+        """For people; two candidates may share one until `named_apart` tells them apart."""
         if self.codec is None:
-            return f"edge-only {self.cut.widths}".rstrip()
+            return " ".join(filter(None, ("edge-only", self.cut.widths, self.label)))
         if not self.cut.head:
-            return f"cloud-only {self.codec}"
+            return " ".join(filter(None, ("cloud-only", str(self.codec), self.label)))
         words = self.cut.label, self.label or f"{self.wire[0].bits}-bit", str(self.codec)
         return " ".join((*words, "adapted") if self.cut.adapted_to else words)
 
@@ -169,6 +172,10 @@ class Judged:
         accuracy: None while it was not measured.
         judged_on: Images that the accuracy was measured on.
         uplink_ms: Of the latency, what its bytes take.
+        most_lost: Upper end of the one-sided interval of the lost accuracy, in points; infinite
+            while it is not known.
+        digest: Of what it finds and how it is coded, by which it is told from candidates of other
+            searches; empty if nothing was measured.
     """
 
     candidate: Candidate
@@ -177,6 +184,8 @@ class Judged:
     accuracy: float | None = None
     judged_on: int = 0
     uplink_ms: float = 0.0
+    most_lost: float = math.inf
+    digest: str = ""
 
     @property
     def axes(self) -> tuple[float, float, float, float]:
@@ -225,13 +234,15 @@ def predicted(costs: OwnCosts, world: World) -> Prediction:
         "tail_ms": cloud.ms(tail_from(costs.cut), costs.tail_ms),
         "postprocess_ms": (edge if edge_only else cloud).ms(BOXES, world.postprocess_ms),
     }
-    return Prediction(
-        latency_ms=sum(stages.values()),
-        uplink_bytes=costs.sent_bytes,
-        edge_memory_bytes=costs.edge_memory_bytes,
-        accuracy=0.0,
-        accuracy_drop=0.0,
-        **stages,
+    return Prediction.model_validate(
+        {
+            "latency_ms": sum(stages.values()),
+            "uplink_bytes": costs.sent_bytes,
+            "edge_memory_bytes": costs.edge_memory_bytes,
+            "accuracy": 0.0,
+            "accuracy_drop": 0.0,
+            **stages,
+        }
     )
 
 
@@ -269,7 +280,7 @@ def shortlist(
     accurate, so for every width the fastest few are kept, at the link asked for and at a quarter
     and four times of its bandwidth. All ways of leaving the split out are kept.
     """
-    keep: dict[str, Candidate] = {c.name: c for c in candidates if c.cut.kind != "split"}
+    keep = [c for c in candidates if c.cut.kind != "split"]
     for factor in (1.0, 0.25, 4.0):
         link = replace(world.link, uplink_bps=world.link.uplink_bps * factor)
         ranked = judge(
@@ -280,8 +291,29 @@ def shortlist(
             bits = each.candidate.wire[0].bits
             taken[bits] = taken.get(bits, 0) + 1
             if taken[bits] <= per_width:
-                keep[each.candidate.name] = each.candidate
-    return list(keep.values())
+                keep.append(each.candidate)
+    return list(dict.fromkeys(keep))
+
+
+def named_apart(
+    candidates: Sequence[Candidate], digests: Mapping[Candidate, str]
+) -> list[Candidate]:
+    """The candidates, those of one name with a piece of their digests behind their labels.
+
+    Args:
+        candidates: All different.
+        digests: Of what each does.
+    """
+    counts = Counter(candidate.name for candidate in candidates)
+    return [
+        each if counts[each.name] == 1 else _labelled(each, digests[each][:_DIGITS])
+        for each in candidates
+    ]
+
+
+def _labelled(candidate: Candidate, suffix: str) -> Candidate:
+    usual = f"{candidate.wire[0].bits}-bit" if candidate.cut.kind == "split" else ""
+    return replace(candidate, label=f"{candidate.label or usual} {suffix}".strip())
 
 
 def pareto(judged: Sequence[Judged]) -> list[Judged]:

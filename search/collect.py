@@ -17,12 +17,13 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from common.link import Link
+from common.manifest import JudgedBy
 from search.candidates import World, predict
 from search.cuts import Cut
 from search.devices import DeviceProfile
 from search.formats import FormatTable
-from search.frames import Frames
 from search.heads import Heads
+from search.held_out import Judging, judged_in_words
 from search.latency import MeasuredLatency
 from search.meter import open_meter
 from search.onnx_models import head_model
@@ -43,6 +44,7 @@ class Collected:
         cut: Names of the tensors that travel.
         accuracy: As deployed, in the metric of the collection.
         drop: Against the floating-point network, in points.
+        drop_upper: Upper end of the one-sided 90 % interval of the drop.
         images: How many the accuracy was measured on.
         payload_bytes: Codes packed at their widths.
         edge_memory_bytes: Weights as stored and the peak of activations.
@@ -56,6 +58,7 @@ class Collected:
     cut: str
     accuracy: float
     drop: float
+    drop_upper: float
     images: int
     payload_bytes: float
     edge_memory_bytes: int
@@ -70,7 +73,7 @@ class Setting:
     """What configurations are judged by.
 
     Attributes:
-        evaluation: Images.
+        judging: The pictures that accuracy is measured on.
         annotations: COCO instances file of them; without, accuracy is agreement with the
             floating-point network.
         link: Between edge and cloud.
@@ -78,7 +81,7 @@ class Setting:
         cloud_threads: Threads of the cloud's runtime.
     """
 
-    evaluation: Frames
+    judging: Judging
     annotations: Path | None
     link: Link
     device: DeviceProfile
@@ -87,11 +90,14 @@ class Setting:
 
 @dataclass(frozen=True)
 class Collection:
-    """All that was measured, fastest first, and what it was measured in."""
+    """All that was measured, fastest first, and what it was measured in and on."""
 
     metric: str
     reference: float
     rows: tuple[Collected, ...]
+    judged_by: JudgedBy
+    images: int
+    warning: str | None = None
 
 
 def collect(
@@ -149,15 +155,19 @@ def write_summary(collection: Collection, out: Path) -> None:
 
 def as_markdown(collection: Collection) -> str:
     """The summary as a table."""
+    where = judged_in_words(collection.judged_by, collection.images)
+    columns = f"latency ms | bytes | edge memory MiB | {collection.metric} | drop | at most (90 %)"
     lines = [
-        f"{collection.metric}, {collection.reference:.1f} in floating point",
+        f"{collection.metric} on {where}, {collection.reference:.1f} in floating point",
+        *(["", f"Warning: {collection.warning}."] if collection.warning else []),
         "",
-        f"| configuration | latency ms | bytes | edge memory MiB | {collection.metric} | drop |",
-        "|---|--:|--:|--:|--:|--:|",
+        f"| configuration | {columns} |",
+        "|---|--:|--:|--:|--:|--:|--:|",
     ]
     lines += [
         f"| {row.name} | {row.latency_ms:.1f} | {row.payload_bytes:,.0f} "
-        f"| {row.edge_memory_bytes / 2**20:.2f} | {row.accuracy:.1f} | {row.drop:.1f} |"
+        f"| {row.edge_memory_bytes / 2**20:.2f} | {row.accuracy:.1f} | {row.drop:.1f} "
+        f"| {row.drop_upper:.1f} |"
         for row in collection.rows
     ]
     return "\n".join(lines)
@@ -174,7 +184,7 @@ def _measured(
     meter, postprocess_ms = open_meter(
         heads,
         prepared.detector,
-        setting.evaluation,
+        setting.judging.frames,
         setting.annotations,
         folder,
         max_drop=math.inf,
@@ -209,6 +219,7 @@ def _measured(
                 cut=candidate.cut.name,
                 accuracy=known.accuracy,
                 drop=meter.drop(candidate),
+                drop_upper=known.most_lost,
                 images=known.images,
                 payload_bytes=candidate.payload_bytes,
                 edge_memory_bytes=candidate.edge_memory_bytes,
@@ -219,7 +230,15 @@ def _measured(
             )
         )
     rows.sort(key=lambda row: row.latency_ms)
-    return Collection(meter.metric, meter.best, tuple(rows))
+    judging = setting.judging
+    return Collection(
+        meter.metric,
+        meter.best,
+        tuple(rows),
+        judging.judged_by,
+        len(judging.frames.names),
+        judging.warning,
+    )
 
 
 def _by_cut(rows: Sequence[Collected]) -> dict[str, list[Collected]]:

@@ -11,6 +11,7 @@ AP is that of T.-Y. Lin et al., "Microsoft COCO: Common Objects in Context", 201
 computes it: interpolated at 101 recalls, area "all", at most 100 detections per image.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -121,8 +122,13 @@ class WeightedAp:
     _categories: tuple[_Category, ...]
 
     @classmethod
-    def of(cls, evaluation: COCOeval) -> Self:
+    def of(cls, evaluation: COCOeval, *, pooled: bool = False) -> Self:
         """From an evaluation on which `evaluate` was called; `accumulate` is not needed.
+
+        Args:
+            evaluation: The matches of detections and objects, category by category.
+            pooled: Whether all categories are ranked as one. An object is still found only by a
+                detection of its category, but AP is no mean over categories then.
 
         Raises:
             ValueError: If it was not.
@@ -132,13 +138,17 @@ class WeightedAp:
             raise ValueError("expected an evaluation with results: call its evaluate() first")
         images, areas = len(settings.imgIds), len(settings.areaRng)
         everything = settings.areaRngLbl.index("all") * images
-        categories = tuple(
-            _Category.of(results[start : start + images], len(settings.iouThrs))
+        each = [
+            results[start : start + images]
             for start in range(everything, len(results), areas * images)
-        )
+        ]
+        if pooled:
+            each = [[_together(image) for image in zip(*each, strict=True)]]
+        categories = tuple(_Category.of(found, len(settings.iouThrs)) for found in each)
+        one = pooled or not settings.useCats
         return cls(
             tuple(int(image) for image in settings.imgIds),
-            tuple(int(category) for category in settings.catIds) if settings.useCats else (-1,),
+            (-1,) if one else tuple(int(category) for category in settings.catIds),
             tuple(float(iou) for iou in settings.iouThrs),
             np.asarray(settings.recThrs),
             categories,
@@ -209,6 +219,23 @@ class WeightedAp:
         return slice(near[0], near[0] + 1)
 
 
+def _together(results: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
+    """One image's results of several categories as those of one."""
+    known = [result for result in results if result is not None]
+    if not known:
+        return None
+    scores = np.concatenate([np.asarray(result["dtScores"], float) for result in known])
+    order = np.argsort(-scores, kind="mergesort")
+    return {
+        "gtIgnore": np.concatenate([np.asarray(result["gtIgnore"]) for result in known]),
+        "dtScores": scores[order],
+        **{
+            name: np.concatenate([result[name] for result in known], axis=1)[:, order]
+            for name in ("dtMatches", "dtIgnore")
+        },
+    }
+
+
 def drop_interval(
     reference: WeightedAp,
     candidate: WeightedAp,
@@ -236,15 +263,82 @@ def drop_interval(
     Raises:
         ValueError: If the two were not judged by the same truth, or an argument is out of range.
     """
+    if not 0 < level < 1:
+        raise ValueError(f"expected a level between 0 and 1, got {level}")
+    drops = _drops(reference, candidate, resamples=resamples, seed=seed, iou=iou)
+    low, high = np.quantile(drops, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def drop_bound(
+    reference: WeightedAp,
+    candidate: WeightedAp,
+    *,
+    resamples: int = 400,
+    level: float = 0.9,
+    seed: int = 0,
+    iou: float | None = None,
+) -> float:
+    """Upper end of a one-sided percentile bootstrap interval of how much AP a candidate loses.
+
+    It is never below the drop on the images themselves. Of a candidate that finds the same as the
+    reference it is 0.
+
+    Args:
+        reference: As for `drop_interval`.
+        candidate: As for `drop_interval`.
+        resamples: As for `drop_interval`.
+        level: Probability that the drop is to be below the bound, in (0, 1).
+        seed: As for `drop_interval`.
+        iou: As for `WeightedAp.ap`.
+
+    Returns:
+        Points of AP.
+
+    Raises:
+        ValueError: As `drop_interval`.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"expected a level between 0 and 1, got {level}")
+    drops = _drops(reference, candidate, resamples=resamples, seed=seed, iou=iou)
+    return max(float(np.quantile(drops, level)), reference.ap(iou=iou) - candidate.ap(iou=iou))
+
+
+def images_needed(images: int, drop: float, bound: float, limit: float) -> int | None:
+    """About how many images would show that a drop is within a limit, if it is as it seems.
+
+    The distance of the bound from the drop shrinks with the square root of the number of images.
+
+    Args:
+        images: How many there are.
+        drop: On them.
+        bound: Upper end of the drop's interval.
+        limit: What may be lost.
+
+    Returns:
+        The number, rounded up to two digits; None if no number of images would.
+    """
+    if drop >= limit:
+        return None
+    needed = images * max(1.0, ((bound - drop) / (limit - drop)) ** 2)
+    digit = int(10 ** max(0, len(str(math.ceil(needed))) - 2))
+    return math.ceil(needed / digit) * digit
+
+
+def _drops(
+    reference: WeightedAp,
+    candidate: WeightedAp,
+    *,
+    resamples: int,
+    seed: int,
+    iou: float | None,
+) -> Floats:
+    """Reference AP minus candidate AP on each of `resamples` draws of images."""
     if not reference.judges_like(candidate):
         raise ValueError("expected two evaluations of the same images, categories and objects")
-    if resamples < 1 or not 0 < level < 1:
-        raise ValueError(
-            f"expected resamples of 1 or more and a level between 0 and 1, got {resamples}, {level}"
-        )
+    if resamples < 1:
+        raise ValueError(f"expected resamples of 1 or more, got {resamples}")
     images = len(reference.image_ids)
     draws = np.random.default_rng(seed).multinomial(images, [1 / images] * images, resamples)
     weights = draws.astype(float)
-    drops = reference.aps(weights, iou) - candidate.aps(weights, iou)
-    low, high = np.quantile(drops, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return reference.aps(weights, iou) - candidate.aps(weights, iou)

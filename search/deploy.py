@@ -7,6 +7,7 @@ of weights.
 
 import io
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from common.manifest import (
 )
 from common.packed_weights import unpack_weights
 from common.runtime import Model, check_parity
+from search.cache import digest
 from search.candidates import Candidate, Judged, context_file, predict
 from search.cuts import Cut
 from search.graph import IMAGE, Graph
@@ -79,17 +81,26 @@ def _write(
 ) -> Manifest:
     graph = networks.network.graph
     weights = SharedWeights.of(graph.nodes)
+    # By what they do: two heads, or two tails, may share a name.
     heads: dict[str, Head] = {}
     tails: dict[str, Tail] = {}
-    for cut in {_sides(j.candidate.cut): j.candidate.cut for j in found.kept}.values():
-        if cut.head and cut.label not in heads:
-            heads[cut.label] = _add_head(writer, networks, cut, vector_image)
-        if cut.tail:
-            tails[_tail_name(cut)] = _add_tail(writer, graph, cut, weights)
+    names = _Names()
     network, plans = network_digest(weights_sha256, detector), []
     for judged in found.kept:
-        cut, wire = judged.candidate.cut, _add_contexts(writer, judged.candidate)
-        head, tail = heads.get(cut.label), tails.get(_tail_name(cut))
+        cut, head, tail = judged.candidate.cut, None, None
+        if cut.head:
+            key = networks.digest(cut)
+            if key not in heads:
+                name = names.of(_slug(cut.label), key)
+                heads[key] = _add_head(writer, networks, cut, vector_image, name)
+            head = heads[key]
+        if cut.tail:
+            key = _tail_digest(cut)
+            if key not in tails:
+                name = names.of(f"tail {_tail_name(cut)}", key).removeprefix("tail ")
+                tails[key] = _add_tail(writer, graph, cut, weights, name)
+            tail = tails[key]
+        wire = _add_contexts(writer, judged.candidate)
         plans.append(_plan(judged, network, head, wire, tail, found))
     writer.add("report.md", markdown(found).encode())
     writer.add("report.html", html(found, _bits(networks, found)).encode())
@@ -132,13 +143,31 @@ def _bits(networks: Heads, found: Found) -> Bits:
     }
 
 
-def _sides(cut: Cut) -> tuple[str, str]:
-    """What tells the models of a cut from those of others."""
-    return cut.label, _tail_name(cut)
+class _Names:
+    """Names of files: those that are wished for, told apart where two things share one."""
+
+    def __init__(self) -> None:
+        self._taken: dict[str, str] = {}
+
+    def of(self, wished: str, key: str) -> str:
+        """The name of what has this digest."""
+        name = wished
+        if self._taken.get(name, key) != key:
+            name = f"{wished}-{key[:8]}"
+        self._taken[name] = key
+        return name
 
 
-def _add_head(writer: BundleWriter, networks: Heads, cut: Cut, image: NDArray[np.uint8]) -> Head:
-    network, name = networks.of(cut), _slug(cut.label)
+def _tail_digest(cut: Cut) -> str:
+    """Of what a tail computes: the network's own has no weights of its own."""
+    adapted = cut.tail if cut.adapted_to else ()
+    return digest(cut.tensors, [(node.name, node.weight, node.bias) for node in adapted])
+
+
+def _add_head(
+    writer: BundleWriter, networks: Heads, cut: Cut, image: NDArray[np.uint8], name: str
+) -> Head:
+    network = networks.of(cut)
     file, vector = f"{_MODELS}/head-{name}.onnx", f"vectors/{name}"
     packed = packed_weights(network, cut.tensors)
     model = head_model(network, cut.tensors, outside_weights=packed is not None)
@@ -173,8 +202,9 @@ def _add_head(writer: BundleWriter, networks: Heads, cut: Cut, image: NDArray[np
     )
 
 
-def _add_tail(writer: BundleWriter, graph: Graph, cut: Cut, weights: SharedWeights) -> Tail:
-    name = _tail_name(cut)
+def _add_tail(
+    writer: BundleWriter, graph: Graph, cut: Cut, weights: SharedWeights, name: str
+) -> Tail:
     if cut.adapted_to:
         weights = SharedWeights.of(cut.tail, f"weights-{name}.bin")
     file, weights_file = f"{_MODELS}/tail-{name}.onnx", f"{_MODELS}/{weights.file}"
@@ -210,8 +240,15 @@ def _plan(
 ) -> Plan:
     candidate = judged.candidate
     accuracy = judged.accuracy or 0.0
+    certain = math.isfinite(judged.most_lost)
     prediction = predict(candidate, judged.times, found.world).model_copy(
-        update={"accuracy": accuracy, "accuracy_drop": found.reference_accuracy - accuracy}
+        update={
+            "accuracy": accuracy,
+            "accuracy_drop": found.reference_accuracy - accuracy,
+            "accuracy_drop_upper": judged.most_lost if certain else None,
+            "judged_images": judged.judged_on,
+            "judged_by": found.judged_by,
+        }
     )
     return Plan(
         name=candidate.name,

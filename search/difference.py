@@ -112,7 +112,7 @@ def compare(present: Manifest, proposed: Manifest, found: Found) -> Difference:
     """
     if found.world.learned is None:
         raise ValueError("a search without tables has learnt nothing of the present bundle")
-    known = {judged.candidate.coding: judged.candidate for judged in found.judged}
+    known = {each.coding: each for each in reversed([j.candidate for j in found.judged])}
     old = [
         Again(plan, predict_again(plan, present.search, found, known.get(_coding(plan))))
         for plan in present.plans
@@ -155,7 +155,8 @@ def predict_again(
         edge_memory_bytes=before.edge_memory_bytes,
     )
     world: World = found.world
-    kept = {"accuracy": before.accuracy, "accuracy_drop": before.accuracy_drop}
+    judged = ("accuracy", "accuracy_drop", "accuracy_drop_upper", "judged_images", "judged_by")
+    kept = {name: getattr(before, name) for name in judged}
     return predicted(costs, world).model_copy(update=kept)
 
 

@@ -93,6 +93,15 @@ class Evaluator:
             [(node.weight, node.bias) for node in adapted],
         )
 
+    def digest(self, candidate: Candidate) -> str:
+        """Digest of all that decides what a candidate finds, and of what it sends."""
+        models = candidate.contexts, candidate.contexts_after
+        return digest(
+            self.identity(candidate),
+            candidate.codec,
+            [[model.to_bytes() for model in each] for each in models],
+        )
+
     def payload_bytes(self, candidate: Candidate) -> float:
         """Mean bytes of a frame's payloads over the images."""
         self._open(candidate.cut)

@@ -80,7 +80,7 @@ class FormatTable:
         self._samples = samples
         self._times = times
         self._world = world
-        self._coded: dict[tuple[str, int, CodecSpec], Coded] = {}
+        self._coded: dict[tuple[WireTensor, CodecSpec], Coded] = {}
 
     def at(self, world: World) -> "FormatTable":
         """The same table for another device and link; what was coded is not coded again."""
@@ -151,7 +151,7 @@ class FormatTable:
         )
 
     def _cost(self, wire: WireTensor, spec: CodecSpec) -> Coded:
-        key = (wire.name, wire.bits, spec)
+        key = (wire, spec)
         if key not in self._coded:
             self._coded[key] = code(self._samples.codes[wire.name], wire, make_codec(spec))
         return self._coded[key]

@@ -22,7 +22,8 @@ from search.figures import (
     rates_figure,
     stages_figure,
 )
-from search.report import summary, why
+from search.held_out import overlap_in_words
+from search.report import at_most, judgement, summary, why
 from search.request import Found
 
 Bits = Mapping[str, Mapping[str, tuple[int, int]]]
@@ -58,6 +59,7 @@ def html(found: Found, bits: Bits = _NO_BITS) -> str:
     """
     title = escape(f"{found.request.model}: {found.kept[0].candidate.name}")
     name = escape(found.kept[0].candidate.name)
+    warning = overlap_in_words(found.also_fitted, len(found.evaluation_images))
     reason = escape(why(found)).replace(f"**{name}**", f"<strong>{name}</strong>", 1)
     with page_style():
         sections = [
@@ -81,6 +83,8 @@ def html(found: Found, bits: Bits = _NO_BITS) -> str:
         "<body>",
         f"<h1>{title}</h1>",
         f"<p>{escape(summary(found))}</p>",
+        f"<p>{escape(judgement(found))}</p>",
+        *([] if warning is None else [f"<p><strong>Warning:</strong> {escape(warning)}.</p>"]),
         f"<p>{reason}</p>",
         *sections,
         "</body>",
@@ -90,7 +94,8 @@ def html(found: Found, bits: Bits = _NO_BITS) -> str:
 
 
 def _plans_section(found: Found) -> Iterable[str]:
-    heads = "plan", "kind", "latency ms", "bytes", "edge memory MiB", found.metric, "drop"
+    costs = "latency ms", "bytes", "edge memory MiB"
+    heads = "plan", "kind", *costs, found.metric, "drop", "at most (90 %)"
     yield "<h2>Plans</h2>"
     yield (
         "<p>What no other plan beats in everything; the fastest of each kind; "
@@ -117,6 +122,7 @@ def _plan_row(found: Found, judged: Judged) -> str:
         f"{candidate.edge_memory_bytes / 2**20:.2f}",
         f"{accuracy:.1f}",
         f"{found.reference_accuracy - accuracy:.1f}",
+        at_most(judged),
     )
     row = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
     return f'<tr class="chosen">{row}</tr>' if chosen else f"<tr>{row}</tr>"

@@ -1,10 +1,15 @@
 """The meter: accuracies of candidates as deployed, each measured once, bad ones on few images.
 
-A candidate that loses too much mostly shows it soon. After 32, 64, 128, ... images a bootstrap
-interval of its loss is taken (confidence.py); if even its lower end is above what may be lost, the
-rest of the images is saved. What is accepted was always judged on all of them.
+A plan keeps the limit on lost accuracy if the upper end of a one-sided bootstrap interval of its
+loss (confidence.py) is within it: few images are no excuse for a loss that nobody has seen. A
+candidate that loses too much mostly shows it soon. After 32, 64, 128, ... images a two-sided
+interval is taken; if even its lower end is above what may be lost, the upper end cannot be below,
+and the rest of the images is saved. What is accepted was always judged on all of them.
+
+What was measured is known by the digest of what decides it; two candidates may share a name.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +28,10 @@ from search.request import Progress
 
 FIRST_LOOK = 32
 """Images before the first interval; the next looks are at twice as many each."""
-LEVEL = 0.99
+GIVE_UP_LEVEL = 0.99
+"""Of the interval by whose lower end a candidate is given up."""
+KEEP_LEVEL = 0.9
+"""Of the one-sided interval by whose upper end a candidate is kept."""
 _THREADS = 2
 
 
@@ -34,14 +42,16 @@ class Measured:
     Attributes:
         accuracy: On all images; of one that was given up, the reference's less the loss so far.
         images: How many it was judged on.
+        most_lost: Upper end of the interval of its loss, in points; infinite if it was given up.
     """
 
     accuracy: float
     images: int
+    most_lost: float
 
 
 class Meter:
-    """Accuracies by candidate name.
+    """Accuracies by what candidates do.
 
     Args:
         evaluator: Runs candidates.
@@ -72,8 +82,12 @@ class Meter:
         self._known: dict[str, tuple[Candidate, Measured]] = {}
         self._judged: dict[str, Measured] = {}
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._known
+    def __contains__(self, candidate: Candidate) -> bool:
+        return self.digest(candidate) in self._known
+
+    def digest(self, candidate: Candidate) -> str:
+        """Digest of what a candidate finds and of how it is coded."""
+        return self._evaluator.digest(candidate)
 
     @property
     def candidates(self) -> list[Candidate]:
@@ -86,13 +100,18 @@ class Meter:
 
     def measured(self, candidate: Candidate) -> Measured:
         """The accuracy of a candidate, measured now if it was not."""
-        if candidate.name not in self._known:
-            self._known[candidate.name] = candidate, self._judge(candidate)
-        return self._known[candidate.name][1]
+        key = self.digest(candidate)
+        if key not in self._known:
+            self._known[key] = candidate, self._judge(candidate)
+        return self._known[key][1]
 
     def drop(self, candidate: Candidate) -> float:
         """How much a candidate loses, in points."""
         return self.best - self.measured(candidate).accuracy
+
+    def is_good(self, candidate: Candidate) -> bool:
+        """Whether a candidate surely loses no more than may be lost."""
+        return self.measured(candidate).most_lost <= self._max_drop
 
     def first_good(self, cut: Cut, wires: Sequence[Wire], progress: Progress) -> int:
         """Index of the first wire format that is good with the tail as it is, or their number.
@@ -102,7 +121,7 @@ class Meter:
         """
         for index, wire in enumerate(wires):
             format_only = Candidate(cut, wire, CodecSpec(name="packed"), 0, 0, 0, 0, 0)
-            is_good = self.best - self._judge(format_only).accuracy <= self._max_drop
+            is_good = self._judge(format_only).most_lost <= self._max_drop
             progress(len(wires) if is_good else index + 1, len(wires))
             if is_good:
                 return index
@@ -117,25 +136,27 @@ class Meter:
     def _judge(self, candidate: Candidate) -> Measured:
         identity = self._evaluator.identity(candidate)
         if identity not in self._judged:
-            accuracy, images = self._cache.json(
-                "accuracy",
+            accuracy, images, most_lost = self._cache.json(
+                "judgement",
                 [self._judged_on, self._max_drop, identity],
                 lambda: self._measure(candidate),
             )
-            self._judged[identity] = Measured(accuracy, images)
+            bound = math.inf if most_lost is None else most_lost
+            self._judged[identity] = Measured(accuracy, images, bound)
         return self._judged[identity]
 
-    def _measure(self, candidate: Candidate) -> tuple[float, int]:
+    def _measure(self, candidate: Candidate) -> tuple[float, int, float | None]:
         count, found = len(self._reference), list[Detections]()
         look = FIRST_LOOK
         while 2 * look <= count:
             found += self._evaluator.detections(candidate, range(len(found), look))
-            low, middle = self._source.drop(self._reference[:look], found, LEVEL)
+            low, middle = self._source.drop(self._reference[:look], found, GIVE_UP_LEVEL)
             if low > self._max_drop:
-                return self.best - max(low, middle), look
+                return self.best - max(low, middle), look, None
             look *= 2
         found += self._evaluator.detections(candidate, range(len(found), count))
-        return self._source.accuracy(found), count
+        most_lost = self._source.most_lost(self._reference, found, KEEP_LEVEL)
+        return self._source.accuracy(found), count, most_lost
 
 
 def open_meter(
@@ -173,7 +194,7 @@ def open_meter(
     reference, postprocess_ms = evaluator.reference(prefix_cuts(heads.network.graph)[0])
     source: AccuracySource
     if annotations is None:
-        source = Agreement(reference)
+        source = Agreement(reference, pooled=True)
     else:
         source = CocoAccuracy(annotations, evaluation.names)
     judged_on = digest(origin, evaluation.pixels, annotations and annotations.read_bytes())

@@ -2,20 +2,24 @@
 
     prepare (prepare.py) -> 8-bit network -> cuts -> ranking (rank.py) -> bundle
 
-Every stage reports its progress.
+Plans are judged on pictures that nothing was fitted to (held_out.py): those of an evaluation
+folder, or else a part of the calibration pictures. Every stage reports its progress.
 """
 
+from functools import partial
 from pathlib import Path
 
 from common.errors import SettingsError
 from common.manifest import Manifest
+from common.places import require_bundle_place
 from common.store_file import read_tables
 from search.cache import Cache
 from search.cuts import enumerate_cuts, undominated
 from search.deploy import write_plans
-from search.examples import require_enough
-from search.frames import load_frames
+from search.examples import MIN_FRAMES, require_enough
+from search.frames import MIN_IMAGES, Frames
 from search.heads import Heads
+from search.held_out import Division, fit_all, set_aside
 from search.learned import learned_device
 from search.prepare import prepare
 from search.quantization.recipe import recipe
@@ -33,6 +37,7 @@ def search(request: Request, out: Path, reporter: Reporter) -> tuple[Manifest, F
     _check(request)
     if request.tables is not None:
         learned_device(request.device.name, read_tables(request.tables))  # before hours of work
+    require_bundle_place(out)
     cache = Cache(request.cache, request.software_version)
     prepared = prepare(
         request.model,
@@ -41,24 +46,30 @@ def search(request: Request, out: Path, reporter: Reporter) -> tuple[Manifest, F
         reporter,
         weights=request.weights,
         max_images=request.max_images,
+        divide=partial(_divide, request),
     )
-    calibration = evaluation = prepared.calibration
-    if request.refined_cuts and request.strategy == "splitpoint":
-        require_enough(len(calibration.names))
-    if request.evaluation is not None:
-        progress = reporter.stage("reading evaluation images")
-        size = prepared.input_size
-        evaluation = load_frames(request.evaluation, size, request.max_images, progress)
+    judging = prepared.judging(request.evaluation, reporter, request.max_images)
     rounder = prepared.rounder(reduced_range=request.device.reduced_range)
     cuts = undominated(prepared.graph, enumerate_cuts(prepared.graph))
     network = Network(prepared, Heads(rounder.nearest({})), cuts)
-    found = rank(request, network, evaluation, reporter)
+    found = rank(request, network, judging, reporter)
 
     progress = reporter.stage("writing the bundle")
-    vector, weights = calibration.pixels[:1], prepared.weights_sha256
+    vector, weights = prepared.calibration.pixels[:1], prepared.weights_sha256
     manifest = write_plans(out, network.heads, prepared.detector, vector, weights, found)
     progress(1, 1)
     return manifest, found
+
+
+def _divide(request: Request, frames: Frames) -> Division:
+    """Which calibration pictures fit and which judge, before anything is fitted."""
+    refined = request.refined_cuts and request.strategy == "splitpoint"
+    if request.evaluation is None:
+        least = MIN_FRAMES if refined else MIN_IMAGES
+        return set_aside(frames, least_fitting=least, video=request.video)
+    if refined:
+        require_enough(len(frames.names))
+    return fit_all(frames)
 
 
 def _check(request: Request) -> None:

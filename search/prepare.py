@@ -1,11 +1,12 @@
 """Preparation: what every stage of the search starts from.
 
-    model -> graph -> calibration images -> statistics
+    model -> graph -> calibration images (some held out) -> statistics
 
 Each stage can be run on its own (`splitpoint profile`, `allocate`, `quantize`); what another one
 has worked out before is found in the cache.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from search.cache import Cache, digest
 from search.calibration import Statistics, observe
 from search.frames import Frames, load_frames
 from search.graph import Graph
+from search.held_out import Division, Judging, fit_all, in_both, without_copies
 from search.importer import import_module
 from search.passes import optimise
 from search.quantization.equalise import equalise
@@ -38,10 +40,11 @@ class Prepared:
         graph: The network, optimised.
         detector: How its maps become boxes.
         weights_sha256: Digest of the weights file.
-        calibration: The images.
+        calibration: The images that everything is fitted to, each once.
         statistics: Distributions of its tensors on them.
         cache: Where what is worked out is kept.
-        origin: Digest of the graph and the images.
+        origin: Digest of the graph and the images that it was fitted to.
+        held_out: Calibration images that were set aside to judge; None if all of them fit.
     """
 
     graph: Graph
@@ -51,6 +54,7 @@ class Prepared:
     statistics: Statistics
     cache: Cache
     origin: str
+    held_out: Frames | None = None
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -61,6 +65,25 @@ class Prepared:
     def network(self) -> str:
         """Digest of the network, which latency tables know it by."""
         return network_digest(self.weights_sha256, self.detector)
+
+    def judging(self, evaluation: Path | None, reporter: Reporter, max_images: int) -> Judging:
+        """The pictures that judge: those of a folder, or what was held out.
+
+        Args:
+            evaluation: The folder; None only if images were held out.
+            reporter: Says how far it is.
+            max_images: Pictures used at the most.
+
+        Raises:
+            CalibrationError: If the folder's pictures cannot be worked with.
+        """
+        if evaluation is None:
+            if self.held_out is None:
+                raise ValueError("expected held-out images or a folder to judge on")
+            return Judging(self.held_out, "held-out")
+        progress = reporter.stage("reading evaluation images")
+        frames = load_frames(evaluation, self.input_size, max_images, progress)
+        return Judging(frames, "evaluation", in_both(frames, self.calibration))
 
     def rounder(self, how: Recipe = DEFAULT, *, reduced_range: bool = False) -> Rounder:
         """Quantizes the network by a recipe."""
@@ -101,8 +124,9 @@ def prepare(
     reporter: Reporter,
     *,
     weights: Path | None = None,
-    max_images: int = 64,
+    max_images: int = 128,
     equalised: bool = False,
+    divide: Callable[[Frames], Division] = fit_all,
 ) -> Prepared:
     """Load a network and observe it.
 
@@ -114,6 +138,7 @@ def prepare(
         weights: A weights file, if not the cached one.
         max_images: Images used at the most.
         equalised: Whether channels are rescaled between convolutions first.
+        divide: Which images, each of them given once, fit and which judge.
 
     Raises:
         SplitpointError: A model, weights or images that cannot be worked with.
@@ -125,7 +150,9 @@ def prepare(
         graph = equalise(graph)
     progress(1, 1)
     progress = reporter.stage("reading calibration images")
-    frames = load_frames(calibration, module.input_size, max_images, progress)
+    loaded = load_frames(calibration, module.input_size, max_images, progress)
+    division = divide(without_copies(loaded))
+    frames = division.fitting
     origin = digest(graph.nodes, frames.pixels)
     progress = reporter.stage("observing activations")
     arrays = cache.arrays(
@@ -133,7 +160,16 @@ def prepare(
     )
     progress(1, 1)
     statistics = Statistics.from_arrays(arrays)
-    return Prepared(graph, detector_of(module), module.digest, frames, statistics, cache, origin)
+    return Prepared(
+        graph,
+        detector_of(module),
+        module.digest,
+        frames,
+        statistics,
+        cache,
+        origin,
+        division.judging,
+    )
 
 
 def detector_of(module: DarknetModule) -> DetectorSpec:

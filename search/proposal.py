@@ -23,6 +23,7 @@ from common.bundle import Bundle, BundleWriter, zip_bundle
 from common.errors import SettingsError, SplitpointError, WeightsError
 from common.link import Link
 from common.manifest import Manifest
+from common.places import require_bundle_place
 from common.store_file import read_tables
 from common.tables import LatencyRow
 from search.bundling import search_to
@@ -73,7 +74,7 @@ class Asked:
     weights: Path | None = None
     evaluation: Path | None = None
     annotations: Path | None = None
-    max_images: int = 64
+    max_images: int = 128
     refined_cuts: int = 1
     format_trials: int = 3
     adapt_steps: int = 200
@@ -205,8 +206,7 @@ def _check_places(asked: Asked) -> None:
         )
     if asked.deploy:
         check_exchange(asked.bundle, asked.out)
-    if asked.out.suffix.lower() != ".zip":
-        BundleWriter(asked.out).discard()
+    require_bundle_place(asked.out)
 
 
 def _write(out: Path, folder: Path, manifest: Manifest, difference: str) -> None:

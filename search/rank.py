@@ -18,12 +18,20 @@ from common.errors import NoFeasiblePlanError
 from common.manifest import CodecSpec
 from common.store_file import read_tables
 from search.binding import no_head_fits, nothing_fits, smallest_head
-from search.candidates import Candidate, World, judge, shortlist, with_coding, worth_keeping
+from search.candidates import (
+    Candidate,
+    World,
+    judge,
+    named_apart,
+    shortlist,
+    with_coding,
+    worth_keeping,
+)
 from search.cuts import Cut, cut_of_head, prefix_cuts
 from search.format_search import FormatSearch, promising
 from search.formats import FormatTable, fitting_cuts, promising_cuts, runnable_cuts
-from search.frames import Frames
 from search.heads import Heads
+from search.held_out import Judging
 from search.latency import CutTimes, MeasuredLatency
 from search.learned import cuts_of, learn, rows_of
 from search.meter import open_meter
@@ -63,14 +71,20 @@ class Network:
     cuts: Sequence[Cut]
 
 
-def rank(request: Request, network: Network, evaluation: Frames, reporter: Reporter) -> Found:
+def rank(request: Request, network: Network, judging: Judging, reporter: Reporter) -> Found:
     """Measure what the limits allow and keep the plans worth it.
+
+    Args:
+        request: The limits.
+        network: The network.
+        judging: The pictures that accuracy is measured on.
+        reporter: Says how far it is.
 
     Raises:
         NoFeasiblePlanError: If nothing fits the limits.
     """
     with tempfile.TemporaryDirectory(prefix="splitpoint-") as scratch:
-        return _Ranking(request, network, evaluation, reporter, Path(scratch)).run()
+        return _Ranking(request, network, judging, reporter, Path(scratch)).run()
 
 
 class _Ranking:
@@ -80,7 +94,7 @@ class _Ranking:
         self,
         request: Request,
         network: Network,
-        evaluation: Frames,
+        judging: Judging,
         reporter: Reporter,
         folder: Path,
     ) -> None:
@@ -88,7 +102,7 @@ class _Ranking:
         self._prepared = prepared = network.prepared
         self._heads = network.heads
         self._every_cut = network.cuts
-        self._evaluation = evaluation
+        self._judging = judging
         self._reporter = reporter
         self._folder = folder
         self._narrower: Narrower | None = None
@@ -100,7 +114,7 @@ class _Ranking:
         self._meter, postprocess_ms = open_meter(
             network.heads,
             prepared.detector,
-            evaluation,
+            judging.frames,
             request.annotations,
             folder,
             max_drop=request.max_drop,
@@ -146,9 +160,7 @@ class _Ranking:
             request, self._prepared, self._heads, self._meter, self._is_good, reporter, self._folder
         )
         curves = formats.search(good, promising(good, times, self._world))
-        known = {candidate.name for candidate in candidates}
-        candidates += [c for c in self._meter.candidates if c.name not in known]
-        return self._found(candidates, times, curves)
+        return self._found([*candidates, *self._meter.candidates], times, curves)
 
     def _run_baseline(self) -> Found:
         """What the strategy asked for would deploy, measured as our own plans are."""
@@ -273,7 +285,7 @@ class _Ranking:
         fits = candidate.edge_memory_bytes <= (self._request.edge_memory_bytes or math.inf)
         # A baseline does not know that pixels may not leave.
         fits = fits and bool(candidate.cut.head or not self._request.no_raw_image)
-        return fits and self._meter.drop(candidate) <= self._request.max_drop
+        return fits and self._meter.is_good(candidate)
 
     def _search_qualities(self, table: FormatTable) -> None:
         """Measure lossy uploads on the way to the lowest quality that is good."""
@@ -294,12 +306,23 @@ class _Ranking:
         times: dict[str, CutTimes],
         curves: dict[str, tuple[RatePoint, ...]],
     ) -> Found:
+        digests = {each: self._meter.digest(each) for each in candidates}
+        alone: dict[str, Candidate] = {}
+        for each in candidates:
+            alone.setdefault(digests[each], each)
+        candidates = named_apart(list(alone.values()), digests)
         self._world = with_coding(self._world, candidates)
         judged = judge(candidates, times, self._world)
         with_accuracy = [
-            replace(j, accuracy=known.accuracy, judged_on=known.images)
+            replace(
+                j,
+                accuracy=known.accuracy,
+                judged_on=known.images,
+                most_lost=known.most_lost,
+                digest=self._meter.digest(j.candidate),
+            )
             for j in judged
-            if j.candidate.name in self._meter
+            if j.candidate in self._meter
             for known in [self._meter.measured(j.candidate)]
         ]
         if not with_accuracy:
@@ -315,6 +338,7 @@ class _Ranking:
                     self._request,
                     self._heads,
                     self._every_cut,
+                    self._judging.judged_by,
                 )
             )
         return Found(
@@ -323,7 +347,9 @@ class _Ranking:
             reference_accuracy=self._meter.best,
             cuts=len(self._every_cut),
             calibration_images=len(self._prepared.calibration.names),
-            evaluation_images=self._evaluation.names,
+            evaluation_images=self._judging.frames.names,
+            judged_by=self._judging.judged_by,
+            also_fitted=self._judging.also_fitted,
             world=self._world,
             judged=tuple(judged),
             measured=tuple(with_accuracy),

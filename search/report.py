@@ -6,10 +6,15 @@ from typing import Any
 
 from common.crossover import in_words
 from search import origins
+from search.binding import more_pictures
 from search.candidates import Judged, predict
+from search.confidence import images_needed
 from search.crossover import fastest
+from search.held_out import judged_in_words, overlap_in_words
+from search.meter import KEEP_LEVEL
 from search.request import Found
 
+_JUDGED = {"accuracy", "accuracy_drop", "accuracy_drop_upper", "judged_images", "judged_by"}
 _STAGES = ("preprocess", "head", "encode", "uplink", "rtt", "decode", "tail", "postprocess")
 _KEPT = (
     "Not beaten by another one in latency, bytes, edge memory and accuracy at once; "
@@ -24,6 +29,9 @@ def markdown(found: Found) -> str:
         "",
         summary(found),
         "",
+        judgement(found),
+        "",
+        *_warnings(found),
         why(found),
         "",
         "## Plans",
@@ -38,6 +46,7 @@ def markdown(found: Found) -> str:
         "",
         *_table(found, [j for j in found.measured if j not in found.kept]),
         "",
+        *_undecided(found),
         "## Where the time of each plan should go (ms)",
         "",
         "| plan | " + " | ".join(_STAGES) + " |",
@@ -57,9 +66,8 @@ def markdown(found: Found) -> str:
 def as_json(found: Found) -> dict[str, Any]:
     """Everything in the report as JSON: the request, and all candidates, fastest first."""
     request = found.request
-    measured = {j.candidate.name: j.accuracy for j in found.measured}
-    judged_on = {j.candidate.name: j.judged_on for j in found.measured}
-    kept = {j.candidate.name for j in found.kept}
+    measured = {j.candidate: j for j in found.measured}
+    kept = {j.candidate for j in found.kept}
     return {
         "request": {
             "model": request.model,
@@ -86,6 +94,9 @@ def as_json(found: Found) -> dict[str, Any]:
         ],
         "calibration_images": found.calibration_images,
         "evaluation_images": list(found.evaluation_images),
+        "judged_by": found.judged_by,
+        "also_fitted": list(found.also_fitted),
+        "confidence": KEEP_LEVEL,
         "curves": {
             cut: [
                 {
@@ -103,16 +114,32 @@ def as_json(found: Found) -> dict[str, Any]:
             {
                 "name": j.candidate.name,
                 "kind": j.candidate.cut.kind,
-                "kept": j.candidate.name in kept,
-                "accuracy": measured.get(j.candidate.name),
-                "judged_on": judged_on.get(j.candidate.name, 0),
+                "kept": j.candidate in kept,
+                **_accuracy(found, measured.get(j.candidate)),
                 "payload_bytes": j.candidate.payload_bytes,
-                "predicted": predict(j.candidate, j.times, found.world).model_dump(
-                    exclude={"accuracy", "accuracy_drop"}
-                ),
+                "predicted": predict(j.candidate, j.times, found.world).model_dump(exclude=_JUDGED),
             }
             for j in found.judged
         ],
+    }
+
+
+def _accuracy(found: Found, judged: Judged | None) -> dict[str, Any]:
+    """What is known of a candidate's accuracy, and how surely."""
+    if judged is None:
+        return {
+            "digest": None,
+            "accuracy": None,
+            "accuracy_drop": None,
+            "accuracy_drop_upper": None,
+            "judged_on": 0,
+        }
+    return {
+        "digest": judged.digest,
+        "accuracy": judged.accuracy,
+        "accuracy_drop": _drop(found, judged),
+        "accuracy_drop_upper": judged.most_lost if math.isfinite(judged.most_lost) else None,
+        "judged_on": judged.judged_on,
     }
 
 
@@ -125,12 +152,69 @@ def summary(found: Found) -> str:
     who = "" if request.strategy == "splitpoint" else f"Chosen by {request.strategy}. "
     return (
         f"{who}Link {found.world.link}, device {request.device.name}, edge memory {memory}. "
-        f"Accuracy is {found.metric} on {len(found.evaluation_images)} images, "
-        f"{found.reference_accuracy:.1f} in floating point, and may drop by "
-        f"{request.max_drop:g} points. {found.cuts} cuts, {timed} timed, "
+        f"Accuracy is {found.metric}, {found.reference_accuracy:.1f} in floating point, and may "
+        f"drop by {request.max_drop:g} points. {found.cuts} cuts, {timed} timed, "
         f"{len(found.judged)} candidates, {len(found.measured)} with measured accuracy, "
         f"{len(found.kept)} plans kept."
     )
+
+
+def judgement(found: Found) -> str:
+    """What accuracy was judged on, and how surely."""
+    max_drop, images = found.request.max_drop, len(found.evaluation_images)
+    apart = "" if found.also_fitted else ", none of them among these"
+    lines = [
+        f"Judged on {judged_in_words(found.judged_by, images)}.",
+        f"Everything is fitted to {found.calibration_images} calibration pictures{apart}.",
+        f"A plan is kept if it loses no more than {max_drop:g} points even at the upper end of a",
+        f"one-sided {KEEP_LEVEL:.0%} interval (bootstrap over the pictures that judge).",
+        "They also chose among plans: what is kept looks a little better on them than it is.",
+        "Bytes are means over calibration pictures.",
+    ]
+    if found.judged_by == "held-out":
+        lines.append("More pictures narrow the interval; --evaluation gives others to judge on.")
+    return " ".join(lines)
+
+
+def sure(found: Found) -> str:
+    """In one line: what the chosen plan loses, how surely, and on which pictures."""
+    best = found.kept[0]
+    line = (
+        f"{best.candidate.name} loses {_drop(found, best):.1f} points of {found.metric}, at most "
+        f"{best.most_lost:.1f} (90 %), on {judged_in_words(found.judged_by, best.judged_on)}"
+    )
+    if found.judged_by == "held-out":
+        line += "; give pictures of their own to judge on by --evaluation"
+    return line
+
+
+def _warnings(found: Found) -> Iterable[str]:
+    warning = overlap_in_words(found.also_fitted, len(found.evaluation_images))
+    if warning is not None:
+        yield f"**Warning:** {warning}."
+        yield ""
+
+
+def _undecided(found: Found) -> Iterable[str]:
+    """A note on what too few pictures cannot tell."""
+    max_drop = found.request.max_drop
+    needs = [
+        (needed, judged)
+        for judged in found.measured
+        if judged not in found.kept and max_drop < judged.most_lost < math.inf
+        for needed in [
+            images_needed(judged.judged_on, _drop(found, judged), judged.most_lost, max_drop)
+        ]
+        if needed is not None
+    ]
+    if needs:
+        needed, judged = min(needs, key=lambda need: need[0])
+        yield (
+            f"{len(needs)} of these lose at most {max_drop:g} points on the pictures that judge, "
+            "but these are too few to be sure of it. As an estimate, "
+            f"{more_pictures(needed, found.judged_by)} would tell of {judged.candidate.name}."
+        )
+        yield ""
 
 
 def why(found: Found) -> str:
@@ -155,7 +239,7 @@ def _rivals(found: Found) -> Iterable[str]:
             (
                 j
                 for j in found.measured
-                if j.candidate.cut.kind == kind and _drop(found, j) <= found.request.max_drop
+                if j.candidate.cut.kind == kind and j.most_lost <= found.request.max_drop
             ),
             None,
         )
@@ -207,15 +291,22 @@ def _drop(found: Found, judged: Judged) -> float:
 
 
 def _table(found: Found, rows: Sequence[Judged]) -> Iterable[str]:
-    yield f"| plan | latency ms | bytes | edge memory MiB | {found.metric} | drop |"
-    yield "|---|--:|--:|--:|--:|--:|"
+    yield (
+        f"| plan | latency ms | bytes | edge memory MiB | {found.metric} | drop | at most (90 %) |"
+    )
+    yield "|---|--:|--:|--:|--:|--:|--:|"
     for judged in rows:
         candidate = judged.candidate
         yield (
             f"| {candidate.name} | {judged.latency_ms:.1f} | {candidate.payload_bytes:,.0f} "
             f"| {candidate.edge_memory_bytes / 2**20:.2f} | {judged.accuracy or 0.0:.1f} "
-            f"| {_drop(found, judged):.1f} |"
+            f"| {_drop(found, judged):.1f} | {at_most(judged)} |"
         )
+
+
+def at_most(judged: Judged) -> str:
+    """The upper end of a drop; a dash where it was given up."""
+    return f"{judged.most_lost:.1f}" if math.isfinite(judged.most_lost) else "-"
 
 
 def _given_up(found: Found) -> Iterable[str]:

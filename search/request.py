@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from common.link import Link
+from common.manifest import JudgedBy
 from search.candidates import Judged, World
 from search.devices import DeviceProfile
 from search.latency import CutTimes
@@ -37,7 +38,8 @@ class Request:
         model: Name in the zoo.
         link: Between edge and cloud.
         device: The edge.
-        calibration: Folder of images for ranges, sizes and, without `evaluation`, accuracy.
+        calibration: Folder of images for ranges, sizes, contexts and tails. Without `evaluation` a
+            part of them is set aside to measure accuracy on (held_out.py).
         weights: A weights file, if not the cached one.
         evaluation: Folder of images to measure accuracy on.
         annotations: COCO instances file of the evaluation images; without, accuracy is agreement
@@ -46,7 +48,8 @@ class Request:
         strategy: Who chooses: "splitpoint", or a baseline of search/strategies.
         quantizer: Name of the recipe by which layers of few bits are quantized; None for the usual
             one of the strategy.
-        max_drop: Largest loss of accuracy, in points of the accuracy's metric.
+        max_drop: Largest loss of accuracy, in points of the accuracy's metric, that a plan may have
+            at the upper end of a one-sided interval.
         no_raw_image: Whether pixels must stay on the edge.
         cloud_threads: Threads of the cloud's runtime.
         max_images: Images used at the most, of each folder.
@@ -74,7 +77,7 @@ class Request:
     max_drop: float = 3.0
     no_raw_image: bool = False
     cloud_threads: int = 1
-    max_images: int = 64
+    max_images: int = 128
     narrow_cuts: int = 2
     refined_cuts: int = 1
     format_trials: int = 3
@@ -94,8 +97,10 @@ class Found:
         metric: What accuracies are measured in.
         reference_accuracy: Of the floating-point network.
         cuts: How many the network has.
-        calibration_images: How many were used.
+        calibration_images: How many everything was fitted to.
         evaluation_images: Names of those that accuracy was measured on.
+        judged_by: Where these come from.
+        also_fitted: Names of those that everything was fitted to as well.
         world: Times that all plans share, device and link.
         judged: All candidates, fastest first.
         measured: Those whose accuracy was measured, fastest first.
@@ -116,3 +121,5 @@ class Found:
     kept: tuple[Judged, ...]
     curves: dict[str, tuple[RatePoint, ...]]
     times: Mapping[str, CutTimes] = field(default_factory=dict)
+    judged_by: JudgedBy = "held-out"
+    also_fitted: tuple[str, ...] = ()

@@ -20,25 +20,36 @@ def run(
         str, typer.Option(help="Errors of layers: measured, fisher or squared.")
     ] = "measured",
     weights: options.Weights = None,
-    max_images: options.MaxImages = 64,
+    max_images: options.MaxImages = 128,
     cache: options.Cache = None,
     no_cache: options.NoCache = False,
 ) -> None:
     """Choose the bits of every layer of every head within the edge's memory."""
+    from common.places import require_folder
     from search.cache import Cache  # heavy: brings torch
     from search.configurations import INDEX, allocate, method_of, write
     from search.heads import Heads
+    from search.held_out import set_aside_if_enough
     from search.prepare import prepare
     from search.sensitivity import sensitivity_of
     from splitpoint import __version__
     from splitpoint.progress import Stages
     from splitpoint.sizes import parse_size
 
+    require_folder(out)
     chosen, weighed = method_of(method), sensitivity_of(sensitivity)
     limit = None if edge_memory is None else parse_size(edge_memory)
     kept = Cache(options.cache_of(cache, no_cache), __version__)
     with Stages() as stages:
-        prepared = prepare(model, calibration, kept, stages, weights=weights, max_images=max_images)
+        prepared = prepare(
+            model,
+            calibration,
+            kept,
+            stages,
+            weights=weights,
+            max_images=max_images,
+            divide=set_aside_if_enough,  # what `quantize` judges these widths on
+        )
         heads = Heads(prepared.rounder().nearest({}))
 
         def errors() -> dict[str, dict[int, float]]:

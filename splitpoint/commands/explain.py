@@ -26,6 +26,7 @@ _LEGEND = {
     "served": "s: of served frames",
 }
 _WIDTH = 160
+_JUDGED = {"accuracy", "accuracy_drop", "accuracy_drop_upper", "judged_images", "judged_by"}
 
 
 def run(
@@ -124,7 +125,7 @@ def _document(
                 "edge_ms": cost.edge_ms,
                 "cloud_ms": cost.cloud_ms,
                 "uplink_bytes": cost.uplink_bytes,
-                "accuracy": cost.plan.predicted.accuracy,
+                **cost.plan.predicted.model_dump(include=_JUDGED),
                 "stages_ms": _stages_ms(cost, link),
                 "sources": {stage.stage: stage.source for stage in cost.stages},
                 "n": {stage.stage: stage.n for stage in cost.stages if stage.n},
@@ -143,6 +144,7 @@ def _show(found: "Explanation", link: "Link", metric: str) -> None:
     console = console if console.is_terminal else Console(width=_WIDTH)
     console.print(f"{found.chosen.plan.name}: {found.reason}.\n", highlight=False)
     _show_plans(console, found, link, metric)
+    console.print(f"Lost at most, in points of {metric}: {_judged(found)}.\n", highlight=False)
     seen = {stage.source for cost in found.fastest for stage in cost.stages}
     legend = "; ".join(words for source, words in _LEGEND.items() if source in seen)
     console.print(f"Times in ms; {legend}.\n", highlight=False)
@@ -155,7 +157,7 @@ def _show_plans(console: "Console", found: "Explanation", link: "Link", metric: 
     from rich.table import Table
 
     table = Table("plan", title=f"Plans over {link}, fastest first", title_justify="left")
-    for column in (*_STAGES, "latency", "bytes", metric):
+    for column in (*_STAGES, "latency", "bytes", metric, "lost at most"):
         table.add_column(column, justify="right")
     for cost in found.fastest:
         marks = {stage.stage: _MARKS[stage.source] for stage in cost.stages}
@@ -163,8 +165,20 @@ def _show_plans(console: "Console", found: "Explanation", link: "Link", metric: 
         cells = [f"{times[s]:.1f}{marks.get(s, '')}" if s in times else "" for s in _STAGES]
         latency = f"{cost.latency_ms(link):.1f}"
         accuracy = f"{cost.plan.predicted.accuracy:.1f}"
+        upper = cost.plan.predicted.accuracy_drop_upper
+        lost = "" if upper is None else f"{upper:.1f}"
+        sent = f"{cost.uplink_bytes:,.0f}"
         style = "bold" if cost is found.chosen else None
-        table.add_row(
-            cost.plan.name, *cells, latency, f"{cost.uplink_bytes:,.0f}", accuracy, style=style
-        )
+        table.add_row(cost.plan.name, *cells, latency, sent, accuracy, lost, style=style)
     console.print(table)
+
+
+def _judged(found: "Explanation") -> str:
+    """What accuracies were judged on, and how surely."""
+    predicted = found.chosen.plan.predicted
+    where = {
+        "held-out": "held-out calibration pictures",
+        "evaluation": "pictures of an evaluation folder",
+        None: "pictures",
+    }[predicted.judged_by]
+    return f"the end of a one-sided 90 % interval, on {predicted.judged_images} {where}"

@@ -12,7 +12,13 @@ MAX_THREADS = max(8, 4 * (os.cpu_count() or 1))
 Model = Annotated[str, typer.Option(help="Model of the zoo; see `splitpoint models list`.")]
 Weights = Annotated[Path | None, typer.Option(help="Weights file, if not the fetched one.")]
 Calibration = Annotated[Path, typer.Option(help="Folder of images like those to come.")]
-Evaluation = Annotated[Path | None, typer.Option(help="Folder of images to measure accuracy on.")]
+Evaluation = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of images to measure accuracy on; without, a quarter of the calibration "
+        "images, at least 16, is set aside for it."
+    ),
+]
 Annotations = Annotated[
     Path | None, typer.Option(help="COCO instances file of the evaluation images.")
 ]

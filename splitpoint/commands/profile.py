@@ -50,7 +50,7 @@ def run(
         bool, typer.Option("--times", help="With --model: only the times of all cuts.")
     ] = False,
     weights: options.Weights = None,
-    max_images: options.MaxImages = 64,
+    max_images: options.MaxImages = 128,
     cloud_threads: options.CloudThreads = 1,
     cache: options.Cache = None,
     no_cache: options.NoCache = False,
@@ -141,6 +141,7 @@ def _model(
     device: str | None,
 ) -> "list[LatencyRow]":
     """Write a model's statistics and times; the rows of a latency table if a device is named."""
+    from common.places import require_folder
     from search.cache import Cache  # heavy: brings torch
     from search.prepare import prepare
     from search.profile import cut_rows, time_cuts, write_cuts, write_statistics
@@ -149,6 +150,7 @@ def _model(
 
     if stats and not times and device is not None:
         raise SettingsError("--tables keeps times, and --stats leaves them out: give one of them")
+    require_folder(out)
     kept = Cache(cache, __version__)
     rows: list[LatencyRow] = []
     with Stages() as stages:

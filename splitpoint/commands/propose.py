@@ -41,7 +41,7 @@ def run(
     weights: options.Weights = None,
     evaluation: options.Evaluation = None,
     annotations: options.Annotations = None,
-    max_images: options.MaxImages = 64,
+    max_images: options.MaxImages = 128,
     refined_cuts: Annotated[
         int, typer.Option(min=0, help="Cuts with searched formats, context coding, adapted tails.")
     ] = 1,

@@ -28,7 +28,7 @@ def run(
     evaluation: options.Evaluation = None,
     annotations: options.Annotations = None,
     weights: options.Weights = None,
-    max_images: options.MaxImages = 64,
+    max_images: options.MaxImages = 128,
     cloud_threads: options.CloudThreads = 1,
     cache: options.Cache = None,
     no_cache: options.NoCache = False,
@@ -39,11 +39,12 @@ def run(
 
     from common.errors import SettingsError
     from common.link import parse_link
+    from common.places import require_folder
     from search.cache import Cache  # heavy: brings torch
     from search.collect import Setting, as_markdown, collect, write_summary
     from search.configurations import read
     from search.devices import device_profile
-    from search.frames import load_frames
+    from search.held_out import fit_all, set_aside
     from search.prepare import prepare
     from search.quantization.recipe import recipe
     from splitpoint import __version__
@@ -52,6 +53,7 @@ def run(
     how, profile, parsed = recipe(quantizer or "default"), device_profile(device), parse_link(link)
     if annotations is not None and evaluation is None:
         raise SettingsError("--annotations needs --evaluation, the folder of the annotated images")
+    require_folder(out)
     kept = Cache(options.cache_of(cache, no_cache), __version__)
     with Stages() as stages:
         prepared = prepare(
@@ -62,13 +64,11 @@ def run(
             weights=weights,
             max_images=max_images,
             equalised=equalise,
+            divide=set_aside if evaluation is None else fit_all,
         )
         configurations = read(widths, prepared.graph, cut)
-        judged = prepared.calibration
-        if evaluation is not None:
-            progress = stages.stage("reading evaluation images")
-            judged = load_frames(evaluation, prepared.input_size, max_images, progress)
-        setting = Setting(judged, annotations, parsed, profile, cloud_threads)
+        judging = prepared.judging(evaluation, stages, max_images)
+        setting = Setting(judging, annotations, parsed, profile, cloud_threads)
         out.mkdir(parents=True, exist_ok=True)
         found = collect(prepared, prepared.rounder(how), configurations, setting, out, stages)
     write_summary(found, out)

@@ -22,7 +22,8 @@ def run(
     ] = "splitpoint",
     quantizer: options.Quantizer = None,
     max_drop: Annotated[
-        float, typer.Option(min=0, help="Accuracy that may be lost, in points.")
+        float,
+        typer.Option(min=0, help="Accuracy that may be lost, in points; 90 % sure of each plan."),
     ] = 3.0,
     evaluation: options.Evaluation = None,
     annotations: options.Annotations = None,
@@ -30,7 +31,7 @@ def run(
         bool, typer.Option("--no-raw-image", help="Pixels may not leave the edge.")
     ] = False,
     cloud_threads: options.CloudThreads = 1,
-    max_images: options.MaxImages = 64,
+    max_images: options.MaxImages = 128,
     narrow_cuts: Annotated[
         int, typer.Option(min=0, help="Cuts that get weights of fewer than 8 bits, to fit.")
     ] = 2,
@@ -59,12 +60,14 @@ def run(
     from rich.markdown import Markdown
 
     from common.link import parse_link
+    from common.places import require_file_place
     from common.store_file import read_tables
     from search.bundling import search_to  # heavy: brings torch
     from search.devices import device_profile
+    from search.held_out import overlap_in_words
     from search.learned import learned_device
     from search.plot import check_format, plot_found
-    from search.report import markdown
+    from search.report import markdown, sure
     from search.request import Request
     from search.strategies import known_strategy
     from splitpoint import __version__
@@ -98,9 +101,14 @@ def run(
     )
     if explain is not None:
         check_format(explain)
+        require_file_place(explain)
     with Stages() as stages:
         found = search_to(out, request, stages)
     Console().print(Markdown(markdown(found)))
+    warning = overlap_in_words(found.also_fitted, len(found.evaluation_images))
+    if warning is not None:
+        typer.echo(f"warning: {warning}", err=True)
+    typer.echo(sure(found))
     if explain is not None:
         plot_found(found, explain)
         typer.echo(f"wrote {explain}")

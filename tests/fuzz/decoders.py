@@ -7,6 +7,7 @@ what it promises or raise an error of ours of one line, and the two halves of th
 agree. libFuzzer stops at anything else, and at whatever takes over 5 s or 1 GiB.
 """
 
+import contextlib
 import io
 import resource
 import sys
@@ -16,16 +17,19 @@ from pathlib import Path
 
 import atheris
 import numpy as np
+from google.protobuf.message import DecodeError
 from PIL import Image, ImageCms
 
 with atheris.instrument_imports(include=["common"]):
     from common.bundle import parse_manifest
     from common.codec import ContextModel, context, make_codec, slow_context
     from common.codec.base import Codec
+    from common.envelope import parse_edge_message
     from common.errors import SplitpointError
     from common.images import ImageLimits, decode_image
     from common.manifest import SCHEMA_VERSION, UNSEALED, CodecSpec, seal_manifest
     from common.packed_weights import Packable, pack_weights, unpack_weights
+    from common.rpc import splitpoint_pb2 as pb
     from tests.contexts import random_model, sparse_symbols
     from tests.unit.test_codec import picture
 
@@ -63,6 +67,11 @@ def _image(data: bytes) -> None:
         raise AssertionError(f"an image of {image.shape} {image.dtype}")
 
 
+def _message(data: bytes) -> None:
+    with contextlib.suppress(DecodeError):
+        parse_edge_message(data, 2)
+
+
 _TENSOR_CODECS = [
     make_codec(CodecSpec(name="raw")),
     make_codec(CodecSpec(name="packed")),
@@ -84,6 +93,7 @@ READERS: list[Callable[[bytes], object]] = [
     parse_manifest,
     lambda data: parse_manifest(seal_manifest(data)),
     lambda data: unpack_weights(data, "file"),
+    _message,
 ]
 
 
@@ -94,7 +104,9 @@ def seeds() -> list[bytes]:
     pictures = [codec.encode(picture(), 8) for codec in _IMAGE_CODECS]
     weights = pack_weights({"conv.weight": Packable(np.ones((4, 3), np.int8), 3)})
     manifest = f'{{"schema_version": {SCHEMA_VERSION}, "sha256": "{UNSEALED}"}}'.encode()
+    message = pb.EdgeMessage(frame=pb.Frame(payloads=[pb.Payload(data=b"x")]))
     rest = [tensors[-1][1:], MODEL.to_bytes(), pictures[0], manifest, manifest, weights]
+    rest.append(message.SerializeToString())
     made = [bytes([k]) + data for k, data in enumerate((*tensors, *pictures, *rest))]
     return made + [bytes([READERS.index(_image)]) + data for data in _pictures()]
 

@@ -57,6 +57,24 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
         assert command in capsys.readouterr().out or _run(command, "--help") == 0
 
 
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["search", "--link", "1mbit/1ms"], "exists and is no bundle: choose another place"),
+        (["allocate"], "is a file: give a folder"),
+        (["quantize", "--widths", "none"], "is a file: give a folder"),
+        (["profile"], "is a file: give a folder"),
+    ],
+)
+def test_an_out_that_exists_is_refused_before_anything_is_read(
+    command: list[str], message: str, picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = picture.parent / "no pictures"
+    options = "--model", "yolov3-tiny", "--calibration", missing, "--no-cache", "--out", picture
+    assert _run(*command, *options) in {64, 65}
+    assert message in _one_line(capsys)
+
+
 def test_edge_only_runs_without_a_cloud(
     bundle: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from search.confidence import WeightedAp, drop_interval
+from search.confidence import WeightedAp, drop_bound, drop_interval, images_needed
 
 CATEGORIES = (1, 3, 7, 8)
 Record = dict[str, Any]
@@ -239,3 +239,40 @@ def worse(images: Sequence[Scene]) -> list[Scene]:
                 kept.append({**detection, "bbox": [x, y, width, height]})
         made.append(replace(scene, detections=tuple(kept)))
     return made
+
+
+def test_the_bound_of_a_drop_is_the_upper_end_of_an_interval_twice_as_sure() -> None:
+    one, other = weighted_ap(scenes(30)), weighted_ap(worse(scenes(30)))
+    _, high = drop_interval(one, other, level=0.8, resamples=400)
+    assert drop_bound(one, other, level=0.9) == pytest.approx(high)
+    assert drop_bound(one, other, level=0.99) > high
+    assert drop_bound(other, one) >= other.ap() - one.ap()
+
+
+def test_what_finds_the_same_surely_loses_nothing() -> None:
+    images = scenes(10)
+    assert drop_bound(weighted_ap(images), weighted_ap(images)) == 0.0
+
+
+def test_the_images_that_would_tell_grow_with_the_square_of_the_margin() -> None:
+    assert images_needed(16, drop=1.0, bound=5.0, limit=3.0) == 64
+    assert images_needed(16, drop=1.0, bound=3.0, limit=3.0) == 16
+    assert images_needed(16, drop=2.9, bound=6.0, limit=3.0) == 16_000
+    assert images_needed(16, drop=3.0, bound=6.0, limit=3.0) is None
+
+
+def test_pooled_categories_are_ranked_as_one() -> None:
+    images = scenes(20)
+    pooled = WeightedAp.of(evaluation_of(images), pooled=True)
+    everything = [
+        Scene(
+            tuple({**each, "category_id": 1} for each in scene.objects),
+            tuple({**each, "category_id": 1} for each in scene.detections),
+        )
+        for scene in images
+    ]
+    # With one category both are the same, but for detections that find an object of another.
+    assert pooled.ap() <= weighted_ap(everything).ap()
+    alone = WeightedAp.of(evaluation_of(everything), pooled=True)
+    assert alone.ap() == pytest.approx(weighted_ap(everything).ap())
+    assert pooled.category_ids == (-1,)

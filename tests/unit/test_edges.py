@@ -96,6 +96,7 @@ class TestRegistry:
         stranger.instance = 8
         with edges.connected(stranger), edges.connected(older):
             assert older.name == "door#2"
+            edges.replace("door", 7)
             with edges.connected(newer):
                 assert replaced == ["older"]
                 assert edges.all() == [stranger, newer]
@@ -104,6 +105,7 @@ class TestRegistry:
     def test_edges_that_do_not_say_their_instance_replace_nobody(self) -> None:
         edges = Edges()
         with edges.connected(edge()), edges.connected(edge()):
+            edges.replace("door", 0)
             assert len(edges.all()) == 2
 
     def test_an_error_in_a_stream_removes_its_edge(self) -> None:

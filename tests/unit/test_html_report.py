@@ -17,6 +17,7 @@ from search.graph import Node
 from search.html_report import Bits, html
 from search.latency import CutTimes
 from search.rate_curve import RatePoint
+from search.report import as_json, markdown, sure
 from search.request import Found, Request
 
 WORLD = World(parse_link("3mbit/20ms"), DeviceProfile("slow", 4.0), 2.0, 1.0)
@@ -37,9 +38,8 @@ def _judged(
     codec = {"cloud-only": USUAL_UPLOAD, "split": split, "edge-only": None}[kind]
     memory = 0 if kind == "cloud-only" else round(head_ms) << 18
     encode_ms, decode_ms = (0.5, 1.5) if codec else (0.0, 0.0)
-    candidate = Candidate(
-        cut, (), codec, sent, encode_ms, decode_ms, memory, 1000, label=label or "searched"
-    )
+    label = (label or "searched") if kind == "split" else ""
+    candidate = Candidate(cut, (), codec, sent, encode_ms, decode_ms, memory, 1000, label=label)
     tail_ms = 0.0 if kind == "edge-only" else 20 - head_ms
     times = CutTimes(Timing(head_ms, head_ms, 9), Timing(tail_ms, tail_ms, 9))
     return Judged(candidate, predict(candidate, times, WORLD).latency_ms, times, accuracy)
@@ -172,6 +172,36 @@ def test_a_row_for_each_plan_and_one_of_them_chosen(page: _Page) -> None:
     assert page.texts("td")[:7] == [
         "conv_8 searched context (chosen)", "split", "96.9", "5,300", "2.50", "44.1", "0.9"
     ]  # fmt: skip
+
+
+def test_it_says_what_plans_were_judged_on_and_how_surely() -> None:
+    found = _found()
+    kept = (replace(found.kept[0], most_lost=2.25, judged_on=1), *found.kept[1:])
+    found = replace(found, kept=kept, measured=kept, also_fitted=("a.jpg",))
+    page = _Page(html(found))
+    assert page.texts("th")[-1] == "at most (90 %)"
+    assert page.texts("td")[7] == "2.2"
+    judged = next(text for text in page.texts("p") if text.startswith("Judged on"))
+    assert judged.startswith("Judged on 1 held-out calibration pictures. Everything is fitted to 8")
+    assert "--evaluation" in judged
+    assert any("are calibration pictures, too, e.g. a.jpg" in text for text in page.texts("p"))
+    text = markdown(found)
+    assert judged in text
+    assert "**Warning:** 1 of 1 evaluation pictures" in text
+    told = as_json(found)
+    assert (told["judged_by"], told["also_fitted"], told["confidence"]) == (
+        "held-out", ["a.jpg"], 0.9
+    )  # fmt: skip
+    assert [c["accuracy_drop_upper"] for c in told["candidates"]][:1] == [2.25]
+    assert "at most 2.2 (90 %), on 1 held-out" in sure(found)
+
+
+def test_plans_that_too_few_pictures_cannot_judge_are_told_with_how_many_would() -> None:
+    found = _found()
+    unsure = replace(found.measured[-1], accuracy=44.0, most_lost=5.0, judged_on=16)
+    text = markdown(replace(found, measured=(*found.kept, unsure)))
+    assert "1 of these lose at most 3 points on the pictures that judge" in text
+    assert "about 64 pictures to judge on, by --evaluation or as a quarter of 256" in text
 
 
 def test_every_figure_says_what_it_shows(page: _Page) -> None:

@@ -21,11 +21,13 @@ from search.cache import Cache
 from search.calibration import observe
 from search.candidates import Candidate, World, context_file, judge, predict, with_coding
 from search.cuts import Cut, enumerate_cuts, prefix_cuts
+from search.deploy import write_plans
 from search.devices import DEVICES, DeviceProfile
 from search.formats import FormatTable
 from search.frames import Frames
 from search.graph import Node
 from search.heads import Heads
+from search.held_out import Judging
 from search.html_report import html
 from search.latency import CutTimes
 from search.learned import (
@@ -302,7 +304,8 @@ def test_baselines_read_the_same_learned_times() -> None:
     assert np.isclose(sum(costs.cloud_ms.values()), len(names))
 
 
-def test_a_search_predicts_what_is_known_and_scales_the_rest(tmp_path: Path) -> None:
+def small_network() -> Network:
+    """A network prepared on eight pictures."""
     graph, pixels = branched_graph(), pictures(8)
     boxes = (Letterbox.fit(SIZE[1], SIZE[0], SIZE),) * len(pixels)
     frames = Frames(tuple("abcdefgh"), pixels, boxes, 0.5)
@@ -319,7 +322,12 @@ def test_a_search_predicts_what_is_known_and_scales_the_rest(tmp_path: Path) -> 
     )
     statistics = observe(graph, pixels)
     prepared = Prepared(graph, detector, "0" * 64, frames, statistics, Cache(), "origin")
-    network = Network(prepared, Heads(prepared.rounder().nearest({})), enumerate_cuts(graph))
+    return Network(prepared, Heads(prepared.rounder().nearest({})), enumerate_cuts(graph))
+
+
+def test_a_search_predicts_what_is_known_and_scales_the_rest(tmp_path: Path) -> None:
+    network = small_network()
+    prepared, frames = network.prepared, network.prepared.calibration
     known = next(cut for cut in network.cuts if cut.kind == "split")
     mine = row(head_to(known.name), 500.0, network=prepared.network)
     foreign = row(head_to(known.name), 7.0, network="f" * 64)
@@ -327,7 +335,7 @@ def test_a_search_predicts_what_is_known_and_scales_the_rest(tmp_path: Path) -> 
     request = Request(
         "small", LINK, PI, tmp_path, max_drop=100.0, refined_cuts=0, tables=tmp_path / "tables"
     )
-    found = rank(request, network, frames, Silent())
+    found = rank(request, network, Judging(frames, "evaluation"), Silent())
     assert found.world.learned is not None
     slowdown = found.world.learned.edge.pace.slowdown
     assert slowdown == pytest.approx(500.0 / found.times[known.name].head.median_ms)
@@ -336,6 +344,29 @@ def test_a_search_predicts_what_is_known_and_scales_the_rest(tmp_path: Path) -> 
         own_ms = found.times[cut.name].head.median_ms * slowdown
         assert head_ms.head_ms == pytest.approx(500.0 if cut.name == known.name else own_ms)
     assert found.kept[0].candidate.cut.kind == "cloud-only"
+
+
+def test_a_bundle_names_its_segments_as_its_search_did(tmp_path: Path) -> None:
+    prepared = small_network().prepared
+    heads = Heads(prepared.rounder(reduced_range=True).nearest({}))  # the same on any CPU
+    network = Network(prepared, heads, enumerate_cuts(prepared.graph))
+    device = DeviceProfile("pi", 1.0, reduced_range=True)
+    request = Request("small", LINK, device, tmp_path, max_drop=100.0, refined_cuts=0)
+    judging = Judging(prepared.calibration, "evaluation")
+    found = rank(request, network, judging, Silent())
+    plain = next(j for j in found.judged if j.candidate.cut.kind == "split")
+    models = tuple(random_model(t.shape[0], 1 << t.bits) for t in plain.candidate.wire)
+    coded = replace(plain.candidate, codec=CodecSpec(name="context"), contexts=models)
+    found = replace(found, kept=(plain, replace(plain, candidate=coded)))
+    out, pixels = tmp_path / "bundle", prepared.calibration.pixels[:1]
+    write_plans(out, network.heads, prepared.detector, pixels, prepared.weights_sha256, found)
+    with Bundle.open(out) as bundle:
+        for plan, judged in zip(bundle.manifest.plans, found.kept, strict=True):
+            named = {each.stage: each.name for each in segments(plan)}
+            assert plan.network == prepared.network
+            assert named["head"] == head_to(judged.candidate.cut.name)
+            assert named["encode"] == f"encode {judged.candidate.coding}"
+            assert named["decode"] == f"decode {judged.candidate.coding}"
 
 
 def test_reports_say_where_times_come_from() -> None:

@@ -16,7 +16,7 @@ from common.timing import NO_TIME
 from search.accuracy import Agreement, CocoAccuracy
 from search.adapt import Wire
 from search.binding import nothing_fits
-from search.cache import Cache
+from search.cache import Cache, digest
 from search.candidates import Candidate, Judged
 from search.cuts import Cut, enumerate_cuts
 from search.devices import device_profile
@@ -172,8 +172,8 @@ def test_the_cheapest_way_out_comes_first() -> None:
 
     heads = Heads(rounded(graph, observe(graph, pictures(4))))
     times = CutTimes(NO_TIME, NO_TIME)
-    near = Judged(candidate("near", 10), 1.0, times, 24.0, 96)
-    far = Judged(candidate("far", 10), 1.0, times, 12.0, 96)
+    near = Judged(candidate("near", 10), 1.0, times, 24.0, 96, most_lost=1.0)
+    far = Judged(candidate("far", 10), 1.0, times, 12.0, 96, most_lost=14.0)
     request = Request(
         model="m",
         link=parse_link("1mbit/1ms"),
@@ -194,3 +194,66 @@ def test_the_cheapest_way_out_comes_first() -> None:
     message = nothing_fits([far, near], 25.0, strict, heads, cuts)
     assert "--edge-memory" not in message
     assert "no-raw-image" not in message
+
+
+def test_a_loss_that_few_images_cannot_bound_is_not_kept() -> None:
+    found = [box(300.0) if k % 16 == 0 else REFERENCE[k] for k in range(IMAGES)]
+    meter, _ = meter_of(found, 8.0)
+    measured = meter.measured(candidate())
+    assert meter.drop(candidate()) < 8.0 < measured.most_lost
+    assert not meter.is_good(candidate())
+    generous, _ = meter_of(found, 20.0)
+    assert generous.is_good(candidate())
+
+
+def test_what_loses_nothing_is_good_whatever_the_limit() -> None:
+    meter, _ = meter_of(REFERENCE, 0.0)
+    assert meter.measured(candidate()).most_lost == 0.0
+    assert meter.is_good(candidate())
+
+
+def test_what_was_given_up_is_never_good() -> None:
+    meter, _ = meter_of([box(300.0)] * IMAGES, 5.0)
+    assert meter.measured(candidate()).images == FIRST_LOOK
+    assert meter.measured(candidate()).most_lost == np.inf
+    assert not meter.is_good(candidate())
+
+
+class ByWire(Recorded):
+    """Tells candidates apart by their wires alone."""
+
+    def identity(self, candidate: Candidate) -> str:
+        return digest(candidate.wire)
+
+
+def test_candidates_of_one_name_have_accuracies_of_their_own() -> None:
+    good, bad = (replace(candidate(), wire=wire_of(bits)) for bits in (3, 2))
+    assert good.name == bad.name
+    evaluator = ByWire(REFERENCE)
+    evaluator.spoiled_by = bad.wire
+    meter = Meter(evaluator, Agreement(REFERENCE), REFERENCE, 1.0, Cache(), "data")
+    assert meter.is_good(good)
+    assert not meter.is_good(bad)
+    assert meter.candidates == [good, bad]
+
+
+def test_too_few_images_are_said_to_be_too_few() -> None:
+    graph = branched_graph()
+    from search.calibration import observe
+
+    heads = Heads(rounded(graph, observe(graph, pictures(4))))
+    times = CutTimes(NO_TIME, NO_TIME)
+    unsure = Judged(candidate("unsure"), 1.0, times, 99.0, 16, most_lost=5.0)
+    request = Request(
+        model="m",
+        link=parse_link("1mbit/1ms"),
+        device=device_profile("this-machine"),
+        calibration=Path(),
+    )
+    cuts = enumerate_cuts(graph)
+    message = nothing_fits([unsure], 100.0, request, heads, cuts)
+    assert message.startswith("no plan surely keeps --max-drop 3")
+    assert "loses least, 1.00 and at most 5.00 on 16 pictures (90 %), too few to be sure" in message
+    assert "about 64 pictures to judge on, by --evaluation or as a quarter of 256" in message
+    message = nothing_fits([unsure], 100.0, request, heads, cuts, "evaluation")
+    assert "about 64 pictures under --evaluation, with --max-images 64" in message

@@ -326,7 +326,8 @@ class TestLimits:
         hello = pb.EdgeMessage(hello=pb.Hello(edge_id="test", bundle_digest=bytes(32), instance=7))
 
         async def run() -> None:
-            service = SplitService(tails, Admission(workers, 1))
+            streams = Streams(StreamLimits(edges=1))  # there is no room for both
+            service = SplitService(tails, Admission(workers, 1), streams=streams)
             first = FakeContext(hello, hang_up=False)
             serving = asyncio.ensure_future(serve(service, first))
             await first.wrote.wait()

@@ -19,6 +19,7 @@ from search.configurations import INDEX, METHODS, allocate, cut_of_widths, metho
 from search.devices import device_profile
 from search.frames import Frames, load_frames
 from search.heads import Heads
+from search.held_out import Judging
 from search.layer_table import layer_table, to_csv, to_json
 from search.prepare import Prepared
 from search.profile import cut_rows, time_cuts, write_statistics, write_times
@@ -173,9 +174,8 @@ def collection(
 ) -> tuple[Collection, Path]:
     out = tmp_path_factory.mktemp("collected")
     graph = prepared.graph
-    setting = Setting(
-        prepared.calibration, None, parse_link("1mbit/20ms"), device_profile("quarter-core")
-    )
+    judging = Judging(prepared.calibration, "evaluation")
+    setting = Setting(judging, None, parse_link("1mbit/20ms"), device_profile("quarter-core"))
     wide = {"conv_0": Widths(weight=8), "conv_2": Widths(weight=8), "conv_3": Widths(weight=8)}
     narrow = {name: Widths(weight=2, activation=4) for name in wide}
     configurations = [
