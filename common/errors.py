@@ -137,7 +137,16 @@ class CloudUnavailableError(SplitpointError):
 
 
 class CloudOverloadedError(CloudUnavailableError):
-    """The cloud turned a stream or a frame away: it has no room for more now."""
+    """The cloud turned a stream or a frame away: it has no room for more now.
+
+    Args:
+        message: Why, and what to do.
+        retry_after_s: When the cloud asks to be tried again; 0 if it does not say.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class CloudFailedError(CloudUnavailableError):

@@ -263,7 +263,7 @@ class Search(_Record):
         rtt_ms: Of the link.
         edge_memory_bytes: Limit on weights and peak activations.
         max_drop: Limit on lost accuracy, in points.
-        calibration_images: How many there were.
+        calibration_images: How many everything was fitted to.
         accuracy_metric: What accuracies are measured in.
         software_version: That ran the search.
         edge_slowdown: Time on the device over time where the search ran, as predictions have it.

@@ -111,10 +111,15 @@ class _Pause:
         self._next_s = self._first_s
         self.until_s = -float("inf")
 
-    def begin(self, now_s: float) -> None:
-        """Start a pause; one that is under way goes on as it was."""
+    def begin(self, now_s: float, asked_s: float = 0.0) -> None:
+        """Start a pause; one that is under way goes on as it was.
+
+        Args:
+            now_s: The time.
+            asked_s: How long the cloud asks to be left alone; never longer than the longest pause.
+        """
         if now_s >= self.until_s:
-            self.until_s = now_s + self._next_s
+            self.until_s = now_s + min(max(self._next_s, asked_s), self._most_s)
             self._next_s = min(2 * self._next_s, self._most_s)
 
     def end(self) -> None:
@@ -254,8 +259,8 @@ class CloudClient:
             raise NoAnswerError(
                 f"the cloud did not answer frame {message.frame_id} within {timeout_s:.3g} s"
             ) from None
-        except CloudOverloadedError:
-            self._full.begin(self._clock())
+        except CloudOverloadedError as error:
+            self._full.begin(self._clock(), error.retry_after_s)
             raise
         if isinstance(message, pb.Frame):
             self._full.end()
@@ -554,5 +559,5 @@ def _rejected(rejection: pb.Rejection) -> SplitpointError:
     if rejection.reason == pb.Rejection.REASON_STALE_REFERENCE:
         return StaleReferenceError(line)
     if rejection.reason == pb.Rejection.REASON_OVERLOADED:
-        return CloudOverloadedError(line)
+        return CloudOverloadedError(line, retry_after_s=rejection.retry_after_ms / 1e3)
     return CloudFailedError(line)

@@ -110,8 +110,8 @@ def set_aside(frames: Frames, *, least_fitting: int = MIN_IMAGES, video: bool = 
         raise CalibrationError(
             f"{total} different calibration pictures: at least {least_fitting + MIN_JUDGING} are "
             f"needed, {least_fitting} to fit and {MIN_JUDGING} others to judge plans on; add "
-            f"{least_fitting + MIN_JUDGING - total} or more, or give pictures to judge on by "
-            f"--evaluation{_fewer(least_fitting)}"
+            f"{least_fitting + MIN_JUDGING - total} or more (--max-images is the most that are "
+            f"used), or give pictures to judge on by --evaluation{_fewer(least_fitting)}"
         )
     judging = max(MIN_JUDGING, -(-total // JUDGING_SHARE))
     if video:

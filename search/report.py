@@ -167,7 +167,7 @@ def judgement(found: Found) -> str:
         f"Judged on {judged_in_words(found.judged_by, images)}.",
         f"Everything is fitted to {found.calibration_images} calibration pictures{apart}.",
         f"A plan is kept if it loses no more than {max_drop:g} points even at the upper end of a",
-        f"one-sided {KEEP_LEVEL:.0%} interval (bootstrap over the pictures that judge).",
+        f"one-sided {100 * KEEP_LEVEL:.0f} % interval (bootstrap over the pictures that judge).",
         "They also chose among plans: what is kept looks a little better on them than it is.",
         "Bytes are means over calibration pictures.",
     ]

@@ -134,6 +134,9 @@ def run(
     ] = None,
 ) -> None:
     """Detect objects through the split: in images, a camera's frames, or for REST callers."""
+    from common.log_limits import quiet_grpc
+
+    quiet_grpc()
     if bool(images) == (listen is not None or source is not None):
         raise SettingsError(
             "give images to run, or --source to play, or --listen HOST:PORT to serve REST: "
@@ -300,6 +303,8 @@ def _client(bundle: "Bundle", way: _Cloud, identity: _Identity) -> "CloudClient 
     for option, name in (("--edge-id", identity.edge_id), ("--device", device)):
         if not 1 <= len(name) <= MAX_EDGE_ID_CHARACTERS:
             raise SettingsError(f"{option}: expected 1 to {MAX_EDGE_ID_CHARACTERS} characters")
+        if not name.isprintable():
+            raise SettingsError(f"{option}: expected printable characters, got {name!a}")
     if way.address is None:
         for option, given in (("--link", emulated), ("--tls-ca", credentials)):
             if given is not None:

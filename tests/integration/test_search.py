@@ -40,8 +40,8 @@ def bundle(data_dir: Path, tiny_weights: Path, tmp_path_factory: pytest.TempPath
         device=device_profile("this-machine"),
         calibration=data_dir / "coco_train" / "images",
         edge_memory_bytes=5 << 20,
-        max_images=16,
-        max_drop=10.0,
+        max_images=48,  # 32 to fit, 16 that judge
+        max_drop=20.0,
         format_trials=1,
         adapt_steps=25,
         video=True,
@@ -57,7 +57,10 @@ def test_the_bundle_keeps_the_limits(bundle: Path) -> None:
         assert "edge-only" not in {plan.kind for plan in plans}
         for plan in plans:
             assert plan.predicted.edge_memory_bytes <= 5 << 20
-            assert plan.predicted.accuracy_drop <= 10.0
+            upper = plan.predicted.accuracy_drop_upper
+            assert upper is not None
+            assert plan.predicted.accuracy_drop <= upper <= 20.0
+            assert (plan.predicted.judged_images, plan.predicted.judged_by) == (16, "held-out")
         refined = [p for p in plans if p.codec is not None and p.codec.name == "context"]
         assert refined
         assert all(plan.looks_back for plan in refined)
@@ -73,7 +76,7 @@ def test_two_processes_find_what_the_whole_network_finds(
         splits = [plan for plan in opened.manifest.plans if plan.kind == "split"]
     truest = min(splits, key=lambda plan: plan.predicted.accuracy_drop)
     refined = next(plan for plan in splits if plan.looks_back)
-    # Of 25 steps on 16 images nothing more is asked than that the adapted tail belongs to its head.
+    # Of 25 steps on 32 images nothing more is asked than that the adapted tail belongs to its head.
     least = {truest.name: 0.8, refined.name: 0.8 if refined == truest else 0.5}
     images = sorted((data_dir / "coco_val" / "images").glob("*.jpg"))[:12]
     cloud_command = ["cloud", "--bundle", str(bundle), "--grpc-port", "0", "--rest-port", "0"]
@@ -112,15 +115,15 @@ def test_a_baseline_is_deployed_as_our_own_plans_are(
         calibration=data_dir / "coco_train" / "images",
         strategy=known_strategy(strategy),
         edge_memory_bytes=12 << 20,
-        max_images=8,
-        max_drop=20.0,
+        max_images=24,
+        max_drop=30.0,
     )
     found = search_to(tmp_path / "bundle", request, Silent())
     assert f"Chosen by {strategy}" in (tmp_path / "bundle" / "report.md").read_text()
     with Bundle.open(tmp_path / "bundle") as opened:
         plans = opened.manifest.plans
         assert [plan.name for plan in plans] == [j.candidate.name for j in found.kept]
-        assert all(plan.predicted.accuracy_drop <= 20.0 for plan in plans)
+        assert all(plan.predicted.accuracy_drop <= 30.0 for plan in plans)
 
 
 def test_a_baseline_that_knows_no_memory_limit_is_told_what_it_would_need(
@@ -134,7 +137,7 @@ def test_a_baseline_that_knows_no_memory_limit_is_told_what_it_would_need(
         calibration=data_dir / "coco_train" / "images",
         strategy=known_strategy("dads"),
         edge_memory_bytes=4 << 20,
-        max_images=8,
+        max_images=24,
     )
     with pytest.raises(NoFeasiblePlanError, match=r"edge-only .*--edge-memory 11\.77MiB"):
         search_to(tmp_path / "bundle", request, Silent())
@@ -143,7 +146,7 @@ def test_a_baseline_that_knows_no_memory_limit_is_told_what_it_would_need(
 
 def test_stages_run_on_their_own(data_dir: Path, tiny_weights: Path, tmp_path: Path) -> None:
     common = [
-        *("--model", "yolov3-tiny", "--weights", str(tiny_weights), "--max-images", "8"),
+        *("--model", "yolov3-tiny", "--weights", str(tiny_weights), "--max-images", "24"),
         *("--calibration", str(data_dir / "coco_train" / "images")),
         *("--cache", str(tmp_path / "cache")),
     ]

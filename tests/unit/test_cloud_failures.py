@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from common.bundle import Bundle
-from common.errors import CloudFailedError, CloudUnavailableError
+from common.errors import CloudFailedError, CloudOverloadedError, CloudUnavailableError
 from common.messages import MAX_DETECTIONS
 from common.rpc import splitpoint_pb2 as pb
 from edge import pilot as pilot_module
@@ -274,3 +274,34 @@ class TestDeadlines:
         assert (patience.answered_s - 50.0) * 1e3 == pytest.approx(answered_ms)
         assert (patience.connected_s - 50.0) * 1e3 == pytest.approx(connected_ms)
         detector.close()
+
+
+@pytest.mark.parametrize(
+    ("asked_ms", "left_alone_s"),
+    [
+        (0, 0.5),  # what an edge leaves it by itself
+        (3000, 3.0),
+        (4_000_000_000, 8.0),  # a month and a half: no cloud is believed that
+    ],
+)
+def test_a_full_cloud_is_left_alone_for_as_long_as_it_asks(
+    bundle: Bundle, cloud: Cloud, asked_ms: int, left_alone_s: float
+) -> None:
+    hello = pb.Hello(edge_id="test", bundle_digest=bundle.digest)
+    client = CloudClient(cloud.connect, hello, answer_timeout_s=LONG_S, clock=lambda: 100.0)
+    detector = Detector(bundle, client, plans=[find_plan(bundle, tiny.SPLIT)])
+
+    def full(answer: pb.CloudMessage) -> pb.CloudMessage:
+        return pb.CloudMessage(
+            rejection=pb.Rejection(
+                frame_id=answer.result.frame_id,
+                reason=pb.Rejection.REASON_OVERLOADED,
+                retry_after_ms=asked_ms,
+            )
+        )
+
+    cloud.spoil = full
+    with pytest.raises(CloudOverloadedError):
+        detector.detect(tiny.image())
+    assert client.quiet_until_s == 100.0 + left_alone_s
+    detector.close()

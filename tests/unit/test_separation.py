@@ -72,12 +72,12 @@ def request_of(calibration: Path, cache: Path) -> Request:
     """A search that no plan passes, so that whatever can be fitted is fitted."""
     return Request(
         model="small",
-        link=parse_link("100kbit/20ms"),
+        link=parse_link("10kbit/20ms"),
         device=device_profile("this-machine-no-vnni"),
         calibration=calibration,
         max_drop=0.0,
         no_raw_image=True,
-        refined_cuts=9,
+        refined_cuts=1,
         format_trials=1,
         adapt_steps=2,
         cache=cache,
