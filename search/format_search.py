@@ -75,7 +75,12 @@ class FormatSearch:
                 partial(self._refiner, cut),
                 self._heads,
                 self._prepared.cache,
-                [self._prepared.origin, self._request.adapt_steps, self._request.video],
+                [
+                    self._prepared.origin,
+                    self._request.adapt_steps,
+                    self._request.context_steps,
+                    self._request.video,
+                ],
             )
             curve = refiner.curve(cut)
             wires = [point.wire for point in curve.points]
@@ -126,6 +131,7 @@ class FormatSearch:
             self._request.adapt_steps,
             self._reporter,
             pairs=pairs,
+            context_steps=self._request.context_steps,
         )
 
 

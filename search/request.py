@@ -58,6 +58,7 @@ class Request:
         format_trials: To how many wire formats of each of them a tail is adapted, at the most.
         video: Whether frames will come in sequence: context models then also look back.
         adapt_steps: Steps of tail adaptation for each; 0 leaves the tails as they are.
+        context_steps: Steps of fitting context models to a cut; half as many to each format.
         tables: Latency tables of devices and of the cloud; without, all times are this machine's,
             multiplied by the device's slowdown.
         cache: Folder for what is worked out on the way, so that it need not be again.
@@ -82,6 +83,7 @@ class Request:
     refined_cuts: int = 1
     format_trials: int = 3
     adapt_steps: int = 200
+    context_steps: int = 500
     video: bool = False
     tables: Path | None = None
     cache: Path | None = None

@@ -24,9 +24,9 @@ VIDEO: Final = WeightsEntry(
 )
 """A fixed camera in a park: one person jumps down from a wall, another one walks past."""
 
-FITTED: Final = tuple(range(42, 154, 2))
+FITTED: Final = tuple(range(42, 154, 4))
 """Frames that the search fits to, from when the first person is seen."""
-JUDGING: Final = tuple(range(156, 192, 2))
+JUDGING: Final = tuple(range(158, 190, 2))
 """Frames that judge its plans: the camera goes on, and nothing was fitted to them."""
 SHOWN: Final = tuple(range(196, 230, 5))
 """Frames that are sent, later still: no search has seen them."""

@@ -40,6 +40,7 @@ class Effort:
     narrow_cuts: int
     format_trials: int = 2
     adapt_steps: int = 60
+    context_steps: int = 500
 
 
 EFFORTS = {"usual": Effort(refined_cuts=1, narrow_cuts=1), "quick": Effort(0, 0)}
@@ -110,6 +111,7 @@ def request_of(aim: Aim, effort: Effort, pictures: "Pictures") -> "Request":
         narrow_cuts=effort.narrow_cuts,
         format_trials=effort.format_trials,
         adapt_steps=effort.adapt_steps,
+        context_steps=effort.context_steps,
         cache=cache_folder("search"),
         software_version=__version__,
     )

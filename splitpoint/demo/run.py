@@ -30,7 +30,9 @@ SMALL_BYTES: Final = 4 << 20
 ROUNDS: Final = 2
 
 # Less than a search takes by itself: nobody should wait long for a first impression.
-_EFFORT: Final = Effort(refined_cuts=1, narrow_cuts=0)
+_EFFORT: Final = Effort(
+    refined_cuts=1, narrow_cuts=0, format_trials=1, adapt_steps=40, context_steps=120
+)
 _MAX_DROP: Final = 5.0
 
 

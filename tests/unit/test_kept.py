@@ -93,6 +93,7 @@ OTHERS: dict[str, Any] = {
     "format_trials": 0,
     "video": True,
     "adapt_steps": 0,
+    "context_steps": 100,
     "software_version": "other",
 }
 PATHS = {"calibration", "weights", "evaluation", "annotations", "tables"}
