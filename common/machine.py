@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 _UNKNOWN = "unknown"
+_X86 = {"x86_64", "amd64", "i686", "i386"}
+_VNNI = {"avx512_vnni", "avx_vnni"}
 _PROC = Path("/proc")
 _GROUPS = Path("/sys/fs/cgroup")
 _BOARD = Path("/proc/device-tree/model")
@@ -28,6 +30,16 @@ def cpu_model() -> str:
     fields = _cpu_fields()
     keys = "cpu family", "model", "stepping", "CPU implementer", "CPU part", "CPU revision"
     return " ".join([cpu_name(), *(fields[key] for key in keys if key in fields)])
+
+
+def saturates_int8() -> bool:
+    """Whether sums of two 8-bit products saturate at 16 bits here: x86 without VNNI.
+
+    Weights then have to keep to 7 bits, or heads lose most of their accuracy.
+    """
+    if platform.machine().lower() not in _X86:
+        return False
+    return _VNNI.isdisjoint(_cpu_fields().get("flags", "").split())
 
 
 def usable_cores() -> float:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from common.choices import one_of
+from common.machine import saturates_int8
 
 
 @dataclass(frozen=True)
@@ -58,13 +59,14 @@ class Pace:
         return self.coding.get(codec, self.slowdown)
 
 
+_HERE = saturates_int8()
 DEVICES = {
     profile.name: profile
     for profile in (
-        DeviceProfile("this-machine", 1.0),
-        DeviceProfile("half-core", 2.0),
-        DeviceProfile("quarter-core", 4.0),
-        DeviceProfile("tenth-core", 10.0),
+        DeviceProfile("this-machine", 1.0, _HERE),
+        DeviceProfile("half-core", 2.0, _HERE),
+        DeviceProfile("quarter-core", 4.0, _HERE),
+        DeviceProfile("tenth-core", 10.0, _HERE),
         DeviceProfile("this-machine-no-vnni", 1.0, reduced_range=True),
     )
 }

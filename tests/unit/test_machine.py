@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from common.machine import _quotas, cpu_model, cpu_name, usable_cores
+from common.machine import _quotas, cpu_model, cpu_name, saturates_int8, usable_cores
 from tests.affinity import one_core
 
 
@@ -55,3 +55,22 @@ def test_quotas_of_control_groups(
 
 def test_a_system_without_control_groups_has_no_quota(tmp_path: Path) -> None:
     assert list(_quotas(tmp_path / "none", tmp_path)) == []
+
+
+@pytest.mark.parametrize(
+    ("architecture", "flags", "saturates"),
+    [
+        ("x86_64", "fma avx2", True),
+        ("AMD64", "avx2 avx512f avx512_vnni", False),
+        ("x86_64", "avx2 avx_vnni", False),
+        ("x86_64", "", True),  # not known: what is safe on all
+        ("aarch64", "", False),
+    ],
+)
+def test_products_of_8_bits_saturate_without_vnni(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, architecture: str, flags: str, saturates: bool
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"model name\t: X\nflags\t\t: {flags}\n\nprocessor\t: 1\n")
+    monkeypatch.setattr("common.machine._PROC", tmp_path)
+    monkeypatch.setattr("platform.machine", lambda: architecture)
+    assert saturates_int8() == saturates
