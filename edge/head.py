@@ -245,20 +245,35 @@ def _wanted(bundle: Bundle, digests: Iterable[bytes] | None) -> Iterable[bytes]:
     return bundle.plans if digests is None else digests
 
 
-def fitting_together(bundle: Bundle) -> list[bytes]:
+def fitting_together(bundle: Bundle, memory_bytes: int | None = None) -> list[bytes]:
     """Digests of the plans whose heads fit the edge at once, the best first.
 
     The search keeps its limit on memory for each plan alone. An edge that changes plans from frame
     to frame holds all of their heads; those that would exceed the limit are left out, the later in
     the bundle first. Plans with the same head share it.
+
+    Args:
+        bundle: The opened bundle.
+        memory_bytes: Limit on weights and activations of heads; that of the search, if None.
+
+    Raises:
+        SettingsError: If no plan fits.
     """
-    limit = bundle.manifest.search.edge_memory_bytes
+    limit = bundle.manifest.search.edge_memory_bytes if memory_bytes is None else memory_bytes
     if limit is None:
         return list(bundle.plans)
+    able = dict(bundle.plans)  # the search has seen to it that each fits
+    if memory_bytes is not None:
+        able = {d: p for d, p in able.items() if p.predicted.edge_memory_bytes <= limit}
+    if not able:
+        least = min(plan.predicted.edge_memory_bytes for plan in bundle.plans.values())
+        raise SettingsError(
+            f"--memory {limit}: no plan of the bundle fits; the smallest takes {least} bytes"
+        )
     heads: set[tuple[str, ...]] = set()
     weights = others = 0
     kept: list[bytes] = []
-    for digest, plan in bundle.plans.items():
+    for digest, plan in able.items():
         key = () if plan.head is None else _content(bundle, plan.head)
         new = plan.head.weight_bytes if plan.head is not None and key not in heads else 0
         own = 0 if plan.head is None else plan.head.weight_bytes

@@ -1,5 +1,6 @@
 """Progress on a terminal: one line per stage, with a bar and the time left."""
 
+import time
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -48,13 +49,14 @@ class Stages:
         """Begin a stage; call the result with steps done, steps in all, and perhaps a note."""
         task = self._progress.add_task(title, total=None, note="")
 
-        finished = False
+        finished, began_s = False, time.monotonic()
 
         def update(done: int, total: int, note: str = "", /) -> None:
             nonlocal finished
             self._progress.update(task, completed=done, total=total, note=note)
             if done >= total and self._progress.disable and not finished:
                 finished = True
-                self._console.print(f"{title}: done {note}".rstrip(), highlight=False)
+                took = f"{title}: done in {time.monotonic() - began_s:.0f} s {note}"
+                self._console.print(took.rstrip(), highlight=False)
 
         return update

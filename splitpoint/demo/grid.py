@@ -8,15 +8,15 @@ An edge starts at full speed, as nobody wants to wait for that, and is slowed be
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench.slow import FREEZERS, SIGNALS, SlowCpu
+from bench.slow import FREEZERS, SIGNALS, slowed
 from common.bundle import Bundle
 from common.detections import Detections
 from common.link import Link
-from common.manifest import Plan, Search
+from common.manifest import Search
 from splitpoint.demo.ways import BY_ITSELF, Way, choose, measure, reference, same_boxes
 from splitpoint.machine import machine
 from splitpoint.processes import Service
@@ -29,27 +29,25 @@ _HOST = "127.0.0.1"
 
 
 @dataclass(frozen=True)
-class Scene:
-    """What the model has to live with on the edge.
+class Cell:
+    """One edge, one link, and the ways that are measured there.
 
     Attributes:
-        title: What a person calls it.
-        edge_memory_bytes: Limit on weights and activations; None is room for the whole network.
-        links: Between it and the cloud.
+        memory_bytes: Limit on weights and activations of the edge; None is room for everything.
+        link: Between it and the cloud.
+        ways: To run the network.
     """
 
-    title: str
-    edge_memory_bytes: int | None
-    links: tuple[Link, ...]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One edge, one link, and the ways that were measured there."""
-
-    scene: Scene
+    memory_bytes: int | None
     link: Link
-    ways: tuple[Way, ...]
+    ways: tuple[Way, ...] = ()
+
+    @property
+    def edge(self) -> str:
+        """The edge, as a person calls it."""
+        if self.memory_bytes is None:
+            return "room for all of it"
+        return f"{self.memory_bytes / 2**20:g} MiB for the model"
 
     @property
     def fastest(self) -> Way:
@@ -67,24 +65,24 @@ class Grid:
     """All cells.
 
     Attributes:
-        cells: Scene by scene, link by link.
+        cells: Edge by edge, link by link.
         truth: What the whole floating-point network finds, by picture.
         rounds: Times that each picture went each way.
         share: Of a core that the edges had, as measured.
-        searches: What the bundles were searched for, scene by scene.
+        search: What the bundle was searched for.
     """
 
     cells: tuple[Cell, ...]
     truth: dict[Path, Detections]
     rounds: int
     share: float
-    searches: tuple[Search, ...]
+    search: Search
 
     def write_json(self, path: Path) -> None:
         """Write the figures, with what they were measured on."""
         record = {
             "machine": machine(),
-            "searches": [search.model_dump() for search in self.searches],
+            "search": self.search.model_dump(),
             "edge_share_of_a_core": self.share,
             "images": [image.name for image in self.truth],
             "rounds": self.rounds,
@@ -95,8 +93,7 @@ class Grid:
 
     def _record(self, cell: Cell) -> dict[str, Any]:
         return {
-            "edge": cell.scene.title,
-            "edge_memory_bytes": cell.scene.edge_memory_bytes,
+            "edge_memory_bytes": cell.memory_bytes,
             "link": str(cell.link),
             "fastest": cell.fastest.title,
             "ways": {way.title: self._way(way) for way in cell.ways},
@@ -109,64 +106,59 @@ class Grid:
             "latencies_ms": way.latencies_ms,
             "uplink_bytes": way.uplink_bytes,
             "same_boxes": asdict(same_boxes(way, self.truth)),
-            "predicted": None if way.plan is None else _predicted(way.plan),
+            "predicted": None if way.plan is None else way.plan.predicted.model_dump(),
         }
 
 
-def _predicted(plan: Plan) -> dict[str, Any]:
-    return plan.predicted.model_dump()
-
-
-def measure_scene(
-    scene: Scene,
+def measure_grid(
+    cells: Sequence[Cell],
     bundle: Path,
     images: Sequence[Path],
-    slow: SlowCpu,
+    share: float,
     *,
     rounds: int,
     logs: Path,
     stages: Stages,
-) -> tuple[list[Cell], dict[Path, Detections]]:
-    """Start a cloud and an edge per link, send every picture every way, and stop them.
+) -> Grid:
+    """Start a cloud and an edge for each cell, send every picture every way, and stop them.
 
     Args:
-        scene: The edge and its links.
-        bundle: Searched for that edge.
+        cells: To measure.
+        bundle: Of plans for all of them.
         images: The pictures.
-        slow: The edge's share of the CPU.
-        rounds: Times that each picture goes each way, after one more to warm up.
+        share: Of a core that each edge has.
+        rounds: Times that each picture goes each way, after a few to warm up.
         logs: Folder for what the processes print.
         stages: Shows how far it is.
-
-    Returns:
-        A cell for each link, and what the whole network finds by picture.
 
     Raises:
         SplitpointError: If a process does not start, or does not answer.
     """
     with Bundle.open(bundle) as opened:
-        plans = dict(opened.plans)
-    cells = []
+        plans, search = dict(opened.plans), opened.manifest.search
+    measured = []
     with ExitStack() as stack:
-        progress = stages.stage(f"starting cloud and edges ({scene.title})")
+        progress = stages.stage("starting cloud and edges")
         ports = ("--grpc-port", "0", "--rest-port", "0")
         cloud = stack.enter_context(
             Service(["cloud", "--bundle", str(bundle), *ports], logs / "cloud.log")
         )
+        progress(1, 1 + len(cells))
         address = f"{_HOST}:{cloud.ready['grpc']}"
         edges: list[Service] = []
-        for link in scene.links:
-            command = ["edge", "--bundle", str(bundle), "--cloud", address, "--link", str(link)]
-            command += ["--listen", f"{_HOST}:0"]
-            log = logs / f"edge-{str(link).partition('/')[0]}.log"
-            edges.append(stack.enter_context(Service(command, log)))
-            progress(len(edges), len(scene.links))
+        for number, cell in enumerate(cells, 1):
+            command = ["edge", "--bundle", str(bundle), "--cloud", address, "--listen"]
+            command += [f"{_HOST}:0", "--link", str(cell.link), "--edge-id", f"edge-{number}"]
+            command += [] if cell.memory_bytes is None else ["--memory", str(cell.memory_bytes)]
+            edges.append(stack.enter_context(Service(command, logs / f"edge-{number}.log")))
+            progress(1 + number, 1 + len(cells))
         truth = reference(images, f"http://{_HOST}:{cloud.ready['rest']}")
-        for link, edge in zip(scene.links, edges, strict=True):
+        slow = stack.enter_context(slowed(share, SLOWING, strict=False))
+        for cell, edge in zip(cells, edges, strict=True):
             slow.take(edge.ready["pid"])
-            ways = choose(plans, link)
+            ways = choose(plans, cell.link, cell.memory_bytes)
             url = f"http://{_HOST}:{edge.ready['rest']}"
-            progress = stages.stage(f"sending pictures over {link}")
+            progress = stages.stage(f"sending pictures over {cell.link}")
             measure(ways, images, url, rounds=rounds, progress=progress)
-            cells.append(Cell(scene, link, tuple(ways)))
-    return cells, truth
+            measured.append(replace(cell, ways=tuple(ways)))
+    return Grid(tuple(measured), truth, rounds, slow.measured, search)

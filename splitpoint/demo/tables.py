@@ -20,7 +20,7 @@ def map_table(grid: Grid, share: float) -> Table:
     links = _links(grid)
     for link in links:
         table.add_column(link, justify="right")
-    for title in _scenes(grid):
+    for title in _edges(grid):
         cells = _row(grid, title, links)
         table.add_row(f"[bold]{title}[/bold]")
         for way in (*KINDS.values(), BY_ITSELF):
@@ -35,7 +35,7 @@ def map_markdown(grid: Grid) -> str:
     """The same map as a table of Markdown."""
     links = _links(grid)
     lines = ["| | " + " | ".join(links) + " |", "|---|" + "--:|" * len(links)]
-    for title in _scenes(grid):
+    for title in _edges(grid):
         cells = _row(grid, title, links)
         lines.append(f"| **{title}** |" + " |" * len(links))
         for way in (*KINDS.values(), BY_ITSELF):
@@ -53,7 +53,7 @@ def verdicts(grid: Grid) -> list[str]:
 def _verdict(cell: Cell) -> str:
     named = sorted((w for w in cell.ways if w.plan is not None), key=lambda way: way.latency_ms)
     best, *others = named
-    line = f"{cell.scene.title}, {cell.link}: {best.title} is the fastest ({best.latency_ms:.0f} ms"
+    line = f"{cell.edge}, {cell.link}: {best.title} is the fastest ({best.latency_ms:.0f} ms"
     if others:
         ratio = others[0].latency_ms / best.latency_ms
         line += f"; {others[0].title} takes {ratio:.1f} x"
@@ -64,12 +64,12 @@ def _links(grid: Grid) -> list[str]:
     return list(dict.fromkeys(str(cell.link) for cell in grid.cells))
 
 
-def _scenes(grid: Grid) -> list[str]:
-    return list(dict.fromkeys(cell.scene.title for cell in grid.cells))
+def _edges(grid: Grid) -> list[str]:
+    return list(dict.fromkeys(cell.edge for cell in grid.cells))
 
 
 def _row(grid: Grid, title: str, links: Sequence[str]) -> list[Cell | None]:
-    found = {str(c.link): c for c in grid.cells if c.scene.title == title}
+    found = {str(c.link): c for c in grid.cells if c.edge == title}
     return [found.get(link) for link in links]
 
 

@@ -4,6 +4,7 @@ The best plan of each kind is asked for by name, and Splitpoint is left to choos
 by frame and interleaved, so that whatever else the machine does hits all alike.
 """
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,8 @@ from common.manifest import Plan
 KINDS: Final = {"split": "split", "cloud-only": "image upload", "edge-only": "edge-only"}
 """Kinds of plans, as a person calls them."""
 BY_ITSELF: Final = "Splitpoint by itself"
+
+_WARM_UP = 3
 
 
 @dataclass
@@ -70,11 +73,13 @@ class Way:
         self.plans[response["plan"]["name"]] += 1
 
 
-def choose(plans: Mapping[bytes, Plan], link: Link) -> list[Way]:
-    """The plan of each kind that should be fastest over a link; then the edge's own choice."""
+def choose(plans: Mapping[bytes, Plan], link: Link, memory_bytes: int | None) -> list[Way]:
+    """The plan of each kind that fits and should be fastest; then the edge's own choice."""
+    limit = math.inf if memory_bytes is None else memory_bytes
     fastest: dict[str, Plan] = {}
     for cost in sorted(costs(plans), key=lambda cost: cost.latency_ms(link)):
-        fastest.setdefault(cost.plan.kind, cost.plan)
+        if cost.plan.predicted.edge_memory_bytes <= limit:
+            fastest.setdefault(cost.plan.kind, cost.plan)
     ways = [Way(title, fastest[kind]) for kind, title in KINDS.items() if kind in fastest]
     return [*ways, Way(BY_ITSELF)]
 
@@ -87,19 +92,17 @@ def measure(
     rounds: int,
     progress: Callable[[int, int], None],
 ) -> None:
-    """Send every image by every way, `rounds` times after one round of warm-up."""
-    total = (rounds + 1) * len(images) * len(ways)
-    done = 0
+    """Send every image by every way, `rounds` times after a few that warm up and do not count."""
+    sent = [(image, False) for image in images[:_WARM_UP]]
+    sent += [(image, True) for _ in range(rounds) for image in images]
     with httpx.Client(timeout=60, trust_env=False) as client:
-        for round_ in range(rounds + 1):
-            for image in images:
-                for way in ways:
-                    query = {} if way.plan is None else {"plan": way.plan.name}
-                    response = detect(client, f"{edge_url}/v1/detect", image, **query)
-                    if round_ > 0:
-                        way.add(image, response)
-                    done += 1
-                    progress(done, total)
+        for done, (image, counts) in enumerate(sent, 1):
+            for way in ways:
+                query = {} if way.plan is None else {"plan": way.plan.name}
+                response = detect(client, f"{edge_url}/v1/detect", image, **query)
+                if counts:
+                    way.add(image, response)
+            progress(done, len(sent))
 
 
 def reference(images: Sequence[Path], cloud_url: str) -> dict[Path, Detections]:

@@ -126,6 +126,25 @@ class TestMemory:
     ) -> None:
         assert self.limited(wide, limit) == names
 
+    @pytest.mark.parametrize(
+        ("memory", "names"),
+        [
+            (2 * 2048 + 4096, [tiny.SPLIT, tiny.EDGE_ONLY, tiny.CLOUD_ONLY]),
+            (2 * 2048 + 2047, [tiny.SPLIT]),
+            (2048 + 2048, [tiny.SPLIT]),
+        ],
+    )
+    def test_an_edge_may_have_less_than_was_searched_for(
+        self, wide: Bundle, memory: int, names: list[str]
+    ) -> None:
+        assert [wide.plans[d].name for d in fitting_together(wide, memory)] == names
+
+    def test_an_edge_that_fits_nothing_says_what_the_smallest_takes(self, wide: Bundle) -> None:
+        with pytest.raises(
+            SettingsError, match=r"--memory 1: no plan .* smallest takes 4096 bytes"
+        ):
+            fitting_together(wide, 1)
+
     def test_plans_with_one_head_share_it(self, tmp_path: Path) -> None:
         names = [tiny.SPLIT, tiny.SPLIT_8, tiny.EDGE_ONLY]
         bundle = tiny.build(tmp_path / "s", names)
