@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +49,12 @@ ABANDONED: Final = 500
 SLOW: Final = 100
 SILENT: Final = 100
 BOMBS: Final = 2
+
+HEAD: Final = (
+    *("beside", "answered", "failed", "median, ms", "p99, ms", "cloud, MiB"),
+    *("/livez at worst, ms", "strangers met"),
+)
+"""Of the columns of `by_kind`."""
 
 _RESULT = Path(__file__).parent / "results" / "strangers.json"
 _HOST = "127.0.0.1"
@@ -382,19 +388,25 @@ def _peak_mib(pid: int) -> float:
     return round(kib / 1024, 1)
 
 
+def by_kind(rows: Iterable[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
+    """Cells of a table with the columns of `HEAD`, one row for each kind of stranger."""
+    for row in rows:
+        met = ", ".join(f"{count:,} x {what}" for what, count in row["strangers_met"].items())
+        yield (
+            row["beside"],
+            *(f"{row[key]:,}" for key in ("answered", "failed")),
+            *(f"{row[f'{name}_ms']} ({row[f'{name}_ratio']} x)" for name in ("median", "p99")),
+            f"{row['cloud_peak_mib']:.0f}",
+            f"{row['livez_worst_ms']:.0f}",
+            met,
+        )
+
+
 def print_strangers(found: dict[str, Any], console: Console) -> None:
     """For people."""
-    table = Table("beside", title="An honest edge beside strangers", title_justify="left")
-    for column in ("answered", "failed", "median ms", "x", "p99 ms", "x", "cloud MiB", "/livez ms"):
-        table.add_column(column, justify="right")
-    table.add_column("strangers met")
-    for row in found["rows"]:
-        met = ", ".join(f"{count:,} x {what}" for what, count in row["strangers_met"].items())
-        cells = (
-            *(row["answered"], row["failed"], row["median_ms"], row["median_ratio"]),
-            *(row["p99_ms"], row["p99_ratio"], row["cloud_peak_mib"], row["livez_worst_ms"]),
-        )
-        table.add_row(row["beside"], *map(str, cells), met)
+    table = Table(*HEAD, title="An honest edge beside strangers", title_justify="left")
+    for cells in by_kind(found["rows"]):
+        table.add_row(*cells)
     console.print(table)
 
 
