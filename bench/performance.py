@@ -185,9 +185,10 @@ def _scaling(result: dict[str, Any]) -> Lines:
 def _strangers(result: dict[str, Any]) -> Lines:
     yield (
         f"{result['machine']['cpu']}, {result['machine']['cores']} cores, which cloud, edge and "
-        f"strangers share. {result['frames']} frames of one edge by {result['plan']}, one at a time, in "
-        "turns with each kind of stranger; in brackets the ratio to the edge alone in the same run. "
-        "What strangers met: a status, how a stream or connection ended, or how many left."
+        f"strangers share. {result['frames']} frames of one edge by {result['plan']}, one at a "
+        "time, in turns with each kind of stranger; in brackets the ratio to the edge alone in the "
+        "same run. What strangers met: a status, how a stream or connection ended, or how many "
+        "left."
     )
     yield ""
     yield from _table(strangers.HEAD, strangers.by_kind(result["rows"]))
