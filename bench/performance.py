@@ -12,7 +12,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import adaptation_report, idle_check, latency_report, latency_verdicts
+from bench import (
+    adaptation_report,
+    idle_check,
+    latency_report,
+    latency_verdicts,
+    strangers,
+)
 from bench.targets import Target
 
 ROOT = Path(__file__).parents[1]
@@ -176,6 +182,18 @@ def _scaling(result: dict[str, Any]) -> Lines:
     )
 
 
+def _strangers(result: dict[str, Any]) -> Lines:
+    yield (
+        f"{result['machine']['cpu']}, {result['machine']['cores']} cores, which cloud, edge and "
+        f"strangers share. {result['frames']} frames of one edge by {result['plan']}, one at a "
+        "time, in turns with each kind of stranger; in brackets the ratio to the edge alone in the "
+        "same run. What strangers met: a status, how a stream or connection ended, or how many "
+        "left."
+    )
+    yield ""
+    yield from _table(strangers.HEAD, strangers.by_kind(result["rows"]))
+
+
 def _links(result: dict[str, Any]) -> Lines:
     yield from _table(
         ("asked", "wire", "up, Mbit/s", "down, Mbit/s", "round trip, ms"),
@@ -262,6 +280,12 @@ _SECTIONS: Sequence[tuple[str, str, str, Callable[[dict[str, Any]], Lines]]] = (
         "scaling",
         "python -m bench.scaling --bundle BUNDLE --images IMAGES",
         _scaling,
+    ),
+    (
+        "An honest edge beside strangers",
+        "strangers",
+        "python -m bench.strangers --bundle BUNDLE --images IMAGES",
+        _strangers,
     ),
     ("Are links what they are asked to be?", "link_check", "python -m bench.link_check", _links),
     (

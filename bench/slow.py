@@ -134,7 +134,8 @@ def slowed(
     prefix = ("sh", "-c", _ENTER, str(folder / _PROCESSES))
     try:
         pace = [sys.executable, "-m", "bench.slow", str(folder), str(version), f"{share:g}"]
-        pacer = subprocess.Popen(pace)  # noqa: S603 - our own
+        # Of its own session: Ctrl-C is its parent's to take, and ends it by that.
+        pacer = subprocess.Popen(pace, start_new_session=True)  # noqa: S603 - our own
         try:
             yield SlowCpu(share, _checked(share, prefix) if strict else _measured(prefix), prefix)
         finally:
@@ -175,9 +176,13 @@ def _switches(folder: Path, version: int) -> tuple[Callable[[], object], Callabl
 
 
 def _signal(folder: Path, number: signal.Signals) -> None:
-    for pid in (folder / _PROCESSES).read_text().split():
-        with contextlib.suppress(OSError):  # it has ended
+    processes = folder / _PROCESSES
+    for pid in processes.read_text().split():
+        try:
             os.kill(int(pid), number)
+        except OSError:  # it has ended, and another process may get its number
+            left = [each for each in processes.read_text().split() if each != pid]
+            processes.write_text("".join(f"{each}\n" for each in left))
 
 
 def _make(versions: Sequence[int]) -> tuple[Path, int]:

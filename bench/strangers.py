@@ -7,7 +7,7 @@
 
 A real cloud, a real edge and real sockets, all on this machine, so that what strangers take of its
 CPU counts as well. Each kind of stranger takes turns with none at all; a turn begins once its
-strangers are there. Frames go by the cheapest split plan, which needs the cloud: what the edge
+strangers are at work. Frames go by the cheapest split plan, which needs the cloud: what the edge
 answers alone counts as failed.
 """
 
@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +50,12 @@ SLOW: Final = 100
 SILENT: Final = 100
 BOMBS: Final = 2
 
+HEAD: Final = (
+    *("beside", "answered", "failed", "median, ms", "p99, ms", "cloud, MiB"),
+    *("/livez at worst, ms", "strangers met"),
+)
+"""Of the columns of `by_kind`."""
+
 _RESULT = Path(__file__).parent / "results" / "strangers.json"
 _HOST = "127.0.0.1"
 _PICTURES = 8
@@ -67,11 +73,13 @@ class Strangers:
 
     Attributes:
         met: How often each answer, by status code or by what became of the connection.
-        come: Set once all of them are there.
+        come: Set once they are at work, or have failed.
+        error: Why they are not, if they failed.
     """
 
     met: Counter[str] = field(default_factory=Counter)
-    come: asyncio.Event = field(default_factory=asyncio.Event)
+    come: threading.Event = field(default_factory=threading.Event)
+    error: Exception | None = None
 
 
 Kind = Callable[["Target", Strangers], Awaitable[None]]
@@ -115,16 +123,16 @@ async def abandoned(target: Target, strangers: Strangers) -> None:
 
 
 async def slow_bodies(target: Target, strangers: Strangers) -> None:
-    """Bodies that stop before their end."""
+    """Bodies that stop before their end; the same again once they are refused."""
 
     async def client() -> None:
-        status, _ = await _post(target, bytes(_SENT_BYTES), declared_bytes=_BODY_BYTES)
-        strangers.met[status] += 1
+        while True:
+            status, retry_s = await _post(target, bytes(_SENT_BYTES), declared_bytes=_BODY_BYTES)
+            strangers.met[status] += 1
+            await asyncio.sleep(max(retry_s, _PAUSE_S))
 
-    clients = [asyncio.create_task(client()) for _ in range(SLOW)]
-    await asyncio.sleep(_PAUSE_S)
-    strangers.come.set()
-    await asyncio.gather(*clients)
+    asyncio.get_running_loop().call_later(_PAUSE_S, strangers.come.set)
+    await _together(client() for _ in range(SLOW))
 
 
 async def silent_streams(target: Target, strangers: Strangers) -> None:
@@ -186,32 +194,36 @@ def beside(kind: Kind | None, target: Target) -> Iterator[Strangers]:
     if kind is None:
         yield strangers
         return
-    come = threading.Event()
     loop = asyncio.new_event_loop()
-
-    async def run() -> None:
-        acting = asyncio.ensure_future(kind(target, strangers))
-        await strangers.come.wait()
-        come.set()
-        with contextlib.suppress(asyncio.CancelledError):
-            await acting
-
-    def work() -> None:
-        asyncio.set_event_loop(loop)
-        with contextlib.suppress(asyncio.CancelledError):
-            loop.run_until_complete(task)
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.close()
-
-    task = loop.create_task(run())
-    thread = threading.Thread(target=work, name="strangers", daemon=True)
+    task = loop.create_task(_act(kind, target, strangers))
+    thread = threading.Thread(target=_work, args=(loop, task), name="strangers", daemon=True)
     thread.start()
-    come.wait(_PATIENCE_S)
+    strangers.come.wait(_PATIENCE_S)
     try:
         yield strangers
     finally:
-        loop.call_soon_threadsafe(task.cancel)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: they have failed
+            loop.call_soon_threadsafe(task.cancel)
         thread.join()
+    if strangers.error is not None:
+        raise SplitpointError(f"strangers failed: {strangers.error!r}")
+
+
+async def _act(kind: Kind, target: Target, strangers: Strangers) -> None:
+    try:
+        await kind(target, strangers)
+    except Exception as error:  # noqa: BLE001 - told once the turn is over
+        strangers.error = error
+    finally:
+        strangers.come.set()
+
+
+def _work(loop: asyncio.AbstractEventLoop, task: "asyncio.Task[None]") -> None:
+    asyncio.set_event_loop(loop)
+    with contextlib.suppress(asyncio.CancelledError):
+        loop.run_until_complete(task)
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.close()
 
 
 def measure(arguments: argparse.Namespace, stages: Stages) -> dict[str, Any]:
@@ -337,7 +349,7 @@ async def _post(
     head = f"POST /v1/detect HTTP/1.1\r\nContent-Length: {length}\r\n".encode()
     try:
         return await _request(target, head, body)
-    except (OSError, asyncio.IncompleteReadError):
+    except (OSError, EOFError, ValueError, IndexError, asyncio.LimitOverrunError):
         return "disconnected", _PAUSE_S
 
 
@@ -382,19 +394,25 @@ def _peak_mib(pid: int) -> float:
     return round(kib / 1024, 1)
 
 
+def by_kind(rows: Iterable[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
+    """Cells of a table with the columns of `HEAD`, one row for each kind of stranger."""
+    for row in rows:
+        met = ", ".join(f"{count:,} x {what}" for what, count in row["strangers_met"].items())
+        yield (
+            row["beside"],
+            *(f"{row[key]:,}" for key in ("answered", "failed")),
+            *(f"{row[f'{name}_ms']} ({row[f'{name}_ratio']} x)" for name in ("median", "p99")),
+            f"{row['cloud_peak_mib']:.0f}",
+            f"{row['livez_worst_ms']:.0f}",
+            met,
+        )
+
+
 def print_strangers(found: dict[str, Any], console: Console) -> None:
     """For people."""
-    table = Table("beside", title="An honest edge beside strangers", title_justify="left")
-    for column in ("answered", "failed", "median ms", "x", "p99 ms", "x", "cloud MiB", "/livez ms"):
-        table.add_column(column, justify="right")
-    table.add_column("strangers met")
-    for row in found["rows"]:
-        met = ", ".join(f"{count:,} x {what}" for what, count in row["strangers_met"].items())
-        cells = (
-            *(row["answered"], row["failed"], row["median_ms"], row["median_ratio"]),
-            *(row["p99_ms"], row["p99_ratio"], row["cloud_peak_mib"], row["livez_worst_ms"]),
-        )
-        table.add_row(row["beside"], *map(str, cells), met)
+    table = Table(*HEAD, title="An honest edge beside strangers", title_justify="left")
+    for cells in by_kind(found["rows"]):
+        table.add_row(*cells)
     console.print(table)
 
 

@@ -23,6 +23,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import grpc
+
 from cloud.samples import Source
 from common.detections import Detections
 from common.errors import CloudUnavailableError, OverloadedError, SettingsError
@@ -198,7 +200,7 @@ class Edge:
         except TimeoutError:
             late = f"{self.name} did not answer within {budget_s + patience_s:g} s"
             raise EdgeFailedError(late) from None
-        except asyncio.InvalidStateError as error:
+        except (asyncio.InvalidStateError, grpc.aio.BaseError) as error:
             raise EdgeFailedError(f"{self.name} hung up") from error
         finally:
             self._orders.pop(order.order_id, None)

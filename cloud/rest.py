@@ -25,7 +25,15 @@ from cloud.tails import DEFAULT_SCORE_THRESHOLD, Tails
 from common.errors import CloudUnavailableError
 from common.explained import ExplainedPlans, explanation
 from common.images import DEFAULT_LIMITS, ImageLimits, Letterbox, decode_image, letterbox
-from common.intake import CLOUD_INTAKE, Intake, IntakeLimits, peer_of, unless_gone
+from common.intake import (
+    CLOUD_INTAKE,
+    Intake,
+    IntakeLimits,
+    TurnLimits,
+    Turns,
+    peer_of,
+    unless_gone,
+)
 from common.metrics import serve_intake, serve_metrics
 from common.rest import (
     IMAGE_BODY,
@@ -47,6 +55,9 @@ from common.rest import (
     new_app,
     plan_record,
 )
+
+_MOST_READERS = 4
+"""Calls that may wait to read the store."""
 
 ProfileBudget = Annotated[
     float, Query(gt=0, le=300, allow_inf_nan=False, description="Seconds that it may take.")
@@ -122,15 +133,18 @@ def create_app(
             ],
         )
 
-    one_reads = asyncio.Lock()
+    # A full store is much to read: one call does, few wait, and none of them holds a thread.
+    readers = Turns(TurnLimits(at_once=1, waiting=_MOST_READERS))
 
-    @app.get("/v1/tables", responses=error_responses(422))
-    async def tables(limit: PageLimit = 1000, cursor: PageCursor = None) -> TablesResponse:
+    @app.get("/v1/tables", responses=error_responses(422, 503))
+    async def tables(
+        request: Request, limit: PageLimit = 1000, cursor: PageCursor = None
+    ) -> TablesResponse:
         """What frames really took, and what that says of each device's latencies, by pages."""
         if store is None:
             return TablesResponse(rows=[], tables=[], ignored={}, dropped=0)
-        async with one_reads:  # a full store is much to read: the others hold no thread meanwhile
-            page = await asyncio.to_thread(read_page, store, cursor, limit)
+        reading = readers.run(partial(read_page, store, cursor, limit))
+        page = await unless_gone(request, reading)
         names = {digest.hex(): plan.name for digest, plan in tails.bundle.plans.items()}
         return TablesResponse(
             rows=[_table_row(row, names) for row in page.rows],

@@ -35,6 +35,7 @@ from cloud.streams import (
     ReplacedError,
     StreamError,
     Streams,
+    TooManyStreamsError,
     peer_of,
 )
 from cloud.tails import Tails
@@ -145,6 +146,13 @@ class SplitService(SplitServiceServicer):
         context: "Context",
     ) -> None:
         """Serve one edge until it hangs up, breaks the protocol, gives way or the server drains."""
+        try:
+            await self._stream(context)
+        except TooManyStreamsError as error:  # it had no place at all
+            self._streams.ended[error.label] += 1
+            await _abort(context, error.code, str(error))
+
+    async def _stream(self, context: "Context") -> None:
         answers: set[asyncio.Task[None]] = set()
         with self._streams.arrived(peer_of(context.peer())) as place:
             reading = asyncio.create_task(self._read(context, place, answers))
@@ -160,6 +168,9 @@ class SplitService(SplitServiceServicer):
                     await asyncio.wait(answers, timeout=None if reading.done() else _DRAIN_S)
             except StreamError as error:
                 self._streams.ended[error.label] += 1
+                _cancel(
+                    reading, draining, *answers
+                )  # first: a peer that reads nothing is waited for
                 await _abort(context, error.code, str(error))
             except (asyncio.InvalidStateError, grpc.aio.BaseError):
                 _LOG.debug("an edge left while it was read")
@@ -168,8 +179,10 @@ class SplitService(SplitServiceServicer):
                     why = "the cloud is shutting down"
                     await _abort(context, grpc.StatusCode.UNAVAILABLE, why)
             finally:
-                for task in (reading, draining, *answers):
-                    task.cancel()
+                _cancel(reading, draining, *answers)
+                await asyncio.wait({reading, draining})
+                if not reading.cancelled():
+                    reading.exception()  # else asyncio logs one that nobody is left to see
 
     async def _read(
         self, context: "Context", place: Place, answers: set[asyncio.Task[None]]
@@ -220,7 +233,7 @@ class SplitService(SplitServiceServicer):
         while True:
             await session.slots.acquire()
             message = await _next(context)
-            if message is None:
+            if message is None or self._draining.is_set():  # what comes then is not begun
                 return
             arrived_s = time.perf_counter()
             self._streams.active(session.place)
@@ -445,6 +458,11 @@ def _certificate(context: "Context") -> Mapping[str, object]:
     """What TLS knows of the peer; empty without TLS, which gRPC's types leave out."""
     found: Mapping[str, object] | None = context.auth_context()
     return found or {}
+
+
+def _cancel(*tasks: "asyncio.Task[Any]") -> None:
+    for task in tasks:
+        task.cancel()
 
 
 def _frame_id(message: pb.EdgeMessage) -> int:

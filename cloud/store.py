@@ -435,7 +435,7 @@ class Store:
 
     def _step(self) -> None:
         """One step of what is to be done beside writing, if anything is."""
-        if time.monotonic() < self._idle_until_s:
+        if self._closed or time.monotonic() < self._idle_until_s:
             return
         if self._leaving:
             self._delete_leaving()

@@ -95,7 +95,12 @@ class StreamLimits:
     @property
     def streams(self) -> int:
         """Streams of either kind, at the most, with some that are being ended."""
-        return self.edges + self.waiting + 64
+        return 2 * (self.edges + self.waiting)
+
+    @property
+    def open_per_peer(self) -> int:
+        """Streams of one peer, those that are being ended among them."""
+        return max(self.streams // 4, min(self.edges + self.waiting, 2 * _ALWAYS_PER_PEER))
 
 
 @dataclass(eq=False)
@@ -133,18 +138,35 @@ class Streams:
         self.limits = StreamLimits() if limits is None else limits
         self._waiting = _Group("streams without a Hello", self.limits.waiting, 0.0)
         self._edges = _Group("edges", self.limits.edges, self.limits.idle_s)
+        self._open: Counter[str] = Counter()
         self.ended: Counter[str] = Counter()
 
     @contextmanager
     def arrived(self, peer: str) -> Iterator[Place]:
-        """Hold a place for a stream that has yet to say Hello, for as long as it is open."""
+        """Hold a place for a stream that has yet to say Hello, for as long as it is open.
+
+        A stream that must end has no place, and yet is open for as long as its peer reads nothing.
+        So all that a peer has open count as well: one address cannot use up the server's.
+
+        Raises:
+            TooManyStreamsError: If the peer has as many open as it may.
+        """
+        if self._open[peer] >= self.limits.open_per_peer:
+            raise TooManyStreamsError(
+                f"expected at most {self.limits.open_per_peer} open streams of one address: read "
+                "what the cloud sends, until they have ended"
+            )
         place = Place(peer)
         self._waiting.add(place)
+        self._open[peer] += 1
         try:
             yield place
         finally:
             self._waiting.remove(place)
             self._edges.remove(place)
+            self._open[peer] -= 1
+            if not self._open[peer]:
+                del self._open[peer]
 
     def greeted(self, place: Place) -> None:
         """Move a stream to the edges.

@@ -8,6 +8,7 @@ import this module; the gRPC path does not need it.
 """
 
 import http
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -20,7 +21,7 @@ from starlette.requests import ClientDisconnect
 
 from common.detections import Detections
 from common.docs_page import serve_docs
-from common.errors import OverloadedError, SplitpointError
+from common.errors import CloudOverloadedError, OverloadedError, SplitpointError
 from common.manifest import Plan, PlanKind, Prediction
 from common.rest_guards import AnswerHeaders, refuse_cross_site, refuse_unknown_parameters
 from common.tables import LatencyRow
@@ -257,8 +258,8 @@ def install_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(SplitpointError)
     async def on_known(_: Request, error: SplitpointError) -> JSONResponse:
         headers = None
-        if isinstance(error, OverloadedError):
-            headers = {"Retry-After": str(error.retry_after_s)}
+        if isinstance(error, OverloadedError | CloudOverloadedError):
+            headers = {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
         return answer(error.http_status, type(error).__name__, str(error), headers)
 
     @app.exception_handler(ClientDisconnect)

@@ -82,14 +82,14 @@ def certificate_name(peer: Mapping[str, object]) -> str | None:
         peer: Of `grpc.ServicerContext.auth_context`.
 
     Returns:
-        None if the peer showed no certificate, or one without a name.
+        None if the peer showed no certificate; "" if it has no name.
     """
     for key in ("x509_common_name", "x509_subject_alternative_name"):
         values = peer.get(key)
         first = next(iter(values), b"") if isinstance(values, Iterable) else b""
         if isinstance(first, bytes) and first:
             return first.decode(errors="replace")
-    return None
+    return "" if "x509_pem_cert" in peer else None
 
 
 def _pair(cert: Path, key: Path) -> tuple[bytes, bytes]:

@@ -13,6 +13,7 @@ time, and callers fail at once meanwhile. A cloud that is full is left alone for
 """
 
 import contextlib
+import copy
 import logging
 import threading
 import time
@@ -109,6 +110,7 @@ class _Pause:
     def __init__(self, bounds_s: tuple[float, float]) -> None:
         self._first_s, self._most_s = bounds_s
         self._next_s = self._first_s
+        self._lock = threading.Lock()
         self.until_s = -float("inf")
 
     def begin(self, now_s: float, asked_s: float = 0.0) -> None:
@@ -118,14 +120,21 @@ class _Pause:
             now_s: The time.
             asked_s: How long the cloud asks to be left alone; never longer than the longest pause.
         """
-        if now_s >= self.until_s:
-            self.until_s = now_s + min(max(self._next_s, asked_s), self._most_s)
-            self._next_s = min(2 * self._next_s, self._most_s)
+        with self._lock:
+            if now_s >= self.until_s:
+                self.until_s = now_s + min(max(self._next_s, asked_s), self._most_s)
+                self._next_s = min(2 * self._next_s, self._most_s)
 
-    def end(self) -> None:
-        """Forget the failures."""
-        self._next_s = self._first_s
-        self.until_s = -float("inf")
+    def left_s(self, now_s: float) -> float:
+        """How long it lasts yet; 0 outside a pause."""
+        return max(0.0, self.until_s - now_s)
+
+    def end(self, now_s: float = float("inf")) -> None:
+        """Forget the failures, unless a pause is under way at this time."""
+        with self._lock:
+            if now_s >= self.until_s:
+                self._next_s = self._first_s
+                self.until_s = -float("inf")
 
 
 class CloudClient:
@@ -263,7 +272,7 @@ class CloudClient:
             self._full.begin(self._clock(), error.retry_after_s)
             raise
         if isinstance(message, pb.Frame):
-            self._full.end()
+            self._full.end(self._clock())  # it may have been sent before the cloud was full
         return answer
 
     def reset(self) -> None:
@@ -298,8 +307,11 @@ class CloudClient:
 
     def _check_room(self) -> None:
         """Send no more to a cloud that said a moment ago that it is full."""
-        if self._clock() < self._full.until_s:
-            raise CloudOverloadedError("the cloud has no room now: it is left alone for a moment")
+        left_s = self._full.left_s(self._clock())
+        if left_s:
+            raise CloudOverloadedError(
+                "the cloud has no room now: it is left alone for a moment", retry_after_s=left_s
+            )
 
     def _patience_s(self, connect_s: float | None) -> float:
         return self._connect_timeout_s + _LATE_S if connect_s is None else connect_s
@@ -386,7 +398,7 @@ E = TypeVar("E", bound=SplitpointError)
 
 def _again(error: E) -> E:
     """The same error, for one more caller."""
-    return type(error)(str(error))
+    return copy.copy(error)
 
 
 def _welcome(message: pb.CloudMessage) -> pb.Welcome:

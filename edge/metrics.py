@@ -29,6 +29,9 @@ class Counts(Protocol):
     def dropped(self) -> int: ...
 
     @property
+    def skipped(self) -> int: ...
+
+    @property
     def failures(self) -> int: ...
 
 
@@ -134,8 +137,13 @@ class EdgeMetrics:
                 self._camera.dropped,
             )
             yield total(
+                "splitpoint_edge_skipped_frames",
+                "Pictures and packets that could not be decoded.",
+                self._camera.skipped,
+            )
+            yield total(
                 "splitpoint_edge_source_failures",
-                "Times that the camera was lost, or a picture could not be read.",
+                "Times that the camera was lost, or could not be opened.",
                 self._camera.failures,
             )
 

@@ -187,6 +187,7 @@ class Player:
                 **status(self._served, now_s - self._told_s),
                 "captured": self._camera.captured,
                 "dropped": self._camera.dropped,
+                "skipped": self._camera.skipped,
                 "failed": self.failed,
             },
         )

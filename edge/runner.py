@@ -219,6 +219,7 @@ class Runner:
 
 
 def _asked(client: CloudClient, message: pb.Frame, patience: Patience) -> Answer:
+    client.connect(patience.for_stream_s())  # first: what it takes is not there for the answer
     return client.request(message, patience.for_answer_s(), patience.for_stream_s())
 
 

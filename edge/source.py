@@ -340,12 +340,12 @@ class Camera:
                 before = self.captured
                 try:
                     self._play_once()
-                except SourceError as error:
+                except Exception as error:  # noqa: BLE001 - whatever it is, it is no end of a video
                     self.failures += 1
                     if not self._feed.live:
-                        self.error = error
+                        self.error = _told(error)
                         return
-                    _LOG.warning("%s; trying again in %.1f s", error, pause_s)
+                    _LOG.warning("%s; trying again in %.1f s", _told(error), pause_s)
                 if not self._loop:
                     return
                 if self._feed.live:
@@ -397,6 +397,14 @@ def open_feed(source: str) -> Feed:
     if not path.is_file():
         raise SourceError(f"{source}: no such file, folder or device")
     return Video(source, live=False)
+
+
+def _told(error: Exception) -> SourceError:
+    """What a person is told of an error of a feed; what should not happen leaves its trace, too."""
+    if isinstance(error, SourceError):
+        return error
+    _LOG.error("the source failed by a bug", exc_info=error)
+    return SourceError(f"the source failed by a bug ({type(error).__name__}: {_words(error)})")
 
 
 def _captured(image: Image, started_s: float) -> Captured:

@@ -15,6 +15,7 @@ from typing import IO
 
 _TICK_S = 0.2
 _LAST_LINES = 5
+_INTERRUPTED = 130
 
 
 def main(arguments: list[str]) -> int:
@@ -40,12 +41,15 @@ def main(arguments: list[str]) -> int:
             while pip.poll() is None:
                 time.sleep(_TICK_S)
                 show(progress(_lines(log)), time.monotonic() - started_s)
+        except KeyboardInterrupt:
+            return _INTERRUPTED
         finally:
             pip.terminate()
             pip.wait()
     if pip.returncode:
         print(f"\nerror: pip failed; the end of {log} says:", file=sys.stderr)  # noqa: T201
         print("\n".join(_lines(log)[-_LAST_LINES:]), file=sys.stderr)  # noqa: T201
+        print("if the environment is half made, `make clean` removes it", file=sys.stderr)  # noqa: T201
     else:
         took_s = time.monotonic() - started_s
         show("done", took_s)

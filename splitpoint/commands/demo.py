@@ -14,7 +14,7 @@ def run(
         Path | None, typer.Option("--json", help="Where the figures go; default: in the folder.")
     ] = None,
 ) -> None:
-    """Fetch weights and pictures, search, and compare three ways over an emulated 3 Mbit/s link."""
+    """Map which way to run the network wins where: a slow edge, over three emulated links."""
     from splitpoint.demo.run import run_demo
 
     run_demo(folder, json_file)

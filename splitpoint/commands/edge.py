@@ -270,6 +270,8 @@ def _detector(
     digests = fitting_together(bundle, identity.memory_bytes)
     if not adaptive:
         wanted = digests[0] if plan is None else find_plan(bundle, plan)
+        if identity.memory_bytes is not None and wanted not in digests:
+            raise SettingsError(f"--plan {plan}: does not fit --memory {identity.memory_bytes}")
         others = [digest for digest in digests if digest != wanted] if every else []
         digests = [wanted, *others]
     return Detector(

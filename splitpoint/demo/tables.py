@@ -10,10 +10,10 @@ from splitpoint.demo.ways import BY_ITSELF, KINDS, Way, same_boxes
 _LOST = "does not fit"
 
 
-def map_table(grid: Grid, share: float) -> Table:
-    """Who wins where: median latency and bytes of every way, cell by cell."""
+def map_table(grid: Grid) -> Table:
+    """Who wins where: median latency, bytes and boxes of every way, cell by cell."""
     table = Table(
-        title=f"Median latency (ms) and kilobytes sent per picture; edges of {share:g} of a core",
+        title=f"Latency (median), kB sent, same boxes; an edge of {grid.share:.2f} of a core",
         title_justify="left",
     )
     table.add_column("")
@@ -24,9 +24,8 @@ def map_table(grid: Grid, share: float) -> Table:
         cells = _row(grid, title, links)
         table.add_row(f"[bold]{title}[/bold]")
         for way in (*KINDS.values(), BY_ITSELF):
-            table.add_row(f"  {way}", *(_styled(cell, way) for cell in cells))
-        table.add_row("    which took", *(_choice(cell) for cell in cells))
-        table.add_row("    same boxes", *(_boxes(grid, cell) for cell in cells))
+            table.add_row(way, *(_styled(grid, cell, way) for cell in cells))
+        table.add_row("  which took", *(_choice(cell) for cell in cells))
         table.add_section()
     return table
 
@@ -39,7 +38,8 @@ def map_markdown(grid: Grid) -> str:
         cells = _row(grid, title, links)
         lines.append(f"| **{title}** |" + " |" * len(links))
         for way in (*KINDS.values(), BY_ITSELF):
-            shown = (_plain(cell, way).replace("[", "**").replace("]", "**") for cell in cells)
+            shown = (_plain(grid, cell, way) for cell in cells)
+            shown = (text.replace("[", "**").replace("]", "**") for text in shown)
             lines.append(f"| {way} | " + " | ".join(shown) + " |")
         lines.append("| which took | " + " | ".join(_choice(cell) for cell in cells) + " |")
     return "\n".join(lines) + "\n"
@@ -57,7 +57,7 @@ def _verdict(cell: Cell) -> str:
     if others:
         ratio = others[0].latency_ms / best.latency_ms
         line += f"; {others[0].title} takes {ratio:.1f} x"
-    return f"{line}); {BY_ITSELF} took {cell.by_itself.latency_ms:.0f} ms."
+    return f"{line}); Splitpoint {BY_ITSELF} took {cell.by_itself.latency_ms:.0f} ms."
 
 
 def _links(grid: Grid) -> list[str]:
@@ -73,19 +73,21 @@ def _row(grid: Grid, title: str, links: Sequence[str]) -> list[Cell | None]:
     return [found.get(link) for link in links]
 
 
-def _plain(cell: Cell | None, title: str) -> str:
-    """Latency and kilobytes of one way; the fastest in brackets."""
+def _plain(grid: Grid, cell: Cell | None, title: str) -> str:
+    """Latency, kilobytes and boxes of one way; of the fastest in brackets."""
     if cell is None:
         return ""
     way = _way(cell, title)
     if way is None:
         return _LOST
-    text = f"{way.latency_ms:.0f} ms, {way.kilobytes:.1f} kB"
+    agreed = same_boxes(way, grid.truth)
+    boxes = f"{agreed.matched}/{agreed.matched + agreed.missing}"
+    text = f"{way.latency_ms:.0f} ms, {way.kilobytes:.1f} kB, {boxes}"
     return f"[{text}]" if way is cell.fastest else text
 
 
-def _styled(cell: Cell | None, title: str) -> str:
-    text = _plain(cell, title)
+def _styled(grid: Grid, cell: Cell | None, title: str) -> str:
+    text = _plain(grid, cell, title)
     if text.startswith("["):
         return f"[bold green]{text[1:-1]}[/bold green]"
     return f"[dim]{text}[/dim]" if text == _LOST else text
@@ -97,10 +99,3 @@ def _way(cell: Cell, title: str) -> Way | None:
 
 def _choice(cell: Cell | None) -> str:
     return "" if cell is None else KINDS[cell.by_itself.usual["kind"]]
-
-
-def _boxes(grid: Grid, cell: Cell | None) -> str:
-    if cell is None:
-        return ""
-    agreed = same_boxes(cell.by_itself, grid.truth)
-    return f"{agreed.matched} of {agreed.matched + agreed.missing}, {agreed.extra} more"

@@ -4,7 +4,6 @@ The best plan of each kind is asked for by name, and Splitpoint is left to choos
 by frame and interleaved, so that whatever else the machine does hits all alike.
 """
 
-import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +23,8 @@ from common.manifest import Plan
 
 KINDS: Final = {"split": "split", "cloud-only": "image upload", "edge-only": "edge-only"}
 """Kinds of plans, as a person calls them."""
-BY_ITSELF: Final = "Splitpoint by itself"
+BY_ITSELF: Final = "by itself"
+"""The edge's own choice."""
 
 _WARM_UP = 3
 
@@ -73,13 +73,11 @@ class Way:
         self.plans[response["plan"]["name"]] += 1
 
 
-def choose(plans: Mapping[bytes, Plan], link: Link, memory_bytes: int | None) -> list[Way]:
-    """The plan of each kind that fits and should be fastest; then the edge's own choice."""
-    limit = math.inf if memory_bytes is None else memory_bytes
+def choose(plans: Mapping[bytes, Plan], link: Link) -> list[Way]:
+    """The plan of each kind that should be fastest over a link; then the edge's own choice."""
     fastest: dict[str, Plan] = {}
     for cost in sorted(costs(plans), key=lambda cost: cost.latency_ms(link)):
-        if cost.plan.predicted.edge_memory_bytes <= limit:
-            fastest.setdefault(cost.plan.kind, cost.plan)
+        fastest.setdefault(cost.plan.kind, cost.plan)
     ways = [Way(title, fastest[kind]) for kind, title in KINDS.items() if kind in fastest]
     return [*ways, Way(BY_ITSELF)]
 

@@ -26,7 +26,7 @@ from edge.source import Camera, open_feed
 from edge.transport import GrpcTransport
 from search.kept import keep
 from splitpoint.cli import main
-from splitpoint.demo.frames import FITTED, JUDGING, SHOWN, Pictures
+from splitpoint.demo.frames import FITTED, JUDGING, SHOWN, Pictures, division
 from splitpoint.demo.prepare import EDGE_MEMORY, EFFORTS, LINK, Aim, parser, prepare, request_of
 from splitpoint.sizes import parse_size
 from tests import tiny
@@ -145,7 +145,7 @@ def test_images_run_as_a_user() -> None:
 def data(tmp_path: Path) -> Path:
     """The volume as `prepare` left it, with pictures and a bundle that are small."""
     (tmp_path / "video.mp4").write_bytes(b"kept")
-    frames = tmp_path / "frames"
+    frames = tmp_path / "frames" / division()
     for name, numbers in (("calibration", FITTED), ("evaluation", JUDGING), ("shown", SHOWN)):
         (frames / name).mkdir(parents=True)
         for number in numbers:
