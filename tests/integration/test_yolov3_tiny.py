@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from common.images import letterbox, read_image
+from common.machine import saturates_int8
 from common.runtime import Model, check_parity
 from search import execute
 from search.calibration import observe
@@ -57,7 +58,7 @@ def test_head_then_tail_is_the_whole_network_for_every_cut(
 def test_int8_heads_reproduce_the_reference_on_real_images(
     graph: Graph, frames: np.ndarray
 ) -> None:
-    network = rounded(graph, observe(graph, frames))
+    network = rounded(graph, observe(graph, frames), reduced_range=saturates_int8())
     for fetched in (("max_pool_7",), ("conv_8",), ("conv_8", "conv_13"), graph.outputs):
         head = Model(head_model(network, fetched))
         for frame in frames[:2]:

@@ -9,6 +9,7 @@ import torch.nn.functional as F  # noqa: N812 - the name that every torch user k
 from torch import nn
 
 from common.errors import ModelError
+from common.machine import saturates_int8
 from common.runtime import Model, check_parity
 from search import execute
 from search.calibration import observe
@@ -187,7 +188,7 @@ def test_residuals_and_routes_fuse_without_changing_what_is_computed() -> None:
         found = execute.run(graph_, {"image": image}, names)
         for name, tensor in zip(names, expected, strict=True):
             torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-4)
-    network = rounded(graph, observe(graph, frames))
+    network = rounded(graph, observe(graph, frames), reduced_range=saturates_int8())
     assert not network.refused
     assert network.grids[residual.name].zero_point == 0
     made = Model(head_model(network, graph.outputs)).run({"image": frames[:1]})

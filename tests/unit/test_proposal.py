@@ -19,7 +19,7 @@ from common.errors import (
     WeightsError,
 )
 from common.link import parse_link
-from common.manifest import Manifest
+from common.manifest import UNSEALED, Manifest, seal_manifest
 from common.store_file import read_tables
 from common.tables import LatencyRow, to_json
 from common.timing import Timing
@@ -109,9 +109,9 @@ class Searching:
 
 
 def rewrite(bundle: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    manifest = json.loads((bundle / MANIFEST).read_text())
+    manifest = json.loads((bundle / MANIFEST).read_text()) | {"sha256": UNSEALED}
     change(manifest)
-    (bundle / MANIFEST).write_text(json.dumps(manifest))
+    (bundle / MANIFEST).write_bytes(seal_manifest(json.dumps(manifest).encode()))
 
 
 @pytest.fixture

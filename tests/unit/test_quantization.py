@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from common.errors import CalibrationError, ModelError, ParityError
+from common.machine import saturates_int8
 from common.runtime import Model, check_parity
 from search import execute
 from search.calibration import Distribution, observe
@@ -24,7 +25,7 @@ FRAMES = np.random.default_rng(0).integers(0, 256, (4, 3, *SIZE), np.uint8)
 @pytest.fixture(scope="module")
 def network() -> QuantizedGraph:
     graph = branched_graph()
-    return rounded(graph, observe(graph, FRAMES))
+    return rounded(graph, observe(graph, FRAMES), reduced_range=saturates_int8())
 
 
 def test_every_head_reproduces_the_integer_reference(network: QuantizedGraph) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from common.errors import SettingsError
+from common.machine import saturates_int8
 from common.runtime import Model, check_parity
 from search.calibration import Distribution, Statistics, observe
 from search.cuts import enumerate_cuts
@@ -45,7 +46,8 @@ def test_aciq_keeps_all_of_what_has_no_spread() -> None:
 def test_heads_of_few_bits_reproduce_the_integer_reference(
     graph: Graph, statistics: Statistics, weight: int, activation: int
 ) -> None:
-    network = rounded(graph, statistics, uniform(graph, weight, activation))
+    widths, reduced = uniform(graph, weight, activation), saturates_int8()
+    network = rounded(graph, statistics, widths, reduced_range=reduced)
     for cut in enumerate_cuts(graph, max_tensors=8)[1:]:
         codes = Model(head_model(network, cut.tensors)).run({"image": FRAMES[:1]})
         check_parity(codes, integer.run(network, FRAMES[:1], cut.tensors), what=cut.name)
