@@ -358,19 +358,22 @@ async def _request(target: Target, head: bytes, body: bytes) -> tuple[str, float
     try:
         writer.write(head + b"Host: splitpoint\r\nConnection: close\r\n\r\n" + body)
         # A server may answer before it has read everything, and then it reads no more.
-        sending = asyncio.ensure_future(writer.drain())
+        sending = asyncio.ensure_future(_drained(writer))
         try:
             status = (await reader.readuntil(b"\r\n")).split()[1].decode()
             rest = await reader.readuntil(b"\r\n\r\n")
         finally:
-            sending.cancel()
-            with contextlib.suppress(OSError, asyncio.CancelledError):
-                await sending
+            sending.cancel()  # and not waited for: that would swallow a cancellation of our own
         lines = rest.decode("latin-1").lower().split("\r\n")
         hints = [line.partition(":")[2] for line in lines if line.startswith("retry-after:")]
         return status, float(hints[0]) if hints else 0.0
     finally:
         writer.close()
+
+
+async def _drained(writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        await writer.drain()
 
 
 async def _send_and_leave(target: Target, body: bytes) -> None:

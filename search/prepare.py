@@ -12,6 +12,7 @@ from pathlib import Path
 
 from common.coco import CLASS_NAMES
 from common.detections import DetectorSpec, YoloHeadSpec
+from common.machine import saturates_int8
 from common.manifest import network_digest
 from search.adapt import distillation_loss
 from search.cache import Cache, digest
@@ -85,8 +86,13 @@ class Prepared:
         frames = load_frames(evaluation, self.input_size, max_images, progress)
         return Judging(frames, "evaluation", in_both(frames, self.calibration))
 
-    def rounder(self, how: Recipe = DEFAULT, *, reduced_range: bool = False) -> Rounder:
-        """Quantizes the network by a recipe."""
+    def rounder(self, how: Recipe = DEFAULT, *, reduced_range: bool | None = None) -> Rounder:
+        """Quantizes the network by a recipe.
+
+        Args:
+            how: The recipe.
+            reduced_range: As for `network.quantize`; as this machine needs it, if None.
+        """
         return Rounder(
             self.graph,
             self.statistics,
@@ -95,7 +101,7 @@ class Prepared:
             self.origin,
             how,
             distillation_loss(self.detector),
-            reduced_range=reduced_range,
+            reduced_range=saturates_int8() if reduced_range is None else reduced_range,
         )
 
     def sensitivity(self, how: How, reporter: Reporter) -> Sensitivity:
