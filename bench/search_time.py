@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from common.link import parse_link
+from common.sizes import parse_size
 from search.bundling import search_to
 from search.devices import device_profile
 from search.request import Found, Request
 from splitpoint import __version__
 from splitpoint.machine import machine
 from splitpoint.progress import Stages
-from splitpoint.sizes import parse_size
 
 
 def main() -> None:

@@ -107,35 +107,6 @@ class RestServer(uvicorn.Server):
         await serving
 
 
-def serve_app(
-    app: ASGIApp, listener: socket.socket, fields: Fields, ready_file: Path | None
-) -> None:
-    """Serve one REST app as the whole process, until SIGINT or SIGTERM.
-
-    Args:
-        app: The app.
-        listener: A socket of `bind`.
-        fields: What to say of this process when it is ready.
-        ready_file: Written once requests are served.
-    """
-
-    async def run() -> None:
-        stopped = asyncio.Event()
-        stop_on_signals(stopped)
-        server = RestServer(app)
-        serving = asyncio.create_task(server.serve_until(stopped, listener))
-        try:
-            await server.ready.wait()
-            announce("ready", fields, ready_file)
-            await stopped.wait()
-        finally:
-            stopped.set()
-            await serving
-            retract(ready_file)
-
-    asyncio.run(run())
-
-
 def bind(host: str, port: int) -> socket.socket:
     """Bind a listening TCP socket; port 0 takes a free one.
 

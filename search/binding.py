@@ -3,7 +3,7 @@
 Every limit is relaxed on its own: memory to the smallest head that was too large, accuracy to what
 the plan that loses least may lose at most. If a plan seems good and the pictures that judge are too
 few to be sure, more of them are a way out, too. The cheapest relaxation is the one of the smallest
-factor; letting pixels leave the edge comes last, for whoever forbids it has a reason.
+factor; letting pixels leave the edge comes last: who forbids it has a reason.
 """
 
 import math

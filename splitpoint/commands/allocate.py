@@ -26,6 +26,7 @@ def run(
 ) -> None:
     """Choose the bits of every layer of every head within the edge's memory."""
     from common.places import require_folder
+    from common.sizes import parse_size
     from search.cache import Cache  # heavy: brings torch
     from search.configurations import INDEX, allocate, method_of, write
     from search.heads import Heads
@@ -34,7 +35,6 @@ def run(
     from search.sensitivity import sensitivity_of
     from splitpoint import __version__
     from splitpoint.progress import Stages
-    from splitpoint.sizes import parse_size
 
     require_folder(out)
     chosen, weighed = method_of(method), sensitivity_of(sensitivity)

@@ -61,6 +61,7 @@ def run(
 
     from common.link import parse_link
     from common.places import require_file_place
+    from common.sizes import parse_size
     from common.store_file import read_tables
     from search.bundling import search_to  # heavy: brings torch
     from search.devices import device_profile
@@ -72,7 +73,6 @@ def run(
     from search.strategies import known_strategy
     from splitpoint import __version__
     from splitpoint.progress import Stages
-    from splitpoint.sizes import parse_size
 
     edge = device_profile(device) if tables is None else learned_device(device, read_tables(tables))
     request = Request(

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 
 from common.errors import SplitpointError
 from common.link import Link, parse_link
+from common.sizes import parse_size
 from splitpoint import __version__
 from splitpoint.progress import Stages
-from splitpoint.sizes import parse_size
 
 if TYPE_CHECKING:
     from search.request import Request

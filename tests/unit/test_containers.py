@@ -19,6 +19,7 @@ from common.bundle import Bundle
 from common.errors import SettingsError, WeightsError
 from common.link import parse_link
 from common.rpc import splitpoint_pb2 as pb
+from common.sizes import parse_size
 from edge.client import CloudClient
 from edge.detector import Detector
 from edge.metrics import EdgeMetrics
@@ -28,7 +29,6 @@ from search.kept import keep
 from splitpoint.cli import main
 from splitpoint.demo.frames import FITTED, JUDGING, SHOWN, Pictures, division
 from splitpoint.demo.prepare import EDGE_MEMORY, EFFORTS, LINK, Aim, parser, prepare, request_of
-from splitpoint.sizes import parse_size
 from tests import tiny
 from tests.conftest import REPOSITORY
 

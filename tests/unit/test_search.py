@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from common.errors import SettingsError
 from common.link import parse_link
 from common.manifest import USUAL_UPLOAD, CodecSpec
+from common.sizes import parse_size
 from common.timing import Timing
 from search.binding import no_head_fits
 from search.calibration import observe
@@ -35,7 +36,6 @@ from search.quantization.grids import Grid
 from search.quantization.network import QuantizedGraph
 from search.quantization.recipe import rounded
 from search.wire import wire_tensor
-from splitpoint.sizes import parse_size
 from tests.networks import SIZE, branched_graph
 
 LINK = parse_link("1mbit/20ms")

@@ -131,3 +131,19 @@ async def test_the_first_reason_to_end_counts() -> None:
 )
 def test_a_peer_is_an_address_without_its_port(address: str, peer: str) -> None:
     assert peer_of(address) == peer
+
+
+@in_loop
+async def test_streams_that_do_not_end_use_up_their_own_address_alone() -> None:
+    limits = StreamLimits(edges=16, waiting=16)
+    streams = Streams(limits)
+    with ExitStack() as stack:
+        for _ in range(limits.open_per_peer):  # none of them is left, whatever gave way
+            stack.enter_context(streams.arrived("reads-nothing"))
+        refused = f"at most {limits.open_per_peer} open streams of one address"
+        with pytest.raises(TooManyStreamsError, match=refused), streams.arrived("reads-nothing"):
+            pass
+        with streams.arrived("other") as place:
+            assert ended(place) == ""
+    with streams.arrived("reads-nothing") as place:
+        assert ended(place) == ""
