@@ -141,7 +141,7 @@ class _Bench:
             self._images.pixels,
             self._images.letterboxes,
             self._folder,
-            threads=2,
+            workers=2,
         )
 
     def _rounded(

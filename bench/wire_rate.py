@@ -116,7 +116,7 @@ class _Bench:
             self._images.pixels,
             self._images.letterboxes,
             folder,
-            threads=2,
+            workers=2,
         )
         reference, _ = self._evaluator.reference(self._whole)
         self._agreement = Agreement(reference)

@@ -6,6 +6,7 @@ runs in ONNX Runtime, boxes are decoded by the shared code.
 
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ class Evaluator:
         frames: (N, 3, H, W) letterboxed images.
         letterboxes: One per image.
         folder: For tails and their weights.
-        threads: Threads of each runtime.
+        workers: Images that are evaluated at once, one thread each.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Evaluator:
         letterboxes: Sequence[Letterbox],
         folder: Path,
         *,
-        threads: int,
+        workers: int,
     ) -> None:
         self._heads = heads
         self._network = network = heads.network
@@ -58,7 +59,7 @@ class Evaluator:
         self._frames = frames
         self._letterboxes = letterboxes
         self._folder = folder
-        self._threads = threads
+        self._workers = workers
         self._weights = SharedWeights.of(network.graph.nodes)
         self._cut: Cut | None = None
         self._head: str | None = None
@@ -70,15 +71,9 @@ class Evaluator:
     def detections(self, candidate: Candidate, images: range | None = None) -> list[Detections]:
         """What the candidate finds on each image, or on some of them."""
         self._open(candidate.cut)
-        found = []
-        for index in images if images is not None else range(len(self._frames)):
-            codes, box = self._codes_of(index), self._letterboxes[index]
-            if candidate.codec is None:
-                maps = self._edge_maps(candidate.cut, codes)
-            else:
-                maps = self._cloud_maps(candidate, codes)
-            found.append(decode_yolo(maps, self._detector, box, score_threshold=EVALUATION_SCORE))
-        return found
+        indices = images if images is not None else range(len(self._frames))
+        with ThreadPoolExecutor(self._workers) as workers:
+            return list(workers.map(lambda index: self._detect(candidate, index), indices))
 
     def identity(self, candidate: Candidate) -> str:
         """Digest of all that decides what a candidate finds on an image.
@@ -134,6 +129,14 @@ class Evaluator:
             found.append(decode_yolo(maps, self._detector, box, score_threshold=EVALUATION_SCORE))
         return found, float(np.median(times))
 
+    def _detect(self, candidate: Candidate, index: int) -> Detections:
+        codes, box = self._codes_of(index), self._letterboxes[index]
+        if candidate.codec is None:
+            maps = self._edge_maps(candidate.cut, codes)
+        else:
+            maps = self._cloud_maps(candidate, codes)
+        return decode_yolo(maps, self._detector, box, score_threshold=EVALUATION_SCORE)
+
     def _open(self, cut: Cut) -> None:
         if self._cut is cut:
             return
@@ -144,7 +147,7 @@ class Evaluator:
             self._runner = None
             if cut.head:
                 model = head_model(self._heads.of(cut), cut.tensors)
-                self._runner = Model(model, threads=self._threads)
+                self._runner = Model(model, threads=1)
         self._tail = None
         if cut.tail:
             weights = self._weights
@@ -153,7 +156,7 @@ class Evaluator:
                 write_weights(self._folder, weights)
             path = self._folder / "evaluated.onnx"
             path.write_bytes(tail_model(self._network.graph, cut, weights))
-            self._tail = Model(path, threads=self._threads)
+            self._tail = Model(path, threads=1)
 
     def _codes_of(self, index: int) -> list[NDArray[np.uint8]]:
         """What the open cut's head makes of one image, kept for the next candidate of the cut."""

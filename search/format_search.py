@@ -27,6 +27,8 @@ from search.request import Reporter, Request
 
 _THREADS = 2
 _REFINED_SHARE = 0.5
+# 25 steps on 24 pictures divided the loss of YOLOv3-tiny's tails by 2.4 or more.
+_ADAPTATION_GAIN = 2.0
 
 
 class FormatSearch:
@@ -83,7 +85,7 @@ class FormatSearch:
                 ],
             )
             curve = refiner.curve(cut)
-            wires = [point.wire for point in curve.points]
+            wires, errors = zip(*((p.wire, p.error) for p in curve.points), strict=True)
             plain = [c for c in good if c.cut.label == cut.label]
             smallest = min(plain, key=lambda c: c.payload_bytes)
             progress = self._reporter.stage(f"measuring formats of {cut.label}")
@@ -93,7 +95,8 @@ class FormatSearch:
                 self._meter.measured(option)
             is_good_at = partial(self._is_good_adapted, refiner, curve, cut)
             trials = self._request.format_trials if self._request.adapt_steps else 0
-            cheaper(wires[:good_from], is_good_at, trials=trials)
+            start = first_adapted(errors, good_from)
+            cheaper(wires[:good_from], is_good_at, start=start, trials=trials)
             curves[cut.label] = curve.points
         return curves
 
@@ -133,6 +136,19 @@ class FormatSearch:
             pairs=pairs,
             context_steps=self._request.context_steps,
         )
+
+
+def first_adapted(errors: Sequence[float], good_from: int) -> int:
+    """Index of the wire format that the first tail is adapted to.
+
+    Args:
+        errors: Loss of the unadapted tail behind each format, cheapest first.
+        good_from: Index of the cheapest that is good with the tail as it is, or their number.
+    """
+    if good_from == len(errors):
+        return good_from - 1
+    gained = _ADAPTATION_GAIN * errors[good_from]
+    return next((i for i, error in enumerate(errors[:good_from]) if error <= gained), good_from - 1)
 
 
 def promising(

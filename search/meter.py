@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.detections import Detections, DetectorSpec
+from common.machine import usable_cores
 from common.manifest import CodecSpec
 from search.accuracy import AccuracySource, Agreement, CocoAccuracy
 from search.adapt import Wire
@@ -32,7 +33,6 @@ GIVE_UP_LEVEL = 0.99
 """Of the interval by whose lower end a candidate is given up."""
 KEEP_LEVEL = 0.9
 """Of the one-sided interval by whose upper end a candidate is kept."""
-_THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ def open_meter(
         evaluation.pixels,
         evaluation.letterboxes,
         folder,
-        threads=_THREADS,
+        workers=max(1, int(usable_cores())),
     )
     reference, postprocess_ms = evaluator.reference(prefix_cuts(heads.network.graph)[0])
     source: AccuracySource

@@ -193,21 +193,31 @@ def cheapest(
 
 
 def cheaper(
-    options: Sequence[Option], is_good: Callable[[Option], bool], *, trials: int
+    options: Sequence[Option], is_good: Callable[[Option], bool], *, start: int, trials: int
 ) -> Option | None:
-    """Go down options, cheapest first, from the dearest on, twice as far each time.
+    """Exponential search for the cheapest good option, for trials that are few and noisy.
 
-    For trials that are few and not quite in order: the dearest are the most likely good, and one
-    that is bad by bad luck ends nothing while none was good. Asks at most `trials` times.
+    Options are in order of cost, cheapest first. From a good one it goes down, twice as far each
+    time, until one is bad; from a bad one up, until one is good. With nothing above the start it
+    goes down from a bad one too: bad luck ends nothing.
+
+    Args:
+        options: To choose from.
+        is_good: Whether one is; asked at most `trials` times.
+        start: Index of the first that is tried.
+        trials: How many are tried at the most.
     """
-    found, below = None, 1
+    found, index, stride = None, start, 1
     for _ in range(trials):
-        if below > len(options):
+        if not 0 <= index < len(options):
             break
-        option = options[-below]
-        if is_good(option):
-            found = option
+        if is_good(options[index]):
+            found = options[index]
+            if index > start:
+                break
         elif found is not None:
             break
-        below *= 2
+        goes_down = found is not None or start == len(options) - 1
+        index += -stride if goes_down else stride
+        stride *= 2
     return found

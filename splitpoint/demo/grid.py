@@ -7,6 +7,7 @@ An edge starts at full speed, as nobody wants to wait for that, and is slowed be
 
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -150,13 +151,15 @@ def measure_grid(
         )
         progress(1, 1 + len(cells))
         address = f"{_HOST}:{cloud.ready['grpc']}"
-        edges: list[Service] = []
+        edges = []
         for number, cell in enumerate(cells, 1):
             command = ["edge", "--bundle", str(bundle), "--cloud", address, "--listen"]
             command += [f"{_HOST}:0", "--link", str(cell.link), "--edge-id", f"edge-{number}"]
             command += [] if cell.memory_bytes is None else ["--memory", str(cell.memory_bytes)]
-            edges.append(stack.enter_context(Service(command, logs / f"edge-{number}.log")))
-            progress(1 + number, 1 + len(cells))
+            edges.append(Service(command, logs / f"edge-{number}.log"))
+        with ThreadPoolExecutor(len(edges)) as starting:
+            for number, _ in enumerate(starting.map(stack.enter_context, edges), 1):
+                progress(1 + number, 1 + len(cells))
         truth = reference(images, f"http://{_HOST}:{cloud.ready['rest']}")
         slow = stack.enter_context(slowed(share, SLOWING, strict=False))
         for cell, edge, able in zip(cells, edges, plans, strict=True):

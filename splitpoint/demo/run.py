@@ -22,14 +22,14 @@ from splitpoint.progress import Stages
 
 SHARE: Final = 0.25
 SLOW_DEVICE: Final = "quarter-core"
-LINKS: Final = ("0.2mbit/20ms", "1mbit/20ms", "10mbit/20ms")
-SEARCHED_LINK: Final = "0.5mbit/20ms"
+LINKS: Final = ("0.1mbit/20ms", "1mbit/20ms", "10mbit/20ms")
+SEARCHED_LINK: Final = "0.2mbit/20ms"
 SMALL_BYTES: Final = 4 << 20
 ROUNDS: Final = 1
 
 # Less than a search takes by itself: nobody should wait long for a first impression.
 _EFFORT: Final = Effort(
-    refined_cuts=1, narrow_cuts=0, format_trials=1, adapt_steps=25, context_steps=80
+    refined_cuts=1, narrow_cuts=0, format_trials=1, adapt_steps=25, context_steps=60
 )
 _MAX_DROP: Final = 10.0
 _OFF: Final = 0.2

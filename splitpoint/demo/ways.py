@@ -26,7 +26,7 @@ KINDS: Final = {"split": "split", "cloud-only": "image upload", "edge-only": "ed
 BY_ITSELF: Final = "by itself"
 """The edge's own choice."""
 
-_WARM_UP = 3
+_WARM_UP = 2
 
 
 @dataclass

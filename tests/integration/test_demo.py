@@ -34,10 +34,10 @@ def test_the_demo_maps_who_wins_where_and_keeps_its_search(
 
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert [(cell["edge_memory_bytes"], cell["link"]) for cell in figures["cells"]] == [
-        (SMALL_BYTES, "200kbit/20ms"),
+        (SMALL_BYTES, "100kbit/20ms"),
         (SMALL_BYTES, "1mbit/20ms"),
         (SMALL_BYTES, "10mbit/20ms"),
-        (None, "200kbit/20ms"),
+        (None, "100kbit/20ms"),
     ]
     for cell in figures["cells"]:
         ways, roomy = cell["ways"], cell["edge_memory_bytes"] is None

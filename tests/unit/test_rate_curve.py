@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from search.format_search import first_adapted
 from search.rate_curve import RatePoint, lower_hull
 from search.refine import cheaper, cheapest
 
@@ -48,17 +49,27 @@ class TestCurve:
         assert len(asked) == 3
 
     @pytest.mark.parametrize(
-        ("good", "trials", "found", "asked"),
+        ("good", "start", "trials", "found", "asked"),
         [
-            (range(20), 3, 16, [19, 18, 16]),
-            (range(17, 20), 9, 18, [19, 18, 16]),
-            ([18], 9, 18, [19, 18, 16]),  # the dearest was bad by bad luck
-            ([], 9, None, [19, 18, 16, 12, 4]),
-            (range(20), 0, None, []),
+            (range(20), 19, 3, 16, [19, 18, 16]),
+            (range(17, 20), 19, 9, 18, [19, 18, 16]),
+            ([18], 19, 9, 18, [19, 18, 16]),  # the dearest was bad by bad luck
+            ([], 19, 9, None, [19, 18, 16, 12, 4]),
+            (range(20), 19, 0, None, []),
+            (range(20), 5, 1, 5, [5]),
+            (range(3, 20), 5, 9, 4, [5, 4, 2]),
+            (range(7, 20), 5, 9, 8, [5, 6, 8]),
+            ([], 16, 9, None, [16, 17, 19]),
+            ([], -1, 9, None, []),
         ],
     )
-    def test_going_down_ends_at_a_bad_one_behind_a_good_one(
-        self, good: Sequence[int], trials: int, found: int | None, asked: list[int]
+    def test_going_down_ends_at_a_bad_one_and_going_up_at_a_good_one(
+        self,
+        good: Sequence[int],
+        start: int,
+        trials: int,
+        found: int | None,
+        asked: list[int],
     ) -> None:
         seen: list[int] = []
 
@@ -66,5 +77,14 @@ class TestCurve:
             seen.append(option)
             return option in good
 
-        assert cheaper(range(20), is_good, trials=trials) == found
+        assert cheaper(range(20), is_good, start=start, trials=trials) == found
         assert seen == asked
+
+    @pytest.mark.parametrize(
+        ("good_from", "first"),
+        [(3, 1), (2, 0), (1, 0), (0, -1), (4, 3)],
+    )
+    def test_the_first_tail_is_adapted_where_it_may_halve_the_loss(
+        self, good_from: int, first: int
+    ) -> None:
+        assert first_adapted([9.0, 7.5, 5.0, 4.0], good_from) == first
