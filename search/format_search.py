@@ -12,12 +12,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from search.adapt import Wire, distillation_loss
-from search.candidates import Candidate, World, judge
+from search.adapt import ADAPTATION_GAIN, Wire, distillation_loss
+from search.candidates import Candidate
 from search.cuts import Cut, cut_of_head
 from search.examples import collect, collect_pairs, copies_of
 from search.heads import Heads
-from search.latency import CutTimes
 from search.meter import Meter
 from search.prepare import Prepared
 from search.rate_curve import RateCurve, RatePoint
@@ -26,9 +25,6 @@ from search.remembered import Remembered
 from search.request import Reporter, Request
 
 _THREADS = 2
-_REFINED_SHARE = 0.5
-# 25 steps on 24 pictures divided the loss of YOLOv3-tiny's tails by 2.4 or more.
-_ADAPTATION_GAIN = 2.0
 
 
 class FormatSearch:
@@ -147,18 +143,5 @@ def first_adapted(errors: Sequence[float], good_from: int) -> int:
     """
     if good_from == len(errors):
         return good_from - 1
-    gained = _ADAPTATION_GAIN * errors[good_from]
+    gained = ADAPTATION_GAIN * errors[good_from]
     return next((i for i, error in enumerate(errors[:good_from]) if error <= gained), good_from - 1)
-
-
-def promising(
-    candidates: Sequence[Candidate], times: dict[str, CutTimes], world: World
-) -> list[Cut]:
-    """Cuts by the latency that refined formats may bring: context coding takes half of zstd."""
-    splits = [
-        replace(c, payload_bytes=_REFINED_SHARE * c.payload_bytes)
-        for c in candidates
-        if c.cut.kind == "split"
-    ]
-    ranked = (j.candidate.cut for j in judge(splits, times, world))
-    return list({cut.label: cut for cut in ranked}.values())

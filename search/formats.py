@@ -77,7 +77,7 @@ class FormatTable:
     ) -> None:
         self._heads = heads
         self._network = heads.network
-        self._samples = samples
+        self.samples = samples
         self._times = times
         self._world = world
         self._coded: dict[tuple[WireTensor, CodecSpec], Coded] = {}
@@ -132,7 +132,7 @@ class FormatTable:
 
     def _quantizer(self, name: str, bits: int) -> WireTensor:
         grid = self._network.grids[name]
-        return wire_tensor(self._network.graph[name], grid, bits, self._samples.counts[name])
+        return wire_tensor(self._network.graph[name], grid, bits, self.samples.counts[name])
 
     def _candidate(
         self, cut: Cut, wires: tuple[WireTensor, ...], spec: CodecSpec | None
@@ -153,5 +153,5 @@ class FormatTable:
     def _cost(self, wire: WireTensor, spec: CodecSpec) -> Coded:
         key = (wire, spec)
         if key not in self._coded:
-            self._coded[key] = code(self._samples.codes[wire.name], wire, make_codec(spec))
+            self._coded[key] = code(self.samples.codes[wire.name], wire, make_codec(spec))
         return self._coded[key]

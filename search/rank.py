@@ -17,6 +17,7 @@ from typing import Literal
 from common.errors import NoFeasiblePlanError
 from common.manifest import CodecSpec
 from common.store_file import read_tables
+from search.adapt import distillation_loss
 from search.binding import no_head_fits, nothing_fits, smallest_head
 from search.candidates import (
     Candidate,
@@ -28,7 +29,7 @@ from search.candidates import (
     worth_keeping,
 )
 from search.cuts import Cut, cut_of_head, prefix_cuts
-from search.format_search import FormatSearch, promising
+from search.format_search import FormatSearch
 from search.formats import FormatTable, fitting_cuts, promising_cuts, runnable_cuts
 from search.heads import Heads
 from search.held_out import Judging
@@ -43,6 +44,7 @@ from search.refine import cheapest
 from search.request import Found, Reporter, Request
 from search.rounding import Rounder
 from search.sampling import sample
+from search.screening import Screening, screened
 from search.strategies.baselines import (
     BASELINES,
     ONE_CUT,
@@ -156,11 +158,32 @@ class _Ranking:
         if not request.no_raw_image:
             self._search_qualities(table)
         good = [c for c in self._meter.candidates if self._is_good(c)] or self._meter.candidates
-        formats = FormatSearch(
-            request, self._prepared, self._heads, self._meter, self._is_good, reporter, self._folder
-        )
-        curves = formats.search(good, promising(good, times, self._world))
+        curves = self._refine(good, times, table)
         return self._found([*candidates, *self._meter.candidates], times, curves)
+
+    def _refine(
+        self, good: Sequence[Candidate], times: dict[str, CutTimes], table: FormatTable
+    ) -> dict[str, tuple[RatePoint, ...]]:
+        """Search wire formats of the most promising cuts; returns their rate curves by label."""
+        if not self._request.refined_cuts:
+            return {}
+        prepared, reporter = self._prepared, self._reporter
+        progress = reporter.stage("screening cuts")
+        screening = Screening(
+            self._heads.network, table.samples.codes, distillation_loss(prepared.detector)
+        )
+        cuts = screened(good, times, self._world, screening)
+        progress(1, 1)
+        formats = FormatSearch(
+            self._request,
+            prepared,
+            self._heads,
+            self._meter,
+            self._is_good,
+            reporter,
+            self._folder,
+        )
+        return formats.search(good, cuts)
 
     def _run_baseline(self) -> Found:
         """What the strategy asked for would deploy, measured as our own plans are."""

@@ -93,7 +93,7 @@ def rate_curve(
     points: list[RatePoint] = []
 
     def measure(step: float, dead_zone: float, clip: float) -> None:
-        wire = tuple(coders[name].quantizer(step, dead_zone, clip) for name in cut.tensors)
+        wire = tuple(coders[name].quantizers.at(step, dead_zone, clip) for name in cut.tensors)
         sent = sum(coders[tensor.name].payload_bytes(tensor) for tensor in wire)
         error = wire_error(network.graph.outputs, cut, wire, examples, loss)
         points.append(RatePoint(step, dead_zone, clip, wire, sent, error))
@@ -133,6 +133,34 @@ def symbols_of(tensor: WireTensor, codes: NDArray[np.uint8]) -> NDArray[np.uint8
     return np.array(tensor.to_symbol, np.uint8)[codes]
 
 
+class Quantizers:
+    """Wire quantizers of one tensor, in units of its root mean square.
+
+    Args:
+        network: The quantized network.
+        name: Of the tensor.
+        codes: (N, C, H, W) of N images.
+    """
+
+    def __init__(self, network: QuantizedGraph, name: str, codes: NDArray[np.uint8]) -> None:
+        self._node = network.graph[name]
+        self._grid = network.grids[name]
+        self._counts = np.bincount(codes.ravel(), minlength=256)
+        values = self._grid.dequantize(np.arange(256).astype(np.uint8)).astype(np.float64)
+        self._unit = float(np.sqrt(np.average(values**2, weights=self._counts)))
+
+    def at(self, step: float, dead_zone: float, clip: float) -> WireTensor:
+        """The quantizer of a step and a clip point in root mean squares, a dead zone in steps."""
+        return stepped_tensor(
+            self._node,
+            self._grid,
+            self._counts,
+            dead_zone=dead_zone * step * self._unit,
+            step=step * self._unit,
+            clip=clip * self._unit,
+        )
+
+
 class _TensorCoder:
     """Rates of many quantizers of one tensor, by one set of context weights and new tables each.
 
@@ -143,26 +171,12 @@ class _TensorCoder:
     def __init__(
         self, network: QuantizedGraph, name: str, examples: Examples, context_steps: int
     ) -> None:
-        self._node = network.graph[name]
-        self._grid = network.grids[name]
         codes = examples.codes[name]
         self._held_out, self._known = codes[: examples.held_out], codes[examples.held_out :]
-        self._counts = np.bincount(self._known.ravel(), minlength=256)
-        values = self._grid.dequantize(np.arange(256).astype(np.uint8)).astype(np.float64)
-        self._unit = float(np.sqrt(np.average(values**2, weights=self._counts)))
-        base = self.quantizer(_BASE_STEP, DEAD_ZONES[0], CLIPS[0])
+        self.quantizers = Quantizers(network, name, self._known)
+        base = self.quantizers.at(_BASE_STEP, DEAD_ZONES[0], CLIPS[0])
         self.model = fit_context(
             symbols_of(base, self._known), 1 << base.bits, most_steps=context_steps
-        )
-
-    def quantizer(self, step: float, dead_zone: float, clip: float) -> WireTensor:
-        return stepped_tensor(
-            self._node,
-            self._grid,
-            self._counts,
-            dead_zone=dead_zone * step * self._unit,
-            step=step * self._unit,
-            clip=clip * self._unit,
         )
 
     def payload_bytes(self, tensor: WireTensor) -> float:

@@ -26,7 +26,7 @@ VIDEO: Final = WeightsEntry(
 # The camera stands still in each scene, so pictures are divided by time: the search fits to the
 # first ones, those that follow judge its plans, and later ones, which no search sees, are sent.
 _SCENES = ((30, 76), (76, 137), (137, 190), (190, 246))
-_FITTED, _JUDGING, _SHOWN = 6, 5, 2
+_FITTED, _JUDGING, _SHOWN = 6, 6, 2
 _PARTS = 0.55, 0.85
 _QUALITY = 95
 
