@@ -32,7 +32,7 @@ STEPS = tuple(np.geomspace(0.25, 6.0, 11).tolist())
 DEAD_ZONES = (0.5, 0.35, 0.65, 0.8)
 CLIPS = (float("inf"), 4.0)
 _BASE_STEP = 2.5
-_COUNTED_FRAMES = 32
+_COUNTED_FRAMES = 16
 
 
 @dataclass(frozen=True, eq=False)

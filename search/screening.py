@@ -29,6 +29,7 @@ from search.rate_curve import STEPS, Quantizers, symbols_of
 
 # Beyond these, even half the bytes hardly ever make up for a slower head.
 _CONTENDERS = 3
+_IMAGES = 4
 _DEAD_ZONE = 0.65
 _USUAL_SHARE = 0.5
 
@@ -101,9 +102,9 @@ class Screening:
         self._network = network
         self._loss = loss
         outputs = network.graph.outputs
-        pixels = torch.from_numpy(np.stack(codes[IMAGE])).float() / 255
+        pixels = torch.from_numpy(np.stack(codes[IMAGE][:_IMAGES])).float() / 255
         maps = run(network.graph, {IMAGE: pixels}, outputs)
-        stacked = {name: np.stack(each) for name, each in codes.items() if each}
+        stacked = {name: np.stack(each[:_IMAGES]) for name, each in codes.items() if each}
         teacher = tuple(maps[name].numpy().astype(np.float16) for name in outputs)
         self._examples = Examples(stacked, teacher, len(pixels))
 
