@@ -25,20 +25,20 @@ from typing import Any, Self, TextIO
 import numpy as np
 from PIL import Image
 
-from common.bundle import Bundle
-from common.costs import PlanCost, costs
-from common.detections import Detections, decode_yolo
+from common.bundle.bundle import Bundle
+from common.bundle.manifest import LOSSLESS_UPLOADS
 from common.errors import SplitpointError
-from common.images import Letterbox, letterbox, read_image
-from common.link import Link, parse_link
-from common.manifest import LOSSLESS_UPLOADS
+from common.imaging.images import Letterbox, letterbox, read_image
+from common.latency import PlanCost, costs
+from common.link.link import Link, parse_link
 from common.rpc.splitpoint_pb2 import Hello
-from common.runtime import Model, runtime_name
-from common.store_file import read_tables
-from edge.client import CloudClient
+from common.runtime.session import Model, runtime_name
+from common.tables.store_file import read_tables
+from common.tasks.detections import Detections, decode_yolo
 from edge.detector import DEFAULT_SCORE_THRESHOLD, Detector, Outcome
-from edge.shaping import ShapedTransport
-from edge.transport import GrpcTransport, Transport
+from edge.stream.client import CloudClient
+from edge.stream.shaping import ShapedTransport
+from edge.stream.transport import GrpcTransport, Transport
 
 _STOP_S = 10.0
 _PLAIN_TIMEOUT_S = 10.0
@@ -60,7 +60,7 @@ class EdgeSettings:
         plans: Digests of the plans to open; all, if empty.
         pilots: Planners beside, by name, each with a stream of its own and digests of plans to
             choose from: for decisions to compare in one and the same process.
-        plain: HOST:PORT of a `bench.plain_service`.
+        plain: HOST:PORT of a `bench.micro.plain_service`.
     """
 
     bundle: Path

@@ -12,13 +12,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import (
-    adaptation_report,
-    idle_check,
-    latency_report,
-    latency_verdicts,
-    strangers,
-)
+from bench.adaptation import report as adaptation_report
+from bench.latency import report as latency_report
+from bench.latency import verdicts as latency_verdicts
+from bench.links import idle_check
+from bench.scale import strangers
 from bench.targets import Target
 
 ROOT = Path(__file__).parents[1]
@@ -272,26 +270,31 @@ _SECTIONS: Sequence[tuple[str, str, str, Callable[[dict[str, Any]], Lines]]] = (
     (
         "Parts against their floors",
         "parts",
-        "python -m bench.parts --bundle BUNDLE --images IMAGES",
+        "python -m bench.micro.parts --bundle BUNDLE --images IMAGES",
         _parts,
     ),
     (
         "More edges, larger networks",
         "scaling",
-        "python -m bench.scaling --bundle BUNDLE --images IMAGES",
+        "python -m bench.scale.report --bundle BUNDLE --images IMAGES",
         _scaling,
     ),
     (
         "An honest edge beside strangers",
         "strangers",
-        "python -m bench.strangers --bundle BUNDLE --images IMAGES",
+        "python -m bench.scale.strangers --bundle BUNDLE --images IMAGES",
         _strangers,
     ),
-    ("Are links what they are asked to be?", "link_check", "python -m bench.link_check", _links),
+    (
+        "Are links what they are asked to be?",
+        "link_check",
+        "python -m bench.links.link_check",
+        _links,
+    ),
     (
         "What TCP forgets over a pause",
         "idle_check",
-        "python -m bench.idle_check",
+        "python -m bench.links.idle_check",
         _idle,
     ),
     ("Is a slow edge slow in proportion?", "slow_check", "python -m bench.slow_check", _slow),

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 
-from common.manifest import Plan, PlanKind
+from common.bundle.manifest import Plan, PlanKind
 
 _WITHIN = 1.0
 """Points of accuracy that the cheapest plan may be behind the most accurate one."""

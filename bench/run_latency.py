@@ -5,14 +5,14 @@
     ... --quick                                    # two cells, once the plans are searched
 
 Real processes and real packets: a cloud, a slowed edge (`bench.slow`), and two network namespaces
-with a shaped wire between them (`bench.shaped`). That needs root and Linux; without, links are
-emulated in the edge's process (`--emulate`) and only a whole core can be measured.
+with a shaped wire between them (`bench.links.shaped`). That needs root and Linux; without, links
+are emulated in the edge's process (`--emulate`) and only a whole core can be measured.
 
-In every cell of the grid all strategies take turns, frame by frame (`bench.latency_cell`). Each is
+In every cell of the grid all strategies take turns, frame by frame (`bench.latency.cell`). Each is
 a plan through the same edge and cloud, so only the decision differs; two are not, to compare with:
-the network in floating point on the edge, and a plain FastAPI service (`bench.plain_service`) that
-takes JPEGs. Over traces of changing links they run one after the other (`bench.latency_trace`). A
-strategy that errs or has no plan is shown as such.
+the network in floating point on the edge, and a plain FastAPI service (`bench.micro.plain_service`)
+that takes JPEGs. Over traces of changing links they run one after the other
+(`bench.latency.trace`). A strategy that errs or has no plan is shown as such.
 
 Two settings: A, no limit on the edge's memory; B, 4 MiB, which the whole network in int8 exceeds.
 """
@@ -29,20 +29,20 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from bench.contenders import MBITS, MEMORY, SHARES, Cell, Grid, build
-from bench.latency_cell import RTT_MS, link_of, measure_cell, reference_accuracy
-from bench.latency_report import print_table, write_all
-from bench.latency_stage import Stage, stage
-from bench.latency_trace import measure_trace
-from bench.shaped import ShapedLink, can_shape, emulated, shaped
-from bench.traces import TRACES
-from common.bundle import Bundle
-from common.errors import BundleError, SettingsError
-from common.images import list_images
-from search.weights import cache_folder
-from splitpoint import __version__
-from splitpoint.machine import machine
-from splitpoint.progress import Stages
+from bench.latency.cell import RTT_MS, link_of, measure_cell, reference_accuracy
+from bench.latency.contenders import MBITS, MEMORY, SHARES, Cell, Grid, build
+from bench.latency.report import print_table, write_all
+from bench.latency.stage import Stage, stage
+from bench.latency.trace import measure_trace
+from bench.links.shaped import ShapedLink, can_shape, emulated, shaped
+from bench.links.traces import TRACES
+from bench.machine import machine
+from common.bundle.bundle import Bundle
+from common.errors import BundleError, SettingsError, SplitpointError
+from common.imaging.images import list_images
+from common.progress import Stages
+from common.version import __version__
+from search.zoo.download import cache_folder
 
 MAX_DROP = 1.0
 TRACED_SHARE = 0.25
@@ -249,6 +249,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    from splitpoint.cli import main as command_line
-
-    sys.exit(command_line(["bench", "latency", *sys.argv[1:]]))
+    try:
+        main()
+    except SplitpointError as error:
+        sys.exit(f"error: {error}")

@@ -21,10 +21,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from bench.machine import machine
 from bench.slow import slowed
 from common.errors import SplitpointError
-from splitpoint import __version__
-from splitpoint.machine import machine
+from common.version import __version__
 
 WORK_MS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 _RESULT = Path(__file__).parent / "results" / "slow_check.json"

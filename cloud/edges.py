@@ -6,8 +6,8 @@
 
 All of it lives in the event loop of the server and is never touched from another thread. What an
 edge says of itself here is shown under its own name; what it says of times goes through
-`cloud.samples` and into the tables, where edges of one kind count alike. Nothing here outlives the
-edge's stream.
+`cloud.store.samples` and into the tables, where edges of one kind count alike. Nothing here
+outlives the edge's stream.
 
 Two edges that are connected under one name are told apart: the second is `cam#2` here and in the
 metrics, for as long as it stays. Its measurements are kept under the name without the number, as
@@ -25,11 +25,11 @@ from dataclasses import dataclass, field
 
 import grpc
 
-from cloud.samples import Source
-from common.detections import Detections
+from cloud.store.samples import Source
 from common.errors import CloudUnavailableError, OverloadedError, SettingsError
-from common.messages import DIGEST_BYTES, MAX_EXPECTATIONS
 from common.rpc import splitpoint_pb2 as pb
+from common.rpc.messages import DIGEST_BYTES, MAX_EXPECTATIONS
+from common.tasks.detections import Detections
 
 MOST_REPORTS = 16
 """Reports of one edge whose detections are kept."""

@@ -13,10 +13,10 @@ from prometheus_client.core import Metric
 
 from cloud.admission import Admission
 from cloud.edges import Edge, Edges
-from cloud.store import Store
+from cloud.store.store import Store
 from cloud.streams import REASONS, Streams
-from common.manifest import Plan
-from common.metrics import STAGE_BUCKETS_S, Asked, Value, counted, gauge, stamp, total
+from common.bundle.manifest import Plan
+from common.http.metrics import STAGE_BUCKETS_S, Asked, Value, counted, gauge, stamp, total
 from common.rpc import splitpoint_pb2 as pb
 
 _STAGES = ("queue", "decode", "tail", "postprocess", "total")

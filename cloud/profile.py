@@ -8,13 +8,13 @@ Frames come from an edge's models, which this room does not have: the caller bri
 
 from collections.abc import Callable, Mapping, Sequence
 
-from cloud.history import History
-from cloud.samples import LONGEST_US, ImpossibleTimesError, Source
+from cloud.reference_frames import History
+from cloud.store.samples import LONGEST_US, ImpossibleTimesError, Source
 from cloud.tails import TailRunner, Tails
-from common.manifest import Plan
+from common.bundle.manifest import Plan
 from common.rpc import splitpoint_pb2 as pb
-from common.tables import MAX_PROFILE_ROWS, LatencyRow, Place, StageTimes, profiled, segments
-from common.timing import Probe, Timing, probe_until_tight
+from common.tables.rows import MAX_PROFILE_ROWS, LatencyRow, Place, StageTimes, profiled, segments
+from common.tables.timing import Probe, Timing, probe_until_tight
 
 _STAGES = ("decode", "tail", "postprocess")
 _MOST_RUNS = 100_000

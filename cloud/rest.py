@@ -1,6 +1,7 @@
 """The cloud's REST API: whole images in, detections out, and whether the process is ready.
 
-    body (common.intake) -> admission -> [worker: decode, letterbox, cloud-only tail] -> detections
+    body (common.http.intake) -> admission
+        -> [worker: decode, letterbox, cloud-only tail] -> detections
 
 This is the path of a caller without an edge, and the reference for every split: the network as it
 is, on the letterboxed pixels, with no lossy codec between them.
@@ -18,14 +19,13 @@ from cloud.admission import Admission
 from cloud.edges import Edge, EdgeFailedError, Edges, ReportedDetections
 from cloud.metrics import CloudMetrics
 from cloud.profile import rows_of
-from cloud.samples import ImpossibleTimesError
-from cloud.store import Row, Store
-from cloud.table_pages import MAX_CURSOR_CHARACTERS, read_page
+from cloud.store.samples import ImpossibleTimesError
+from cloud.store.store import Row, Store
+from cloud.store.table_pages import MAX_CURSOR_CHARACTERS, read_page
 from cloud.tails import DEFAULT_SCORE_THRESHOLD, Tails
 from common.errors import CloudUnavailableError
-from common.explained import ExplainedPlans, explanation
-from common.images import DEFAULT_LIMITS, ImageLimits, Letterbox, decode_image, letterbox
-from common.intake import (
+from common.explanation import ExplainedPlans, explanation
+from common.http.intake import (
     CLOUD_INTAKE,
     Intake,
     IntakeLimits,
@@ -34,8 +34,8 @@ from common.intake import (
     peer_of,
     unless_gone,
 )
-from common.metrics import serve_intake, serve_metrics
-from common.rest import (
+from common.http.metrics import serve_intake, serve_metrics
+from common.http.schemas import (
     IMAGE_BODY,
     DetectResponse,
     EdgeRecord,
@@ -55,6 +55,7 @@ from common.rest import (
     new_app,
     plan_record,
 )
+from common.imaging.images import DEFAULT_LIMITS, ImageLimits, Letterbox, decode_image, letterbox
 
 _MOST_READERS = 4
 """Calls that may wait to read the store."""

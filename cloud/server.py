@@ -30,14 +30,12 @@ from cloud.edges import Edges
 from cloud.metrics import CloudMetrics
 from cloud.rest import create_app
 from cloud.service import SplitService
-from cloud.store import Store
+from cloud.store.store import Store
 from cloud.streams import MOST_EDGES, StreamLimits, Streams
 from cloud.tails import Tails
-from common.bundle import Bundle
+from common.bundle.bundle import Bundle
 from common.errors import AddressInUseError
-from common.messages import channel_options, largest_message_bytes
-from common.runtime import runtime_name
-from common.serving import (
+from common.http.serving import (
     RestServer,
     announce,
     bind,
@@ -48,8 +46,10 @@ from common.serving import (
     retract,
     stop_on_signals,
 )
-from common.tables import Place
-from common.tls import ServerTls, server_credentials
+from common.rpc.messages import channel_options, largest_message_bytes
+from common.rpc.tls import ServerTls, server_credentials
+from common.runtime.session import runtime_name
+from common.tables.rows import Place
 
 T = TypeVar("T")
 

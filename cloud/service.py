@@ -24,10 +24,10 @@ from google.protobuf.message import DecodeError
 
 from cloud.admission import Admission
 from cloud.edges import Edge, Edges, ReportedDetections
-from cloud.history import History, HistoryMemory
 from cloud.metrics import CloudMetrics
-from cloud.samples import ImpossibleTimesError, Ledger, Sample, Source
-from cloud.store import Store
+from cloud.reference_frames import History, HistoryMemory
+from cloud.store.samples import ImpossibleTimesError, Ledger, Sample, Source
+from cloud.store.store import Store
 from cloud.streams import (
     GreetingTimeoutError,
     Place,
@@ -39,7 +39,6 @@ from cloud.streams import (
     peer_of,
 )
 from cloud.tails import Tails
-from common.envelope import TooManyFieldsError, parse_edge_message
 from common.errors import (
     OverloadedError,
     PayloadError,
@@ -47,7 +46,10 @@ from common.errors import (
     StaleReferenceError,
     UnknownPlanError,
 )
-from common.messages import (
+from common.http.serving import log_event
+from common.rpc import splitpoint_pb2 as pb
+from common.rpc.envelope import TooManyFieldsError, parse_edge_message
+from common.rpc.messages import (
     DIGEST_BYTES,
     MAX_EDGE_ID_CHARACTERS,
     MAX_MEASUREMENTS,
@@ -56,10 +58,8 @@ from common.messages import (
     detections_to_message,
     microseconds,
 )
-from common.rpc import splitpoint_pb2 as pb
 from common.rpc.splitpoint_pb2_grpc import SplitServiceServicer
-from common.serving import log_event
-from common.tls import certificate_name
+from common.rpc.tls import certificate_name
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[pb.EdgeMessage, pb.CloudMessage]

@@ -13,16 +13,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from common.bundle import Bundle, open_codecs
+from common.bundle.bundle import Bundle, open_codecs
+from common.bundle.manifest import LOSSLESS_UPLOADS, Plan, Tail
 from common.codec import Codec, ContextCoded, check
-from common.detections import Detections, DetectorSpec, decode_yolo
+from common.codec.quantizer import WireTable
 from common.errors import PayloadError, UnknownPlanError
-from common.images import MAX_SIDE_PIXELS, Letterbox
-from common.manifest import LOSSLESS_UPLOADS, Plan, Tail
-from common.messages import checked_threshold
-from common.quantizer import WireTable
+from common.imaging.images import MAX_SIDE_PIXELS, Letterbox
 from common.rpc import splitpoint_pb2 as pb
-from common.runtime import Model
+from common.rpc.messages import checked_threshold
+from common.runtime.session import Model
+from common.tasks.detections import Detections, DetectorSpec, decode_yolo
 
 DEFAULT_SCORE_THRESHOLD = 0.25
 

@@ -4,7 +4,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from common.bundle import MANIFEST, may_replace
+from common.bundle.bundle import MANIFEST, may_replace
 from common.errors import BundleError, SettingsError
 
 

@@ -19,23 +19,23 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from common.bundle import Bundle
-from common.costs import PlanCost
-from common.costs import costs as plan_costs
-from common.detections import Detections
+from common.bundle.bundle import Bundle
+from common.bundle.manifest import Plan
 from common.errors import CloudUnavailableError, SettingsError, UnknownPlanError
-from common.images import Letterbox, letterbox
-from common.link import Link
-from common.manifest import Plan
-from common.messages import detections_to_message, microseconds
+from common.imaging.images import Letterbox, letterbox
+from common.latency import PlanCost
+from common.latency import costs as plan_costs
+from common.link.link import Link
 from common.rpc import splitpoint_pb2 as pb
-from edge.client import CloudClient
-from edge.expectation import Expected
+from common.rpc.messages import detections_to_message, microseconds
+from common.tasks.detections import Detections
 from edge.head import EdgePlan, open_reproduced
-from edge.pilot import Pilot
+from edge.planning.pilot import Pilot
+from edge.planning.predictor import Expected
 from edge.profile import PICTURE, answer, frame_of
 from edge.reporter import Reported, Reporter
 from edge.runner import Done, Runner, Taken
+from edge.stream.client import CloudClient
 
 DEFAULT_SCORE_THRESHOLD: Final = 0.25
 MIN_DIGEST_PREFIX: Final = 4
@@ -216,12 +216,12 @@ class Detector:
             self._client.close()
 
     def welcomed(self, welcome: pb.Welcome) -> None:
-        """See `edge.client.Listener`."""
+        """See `edge.stream.client.Listener`."""
         if self.pilot is not None:
             self.pilot.welcomed(welcome)
 
     def ordered(self, order: pb.ProfileOrder) -> pb.ProfileReport:
-        """See `edge.client.Listener`."""
+        """See `edge.stream.client.Listener`."""
         return answer(order, self._plans, frame_of(self.bundle), self._picture)
 
     def _choose(self, plan: bytes | None, deadline_ms: float | None) -> _Chosen:

@@ -16,16 +16,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from common.bundle import Bundle, open_codecs, read_vector
+from common.bundle.bundle import Bundle, open_codecs, read_vector
+from common.bundle.manifest import Head, Plan
+from common.bundle.packed_weights import unpack_weights
 from common.codec import Codec, ContextCoded, seal
-from common.detections import Detections, DetectorSpec, decode_yolo
+from common.codec.quantizer import WireTable
 from common.errors import ParityError, SettingsError
-from common.images import Letterbox
-from common.manifest import Head, Plan
-from common.packed_weights import unpack_weights
-from common.quantizer import WireTable
+from common.imaging.images import Letterbox
 from common.rpc import splitpoint_pb2 as pb
-from common.runtime import Model, check_parity
+from common.runtime.session import Model, check_parity
+from common.tasks.detections import Detections, DetectorSpec, decode_yolo
 
 _LOG = logging.getLogger("splitpoint.edge")
 

@@ -14,13 +14,13 @@ from typing import Protocol
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import Metric
 
-from common.metrics import STAGE_BUCKETS_S, Asked, gauge, stamp, total
+from common.http.metrics import STAGE_BUCKETS_S, Asked, gauge, stamp, total
 from edge.detector import Detector, Outcome
-from edge.planner import State
+from edge.planning.planner import State
 
 
 class Counts(Protocol):
-    """What a camera counts; see `edge.source.Camera`."""
+    """What a camera counts; see `edge.capture.sources.Camera`."""
 
     @property
     def captured(self) -> int: ...

@@ -14,13 +14,13 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 
-from common.bundle import Bundle, read_vector
+from common.bundle.bundle import Bundle, read_vector
 from common.errors import SettingsError, SplitpointError, UnknownPlanError
-from common.images import Letterbox, letterbox
-from common.messages import microseconds, reference_to
+from common.imaging.images import Letterbox, letterbox
 from common.rpc import splitpoint_pb2 as pb
-from common.tables import MAX_PROFILE_ROWS, StageTimes, segments
-from common.timing import Probe, Timing, probe_until_tight
+from common.rpc.messages import microseconds, reference_to
+from common.tables.rows import MAX_PROFILE_ROWS, StageTimes, segments
+from common.tables.timing import Probe, Timing, probe_until_tight
 from edge.head import EdgePlan
 
 _LOG = logging.getLogger("splitpoint.edge")

@@ -7,8 +7,8 @@ from typing import Literal
 
 from common.errors import PlanNotHeldError, SplitpointError
 from common.rpc import splitpoint_pb2 as pb
-from edge.client import CloudClient
 from edge.logs import Sparingly
+from edge.stream.client import CloudClient
 
 Reported = Literal["detections", "times", "none"]
 """What the cloud is sent of edge-only frames: times with boxes, times alone, nothing."""

@@ -1,7 +1,7 @@
 """The edge's REST API: an image in, through the split, detections out.
 
-    POST /v1/detect -> body (common.intake) -> turn -> [thread: decode -> Detector.detect -> head,
-    stream, tail] -> DetectResponse
+    POST /v1/detect -> body (common.http.intake) -> turn
+        -> [thread: decode -> Detector.detect -> head, stream, tail] -> DetectResponse
 
 For whoever stands beside the edge: a camera's script, a browser, a health check. The image never
 leaves the machine by this path; what the plan sends does.
@@ -16,13 +16,11 @@ from typing import TYPE_CHECKING, Annotated
 import anyio
 from fastapi import FastAPI, Query, Request, Response
 
-from common.draw import annotate
 from common.errors import SourceError
-from common.explained import ExplainedPlans, explanation
-from common.images import EDGE_LIMITS, ImageLimits, decode_image
-from common.intake import EDGE_INTAKE, Intake, IntakeLimits, TurnLimits, Turns, unless_gone
-from common.metrics import serve_intake, serve_metrics
-from common.rest import (
+from common.explanation import ExplainedPlans, explanation
+from common.http.intake import EDGE_INTAKE, Intake, IntakeLimits, TurnLimits, Turns, unless_gone
+from common.http.metrics import serve_intake, serve_metrics
+from common.http.schemas import (
     IMAGE_BODY,
     DetectResponse,
     Health,
@@ -34,12 +32,14 @@ from common.rest import (
     new_app,
     plan_record,
 )
+from common.imaging.draw import annotate
+from common.imaging.images import EDGE_LIMITS, ImageLimits, decode_image
 from edge.detector import DEFAULT_SCORE_THRESHOLD, Detector, find_plan
 from edge.metrics import EdgeMetrics
-from edge.pilot import announcement
+from edge.planning.pilot import announcement
 
 if TYPE_CHECKING:
-    from edge.player import Player  # brings the video decoder
+    from edge.capture.player import Player  # brings the video decoder
 
 _TURNS = TurnLimits(at_once=4, waiting=64)
 _LEAST_DEADLINE_MS = 1e-3

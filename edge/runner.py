@@ -5,7 +5,7 @@
 
 No clocks are compared between machines: the link's share is the round trip, by the edge's clock,
 less the cloud's total, by the cloud's; how it falls into a way up and a way down is told by
-`edge.link_estimate`.
+`edge.link.estimate`.
 """
 
 import math
@@ -15,19 +15,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from common.detections import Detections
 from common.errors import (
     CloudFailedError,
     CloudUnavailableError,
     PayloadError,
     StaleReferenceError,
 )
-from common.images import Letterbox
-from common.messages import detections_from_message, microseconds, reference_to
+from common.imaging.images import Letterbox
 from common.rpc import splitpoint_pb2 as pb
-from edge.client import Answer, CloudClient
-from edge.expectation import Served
+from common.rpc.messages import detections_from_message, microseconds, reference_to
+from common.tasks.detections import Detections
 from edge.head import EdgePlan
+from edge.planning.predictor import Served
+from edge.stream.client import Answer, CloudClient
 
 
 @dataclass(frozen=True)

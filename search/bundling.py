@@ -3,7 +3,7 @@
 import tempfile
 from pathlib import Path
 
-from common.bundle import zip_bundle
+from common.bundle.bundle import zip_bundle
 from common.places import require_bundle_place
 from search.pipeline import search
 from search.request import Found, Reporter, Request

@@ -13,13 +13,13 @@ import shutil
 from dataclasses import fields
 from pathlib import Path
 
-from common.bundle import Bundle
+from common.bundle.bundle import Bundle
+from common.bundle.manifest import Manifest
 from common.errors import BundleError
-from common.images import list_images
-from common.manifest import Manifest
-from common.store_file import read_tables
+from common.imaging.images import list_images
+from common.tables.store_file import read_tables
 from search.cache import digest
-from search.latency import timing_place
+from search.measure.latency import timing_place
 from search.pipeline import search
 from search.request import Reporter, Request
 from search.software import software_digest

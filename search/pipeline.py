@@ -9,22 +9,22 @@ folder, or else a part of the calibration pictures. Every stage reports its prog
 from functools import partial
 from pathlib import Path
 
+from common.bundle.manifest import Manifest
 from common.errors import SettingsError
-from common.manifest import Manifest
 from common.places import require_bundle_place
-from common.store_file import read_tables
+from common.tables.store_file import read_tables
 from search.cache import Cache
-from search.cuts import enumerate_cuts, undominated
-from search.deploy import write_plans
-from search.examples import MIN_FRAMES, require_enough
-from search.frames import MIN_IMAGES, Frames
-from search.heads import Heads
-from search.held_out import Division, fit_all, set_aside
-from search.learned import learned_device
+from search.export import write_plans
+from search.measure.frames import MIN_IMAGES, Frames
+from search.measure.held_out import Division, fit_all, set_aside
+from search.network.cuts import enumerate_cuts, undominated
+from search.prediction.table_calibration import learned_device
 from search.prepare import prepare
+from search.quantization.heads import Heads
 from search.quantization.recipe import recipe
-from search.rank import Network, rank
+from search.ranking.search_run import Network, rank
 from search.request import Found, Reporter, Request
+from search.wire.training_data import MIN_FRAMES, require_enough
 
 
 def search(request: Request, out: Path, reporter: Reporter) -> tuple[Manifest, Found]:

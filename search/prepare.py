@@ -10,23 +10,23 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from common.coco import CLASS_NAMES
-from common.detections import DetectorSpec, YoloHeadSpec
+from common.bundle.manifest import network_digest
 from common.machine import saturates_int8
-from common.manifest import network_digest
-from search.adapt import distillation_loss
+from common.tasks.detections import DetectorSpec, YoloHeadSpec
+from common.tasks.labels import CLASS_NAMES
 from search.cache import Cache, digest
-from search.calibration import Statistics, observe
-from search.frames import Frames, load_frames
-from search.graph import Graph
-from search.held_out import Division, Judging, fit_all, in_both, without_copies
-from search.importer import import_module
-from search.passes import optimise
+from search.measure.frames import Frames, load_frames
+from search.measure.held_out import Division, Judging, fit_all, in_both, without_copies
+from search.network.graph import Graph
+from search.network.importer import import_module
+from search.network.passes import optimise
+from search.quantization.calibration import Statistics, observe
 from search.quantization.equalise import equalise
 from search.quantization.recipe import DEFAULT, Recipe
+from search.quantization.rounding import Rounder
+from search.quantization.sensitivity import How, Sensitivity, weigh
 from search.request import Reporter
-from search.rounding import Rounder
-from search.sensitivity import How, Sensitivity, weigh
+from search.wire.tail_adaptation import distillation_loss
 from search.zoo.darknet import DarknetModule
 from search.zoo.registry import load_model
 

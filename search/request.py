@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from common.link import Link
-from common.manifest import JudgedBy
-from search.candidates import Judged, World
-from search.devices import DeviceProfile
-from search.latency import CutTimes
-from search.rate_curve import RatePoint
+from common.bundle.manifest import JudgedBy
+from common.link.link import Link
+from search.measure.latency import CutTimes
+from search.prediction.candidates import Judged, World
+from search.prediction.devices import DeviceProfile
 from search.strategies import Strategy
+from search.wire.rate_curve import RatePoint
 
 
 class Progress(Protocol):

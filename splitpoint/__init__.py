@@ -1,3 +1,5 @@
 """Splitpoint: one neural network on two machines, the cut chosen by measurement."""
 
-__version__ = "0.1.0"
+from common.version import __version__
+
+__all__ = ["__version__"]

@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
+from bench.processes import ended_by_sigterm
 from common.errors import SplitpointError
-from splitpoint import __version__
+from common.version import __version__
 from splitpoint.commands import (
     allocate,
     bench,
@@ -24,7 +25,6 @@ from splitpoint.commands import (
     quantize,
     search,
 )
-from splitpoint.processes import ended_by_sigterm
 
 # What an installation without all extras may lack, and the extra that brings it.
 _EXTRA_OF = {

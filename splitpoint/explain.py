@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 
-from common.costs import PlanCost, lines
-from common.crossover import Stretch, crossovers
-from common.link import Link
+from common.latency import PlanCost, lines
+from common.link.crossover import Stretch, crossovers
+from common.link.link import Link
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from common import errors
 from common.errors import CloudUnavailableError, SettingsError, SplitpointError
-from common.tables import LatencyRow
+from common.tables.rows import LatencyRow
 
 _ROWS = TypeAdapter(list[LatencyRow])
 _MOST_BYTES = 64 << 20

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from common.errors import StoreError
-from common.store_file import is_store
-from common.tables import LatencyRow, merged, read_json, to_json
+from common.tables.rows import LatencyRow, merged, read_json, to_json
+from common.tables.store_file import is_store
 
 if TYPE_CHECKING:
-    from cloud.store import Store
+    from cloud.store.store import Store
 
 
 def check_target(path: Path) -> None:
@@ -79,7 +79,7 @@ def as_table(rows: Sequence[LatencyRow], title: str) -> Table:
 
 
 def _open_store(path: Path) -> "Store":
-    from cloud.store import Store  # an edge that writes JSON has no use for it
+    from cloud.store.store import Store  # an edge that writes JSON has no use for it
 
     return Store(path)
 

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.bundle import BundleWriter
-from common.detections import DetectorSpec, YoloHeadSpec
-from common.manifest import (
+from common.bundle.bundle import BundleWriter
+from common.bundle.manifest import (
     CodecSpec,
     Head,
     HeadOutput,
@@ -21,6 +20,7 @@ from common.manifest import (
     WireTensor,
     network_digest,
 )
+from common.tasks.detections import DetectorSpec, YoloHeadSpec
 
 SIZE = 32
 CUT = (2, 4, 4)

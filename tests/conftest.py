@@ -7,7 +7,7 @@ import pytest
 from hypothesis import settings
 
 from common.errors import SplitpointError
-from search.weights import fetch
+from search.zoo.download import fetch
 from search.zoo.registry import MODELS
 
 # Speed is never asserted in a test, not by Hypothesis either.

@@ -6,20 +6,20 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from cloud.admission import Admission
-from cloud.history import History
+from cloud.reference_frames import History
 from cloud.service import SplitService
 from cloud.tails import Tails
-from common.bundle import Bundle
-from common.costs import PlanCost, costs
+from common.bundle.bundle import Bundle
 from common.errors import CloudUnavailableError
-from common.link import Link
+from common.latency import PlanCost, costs
+from common.link.link import Link
 from common.rpc import splitpoint_pb2 as pb
-from edge.client import CloudClient
 from edge.detector import Detector, find_plan
-from edge.pilot import Pilot
-from edge.planner import Planner, PlannerSettings
-from edge.prober import Prober
-from edge.transport import InProcessTransport
+from edge.link.prober import Prober
+from edge.planning.pilot import Pilot
+from edge.planning.planner import Planner, PlannerSettings
+from edge.stream.client import CloudClient
+from edge.stream.transport import InProcessTransport
 from tests import tiny
 
 LINK = Link(16e6, 16e6, 1.0)

@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from search.graph import Graph
-from search.importer import import_module
-from search.passes import optimise
+from search.network.graph import Graph
+from search.network.importer import import_module
+from search.network.passes import optimise
 
 SIZE = (32, 32)
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from common.rpc import splitpoint_pb2 as pb
-from edge.client import Answer, NoAnswerError
-from edge.link_estimate import Estimate, Passage
-from edge.prober import Prober
+from edge.link.estimate import Estimate, Passage
+from edge.link.prober import Prober
+from edge.stream.client import Answer, NoAnswerError
 
 FRESH = Estimate(
     uplink_bps=8e6,

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp
 
-from common.connections import DEFAULT_CONNECTIONS, ConnectionLimits
-from common.serving import RestServer, bind, port_of
+from common.http.connections import DEFAULT_CONNECTIONS, ConnectionLimits
+from common.http.serving import RestServer, bind, port_of
 
 
 @dataclass(frozen=True)

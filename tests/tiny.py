@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from common.bundle import Bundle, BundleWriter
-from common.detections import DetectorSpec, YoloHeadSpec
-from common.manifest import (
+from common.bundle.bundle import Bundle, BundleWriter
+from common.bundle.manifest import (
     CodecSpec,
     Head,
     HeadOutput,
@@ -30,8 +29,9 @@ from common.manifest import (
     WireTensor,
     network_digest,
 )
-from common.runtime import Model
-from common.tables import segments
+from common.runtime.session import Model
+from common.tables.rows import segments
+from common.tasks.detections import DetectorSpec, YoloHeadSpec
 from tests.bundles import SEARCH
 from tests.contexts import random_model
 

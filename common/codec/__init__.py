@@ -8,6 +8,7 @@ Shape and width come from the plan, never from the bytes.
 
 import zlib
 
+from common.bundle.manifest import CodecSpec
 from common.codec.base import Codec
 from common.codec.context import ContextCoded
 from common.codec.context_model import ContextModel
@@ -16,7 +17,6 @@ from common.codec.packed import Packed
 from common.codec.raw import Raw
 from common.codec.zstd import Zstd
 from common.errors import BundleError, PayloadError
-from common.manifest import CodecSpec
 
 __all__ = ["Codec", "ContextCoded", "ContextModel", "check", "make_codec", "seal"]
 

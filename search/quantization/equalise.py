@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import ModelError
-from search.graph import Activation, Graph, Node
+from search.network.graph import Activation, Graph, Node
 
 _Doubles = NDArray[np.float64]
 
@@ -40,7 +40,7 @@ def equalise(graph: Graph) -> Graph:
 
     Returns:
         A graph whose outputs are the same up to floating-point rounding. Observe it anew: what
-        `search.calibration.observe` found on `graph` does not hold for it.
+        `search.quantization.calibration.observe` found on `graph` does not hold for it.
     """
     pairs = tuple(equalisable_pairs(graph))
     convs = {node.name: _Conv(node) for pair in pairs for node in pair}

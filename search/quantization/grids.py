@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
-from search.calibration import Distribution
+from search.quantization.calibration import Distribution
 
 Range = tuple[float, float]
 Clipping = Literal["minmax", "percentile", "mse", "aciq"]

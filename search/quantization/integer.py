@@ -2,7 +2,7 @@
 
 Sums of products are computed in float64, where they are exact; requantization repeats the
 runtime's float32 arithmetic (scale, round half to even, saturate). An edge must reproduce these
-codes before it serves (`common.runtime.check_parity`).
+codes before it serves (`common.runtime.session.check_parity`).
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ import torch.nn.functional as F  # noqa: N812 - the name that every torch user k
 from numpy.typing import NDArray
 
 from common.errors import ModelError
-from search import execute
-from search.graph import IMAGE, Node
+from search.network import execute
+from search.network.graph import IMAGE, Node
 from search.quantization.grids import Grid
 from search.quantization.network import QuantizedGraph
 

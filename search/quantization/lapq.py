@@ -25,12 +25,11 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from common.errors import ModelError
-from common.runtime import Model
-from search import execute
-from search.adapt import Loss, feature_loss
-from search.calibration import Distribution, Statistics
-from search.graph import IMAGE, Graph, Node
-from search.onnx_models import head_model
+from common.runtime.session import Model
+from search.network import execute
+from search.network.graph import IMAGE, Graph, Node
+from search.quantization.calibration import Distribution, Statistics
+from search.quantization.export import head_model
 from search.quantization.grids import Grid, Range
 from search.quantization.network import (
     Clips,
@@ -43,6 +42,7 @@ from search.quantization.network import (
 )
 from search.quantization.weights import Floats, largest, round_nearest, scale_of
 from search.quantization.widths import FULL, Configuration, Widths
+from search.wire.tail_adaptation import Loss, feature_loss
 
 ClipLoss = Callable[[Clips], float]
 Progress = Callable[[int, int, str], None]

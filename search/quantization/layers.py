@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from common.errors import ModelError
-from search import execute
-from search.graph import Node
+from search.network import execute
+from search.network.graph import Node
 from search.quantization import integer
 from search.quantization.network import QuantizedConv, QuantizedGraph
 from search.quantization.weights import Floats

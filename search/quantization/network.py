@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import ModelError
-from search.calibration import Statistics
-from search.graph import IMAGE, Activation, Graph, Node
+from search.network.graph import IMAGE, Activation, Graph, Node
+from search.quantization.calibration import Statistics
 from search.quantization.grids import RANGES, Clipping, Grid, Range
 from search.quantization.weights import CLIPS, Floats, round_nearest, scale_of
 from search.quantization.widths import FULL, Configuration, Widths, makes_values

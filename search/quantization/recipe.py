@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.choices import one_of
-from search.calibration import Statistics
-from search.graph import Graph
+from search.network.graph import Graph
+from search.quantization.calibration import Statistics
 from search.quantization.grids import Clipping
 from search.quantization.network import QuantizedGraph, Rounding, choose_clips, quantize
 from search.quantization.reconstruct import reconstruct

@@ -6,7 +6,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from search.calibration import Distribution
+from search.quantization.calibration import Distribution
 from search.quantization.grids import Clipping, aciq_range
 
 Floats = NDArray[np.float32]

@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from common.errors import SettingsError
-from search.graph import Graph
+from search.network.graph import Graph
 
 WIDTHS = (2, 4, 6, 8)
 

@@ -23,23 +23,23 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from common.manifest import USUAL_UPLOAD
-from common.tables import head_to, tail_from
+from common.bundle.manifest import USUAL_UPLOAD
+from common.tables.rows import head_to, tail_from
 from search.allocate.auto_split import Configuration, auto_split, below_uniform
 from search.allocate.table import Layer, Table, random_errors, with_errors
-from search.candidates import Candidate, World
-from search.cuts import Cut, prefix_cuts
-from search.formats import FormatTable
-from search.graph import Graph
-from search.heads import Heads
-from search.latency import CutTimes
+from search.measure.latency import CutTimes
+from search.network.cuts import Cut, prefix_cuts
+from search.network.graph import Graph
+from search.prediction.candidates import Candidate, World
+from search.quantization.heads import Heads
+from search.quantization.rounding import Rounder
 from search.quantization.widths import WIDTHS, Widths, maker_of, makes_values
 from search.request import Reporter
-from search.rounding import Rounder
-from search.sampling import sample_values
 from search.strategies.costs import CostGraph
 from search.strategies.min_cut import dads, qdmp
 from search.strategies.neurosurgeon import neurosurgeon
+from search.wire.formats import FormatTable
+from search.wire.sampling import sample_values
 
 ONE_CUT: Mapping[str, Callable[[CostGraph], tuple[str, ...]]] = MappingProxyType(
     {"neurosurgeon": neurosurgeon, "dads": dads, "qdmp": qdmp}

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from common.errors import ModelError, SettingsError
-from search.graph import Graph, Node
+from search.network.graph import Graph, Node
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +64,7 @@ class CostGraph:
         return tuple(node.name for node in self.body if node.name in names)
 
     def crossing(self, head_names: Collection[str]) -> tuple[str, ...]:
-        """The tensors that a head sends, each once, as `search.cuts.Cut.tensors` has them.
+        """The tensors that a head sends, each once, as `search.network.cuts.Cut.tensors` has them.
 
         They are the image and the head's tensors that the tail reads, and the network's outputs
         that the head holds. Edge-only sends nothing.

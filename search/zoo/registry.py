@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from common.errors import ModelError, WeightsError
-from search.weights import PipSource, Source, UrlSource, WeightsEntry, cached
+from search.zoo.download import PipSource, Source, UrlSource, WeightsEntry, cached
 
 if TYPE_CHECKING:
     from search.zoo.darknet import DarknetModule

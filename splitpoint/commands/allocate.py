@@ -26,15 +26,15 @@ def run(
 ) -> None:
     """Choose the bits of every layer of every head within the edge's memory."""
     from common.places import require_folder
+    from common.progress import Stages
     from common.sizes import parse_size
+    from common.version import __version__
     from search.cache import Cache  # heavy: brings torch
-    from search.configurations import INDEX, allocate, method_of, write
-    from search.heads import Heads
-    from search.held_out import set_aside_if_enough
+    from search.measure.held_out import set_aside_if_enough
     from search.prepare import prepare
-    from search.sensitivity import sensitivity_of
-    from splitpoint import __version__
-    from splitpoint.progress import Stages
+    from search.quantization.heads import Heads
+    from search.quantization.sensitivity import sensitivity_of
+    from search.stages.bit_configurations import INDEX, allocate, method_of, write
 
     require_folder(out)
     chosen, weighed = method_of(method), sensitivity_of(sensitivity)

@@ -47,13 +47,13 @@ def run(
     ] = None,
 ) -> None:
     """Serve the tails of a bundle to edges, and whole images over REST."""
-    from common.log_limits import quiet_grpc
+    from common.http.log_limits import quiet_grpc
 
     quiet_grpc()
+    from bench.machine import cpu_name
     from cloud.server import CloudSettings, serve  # heavy: only this command needs it
-    from common.tls import ServerTls
-    from splitpoint import __version__
-    from splitpoint.machine import cpu_name
+    from common.rpc.tls import ServerTls
+    from common.version import __version__
 
     serve(
         CloudSettings(

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from common.bundle import Bundle
-    from common.costs import PlanCost
-    from common.tls import ClientTls
-    from edge.client import CloudClient
+    from common.bundle.bundle import Bundle
+    from common.latency import PlanCost
+    from common.rpc.tls import ClientTls
+    from edge.capture.sources import Camera
     from edge.detector import Detector, Outcome
-    from edge.source import Camera
+    from edge.stream.client import CloudClient
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def run(
     ] = None,
 ) -> None:
     """Detect objects through the split: in images, a camera's frames, or for REST callers."""
-    from common.log_limits import quiet_grpc
+    from common.http.log_limits import quiet_grpc
 
     quiet_grpc()
     if bool(images) == (listen is not None or source is not None):
@@ -167,7 +167,7 @@ def run(
         tables,
         None if memory is None else parse_size(memory),
     )
-    from common.tls import ClientTls
+    from common.rpc.tls import ClientTls
 
     way = _Cloud(cloud, link, ClientTls(tls_ca, tls_cert, tls_key), report)
     if not images:
@@ -178,7 +178,7 @@ def run(
         return
     if ready_file is not None:
         raise SettingsError("--ready-file belongs to --listen or --source")
-    from common.bundle import Bundle
+    from common.bundle.bundle import Bundle
 
     detector = _detector(Bundle.open(bundle), way, plan, identity)
     try:
@@ -203,12 +203,18 @@ def _serve(
     """Serve REST, play a camera, or both in one process."""
     import os
 
-    from common.bundle import Bundle
-    from common.serving import bind, check_ready_file, configure_logging, parse_address, port_of
+    from common.bundle.bundle import Bundle
+    from common.http.serving import (
+        bind,
+        check_ready_file,
+        configure_logging,
+        parse_address,
+        port_of,
+    )
+    from common.version import __version__
+    from edge.capture.player import GRACE_S, Player, play_until_stopped
     from edge.metrics import EdgeMetrics
-    from edge.player import GRACE_S, Player, play_until_stopped
     from edge.rest import create_app
-    from splitpoint import __version__
 
     configure_logging()
     check_ready_file(ready_file)
@@ -239,7 +245,7 @@ def _serve(
 
 def _camera(played: _Played) -> "tuple[Camera, float]":
     """A camera that is not started yet, and the time between two of its frames in seconds."""
-    from edge.source import Camera, open_feed
+    from edge.capture.sources import Camera, open_feed
 
     feed = open_feed(played.source)
     camera = Camera(feed, loop=played.loop, fps=played.fps)
@@ -248,7 +254,7 @@ def _camera(played: _Played) -> "tuple[Camera, float]":
 
 def own_name() -> str:
     """This machine's name, as far as the cloud takes names."""
-    from common.messages import MAX_EDGE_ID_CHARACTERS
+    from common.rpc.messages import MAX_EDGE_ID_CHARACTERS
 
     return platform.node()[:MAX_EDGE_ID_CHARACTERS] or "edge"
 
@@ -288,9 +294,9 @@ def _detector(
 
 def _costs(bundle: "Bundle", identity: _Identity) -> "list[PlanCost]":
     """What plans cost here, as far as it is known before the first frame."""
-    from common.costs import costs
-    from common.store_file import read_tables
-    from splitpoint.machine import cpu_name
+    from bench.machine import cpu_name
+    from common.latency import costs
+    from common.tables.store_file import read_tables
 
     if identity.tables is None:
         return costs(bundle.plans)
@@ -307,16 +313,16 @@ def _costs(bundle: "Bundle", identity: _Identity) -> "list[PlanCost]":
 
 def _client(bundle: "Bundle", way: _Cloud, identity: _Identity) -> "CloudClient | None":
     """The way to the cloud, not yet opened; None without an address."""
-    from common.link_trace import link_or_trace
-    from common.messages import MAX_EDGE_ID_CHARACTERS
+    from bench.machine import cpu_name
+    from common.link.trace import link_or_trace
+    from common.rpc.messages import MAX_EDGE_ID_CHARACTERS
     from common.rpc.splitpoint_pb2 import Hello
-    from common.runtime import runtime_name
-    from common.tls import channel_credentials
-    from edge.client import CloudClient
-    from edge.shaping import ShapedTransport
-    from edge.transport import GrpcTransport, Transport, check_address
-    from splitpoint import __version__
-    from splitpoint.machine import cpu_name
+    from common.rpc.tls import channel_credentials
+    from common.runtime.session import runtime_name
+    from common.version import __version__
+    from edge.stream.client import CloudClient
+    from edge.stream.shaping import ShapedTransport
+    from edge.stream.transport import GrpcTransport, Transport, check_address
 
     emulated = None if way.link is None else link_or_trace(way.link)
     credentials = channel_credentials(way.tls)
@@ -365,8 +371,8 @@ def _run_images(
     annotated: Path | None,
 ) -> int:
     """Run images one by one; returns how many could not be read or written."""
-    from common import coco
-    from common.images import EDGE_LIMITS, read_image
+    from common.imaging.images import EDGE_LIMITS, read_image
+    from common.tasks import labels as coco
 
     category_ids = coco.category_ids(detector.bundle.manifest.detector.class_names)
     console = Console()
@@ -453,7 +459,7 @@ def _is_number(stem: str) -> bool:
 def _save_annotated(
     image: "NDArray[np.uint8]", file: Path, outcome: "Outcome", detector: "Detector"
 ) -> None:
-    from common.draw import annotate
+    from common.imaging.draw import annotate
 
     names = detector.bundle.manifest.detector.class_names
     caption = f"{outcome.plan.name}  {outcome.latency_ms:.0f} ms  {outcome.uplink_bytes} B"

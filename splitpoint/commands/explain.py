@@ -12,9 +12,9 @@ from common.errors import SettingsError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from common.costs import PlanCost
-    from common.link import Link
-    from common.tables import LatencyRow
+    from common.latency import PlanCost
+    from common.link.link import Link
+    from common.tables.rows import LatencyRow
     from splitpoint.explain import Explanation
 
 _STAGES = ("preprocess", "head", "encode", "uplink", "rtt", "decode", "tail", "postprocess")
@@ -46,10 +46,10 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Tell which plan would be used on a link, why, and at which bandwidths that changes."""
-    from common.bundle import Bundle
-    from common.costs import costs
-    from common.link import Link, parse_link
-    from common.store_file import read_tables
+    from common.bundle.bundle import Bundle
+    from common.latency import costs
+    from common.link.link import Link, parse_link
+    from common.tables.store_file import read_tables
     from splitpoint.explain import explain
 
     if deadline is not None and not 0 < deadline < math.inf:
@@ -97,7 +97,7 @@ def _stages_ms(cost: "PlanCost", link: "Link") -> dict[str, float]:
 def _document(
     found: "Explanation", link: "Link", device: str | None, deadline_ms: float | None, metric: str
 ) -> dict[str, Any]:
-    from common.crossover import in_words
+    from common.link.crossover import in_words
 
     return {
         "link": str(link),
@@ -138,7 +138,7 @@ def _document(
 def _show(found: "Explanation", link: "Link", metric: str) -> None:
     from rich.console import Console
 
-    from common.crossover import in_words
+    from common.link.crossover import in_words
 
     console = Console()
     console = console if console.is_terminal else Console(width=_WIDTH)

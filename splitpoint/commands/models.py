@@ -14,7 +14,7 @@ def list_models() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from search.weights import cached
+    from search.zoo.download import cached
     from search.zoo.registry import MODELS
 
     table = Table("model", "weights", "sha256", "in the cache")
@@ -38,9 +38,9 @@ def fetch(
     ] = None,
 ) -> None:
     """Fetch and verify the weights of a model."""
-    from search.weights import fetch as fetch_weights
+    from common.progress import Stages
+    from search.zoo.download import fetch as fetch_weights
     from search.zoo.registry import zoo_model
-    from splitpoint.progress import Stages
 
     with Stages() as stages:
         progress = stages.stage(f"fetching {name}")

@@ -54,7 +54,7 @@ def cache_of(cache: Path | None, no_cache: bool) -> Path | None:
         SettingsError: If both options are given.
     """
     from common.errors import SettingsError
-    from search.weights import cache_folder
+    from search.zoo.download import cache_folder
 
     if no_cache and cache is not None:
         raise SettingsError("--cache and --no-cache contradict each other: give one of them")

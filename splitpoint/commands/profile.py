@@ -13,9 +13,9 @@ from common.errors import SettingsError
 from splitpoint.commands import options
 
 if TYPE_CHECKING:
-    from common.bundle import Bundle
-    from common.tables import LatencyRow, Place
-    from splitpoint.progress import Stages
+    from common.bundle.bundle import Bundle
+    from common.progress import Stages
+    from common.tables.rows import LatencyRow, Place
 
 _T = TypeVar("_T")
 
@@ -142,11 +142,11 @@ def _model(
 ) -> "list[LatencyRow]":
     """Write a model's statistics and times; the rows of a latency table if a device is named."""
     from common.places import require_folder
+    from common.progress import Stages
+    from common.version import __version__
     from search.cache import Cache  # heavy: brings torch
     from search.prepare import prepare
-    from search.profile import cut_rows, time_cuts, write_cuts, write_statistics
-    from splitpoint import __version__
-    from splitpoint.progress import Stages
+    from search.stages.profile import cut_rows, time_cuts, write_cuts, write_statistics
 
     if stats and not times and device is not None:
         raise SettingsError("--tables keeps times, and --stats leaves them out: give one of them")
@@ -177,10 +177,10 @@ def _bundle(
     picture: tuple[int, int],
 ) -> "list[LatencyRow]":
     """Time a bundle's plans on this machine."""
-    from common.bundle import Bundle
-    from common.runtime import runtime_name
-    from common.tables import Place
-    from splitpoint.progress import Stages
+    from common.bundle.bundle import Bundle
+    from common.progress import Stages
+    from common.runtime.session import runtime_name
+    from common.tables.rows import Place
 
     place = Place(device, runtime_name(threads), threads)
     with Bundle.open(path) as opened, Stages() as stages:
@@ -195,7 +195,7 @@ def _timed(
     picture: tuple[int, int],
     stages: "Stages",
 ) -> "list[LatencyRow]":
-    from common.tables import profiled
+    from common.tables.rows import profiled
     from edge.head import open_plans
     from edge.profile import frame_of, frames_of, profile
 
@@ -272,8 +272,8 @@ def _required(value: _T | None, option: str) -> _T:
 
 def _named(device: str | None) -> str:
     """What this machine is called in tables."""
-    from common.messages import MAX_EDGE_ID_CHARACTERS
-    from splitpoint.machine import cpu_name
+    from bench.machine import cpu_name
+    from common.rpc.messages import MAX_EDGE_ID_CHARACTERS
 
     name = cpu_name()[:MAX_EDGE_ID_CHARACTERS] if device is None else device
     if not 1 <= len(name) <= MAX_EDGE_ID_CHARACTERS:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from common.errors import SplitpointError
-    from search.proposal import Asked, Outcome
+    from search.proposal.propose import Asked, Outcome
 
 
 def run(
@@ -56,11 +56,11 @@ def run(
 
     Model, device, link and limits are those that the served bundle was searched for.
     """
-    from common.link import parse_link
-    from search.proposal import Asked, propose  # heavy: brings torch
-    from splitpoint import __version__
+    from common.link.link import parse_link
+    from common.progress import Stages
+    from common.version import __version__
+    from search.proposal.propose import Asked, propose  # heavy: brings torch
     from splitpoint.durations import parse_duration, parse_percent
-    from splitpoint.progress import Stages
 
     every_s = None if every is None else parse_duration(every)
     asked = Asked(
@@ -97,7 +97,7 @@ def run(
 def _for_ever(make: "Callable[[], None]", every_s: float, every: str) -> NoReturn:
     import signal
 
-    from search.proposal import repeat
+    from search.proposal.propose import repeat
 
     def stop(_number: int, _frame: object) -> NoReturn:
         raise SystemExit(0)  # unwinds as a mistake would: what is half made is removed
@@ -110,7 +110,7 @@ def _for_ever(make: "Callable[[], None]", every_s: float, every: str) -> NoRetur
 
 
 def _tell(outcome: "Outcome", asked: "Asked") -> None:
-    from search.difference import verdict
+    from search.proposal.difference import verdict
 
     difference = outcome.difference
     typer.echo(verdict(difference))

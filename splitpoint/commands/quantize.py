@@ -38,17 +38,17 @@ def run(
     from rich.markdown import Markdown
 
     from common.errors import SettingsError
-    from common.link import parse_link
+    from common.link.link import parse_link
     from common.places import require_folder
+    from common.progress import Stages
+    from common.version import __version__
     from search.cache import Cache  # heavy: brings torch
-    from search.collect import Setting, as_markdown, collect, write_summary
-    from search.configurations import read
-    from search.devices import device_profile
-    from search.held_out import fit_all, set_aside
+    from search.measure.held_out import fit_all, set_aside
+    from search.prediction.devices import device_profile
     from search.prepare import prepare
     from search.quantization.recipe import recipe
-    from splitpoint import __version__
-    from splitpoint.progress import Stages
+    from search.stages.bit_configurations import read
+    from search.stages.quantize_all import Setting, as_markdown, collect, write_summary
 
     how, profile, parsed = recipe(quantizer or "default"), device_profile(device), parse_link(link)
     if annotations is not None and evaluation is None:

@@ -59,20 +59,20 @@ def run(
     from rich.console import Console
     from rich.markdown import Markdown
 
-    from common.link import parse_link
+    from common.link.link import parse_link
     from common.places import require_file_place
+    from common.progress import Stages
     from common.sizes import parse_size
-    from common.store_file import read_tables
+    from common.tables.store_file import read_tables
+    from common.version import __version__
     from search.bundling import search_to  # heavy: brings torch
-    from search.devices import device_profile
-    from search.held_out import overlap_in_words
-    from search.learned import learned_device
-    from search.plot import check_format, plot_found
-    from search.report import markdown, sure
+    from search.measure.held_out import overlap_in_words
+    from search.prediction.devices import device_profile
+    from search.prediction.table_calibration import learned_device
+    from search.reports.markdown import markdown, sure
+    from search.reports.plot import check_format, plot_found
     from search.request import Request
     from search.strategies import known_strategy
-    from splitpoint import __version__
-    from splitpoint.progress import Stages
 
     edge = device_profile(device) if tables is None else learned_device(device, read_tables(tables))
     request = Request(

@@ -9,7 +9,7 @@ import av
 from PIL import Image
 
 from common.errors import CalibrationError
-from search.weights import Notify, PipSource, Progress, WeightsEntry, fetch
+from search.zoo.download import Notify, PipSource, Progress, WeightsEntry, fetch
 
 VIDEO: Final = WeightsEntry(
     "bikes.mp4",

@@ -13,16 +13,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bench.machine import machine
+from bench.processes import Service
 from bench.slow import FREEZERS, SIGNALS, slowed
-from common.bundle import Bundle
-from common.detections import Detections
-from common.link import Link
-from common.manifest import Search
+from common.bundle.bundle import Bundle
+from common.bundle.manifest import Search
+from common.link.link import Link
+from common.progress import Stages
+from common.tasks.detections import Detections
 from edge.head import fitting_together
 from splitpoint.demo.ways import BY_ITSELF, Way, choose, measure, reference, same_boxes
-from splitpoint.machine import machine
-from splitpoint.processes import Service
-from splitpoint.progress import Stages
 
 SLOWING = (*FREEZERS, SIGNALS)
 """How an edge is slowed, the best way first; the last needs no root."""

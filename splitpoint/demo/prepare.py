@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import SplitpointError
-from common.link import Link, parse_link
+from common.link.link import Link, parse_link
+from common.progress import Stages
 from common.sizes import parse_size
-from splitpoint import __version__
-from splitpoint.progress import Stages
+from common.version import __version__
 
 if TYPE_CHECKING:
     from search.request import Request
@@ -76,7 +76,7 @@ def prepare(folder: Path, aim: Aim, effort: Effort, *, again: bool = False) -> N
         SplitpointError: If a step cannot be done.
     """
     from search.kept import kept, search_unless_kept
-    from search.weights import fetch
+    from search.zoo.download import fetch
     from search.zoo.registry import zoo_model
     from splitpoint.demo.frames import VIDEO, prepare_frames
 
@@ -95,9 +95,9 @@ def prepare(folder: Path, aim: Aim, effort: Effort, *, again: bool = False) -> N
 
 def request_of(aim: Aim, effort: Effort, pictures: "Pictures") -> "Request":
     """What the search is asked."""
-    from search.devices import device_profile
+    from search.prediction.devices import device_profile
     from search.request import Request
-    from search.weights import cache_folder
+    from search.zoo.download import cache_folder
 
     return Request(
         model=MODEL,

@@ -9,16 +9,16 @@ from typing import Final
 
 from rich.console import Console
 
-from common.coco import CLASS_NAMES
-from common.draw import annotate, side_by_side
-from common.images import read_image
-from common.link import parse_link
+from common.imaging.draw import annotate, side_by_side
+from common.imaging.images import read_image
+from common.link.link import parse_link
+from common.progress import Stages
+from common.tasks.labels import CLASS_NAMES
 from splitpoint.demo.frames import Pictures, prepare_frames
 from splitpoint.demo.grid import Cell, measure_grid
 from splitpoint.demo.prepare import MODEL, Aim, Effort, request_of
 from splitpoint.demo.tables import map_markdown, map_table, verdicts
 from splitpoint.demo.ways import to_detections
-from splitpoint.progress import Stages
 
 SHARE: Final = 0.25
 SLOW_DEVICE: Final = "quarter-core"
@@ -82,7 +82,7 @@ def run_demo(folder: Path, json_file: Path | None = None) -> None:
 
 
 def _fetch(folder: Path, stages: Stages) -> Pictures:
-    from search.weights import fetch
+    from search.zoo.download import fetch
     from search.zoo.registry import zoo_model
 
     def notify(text: str) -> None:

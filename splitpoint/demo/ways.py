@@ -14,12 +14,12 @@ from typing import Any, Final
 import httpx
 import numpy as np
 
-from common.coco import CLASS_NAMES
-from common.costs import costs
-from common.detections import Agreement, Detections, agreement
+from common.bundle.manifest import Plan
 from common.errors import SplitpointError
-from common.link import Link
-from common.manifest import Plan
+from common.latency import costs
+from common.link.link import Link
+from common.tasks.detections import Agreement, Detections, agreement
+from common.tasks.labels import CLASS_NAMES
 
 KINDS: Final = {"split": "split", "cloud-only": "image upload", "edge-only": "edge-only"}
 """Kinds of plans, as a person calls them."""

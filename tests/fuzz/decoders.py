@@ -21,15 +21,15 @@ from google.protobuf.message import DecodeError
 from PIL import Image, ImageCms
 
 with atheris.instrument_imports(include=["common"]):
-    from common.bundle import parse_manifest
+    from common.bundle.bundle import parse_manifest
+    from common.bundle.manifest import SCHEMA_VERSION, UNSEALED, CodecSpec, seal_manifest
+    from common.bundle.packed_weights import Packable, pack_weights, unpack_weights
     from common.codec import ContextModel, context, make_codec, slow_context
     from common.codec.base import Codec
-    from common.envelope import parse_edge_message
     from common.errors import SplitpointError
-    from common.images import ImageLimits, decode_image
-    from common.manifest import SCHEMA_VERSION, UNSEALED, CodecSpec, seal_manifest
-    from common.packed_weights import Packable, pack_weights, unpack_weights
+    from common.imaging.images import ImageLimits, decode_image
     from common.rpc import splitpoint_pb2 as pb
+    from common.rpc.envelope import parse_edge_message
     from tests.contexts import random_model, sparse_symbols
     from tests.unit.test_codec import picture
 

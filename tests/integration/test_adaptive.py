@@ -14,18 +14,18 @@ from typing import Any, TypeVar
 import httpx
 import pytest
 
-from cloud.samples import Sample, Source
-from cloud.store import Store
-from common.bundle import Bundle
+from bench.processes import Service
+from cloud.store.samples import Sample, Source
+from cloud.store.store import Store
+from common.bundle.bundle import Bundle
 from common.errors import CloudUnavailableError
-from common.images import letterbox
+from common.imaging.images import letterbox
 from common.rpc import splitpoint_pb2 as pb
-from common.runtime import runtime_name
-from common.tables import LatencyRow, read_json, to_json
+from common.runtime.session import runtime_name
+from common.tables.rows import LatencyRow, read_json, to_json
 from edge.detector import find_plan
 from edge.head import open_plans
-from edge.transport import GrpcTransport
-from splitpoint.processes import Service
+from edge.stream.transport import GrpcTransport
 from tests import tiny
 
 T = TypeVar("T")

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from common.errors import SplitpointError
-from search.weights import fetch
+from search.zoo.download import fetch
 from splitpoint.demo.frames import FITTED, JUDGING, SHOWN, VIDEO
 from splitpoint.demo.run import SMALL_BYTES, run_demo
 from splitpoint.demo.ways import BY_ITSELF

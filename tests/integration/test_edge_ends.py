@@ -15,12 +15,12 @@ import httpx
 import pytest
 from PIL import Image
 
-from splitpoint.processes import Service
+from bench.processes import Service
 from tests import tiny
 
 BROKEN_PLAYER = """
 import sys
-import edge.player
+import edge.capture.player
 from splitpoint.cli import main
 def play(self):
     raise KeyError("boom")
@@ -30,7 +30,7 @@ sys.exit(main(sys.argv[1:]))
 HANGING_DECODER = """
 import sys, time
 from pathlib import Path
-import edge.player, edge.rest
+import edge.capture.player, edge.rest
 from splitpoint.cli import main
 def hang(*_):
     Path(hung).touch()
@@ -107,7 +107,7 @@ def test_sigterm_ends_an_edge_whose_decoder_hangs(bundle: Path, tmp_path: Path) 
 
 
 def test_an_edge_that_serves_rest_alone_needs_no_video_decoder() -> None:
-    code = "import sys, edge.player, edge.rest; sys.exit('av' in sys.modules)"
+    code = "import sys, edge.capture.player, edge.rest; sys.exit('av' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)  # noqa: S603
 
 

@@ -9,19 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from common.bundle import Bundle
-from common.images import letterbox
+from common.bundle.bundle import Bundle
+from common.imaging.images import letterbox
 from common.rpc import splitpoint_pb2 as pb
 from edge.detector import find_plan
 from edge.head import open_plans
-from edge.transport import GrpcTransport
+from edge.stream.transport import GrpcTransport
 from tests import tiny
 from tests.conftest import REPOSITORY
 
 PROGRAM = """
 import sys, threading
 from pathlib import Path
-from cloud import server, store, tails
+from cloud import server, tails
+from cloud.store import store
 begun = Path(sys.argv[2])
 def stuck(*_, **__):
     begun.touch()

@@ -21,8 +21,8 @@ import pytest
 
 from common.errors import CloudUnavailableError
 from common.rpc import splitpoint_pb2 as pb
-from common.tls import ClientTls, channel_credentials
-from edge.transport import GrpcTransport
+from common.rpc.tls import ClientTls, channel_credentials
+from edge.stream.transport import GrpcTransport
 from tests import tiny
 from tests.conftest import REPOSITORY
 from tests.integration.test_tls import make_certs

@@ -8,7 +8,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from common.images import letterbox, read_image
+from common.imaging.images import letterbox, read_image
 from search.zoo.darknet import DarknetModule
 from search.zoo.registry import MODELS, load_model
 

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from splitpoint.processes import Service
+from bench.processes import Service
 from tests import tiny
 from tests.unit.test_metrics import values
 

@@ -13,10 +13,10 @@ from typing import Any
 import httpx
 import pytest
 
-from common.bundle import Bundle
-from common.images import decode_image
+from bench.processes import ProcessError, Service
+from common.bundle.bundle import Bundle
+from common.imaging.images import decode_image
 from edge.detector import Detector
-from splitpoint.processes import ProcessError, Service
 from tests import tiny
 
 FORBIDDEN_ON_THE_EDGE = {"torch", "onnx", "scipy", "cv2", "pandas", "search", "cloud", "bench"}
@@ -130,7 +130,7 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
     ("modules", "forbidden"),
     [
         (
-            "edge.rest, edge.shaping, edge.transport, splitpoint.commands.edge",
+            "edge.rest, edge.stream.shaping, edge.stream.transport, splitpoint.commands.edge",
             FORBIDDEN_ON_THE_EDGE,
         ),
         ("cloud.server, splitpoint.commands.cloud", FORBIDDEN_IN_THE_CLOUD),

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from bench.contenders import MEMORY, Cell, key_of
-from bench.latency_cell import ADAPTIVE, FIXED, FLOAT, PLAIN, link_of, measure_cell
-from bench.latency_report import write_all
-from bench.latency_stage import Stage, stage
+from bench.latency.cell import ADAPTIVE, FIXED, FLOAT, PLAIN, link_of, measure_cell
+from bench.latency.contenders import MEMORY, Cell, key_of
+from bench.latency.report import write_all
+from bench.latency.stage import Stage, stage
+from bench.links.shaped import ShapingError, emulated
 from bench.run_latency import main
-from bench.shaped import ShapingError, emulated
 from common.errors import SettingsError
 from tests import tiny
 

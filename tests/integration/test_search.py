@@ -6,17 +6,17 @@ from pathlib import Path
 import httpx
 import pytest
 
-from common.bundle import Bundle
-from common.detections import Agreement, agreement
+from bench.processes import Service
+from common.bundle.bundle import Bundle
 from common.errors import NoFeasiblePlanError
-from common.link import parse_link
+from common.link.link import parse_link
+from common.tasks.detections import Agreement, agreement
 from search.bundling import search_to
-from search.devices import device_profile
+from search.prediction.devices import device_profile
 from search.request import Progress, Request
 from search.strategies import known_strategy
 from splitpoint.cli import main
 from splitpoint.demo.ways import detect, to_detections
-from splitpoint.processes import Service
 
 # The first test makes the bundle.
 pytestmark = pytest.mark.timeout(1200)

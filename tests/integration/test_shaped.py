@@ -7,9 +7,9 @@ from typing import get_args
 
 import pytest
 
-from bench.goodput import self_check
-from bench.shaped import ShapedLink, ShapingError, Wire, shaped
-from common.link import parse_link
+from bench.links.goodput import self_check
+from bench.links.shaped import ShapedLink, ShapingError, Wire, shaped
+from common.link.link import parse_link
 
 LINK, SLOWER = parse_link("8mbit:4mbit/20ms"), parse_link("2mbit/60ms")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from splitpoint.processes import Service
+from bench.processes import Service
 from tests import tiny
 from tests.conftest import REPOSITORY
 

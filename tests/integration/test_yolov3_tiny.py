@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from common.images import letterbox, read_image
+from common.imaging.images import letterbox, read_image
 from common.machine import saturates_int8
-from common.runtime import Model, check_parity
-from search import execute
-from search.calibration import observe
-from search.cuts import enumerate_cuts
-from search.graph import Graph
-from search.importer import import_module
-from search.onnx_models import head_model
-from search.passes import optimise
+from common.runtime.session import Model, check_parity
+from search.network import execute
+from search.network.cuts import enumerate_cuts
+from search.network.graph import Graph
+from search.network.importer import import_module
+from search.network.passes import optimise
 from search.quantization import integer
+from search.quantization.calibration import observe
+from search.quantization.export import head_model
 from search.quantization.recipe import rounded
 from search.zoo.darknet import DarknetModule
 from search.zoo.registry import load_model

@@ -4,23 +4,23 @@ import numpy as np
 import pytest
 
 from common.errors import SettingsError
-from common.link import parse_link
-from common.timing import Timing
-from search.calibration import observe
-from search.candidates import World, predict
-from search.cuts import cut_of_head, enumerate_cuts, prefix_cuts
-from search.devices import device_profile
-from search.formats import FormatTable
-from search.graph import Graph
-from search.heads import Heads
-from search.latency import CutTimes
+from common.link.link import parse_link
+from common.tables.timing import Timing
+from search.measure.latency import CutTimes
+from search.network.cuts import cut_of_head, enumerate_cuts, prefix_cuts
+from search.network.graph import Graph
+from search.prediction.candidates import World, predict
+from search.prediction.devices import device_profile
+from search.quantization.calibration import observe
+from search.quantization.heads import Heads
 from search.quantization.recipe import RECIPES
+from search.quantization.rounding import Rounder
 from search.request import Progress
-from search.rounding import Rounder
-from search.sampling import sample
 from search.strategies import STRATEGIES, known_strategy
 from search.strategies.baselines import AutoSplit, cost_graph, edge_only, in_eight_bits
 from search.strategies.min_cut import dads
+from search.wire.formats import FormatTable
+from search.wire.sampling import sample
 from tests.networks import branched_graph, pictures
 
 FRAMES = pictures(6)

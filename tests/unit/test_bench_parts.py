@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bench.opened import Bare, Opened
-from bench.parts import (
+from bench.micro.opened import Bare, Opened
+from bench.micro.parts import (
     Row,
     choose,
     copying,
@@ -20,12 +20,12 @@ from bench.parts import (
 )
 from bench.plan_choice import cheapest_split, upload
 from cloud.tails import Tails
-from common.bundle import Bundle
+from common.bundle.bundle import Bundle
+from common.bundle.manifest import CodecSpec, Plan
 from common.errors import SplitpointError
-from common.manifest import CodecSpec, Plan
 from common.rpc import splitpoint_pb2 as pb
-from common.runtime import Model
-from common.timing import Timing
+from common.runtime.session import Model
+from common.tables.timing import Timing
 from edge.detector import find_plan
 from tests import tiny
 

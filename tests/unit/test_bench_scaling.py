@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bench.larger_networks import (
+from bench.scale.larger_networks import (
     made_up_costs,
     made_up_problem,
     print_search,
     random_weights,
 )
-from bench.many_edges import Answered, Load, Stream, Turn, choose, print_edges, summary
+from bench.scale.many_edges import Answered, Load, Stream, Turn, choose, print_edges, summary
 from common.errors import SplitpointError
 from common.rpc import splitpoint_pb2 as pb
-from edge.client import CloudClient
-from edge.transport import InProcessTransport
+from edge.stream.client import CloudClient
+from edge.stream.transport import InProcessTransport
 from search.allocate.exact import solve_exact
 from search.allocate.problem import is_feasible, least_error
-from search.graph import Graph, Node
+from search.network.graph import Graph, Node
 from search.strategies.min_cut import dads, qdmp
 from search.zoo.registry import load_model
 from tests import tiny

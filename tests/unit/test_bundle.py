@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from common.bundle import Bundle, BundleWriter, open_codecs, read_vector, zip_bundle
-from common.errors import BundleError, UnknownPlanError
-from common.manifest import (
+from common.bundle.bundle import Bundle, BundleWriter, open_codecs, read_vector, zip_bundle
+from common.bundle.manifest import (
     CodecSpec,
     Plan,
 )
+from common.errors import BundleError, UnknownPlanError
 from tests.bundles import CUT, DETECTOR, INPUT, OUTPUT, PLAN, files, npy, write
 from tests.contexts import random_model, sparse_symbols
 

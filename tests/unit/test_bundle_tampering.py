@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from common.bundle import Bundle, parse_manifest
+from common.bundle.bundle import Bundle, parse_manifest
+from common.bundle.manifest import SCHEMA_VERSION, UNSEALED, seal_manifest
 from common.errors import BundleError, BundleVersionError
-from common.manifest import SCHEMA_VERSION, UNSEALED, seal_manifest
 from tests.bundles import write
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from common.bundle import Bundle, zip_bundle
+from common.bundle.bundle import Bundle, zip_bundle
 from common.errors import BundleError
 from tests.bundles import write
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.bundle.manifest import CodecSpec
 from common.errors import SettingsError
-from common.manifest import CodecSpec
 from search.cache import Cache, digest
 
 

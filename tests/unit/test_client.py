@@ -15,10 +15,10 @@ from common.errors import (
     StaleReferenceError,
 )
 from common.rpc import splitpoint_pb2 as pb
-from edge.client import CloudClient
-from edge.link_estimate import Passage, Transit
+from edge.link.estimate import Passage, Transit
 from edge.reporter import Reporter
-from edge.transport import InProcessTransport, Transport
+from edge.stream.client import CloudClient
+from edge.stream.transport import InProcessTransport, Transport
 
 PLAN = bytes(range(32))
 HELLO = pb.Hello(edge_id="test", bundle_digest=bytes(32))

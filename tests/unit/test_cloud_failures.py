@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from common.bundle import Bundle
+from common.bundle.bundle import Bundle
 from common.errors import CloudFailedError, CloudOverloadedError, CloudUnavailableError
-from common.messages import MAX_DETECTIONS
 from common.rpc import splitpoint_pb2 as pb
-from edge import pilot as pilot_module
+from common.rpc.messages import MAX_DETECTIONS
 from edge import rest
-from edge.client import CloudClient
 from edge.detector import Detector, find_plan
-from edge.expectation import Expected
-from edge.planner import PlannerSettings
-from edge.transport import InProcessTransport, Transport
+from edge.planning import pilot as pilot_module
+from edge.planning.planner import PlannerSettings
+from edge.planning.predictor import Expected
+from edge.stream.client import CloudClient
+from edge.stream.transport import InProcessTransport, Transport
 from tests import tiny
 from tests.asgi import request
 from tests.in_process import (
@@ -261,7 +261,7 @@ class TestDeadlines:
         connected_ms: float,
     ) -> None:
         """A plan of 100 ms, 300 at the most."""
-        monkeypatch.setattr("edge.pilot.time.perf_counter", lambda: 50.0)
+        monkeypatch.setattr("edge.planning.pilot.time.perf_counter", lambda: 50.0)
         names = [tiny.SPLIT] if resting is None else [tiny.SPLIT, tiny.EDGE_ONLY]
         detector = adaptive(bundle, cloud, names)
         pilot = pilot_of(detector)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from search.confidence import WeightedAp, drop_bound, drop_interval, images_needed
+from search.measure.intervals import WeightedAp, drop_bound, drop_interval, images_needed
 
 CATEGORIES = (1, 3, 7, 8)
 Record = dict[str, Any]

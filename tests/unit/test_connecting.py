@@ -13,8 +13,8 @@ import pytest
 
 from common.errors import CloudFailedError, CloudOverloadedError, CloudUnavailableError
 from common.rpc import splitpoint_pb2 as pb
-from edge.client import CloudClient
-from edge.transport import GrpcTransport, InProcessTransport, Transport
+from edge.stream.client import CloudClient
+from edge.stream.transport import GrpcTransport, InProcessTransport, Transport
 
 PLAN = bytes(range(32))
 HELLO = pb.Hello(edge_id="test", bundle_digest=bytes(32))

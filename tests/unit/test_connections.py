@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
-from common.connections import ConnectionLimits, connections_by_descriptors
+from common.http.connections import ConnectionLimits, connections_by_descriptors
 from tests.served import Served, closed, head, read_answer, served, until
 
 HOUR_S = 3600.0

@@ -13,18 +13,18 @@ from prometheus_client import generate_latest
 
 from cloud.admission import Admission
 from cloud.metrics import CloudMetrics
-from cloud.store import Store
+from cloud.store.store import Store
 from cloud.streams import Streams
-from common.bundle import Bundle
+from common.bundle.bundle import Bundle
 from common.errors import SettingsError, WeightsError
-from common.link import parse_link
+from common.link.link import parse_link
 from common.rpc import splitpoint_pb2 as pb
 from common.sizes import parse_size
-from edge.client import CloudClient
+from edge.capture.sources import Camera, open_feed
 from edge.detector import Detector
 from edge.metrics import EdgeMetrics
-from edge.source import Camera, open_feed
-from edge.transport import GrpcTransport
+from edge.stream.client import CloudClient
+from edge.stream.transport import GrpcTransport
 from search.kept import keep
 from splitpoint.cli import main
 from splitpoint.demo.frames import FITTED, JUDGING, SHOWN, Pictures, division

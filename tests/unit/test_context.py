@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.bundle.manifest import CodecSpec
 from common.codec import context, make_codec, slow_context
 from common.codec.base import Shape, Symbols
 from common.codec.context import ContextCoded
 from common.codec.context_model import CLASSES, ContextModel, class_of
 from common.codec.packed import Packed
 from common.errors import BundleError, PayloadError
-from common.manifest import CodecSpec
 from tests.contexts import random_model, sparse_symbols
 
 SHAPE = (8, 6, 7)

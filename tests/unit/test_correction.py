@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.correction import Correction, Coverage
+from edge.planning.correction import Correction, Coverage
 
 
 def teach(correction: Correction, key: str, factor: float, n: int, noise: float = 0.05) -> None:

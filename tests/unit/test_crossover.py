@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.crossover import Line, Stretch, crossovers, in_words
+from common.link.crossover import Line, Stretch, crossovers, in_words
 
 _BPS = st.floats(3, 12).map(lambda exponent: 10**exponent)
 _COSTS = st.tuples(st.integers(0, 50_000).map(float), st.floats(0, 500))

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from common.errors import ModelError
-from search import execute
-from search.cuts import Cut, enumerate_cuts, undominated
-from search.graph import Graph, Node
+from search.network import execute
+from search.network.cuts import Cut, enumerate_cuts, undominated
+from search.network.graph import Graph, Node
 from tests.networks import SIZE, branched_graph
 
 

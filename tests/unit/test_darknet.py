@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from common.errors import ModelError, WeightsError
-from search.importer import import_module
-from search.passes import optimise
+from search.network.importer import import_module
+from search.network.passes import optimise
 from search.zoo.cfg import Section, parse_cfg
 from search.zoo.darknet import DarknetModule, MaxPool, load_darknet
 from search.zoo.registry import MODELS, ZooModel, load_model

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from common.bundle import Bundle
-from common.costs import PlanCost
-from common.link import Link, Shaper
+from common.bundle.bundle import Bundle
+from common.latency import PlanCost
+from common.link.link import Link, Shaper
 from common.rpc import splitpoint_pb2 as pb
-from edge.client import CloudClient
 from edge.detector import Detector, find_plan
-from edge.link_estimate import LinkEstimator
-from edge.pilot import Pilot
-from edge.planner import Planner
-from edge.shaping import ShapedTransport
+from edge.link.estimate import LinkEstimator
+from edge.planning.pilot import Pilot
+from edge.planning.planner import Planner
+from edge.stream.client import CloudClient
+from edge.stream.shaping import ShapedTransport
 from tests import tiny
 from tests.in_process import Cloud, known
 from tests.unit.test_planner import LINK, costs, served

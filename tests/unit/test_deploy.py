@@ -5,21 +5,21 @@ from pathlib import Path
 
 import numpy as np
 
-from common.bundle import Bundle
-from common.detections import DetectorSpec, YoloHeadSpec
-from common.link import parse_link
-from common.manifest import CodecSpec
-from common.timing import Timing
-from search.calibration import observe
-from search.candidates import Candidate, Judged, World, named_apart, predict
-from search.cuts import Cut, enumerate_cuts
-from search.deploy import write_plans
-from search.devices import device_profile
-from search.heads import Heads
-from search.latency import CutTimes
+from common.bundle.bundle import Bundle
+from common.bundle.manifest import CodecSpec
+from common.link.link import parse_link
+from common.tables.timing import Timing
+from common.tasks.detections import DetectorSpec, YoloHeadSpec
+from search.export import write_plans
+from search.measure.latency import CutTimes
+from search.network.cuts import Cut, enumerate_cuts
+from search.prediction.candidates import Candidate, Judged, World, named_apart, predict
+from search.prediction.devices import device_profile
+from search.quantization.calibration import observe
+from search.quantization.heads import Heads
 from search.quantization.recipe import rounded
 from search.request import Found, Request
-from search.wire import wire_tensor
+from search.wire.quantizers import wire_tensor
 from tests.networks import SIZE, branched_graph, pictures
 
 DETECTOR = DetectorSpec(

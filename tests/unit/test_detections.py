@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common import coco
-from common.detections import (
+from common.errors import ModelError
+from common.tasks import labels as coco
+from common.tasks.detections import (
     MAX_CANDIDATES,
     Agreement,
     Detections,
@@ -16,7 +17,6 @@ from common.detections import (
     box_iou,
     suppress,
 )
-from common.errors import ModelError
 
 Box = tuple[float, float, float, float]
 

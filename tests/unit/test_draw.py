@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from common.coco import CLASS_NAMES
-from common.detections import Detections
-from common.draw import PALETTE, annotate, class_colour, side_by_side
+from common.imaging.draw import PALETTE, annotate, class_colour, side_by_side
+from common.tasks.detections import Detections
+from common.tasks.labels import CLASS_NAMES
 
 GREY = 90
 

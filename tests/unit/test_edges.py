@@ -20,10 +20,10 @@ from cloud.edges import (
     UnknownEdgeError,
     check_switch,
 )
-from cloud.samples import Source
-from common.detections import Detections
+from cloud.store.samples import Source
 from common.errors import OverloadedError
 from common.rpc import splitpoint_pb2 as pb
+from common.tasks.detections import Detections
 
 T = TypeVar("T")
 DIGEST = bytes(range(32))

@@ -11,11 +11,11 @@ from fastapi import FastAPI
 from cloud.admission import Admission
 from cloud.edges import Edge, Edges, ReportedDetections
 from cloud.rest import create_app
-from cloud.samples import Source
+from cloud.store.samples import Source
 from cloud.tails import Tails
-from common.bundle import Bundle
-from common.detections import Detections
+from common.bundle.bundle import Bundle
 from common.rpc import splitpoint_pb2 as pb
+from common.tasks.detections import Detections
 from edge.detector import find_plan
 from tests import tiny
 from tests.asgi import request

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every torch user knows
 from torch import nn
 
-from search import execute
-from search.graph import Graph
-from search.importer import import_module
-from search.passes import optimise
+from search.network import execute
+from search.network.graph import Graph
+from search.network.importer import import_module
+from search.network.passes import optimise
 from search.quantization.equalise import equalisable_pairs, equalise
 from tests.networks import SIZE, ConvBlock, branched_graph, pictures, seeded
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from common.costs import PlanCost
-from common.link import Link
-from edge.expectation import Expectations, Served
-from edge.link_estimate import Estimate, LinkEstimator, Transit
+from common.latency import PlanCost
+from common.link.link import Link
+from edge.link.estimate import Estimate, LinkEstimator, Transit
+from edge.planning.predictor import Expectations, Served
 from tests import tiny
 
 LINK = Link(3e6, 3e6, 20.0)

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.costs import PlanCost, costs, lines
-from common.crossover import Line
-from common.link import Link, parse_link
-from common.manifest import CodecSpec, Plan, Tail, WireTensor
-from common.tables import ENOUGH, LatencyRow, Side, Source, segments, to_json
+from common.bundle.manifest import CodecSpec, Plan, Tail, WireTensor
+from common.latency import PlanCost, costs, lines
+from common.link.crossover import Line
+from common.link.link import Link, parse_link
+from common.tables.rows import ENOUGH, LatencyRow, Side, Source, segments, to_json
 from splitpoint.cli import main
 from splitpoint.explain import explain
 from tests import tiny

@@ -7,7 +7,7 @@ from PIL import Image
 
 from common.codec.context import ContextCoded
 from common.errors import CalibrationError
-from search.context import fit_context, ideal_bytes, magnitudes_of
+from search.wire.context_fitting import fit_context, ideal_bytes, magnitudes_of
 
 
 def correlated(count: int) -> NDArray[np.uint8]:

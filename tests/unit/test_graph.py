@@ -10,14 +10,14 @@ from torch import nn
 
 from common.errors import ModelError
 from common.machine import saturates_int8
-from common.runtime import Model, check_parity
-from search import execute
-from search.calibration import observe
-from search.graph import Activation, Graph, Node
-from search.importer import import_module
-from search.onnx_models import head_model
-from search.passes import optimise
+from common.runtime.session import Model, check_parity
+from search.network import execute
+from search.network.graph import Activation, Graph, Node
+from search.network.importer import import_module
+from search.network.passes import optimise
 from search.quantization import integer
+from search.quantization.calibration import observe
+from search.quantization.export import head_model
 from search.quantization.recipe import rounded
 from tests.networks import SIZE, Branched, ConvBlock, branched_graph, pictures, seeded
 

@@ -10,9 +10,9 @@ import pytest
 from grpc.aio import EOF
 
 from cloud.admission import Admission
-from cloud.samples import Sample, Source
 from cloud.service import SplitService
-from cloud.store import Store
+from cloud.store.samples import Sample, Source
+from cloud.store.store import Store
 from cloud.tails import Tails
 from common.rpc import splitpoint_pb2 as pb
 from tests import tiny

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.bundle import Bundle
+from common.bundle.bundle import Bundle
 from common.codec import make_codec
 from common.errors import ParityError, SettingsError, UnknownPlanError
-from common.images import Letterbox, letterbox
-from common.runtime import Model
+from common.imaging.images import Letterbox, letterbox
+from common.runtime.session import Model
 from edge.detector import find_plan
 from edge.head import EdgePlan, fitting_together, open_plans, open_reproduced
-from search.devices import device_profile
+from search.prediction.devices import device_profile
 from tests import tiny
 
 FRAME = letterbox(tiny.image(), (tiny.SIZE, tiny.SIZE))

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from common.errors import CalibrationError
-from common.images import Letterbox
-from search.frames import Frames, load_frames
-from search.held_out import (
+from common.imaging.images import Letterbox
+from search.measure.frames import Frames, load_frames
+from search.measure.held_out import (
     MIN_JUDGING,
     digests,
     in_both,

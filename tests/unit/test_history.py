@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from cloud.history import FRAMES, History, HistoryMemory
+from cloud.reference_frames import FRAMES, History, HistoryMemory
 from common.errors import StaleReferenceError
-from common.messages import reference_to
 from common.rpc import splitpoint_pb2 as pb
+from common.rpc.messages import reference_to
 
 DIGEST = bytes(32)
 SIZE = 1000

@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from common.link import parse_link
-from common.manifest import USUAL_UPLOAD, CodecSpec
-from common.timing import Timing
-from search.candidates import Candidate, Judged, World, predict
-from search.cuts import Cut
-from search.devices import DeviceProfile
-from search.graph import Node
-from search.html_report import Bits, html
-from search.latency import CutTimes
-from search.rate_curve import RatePoint
-from search.report import as_json, markdown, sure
+from common.bundle.manifest import USUAL_UPLOAD, CodecSpec
+from common.link.link import parse_link
+from common.tables.timing import Timing
+from search.measure.latency import CutTimes
+from search.network.cuts import Cut
+from search.network.graph import Node
+from search.prediction.candidates import Candidate, Judged, World, predict
+from search.prediction.devices import DeviceProfile
+from search.reports.html import Bits, html
+from search.reports.markdown import as_json, markdown, sure
 from search.request import Found, Request
+from search.wire.rate_curve import RatePoint
 
 WORLD = World(parse_link("3mbit/20ms"), DeviceProfile("slow", 4.0), 2.0, 1.0)
 HOSTILE = """<script src="http://evil.example/x.js">alert('1')</script>&amp; url(#m1) $x$ \u4f60"""

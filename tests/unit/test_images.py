@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 from common.errors import CalibrationError, ImageError, ImageTooLargeError
-from common.images import (
+from common.imaging.images import (
     DEFAULT_LIMITS,
     EDGE_LIMITS,
     PADDING,
@@ -535,7 +535,7 @@ MEASURE = """
 import re, sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from common.images import decode_image, letterbox
+from common.imaging.images import decode_image, letterbox
 
 def mib(name):
     return int(re.search(name + r":\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024

@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 
 from common.errors import ImageError, ImageTooLargeError, OverloadedError
-from common.intake import (
+from common.http.intake import (
     Intake,
     IntakeLimits,
     SlowRequestError,

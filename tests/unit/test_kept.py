@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from common.bundle import Bundle
+from common.bundle.bundle import Bundle
 from common.errors import BundleError, ModelError
-from common.link import parse_link
-from common.tables import LatencyRow, to_json
-from search.devices import device_profile
+from common.link.link import parse_link
+from common.tables.rows import LatencyRow, to_json
 from search.kept import keep, kept, search_key, search_unless_kept
+from search.prediction.devices import device_profile
 from search.request import Progress, Request
 from tests import tiny
 from tests.affinity import one_core

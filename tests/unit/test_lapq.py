@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that every torch user knows
 
-from search import execute
-from search.calibration import Distribution, Statistics, observe
-from search.graph import Graph
+from search.network import execute
+from search.network.graph import Graph
 from search.quantization import integer
+from search.quantization.calibration import Distribution, Statistics, observe
 from search.quantization.grids import least_error_range
 from search.quantization.lapq import (
     NORMS,

@@ -2,10 +2,10 @@
 
 import pytest
 
-from bench.latency_cell import Contender
-from bench.latency_trace import usual_mbit
-from bench.traces import TRACES
-from common.link import Link, LinkTrace
+from bench.latency.cell import Contender
+from bench.latency.trace import usual_mbit
+from bench.links.traces import TRACES
+from common.link.link import Link, LinkTrace
 
 
 def contender(settings: str, latency_ms: float, frames: int) -> Contender:

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from bench.latency_cell import ADAPTIVE, FIXED, TUNED
-from bench.latency_report import markdown
-from bench.latency_verdicts import codec_bytes, targets, verdicts
+from bench.latency.cell import ADAPTIVE, FIXED, TUNED
+from bench.latency.report import markdown
+from bench.latency.verdicts import codec_bytes, targets, verdicts
 
 PLANS = {
     "jpeg": {"uplink_bytes": 20_000, "accuracy": 24.6},

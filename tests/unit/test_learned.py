@@ -7,30 +7,26 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.bundle import Bundle
-from common.detections import DetectorSpec, YoloHeadSpec
+from common.bundle.bundle import Bundle
+from common.bundle.manifest import CodecSpec, WireTensor
 from common.errors import SettingsError, StoreError
-from common.images import Letterbox
-from common.link import parse_link
-from common.manifest import CodecSpec, WireTensor
-from common.store_file import read_tables
-from common.tables import ENOUGH, LatencyRow, head_to, segments, tail_from, to_json
-from common.timing import Timing
-from search import origins
+from common.imaging.images import Letterbox
+from common.link.link import parse_link
+from common.tables.rows import ENOUGH, LatencyRow, head_to, segments, tail_from, to_json
+from common.tables.store_file import read_tables
+from common.tables.timing import Timing
+from common.tasks.detections import DetectorSpec, YoloHeadSpec
 from search.cache import Cache
-from search.calibration import observe
-from search.candidates import Candidate, World, context_file, judge, predict, with_coding
-from search.cuts import Cut, enumerate_cuts, prefix_cuts
-from search.deploy import write_plans
-from search.devices import DEVICES, DeviceProfile
-from search.formats import FormatTable
-from search.frames import Frames
-from search.graph import Node
-from search.heads import Heads
-from search.held_out import Judging
-from search.html_report import html
-from search.latency import CutTimes
-from search.learned import (
+from search.export import write_plans
+from search.measure.frames import Frames
+from search.measure.held_out import Judging
+from search.measure.latency import CutTimes
+from search.network.cuts import Cut, enumerate_cuts, prefix_cuts
+from search.network.graph import Node
+from search.pipeline import search
+from search.prediction.candidates import Candidate, World, context_file, judge, predict, with_coding
+from search.prediction.devices import DEVICES, DeviceProfile
+from search.prediction.table_calibration import (
     Learned,
     cuts_of,
     learn,
@@ -38,15 +34,19 @@ from search.learned import (
     require_device,
     rows_of,
 )
-from search.pipeline import search
 from search.prepare import Prepared
+from search.quantization.calibration import observe
+from search.quantization.heads import Heads
 from search.quantization.recipe import RECIPES
-from search.rank import Network, rank
-from search.report import as_json, markdown
+from search.quantization.rounding import Rounder
+from search.ranking.search_run import Network, rank
+from search.reports import time_sources as origins
+from search.reports.html import html
+from search.reports.markdown import as_json, markdown
 from search.request import Found, Progress, Request
-from search.rounding import Rounder
-from search.sampling import sample
 from search.strategies.baselines import cost_graph
+from search.wire.formats import FormatTable
+from search.wire.sampling import sample
 from tests import tiny
 from tests.contexts import random_model
 from tests.networks import SIZE, branched_graph, pictures

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import SettingsError
-from common.link import Link, Shaper, TokenBucket, parse_link
+from common.link.link import Link, Shaper, TokenBucket, parse_link
 
 BURST = 1500.0
 

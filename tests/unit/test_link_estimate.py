@@ -7,8 +7,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from common.link import Link
-from edge.link_estimate import LinkEstimator, Transit
+from common.link.link import Link
+from edge.link.estimate import LinkEstimator, Transit
 
 CLOCKS_APART_S = 12_345.6
 BURST = 1500

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.traces import FOLDER, TRACES
+from bench.links.traces import FOLDER, TRACES
 from common.errors import SettingsError
-from common.link import Link, LinkTrace, Shaper, TokenBucket, parse_link
-from common.link_trace import HEADER, link_or_trace, parse_trace, read_trace, to_csv
+from common.link.link import Link, LinkTrace, Shaper, TokenBucket, parse_link
+from common.link.trace import HEADER, link_or_trace, parse_trace, read_trace, to_csv
 
 FAST, SLOW = parse_link("8mbit"), parse_link("2mbit")  # 1000 and 250 bytes a millisecond
 _HEAD = ",".join(HEADER) + "\n"

@@ -16,22 +16,22 @@ import pytest
 
 from cloud.admission import Admission
 from cloud.edges import Edges
-from cloud.history import History
+from cloud.reference_frames import History
 from cloud.service import SplitService
 from cloud.tails import Tails
-from common.bundle import Bundle
-from common.costs import costs
-from common.detections import Detections
-from common.link import Link
-from common.messages import channel_options
+from common.bundle.bundle import Bundle
+from common.latency import costs
+from common.link.link import Link
 from common.rpc import splitpoint_pb2 as pb
+from common.rpc.messages import channel_options
 from common.rpc.splitpoint_pb2_grpc import add_SplitServiceServicer_to_server
-from edge.client import CloudClient
+from common.tasks.detections import Detections
 from edge.detector import Detector, find_plan
-from edge.pilot import Pilot
-from edge.planner import PlannerSettings
+from edge.planning.pilot import Pilot
+from edge.planning.planner import PlannerSettings
 from edge.runner import Patience
-from edge.transport import GrpcTransport
+from edge.stream.client import CloudClient
+from edge.stream.transport import GrpcTransport
 from tests import tiny
 
 PLANS = (tiny.SPLIT, tiny.CLOUD_ONLY, tiny.SPLIT_8, tiny.SPLIT_VIDEO, tiny.EDGE_ONLY)

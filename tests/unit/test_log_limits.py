@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from common.log_limits import TRACES, LogLimit
-from common.serving import log_event
+from common.http.log_limits import TRACES, LogLimit
+from common.http.serving import log_event
 
 
 class Clock:

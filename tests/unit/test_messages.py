@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from common.bundle import open_codecs
-from common.detections import Detections
+from common.bundle.bundle import open_codecs
 from common.errors import PayloadError
-from common.messages import (
+from common.rpc import splitpoint_pb2 as pb
+from common.rpc.messages import (
     MAX_DETECTIONS,
     MAX_MEASUREMENTS,
     MAX_PROBE_BYTES,
@@ -19,8 +19,8 @@ from common.messages import (
     largest_message_bytes,
     microseconds,
 )
-from common.rpc import splitpoint_pb2 as pb
-from common.tables import MAX_PROFILE_ROWS
+from common.tables.rows import MAX_PROFILE_ROWS
+from common.tasks.detections import Detections
 from tests import tiny
 
 NAN = float("nan")

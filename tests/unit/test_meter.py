@@ -8,25 +8,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.coco import CATEGORY_IDS
-from common.detections import Detections
-from common.link import parse_link
-from common.manifest import CodecSpec, WireTensor
-from common.timing import NO_TIME
-from search.accuracy import Agreement, CocoAccuracy
-from search.adapt import Wire
-from search.binding import nothing_fits
+from common.bundle.manifest import CodecSpec, WireTensor
+from common.link.link import parse_link
+from common.tables.timing import NO_TIME
+from common.tasks.detections import Detections
+from common.tasks.labels import CATEGORY_IDS
 from search.cache import Cache, digest
-from search.candidates import Candidate, Judged
-from search.cuts import Cut, enumerate_cuts
-from search.devices import device_profile
-from search.evaluate import Evaluator
-from search.graph import Node
-from search.heads import Heads
-from search.latency import CutTimes
-from search.meter import FIRST_LOOK, Meter
+from search.measure.accuracy import Agreement, CocoAccuracy
+from search.measure.accuracy_evaluator import FIRST_LOOK, Meter
+from search.measure.evaluate import Evaluator
+from search.measure.latency import CutTimes
+from search.network.cuts import Cut, enumerate_cuts
+from search.network.graph import Node
+from search.prediction.candidates import Candidate, Judged
+from search.prediction.devices import device_profile
+from search.quantization.heads import Heads
 from search.quantization.recipe import rounded
+from search.ranking.infeasible import nothing_fits
 from search.request import Request
+from search.wire.tail_adaptation import Wire
 from tests.networks import branched_graph, pictures
 
 IMAGES = 96
@@ -168,7 +168,7 @@ def test_a_drop_against_annotations_has_an_interval(tmp_path: Path) -> None:
 
 def test_the_cheapest_way_out_comes_first() -> None:
     graph = branched_graph()
-    from search.calibration import observe
+    from search.quantization.calibration import observe
 
     heads = Heads(rounded(graph, observe(graph, pictures(4))))
     times = CutTimes(NO_TIME, NO_TIME)
@@ -239,7 +239,7 @@ def test_candidates_of_one_name_have_accuracies_of_their_own() -> None:
 
 def test_too_few_images_are_said_to_be_too_few() -> None:
     graph = branched_graph()
-    from search.calibration import observe
+    from search.quantization.calibration import observe
 
     heads = Heads(rounded(graph, observe(graph, pictures(4))))
     times = CutTimes(NO_TIME, NO_TIME)

@@ -9,10 +9,10 @@ from cloud import rest as cloud_rest
 from cloud.admission import Admission
 from cloud.edges import Edge, Edges
 from cloud.metrics import CloudMetrics
-from cloud.samples import Source
-from cloud.store import Store
+from cloud.store.samples import Source
+from cloud.store.store import Store
 from cloud.tails import Tails
-from common.bundle import Bundle
+from common.bundle.bundle import Bundle
 from common.rpc import splitpoint_pb2 as pb
 from tests import tiny
 from tests.asgi import request

@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
-from search.calibration import Statistics, observe
-from search.cuts import Cut, enumerate_cuts
-from search.graph import Graph
-from search.heads import Heads
-from search.narrow import Narrower
+from search.allocate.low_bit import Narrower
+from search.network.cuts import Cut, enumerate_cuts
+from search.network.graph import Graph
+from search.quantization.calibration import Statistics, observe
+from search.quantization.heads import Heads
 from search.quantization.recipe import rounded
+from search.quantization.rounding import Rounder
+from search.quantization.sensitivity import Sensitivity, fisher, measured, squared
 from search.quantization.widths import WIDTHS
-from search.rounding import Rounder
-from search.sensitivity import Sensitivity, fisher, measured, squared
 from tests.networks import branched_graph, pictures
 
 FRAMES = pictures(6)

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.bundle.packed_weights import Packable, pack_weights, unpack_weights
 from common.errors import BundleError, ModelError
-from common.packed_weights import Packable, pack_weights, unpack_weights
-from common.runtime import Model, check_parity
-from search.calibration import observe
-from search.onnx_models import head_model, packed_weights
+from common.runtime.session import Model, check_parity
 from search.quantization import integer
+from search.quantization.calibration import observe
+from search.quantization.export import head_model, packed_weights
 from search.quantization.recipe import rounded
 from search.quantization.widths import Widths, uniform
 from tests.networks import branched_graph, pictures

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from cloud.edges import check_switch
-from common.bundle import Bundle
+from common.bundle.bundle import Bundle
 from common.errors import SettingsError, UnknownPlanError
 from common.rpc import splitpoint_pb2 as pb
-from edge.client import CloudClient
 from edge.detector import Detector, find_plan
+from edge.stream.client import CloudClient
 from tests import tiny
 from tests.in_process import (
     COSTS,

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from common.bundle import Bundle
+from common.bundle.bundle import Bundle
 from common.errors import CloudUnavailableError
-from edge import pilot as pilot_module
 from edge.detector import find_plan
-from edge.planner import PlannerSettings
+from edge.planning import pilot as pilot_module
+from edge.planning.planner import PlannerSettings
 from tests import tiny
 from tests.in_process import Cloud, adaptive, pilot_of, planner_of, prober_of, unlearning
 

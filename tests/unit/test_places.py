@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from common.bundle import zip_bundle
+from common.bundle.bundle import zip_bundle
 from common.errors import BundleError, SettingsError
 from common.places import require_bundle_place, require_file_place, require_folder
 from tests import tiny

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.costs import PlanCost
-from common.link import Link
-from common.manifest import Plan
-from edge.expectation import Served
-from edge.link_estimate import LinkEstimator, Transit
-from edge.planner import Choice, Planner, PlannerSettings
+from common.bundle.manifest import Plan
+from common.latency import PlanCost
+from common.link.link import Link
+from edge.link.estimate import LinkEstimator, Transit
+from edge.planning.planner import Choice, Planner, PlannerSettings
+from edge.planning.predictor import Served
 from tests import tiny
 
 LINK = Link(3e6, 3e6, 20.0)

@@ -14,18 +14,18 @@ from fastapi import FastAPI
 from cloud import rest as cloud_rest
 from cloud.admission import Admission
 from cloud.edges import Edge, Edges
-from cloud.history import History
-from cloud.samples import Source
+from cloud.reference_frames import History
 from cloud.service import SplitService
-from cloud.store import Store
+from cloud.store.samples import Source
+from cloud.store.store import Store
 from cloud.tails import Tails
-from common.bundle import Bundle
+from common.bundle.bundle import Bundle
 from common.rpc import splitpoint_pb2 as pb
-from common.tables import LatencyRow
+from common.tables.rows import LatencyRow
 from edge import rest as edge_rest
-from edge.client import CloudClient
 from edge.detector import Detector, find_plan
-from edge.transport import InProcessTransport
+from edge.stream.client import CloudClient
+from edge.stream.transport import InProcessTransport
 from tests import tiny
 from tests.asgi import request
 

@@ -12,17 +12,17 @@ import pytest
 from PIL import Image
 from prometheus_client import generate_latest
 
-from common.bundle import Bundle
+from common.bundle.bundle import Bundle
 from common.errors import CloudUnavailableError, SourceError
 from common.rpc import splitpoint_pb2 as pb
-from edge import player as player_module
 from edge import rest
-from edge.client import CloudClient
+from edge.capture import player as player_module
+from edge.capture.player import Player
+from edge.capture.sources import Camera, Captured, open_feed
 from edge.detector import Detector
 from edge.metrics import EdgeMetrics
-from edge.player import Player
-from edge.source import Camera, Captured, open_feed
-from edge.transport import GrpcTransport
+from edge.stream.client import CloudClient
+from edge.stream.transport import GrpcTransport
 from tests import tiny
 from tests.asgi import request
 from tests.unit.test_metrics import values
@@ -244,9 +244,9 @@ def test_a_slow_camera_has_three_periods(detector: Detector) -> None:
 def test_a_picture_says_how_old_it_is(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
     player, metrics = _in_turn(detector, 1, [])
     app = rest.create_app(detector, metrics=metrics, player=player)
-    monkeypatch.setattr("edge.player.time.monotonic", lambda: 50.0)
+    monkeypatch.setattr("edge.capture.player.time.monotonic", lambda: 50.0)
     player.play()
-    monkeypatch.setattr("edge.player.time.monotonic", lambda: 52.25)
+    monkeypatch.setattr("edge.capture.player.time.monotonic", lambda: 52.25)
     answer = request(app, "GET", "/v1/latest.jpg")
     told = values(generate_latest(metrics.registry).decode())
     monkeypatch.undo()

@@ -8,9 +8,9 @@ from itertools import pairwise
 
 import pytest
 
-from common.messages import MAX_PROBE_BYTES
-from edge.link_estimate import Estimate
-from edge.prober import CALIBRATION_BYTES, PINGS, Prober
+from common.rpc.messages import MAX_PROBE_BYTES
+from edge.link.estimate import Estimate
+from edge.link.prober import CALIBRATION_BYTES, PINGS, Prober
 from tests.probing import ACTIVE_S, FRESH, PING_S, ByHand, World, calibrated
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from common.errors import CloudUnavailableError, SplitpointError
 from common.rpc import splitpoint_pb2 as pb
-from edge.client import Answer
-from edge.link_estimate import Passage
-from edge.prober import PINGS, Prober
+from edge.link.estimate import Passage
+from edge.link.prober import PINGS, Prober
+from edge.stream.client import Answer
 from tests.probing import ACTIVE_S, FRESH, World
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from splitpoint.processes import ProcessError, Service, ended_by_sigterm
+from bench.processes import ProcessError, Service, ended_by_sigterm
 
 
 def test_a_prefix_runs_the_command(tmp_path: Path) -> None:

@@ -14,12 +14,12 @@ from cloud import profile as cloud_profile
 from cloud.admission import Admission
 from cloud.profile import rows_of
 from cloud.rest import create_app
-from cloud.samples import LONGEST_US, ImpossibleTimesError, Source
-from cloud.store import Store
+from cloud.store.samples import LONGEST_US, ImpossibleTimesError, Source
+from cloud.store.store import Store
 from cloud.tails import Tails
-from common.bundle import Bundle, read_vector
+from common.bundle.bundle import Bundle, read_vector
 from common.errors import ModelError, PayloadError, UnknownPlanError
-from common.images import letterbox
+from common.imaging.images import letterbox
 from common.rpc import splitpoint_pb2 as pb
 from edge import profile as edge_profile
 from edge.detector import Detector

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from cloud.store import Store
-from common.bundle import Bundle
-from common.serving import bind, port_of
-from common.store_file import read_tables
-from common.tables import LatencyRow, to_json
+from cloud.store.store import Store
+from common.bundle.bundle import Bundle
+from common.http.serving import bind, port_of
+from common.tables.rows import LatencyRow, to_json
+from common.tables.store_file import read_tables
 from splitpoint import remote
 from splitpoint.cli import main
 from tests import tiny

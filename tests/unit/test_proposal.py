@@ -9,7 +9,8 @@ from typing import Any, NoReturn
 
 import pytest
 
-from common.bundle import MANIFEST, Bundle, zip_bundle
+from common.bundle.bundle import MANIFEST, Bundle, zip_bundle
+from common.bundle.manifest import UNSEALED, Manifest, seal_manifest
 from common.errors import (
     BundleError,
     NoFeasiblePlanError,
@@ -18,17 +19,16 @@ from common.errors import (
     StoreError,
     WeightsError,
 )
-from common.link import parse_link
-from common.manifest import UNSEALED, Manifest, seal_manifest
-from common.store_file import read_tables
-from common.tables import LatencyRow, to_json
-from common.timing import Timing
-from search.candidates import World
-from search.difference import STAGES, compare, markdown, predict_again, verdict
-from search.exchange import exchange, previous_of
-from search.latency import CutTimes
-from search.learned import learn
-from search.proposal import DIFFERENCE, Asked, propose, repeat, request_of
+from common.link.link import parse_link
+from common.tables.rows import LatencyRow, to_json
+from common.tables.store_file import read_tables
+from common.tables.timing import Timing
+from search.measure.latency import CutTimes
+from search.prediction.candidates import World
+from search.prediction.table_calibration import learn
+from search.proposal.difference import STAGES, compare, markdown, predict_again, verdict
+from search.proposal.exchange import exchange, previous_of
+from search.proposal.propose import DIFFERENCE, Asked, propose, repeat, request_of
 from search.request import Found, Progress, Reporter, Request
 from tests import tiny
 

@@ -8,8 +8,8 @@ from typing import NoReturn
 import pytest
 
 from common.errors import SettingsError
-from common.tables import to_json
-from search.proposal import propose
+from common.tables.rows import to_json
+from search.proposal.propose import propose
 from splitpoint.cli import main
 from splitpoint.durations import parse_duration, parse_percent
 from tests import tiny
@@ -39,7 +39,7 @@ def run(*arguments: str) -> int:
 def finds(monkeypatch: pytest.MonkeyPatch) -> Searching:
     """The search that is asked in place of a real one."""
     search = Searching(1.0)
-    monkeypatch.setattr("search.proposal.propose", partial(propose, search=search))
+    monkeypatch.setattr("search.proposal.propose.propose", partial(propose, search=search))
     return search
 
 
@@ -89,7 +89,7 @@ def test_every_repeats_until_it_is_ended(
         raise SystemExit(0)
 
     handled: list[int] = []
-    monkeypatch.setattr("search.proposal.repeat", repeat)
+    monkeypatch.setattr("search.proposal.propose.repeat", repeat)
     monkeypatch.setattr("signal.signal", lambda number, _handler: handled.append(number))
     assert run(*arguments, "--every", "24h") == 0
     assert pauses == [86_400.0]

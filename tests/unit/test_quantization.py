@@ -8,12 +8,12 @@ import torch
 
 from common.errors import CalibrationError, ModelError, ParityError
 from common.machine import saturates_int8
-from common.runtime import Model, check_parity
-from search import execute
-from search.calibration import Distribution, observe
-from search.cuts import enumerate_cuts
-from search.onnx_models import SharedWeights, head_model, tail_model, write_weights
+from common.runtime.session import Model, check_parity
+from search.network import execute
+from search.network.cuts import enumerate_cuts
 from search.quantization import integer
+from search.quantization.calibration import Distribution, observe
+from search.quantization.export import SharedWeights, head_model, tail_model, write_weights
 from search.quantization.grids import Grid, least_error_range
 from search.quantization.network import QuantizedGraph
 from search.quantization.recipe import rounded

@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.manifest import WireTensor
-from common.quantizer import WireTable
+from common.bundle.manifest import WireTensor
+from common.codec.quantizer import WireTable
 
 
 @st.composite

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search.format_search import first_adapted
-from search.rate_curve import RatePoint, lower_hull
-from search.refine import cheaper, cheapest
+from search.refine.format_search import first_adapted
+from search.refine.refine import cheaper, cheapest
+from search.wire.rate_curve import RatePoint, lower_hull
 
 
 def point(sent: float, error: float) -> RatePoint:

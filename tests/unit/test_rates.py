@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.rates import bd_rate, bytes_at, frontier
+from bench.rate.rates import bd_rate, bytes_at, frontier
 from common.errors import SettingsError
-from search.plot import Series, check_format, plot
+from search.reports.plot import Series, check_format, plot
 
 ANCHOR = [(1000.0, 10.0), (2000.0, 15.0), (4000.0, 19.0), (8000.0, 22.0), (16000.0, 24.0)]
 

@@ -10,23 +10,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from common.detections import DetectorSpec, YoloHeadSpec
 from common.errors import CalibrationError
-from search import adapt, execute
-from search.adapt import Loss, Wire, adapt_tail, distillation_loss, wire_error
+from common.tasks.detections import DetectorSpec, YoloHeadSpec
 from search.cache import Cache
-from search.calibration import observe
-from search.cuts import Cut, enumerate_cuts
-from search.examples import Examples, alter, collect, collect_pairs, move
-from search.graph import Node
-from search.heads import Heads
+from search.network import execute
+from search.network.cuts import Cut, enumerate_cuts
+from search.network.graph import Node
+from search.quantization.calibration import observe
 from search.quantization.grids import Grid
+from search.quantization.heads import Heads
 from search.quantization.network import QuantizedGraph
 from search.quantization.recipe import rounded
-from search.rate_curve import rate_curve
-from search.refine import Refiner
-from search.remembered import Remembered
-from search.wire import stepped_tensor
+from search.refine.cached_refiner import Remembered
+from search.refine.refine import Refiner
+from search.wire import tail_adaptation as adapt
+from search.wire.quantizers import stepped_tensor
+from search.wire.rate_curve import rate_curve
+from search.wire.tail_adaptation import Loss, Wire, adapt_tail, distillation_loss, wire_error
+from search.wire.training_data import Examples, alter, collect, collect_pairs, move
 from tests.affinity import one_core
 from tests.networks import SIZE, branched_graph, pictures
 

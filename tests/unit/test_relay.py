@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.relay import Conditions, Lane
+from bench.links.relay import Conditions, Lane
 
 PACKET = bytes(1000)
 

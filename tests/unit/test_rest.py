@@ -12,16 +12,16 @@ from PIL import Image
 
 from cloud import rest as cloud_rest
 from cloud.admission import Admission
-from cloud.history import History
+from cloud.reference_frames import History
 from cloud.service import SplitService
 from cloud.tails import Tails
-from common.bundle import Bundle
-from common.images import ImageLimits
+from common.bundle.bundle import Bundle
+from common.imaging.images import ImageLimits
 from common.rpc import splitpoint_pb2 as pb
 from edge import rest as edge_rest
-from edge.client import CloudClient
 from edge.detector import Detector
-from edge.transport import InProcessTransport
+from edge.stream.client import CloudClient
+from edge.stream.transport import InProcessTransport
 from tests import tiny
 from tests.asgi import request
 

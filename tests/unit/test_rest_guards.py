@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from cloud import rest as cloud_rest
 from cloud.admission import Admission
 from cloud.tails import Tails
-from common.bundle import Bundle
+from common.bundle.bundle import Bundle
 from edge import rest as edge_rest
 from edge.detector import Detector
 from tests import tiny

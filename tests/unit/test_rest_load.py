@@ -12,9 +12,9 @@ import pytest
 from cloud import rest as cloud_rest
 from cloud.admission import Admission, LaneLimits
 from cloud.tails import Tails
-from common.bundle import Bundle
-from common.images import ImageLimits
-from common.intake import IntakeLimits, TurnLimits
+from common.bundle.bundle import Bundle
+from common.http.intake import IntakeLimits, TurnLimits
+from common.imaging.images import ImageLimits
 from edge import rest as edge_rest
 from edge.detector import Detector, Outcome
 from tests import tiny

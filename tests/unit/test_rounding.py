@@ -8,12 +8,12 @@ import torch
 
 from common.errors import SettingsError
 from common.machine import saturates_int8
-from common.runtime import Model, check_parity
-from search.calibration import Distribution, Statistics, observe
-from search.cuts import enumerate_cuts
-from search.graph import Graph
-from search.onnx_models import head_model
+from common.runtime.session import Model, check_parity
+from search.network.cuts import enumerate_cuts
+from search.network.graph import Graph
 from search.quantization import integer
+from search.quantization.calibration import Distribution, Statistics, observe
+from search.quantization.export import head_model
 from search.quantization.grids import RANGES, Clipping, Grid
 from search.quantization.layers import layers_of
 from search.quantization.network import Rounding

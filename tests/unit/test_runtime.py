@@ -9,8 +9,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from common.errors import ModelError, ParityError
-from common.runtime import Model, check_parity
-from search.devices import DEVICES
+from common.runtime.session import Model, check_parity
+from search.prediction.devices import DEVICES
 
 
 def relu(*, ir: int = 8, opset: int = 17, operator: str = "Relu", domain: str = "") -> bytes:
@@ -69,7 +69,7 @@ def test_no_private_module_of_the_runtime_is_needed() -> None:
         "import sys, onnxruntime as o\n"
         "del o.capi\n"
         "from common.errors import ModelError\n"
-        "from common.runtime import Model\n"
+        "from common.runtime.session import Model\n"
         "try:\n    Model(b'junk')\n"
         "except ModelError as error:\n    print(error)\n"
     )

@@ -3,21 +3,21 @@
 import numpy as np
 import pytest
 
-from common.link import parse_link
-from common.manifest import CodecSpec
-from common.timing import Timing
-from search.adapt import ADAPTATION_GAIN, feature_loss
-from search.calibration import observe
-from search.candidates import Candidate, World
-from search.cuts import Cut, enumerate_cuts
-from search.devices import DeviceProfile
-from search.graph import IMAGE
-from search.latency import CutTimes
+from common.bundle.manifest import CodecSpec
+from common.link.link import parse_link
+from common.tables.timing import Timing
+from search.measure.latency import CutTimes
+from search.network.cuts import Cut, enumerate_cuts
+from search.network.graph import IMAGE
+from search.prediction.candidates import Candidate, World
+from search.prediction.devices import DeviceProfile
+from search.quantization.calibration import observe
 from search.quantization.network import QuantizedGraph
 from search.quantization.recipe import rounded
-from search.rate_curve import STEPS, Quantizers
-from search.sampling import sample
-from search.screening import Screening, promising, screened
+from search.refine.screening import Screening, promising, screened
+from search.wire.rate_curve import STEPS, Quantizers
+from search.wire.sampling import sample
+from search.wire.tail_adaptation import ADAPTATION_GAIN, feature_loss
 from tests.networks import branched_graph, pictures
 
 FRAMES = pictures(16)

@@ -8,14 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.bundle.manifest import USUAL_UPLOAD, CodecSpec
 from common.errors import SettingsError
-from common.link import parse_link
-from common.manifest import USUAL_UPLOAD, CodecSpec
+from common.link.link import parse_link
 from common.sizes import parse_size
-from common.timing import Timing
-from search.binding import no_head_fits
-from search.calibration import observe
-from search.candidates import (
+from common.tables.timing import Timing
+from search.measure.latency import CutTimes
+from search.network.cuts import Cut, enumerate_cuts
+from search.network.graph import Node
+from search.prediction.candidates import (
     FRAME_OVERHEAD_BYTES,
     Candidate,
     Judged,
@@ -26,16 +27,15 @@ from search.candidates import (
     shortlist,
     worth_keeping,
 )
-from search.cuts import Cut, enumerate_cuts
-from search.devices import DeviceProfile, device_profile
-from search.formats import fitting_cuts, promising_cuts, runnable_cuts
-from search.graph import Node
-from search.heads import Heads
-from search.latency import CutTimes
+from search.prediction.devices import DeviceProfile, device_profile
+from search.quantization.calibration import observe
 from search.quantization.grids import Grid
+from search.quantization.heads import Heads
 from search.quantization.network import QuantizedGraph
 from search.quantization.recipe import rounded
-from search.wire import wire_tensor
+from search.ranking.infeasible import no_head_fits
+from search.wire.formats import fitting_cuts, promising_cuts, runnable_cuts
+from search.wire.quantizers import wire_tensor
 from tests.networks import SIZE, branched_graph
 
 LINK = parse_link("1mbit/20ms")

@@ -6,16 +6,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.crossover import in_words
-from common.link import parse_link
-from common.manifest import CodecSpec
-from common.timing import Timing
-from search.candidates import FRAME_OVERHEAD_BYTES, Candidate, Judged, World, judge, predict
-from search.crossover import fastest
-from search.cuts import Cut
-from search.devices import DeviceProfile
-from search.graph import Node
-from search.latency import CutTimes
+from common.bundle.manifest import CodecSpec
+from common.link.crossover import in_words
+from common.link.link import parse_link
+from common.tables.timing import Timing
+from search.measure.latency import CutTimes
+from search.network.cuts import Cut
+from search.network.graph import Node
+from search.prediction.candidates import (
+    FRAME_OVERHEAD_BYTES,
+    Candidate,
+    Judged,
+    World,
+    judge,
+    predict,
+)
+from search.prediction.devices import DeviceProfile
+from search.reports.crossover import fastest
 
 WORLD = World(parse_link("1mbit/20ms"), DeviceProfile("slow", 2.0), 2.0, 1.0)
 NODE = Node("t", "conv", (), (4, 2, 2))

@@ -11,13 +11,13 @@ from PIL import Image
 
 import search.prepare
 from common.errors import NoFeasiblePlanError
-from common.link import parse_link
+from common.link.link import parse_link
 from search.cache import Cache, digest
-from search.devices import device_profile
-from search.held_out import digests, set_aside
-from search.onnx_models import head_model
+from search.measure.held_out import digests, set_aside
 from search.pipeline import search as run_search
+from search.prediction.devices import device_profile
 from search.prepare import Prepared, prepare
+from search.quantization.export import head_model
 from search.request import Progress, Request
 from search.zoo.darknet import DarknetModule, load_darknet
 

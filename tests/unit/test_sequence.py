@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from cloud.admission import Admission
-from cloud.history import FRAMES, History
+from cloud.reference_frames import FRAMES, History
 from cloud.service import SplitService
 from cloud.tails import Tails
-from common.bundle import Bundle
+from common.bundle.bundle import Bundle
 from common.errors import CloudUnavailableError, StaleReferenceError
-from common.messages import reference_to
 from common.rpc import splitpoint_pb2 as pb
-from edge.client import CloudClient
+from common.rpc.messages import reference_to
 from edge.detector import Detector, find_plan
-from edge.transport import InProcessTransport
+from edge.stream.client import CloudClient
+from edge.stream.transport import InProcessTransport
 from tests import tiny
 
 

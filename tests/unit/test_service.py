@@ -7,12 +7,12 @@ import pytest
 
 from cloud.admission import Admission
 from cloud.edges import Edge
-from cloud.history import History
-from cloud.samples import Source
+from cloud.reference_frames import History
 from cloud.service import SplitService, _tells
+from cloud.store.samples import Source
 from cloud.streams import ProtocolError
 from cloud.tails import Tails
-from common.bundle import Bundle
+from common.bundle.bundle import Bundle
 from common.codec import make_codec, seal
 from common.rpc import splitpoint_pb2 as pb
 from edge.head import open_plans

@@ -14,16 +14,16 @@ from google.protobuf.message import DecodeError
 
 from cloud.admission import Admission, LaneLimits
 from cloud.edges import Edge, Edges
-from cloud.history import History
-from cloud.samples import Ledger, Source
+from cloud.reference_frames import History
 from cloud.service import SplitService
-from cloud.store import Store
+from cloud.store.samples import Ledger, Source
+from cloud.store.store import Store
 from cloud.streams import StreamLimits, Streams
 from cloud.tails import Tails
-from common.bundle import Bundle
-from common.images import letterbox
-from common.messages import detections_to_message
+from common.bundle.bundle import Bundle
+from common.imaging.images import letterbox
 from common.rpc import splitpoint_pb2 as pb
+from common.rpc.messages import detections_to_message
 from edge.detector import find_plan
 from edge.head import open_plans
 from tests import tiny

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from search.cache import Cache
-from search.calibration import observe
-from search.cuts import prefix_cuts
-from search.latency import MeasuredLatency
+from search.measure.latency import MeasuredLatency
+from search.network.cuts import prefix_cuts
 from search.prepare import prepare
+from search.quantization.calibration import observe
 from search.quantization.recipe import rounded
 from search.software import code_digest, function_digest, library_versions, software_digest
 from tests.affinity import one_core
@@ -73,7 +73,8 @@ def test_an_edit_anywhere_makes_a_result_again(copy: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "name", ["common/codec/_context.c", "search/zoo/cfg/yolov3-tiny.cfg", "search/adapt.py"]
+    "name",
+    ["common/codec/_context.c", "search/zoo/cfg/yolov3-tiny.cfg", "search/wire/tail_adaptation.py"],
 )
 def test_every_source_counts(copy: Path, name: str) -> None:
     path = copy / name

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from common.errors import SettingsError, SourceError
-from common.images import EDGE_LIMITS
-from edge.source import Camera, Captured, Newest, open_feed
+from common.imaging.images import EDGE_LIMITS
+from edge.capture.sources import Camera, Captured, Newest, open_feed
 
 FRAMES, FPS = 6, 10
 

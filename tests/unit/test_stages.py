@@ -8,25 +8,33 @@ import numpy as np
 import onnx
 import pytest
 
-from common.detections import DetectorSpec, YoloHeadSpec
 from common.errors import CalibrationError, NoFeasiblePlanError, SettingsError
-from common.images import Letterbox
-from common.link import parse_link
+from common.imaging.images import Letterbox
+from common.link.link import parse_link
+from common.tasks.detections import DetectorSpec, YoloHeadSpec
 from search.cache import Cache
-from search.calibration import observe
-from search.collect import Collection, Setting, as_markdown, collect, write_summary
-from search.configurations import INDEX, METHODS, allocate, cut_of_widths, method_of, read, write
-from search.devices import device_profile
-from search.frames import Frames, load_frames
-from search.heads import Heads
-from search.held_out import Judging
-from search.layer_table import layer_table, to_csv, to_json
+from search.measure.frames import Frames, load_frames
+from search.measure.held_out import Judging
+from search.prediction.devices import device_profile
 from search.prepare import Prepared
-from search.profile import cut_rows, time_cuts, write_statistics, write_times
+from search.quantization.calibration import observe
+from search.quantization.heads import Heads
+from search.quantization.layer_table import layer_table, to_csv, to_json
 from search.quantization.recipe import RECIPES
+from search.quantization.sensitivity import HOWS, sensitivity_of
 from search.quantization.widths import Widths
 from search.request import Progress
-from search.sensitivity import HOWS, sensitivity_of
+from search.stages.bit_configurations import (
+    INDEX,
+    METHODS,
+    allocate,
+    cut_of_widths,
+    method_of,
+    read,
+    write,
+)
+from search.stages.profile import cut_rows, time_cuts, write_statistics, write_times
+from search.stages.quantize_all import Collection, Setting, as_markdown, collect, write_summary
 from tests.networks import SIZE, branched_graph, pictures
 
 PIXELS = pictures(10)
@@ -217,7 +225,7 @@ def test_a_killed_collection_finds_its_weights_again(
     def forbidden(*_arguments: object) -> None:
         raise AssertionError("rounded again")
 
-    monkeypatch.setattr("search.rounding.rounded_together", forbidden)
+    monkeypatch.setattr("search.quantization.rounding.rounded_together", forbidden)
     again = rounder.together(rounder.nearest(widths), names, lambda *_: None)
     np.testing.assert_array_equal(again.convs["conv_0"].weight, network.convs["conv_0"].weight)
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from cloud.learned import Learned, LinkSeen, Spread
-from cloud.samples import STAGES, ImpossibleTimesError, Ledger, Sample, Source
-from cloud.store import HOUR_S, Store
+from cloud.store.learned import Learned, LinkSeen, Spread
+from cloud.store.samples import STAGES, ImpossibleTimesError, Ledger, Sample, Source
+from cloud.store.store import HOUR_S, Store
 from common.errors import StoreError
 from common.rpc import splitpoint_pb2 as pb
-from common.tables import LatencyRow, Place
+from common.tables.rows import LatencyRow, Place
 
 SOURCE = Source("edge7", "box", "onnxruntime x1")
 OTHER = Source("edge8", "box", "onnxruntime x1")

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from cloud.learned import Learned
-from cloud.samples import Sample, Source
-from cloud.store import HOUR_S, Store
+from cloud.store.learned import Learned
+from cloud.store.samples import Sample, Source
+from cloud.store.store import HOUR_S, Store
 from common.errors import StoreError
-from common.store_file import RECENT, connect_to_read
+from common.tables.store_file import RECENT, connect_to_read
 from tests import tiny
 
 PLAN = "ab" * 32
@@ -266,7 +266,7 @@ def test_upkeep_that_fails_is_put_off_and_writing_goes_on(
 def test_the_summary_knows_the_groups_seen_last(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cloud.learned.MOST_GROUPS", 3)
+    monkeypatch.setattr("cloud.store.learned.MOST_GROUPS", 3)
     for k in range(5):
         store.add(Sample(Source("door", f"box {k}", "r", 1), PLAN, 1000.0, 100, {"total": 1.0}))
     store.flush()

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from cloud.samples import Sample, Source
-from cloud.store import Store
+from cloud.store.samples import Sample, Source
+from cloud.store.store import Store
 from common.errors import StoreError
-from common.store_file import APPLICATION_ID, MIGRATIONS, SCHEMA
+from common.tables.store_file import APPLICATION_ID, MIGRATIONS, SCHEMA
 
 SOURCE = Source("edge7", "box", "onnxruntime x1")
 PLAN = bytes(range(32))

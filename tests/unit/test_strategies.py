@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import ModelError, SettingsError
-from search.cuts import Cut, enumerate_cuts
-from search.graph import Graph, Node
+from search.network.cuts import Cut, enumerate_cuts
+from search.network.graph import Graph, Node
 from search.strategies.costs import CostGraph
 from search.strategies.min_cut import dads, qdmp
 from search.strategies.neurosurgeon import neurosurgeon

@@ -11,10 +11,10 @@ from fastapi import FastAPI
 
 from cloud.admission import Admission
 from cloud.rest import create_app
-from cloud.samples import Sample, Source
-from cloud.store import Store
+from cloud.store.samples import Sample, Source
+from cloud.store.store import Store
 from cloud.tails import Tails
-from common.tables import LatencyRow, Place
+from common.tables.rows import LatencyRow, Place
 from tests import tiny
 from tests.asgi import request
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from cloud.samples import STAGES, Sample, Source
-from cloud.store import Store
-from common.bundle import Bundle
+from cloud.store.samples import STAGES, Sample, Source
+from cloud.store.store import Store
+from common.bundle.bundle import Bundle
 from common.errors import StoreError
-from common.store_file import SCHEMA, read_tables
-from common.tables import LatencyRow, Place, merged, profiled, segments, to_json
-from common.timing import Timing
+from common.tables.rows import LatencyRow, Place, merged, profiled, segments, to_json
+from common.tables.store_file import SCHEMA, read_tables
+from common.tables.timing import Timing
 from tests import tiny
 
 CODED, CODED_8 = "cut packed+zstd DIGEST", "cut raw DIGEST"

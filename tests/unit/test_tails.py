@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from cloud.tails import Tails
-from common.bundle import Bundle
+from common.bundle.bundle import Bundle
 from common.codec import seal
 from common.errors import PayloadError, UnknownPlanError
-from common.images import letterbox
+from common.imaging.images import letterbox
 from common.rpc import splitpoint_pb2 as pb
 from edge.detector import find_plan
 from edge.head import open_plans

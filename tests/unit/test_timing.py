@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common import timing
-from common.timing import (
+from common.tables import timing
+from common.tables.timing import (
     NO_TIME,
     Timing,
     interleave,

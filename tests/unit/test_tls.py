@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import SettingsError
-from common.tls import ClientTls, ServerTls, channel_credentials, server_credentials
+from common.rpc.tls import ClientTls, ServerTls, channel_credentials, server_credentials
 from tests.conftest import REPOSITORY
 
 

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 
 from common.errors import CloudUnavailableError, SettingsError
-from common.link import Link, LinkTrace, Shaper, parse_link
+from common.link.link import Link, LinkTrace, Shaper, parse_link
 from common.rpc import splitpoint_pb2 as pb
-from edge.shaping import DelayLine, ShapedTransport
-from edge.transport import GrpcTransport, InProcessTransport, check_address
+from edge.stream.shaping import DelayLine, ShapedTransport
+from edge.stream.transport import GrpcTransport, InProcessTransport, check_address
 
 LINK = parse_link("1mbit/40ms")
 

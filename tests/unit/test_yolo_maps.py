@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from common.detections import DetectorSpec, YoloHeadSpec, decode_yolo
 from common.errors import ModelError, SettingsError
-from common.images import Letterbox
+from common.imaging.images import Letterbox
+from common.tasks.detections import DetectorSpec, YoloHeadSpec, decode_yolo
 
 Floats = NDArray[np.float32]
 Box = tuple[float, float, float, float]

@@ -1,0 +1,165 @@
+"""How well the planner adapts: predictions, steps, drift, outages and switches under load.
+
+    python -m bench.adaptation --bundle DIR --images DIR --video FILE --json OUT [--plot FILE]
+
+A cloud and an edge in processes of their own, the edge slowed to a tenth of a core, a link of real
+packets between two network namespaces (`bench.links.shaped`). Needs root and Linux.
+
+| part | what is measured |
+|---|---|
+| profile | `splitpoint profile` of all sides, edges slow and not: where predictions start |
+| predictions | every plan in turn: error of the profile alone and of the planner; 95 % intervals; |
+| | on pictures that have nothing to do with each other, and on frames of a video; |
+| | also with the whole core for the edge, which then is as steady as a machine of its own |
+| steady | regret of the planner against every fixed plan, frame by frame in turn, by bandwidth |
+| steps | frames and seconds until a better plan is in use after the bandwidth steps by four |
+| traces | a drive and a drift: regret against the best plan at every moment, and fixed plans; |
+| | three times each, in turn; the run of the median regret is drawn |
+| outage | the longest that a frame took while nothing passed |
+| load | two threads while plans switch: failed, wrong and doubled frames |
+
+All other parts play the video, as a camera would.
+
+The best plan at every moment of a trace is what no planner could beat: each plan's own median time
+on either side, as measured, plus the time its bytes take at the trace's bandwidth then.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from bench.adaptation.parts import load, on_trace, outage, predictions, steady, steps
+from bench.adaptation.report import plot, report
+from bench.adaptation.scene import PILOT, RTT_MS, WHOLE, Scene, link, video_frames
+from bench.links.shaped import shaped
+from bench.machine import machine
+from bench.processes import Service, ended_by_sigterm
+from bench.profiles import profile_both
+from bench.slow import slowed
+from common.bundle.bundle import Bundle
+from common.imaging.images import list_images
+from common.progress import Stages
+from edge.detector import find_plan
+
+SHARE = 0.1
+PARTS = ("predictions", "steady", "steps", "traces", "outage", "load")
+
+
+def _parts(scene: Scene, result: dict[str, Any], *, quick: bool) -> dict[str, Callable[[], Any]]:
+    """All parts, in order; steps need what predictions have measured, traces what steady links."""
+
+    def traces() -> dict[str, Any]:
+        fixed = [statistics.mode(row["best"] for row in result["steady"])]
+        lengths = {"drive": 20 if quick else 60, "drift": 20 if quick else 90}
+        repeats = 1 if quick else 3
+        return {n: on_trace(scene, n, s, fixed, repeats) for n, s in lengths.items()}
+
+    return {
+        "predictions": lambda: {
+            "pictures": predictions(scene, 12 if quick else 80, lambda k: k % scene.stills),
+            "video": predictions(scene, 12 if quick else 80, scene.frame),
+            "video, a whole core": predictions(scene, 12 if quick else 80, scene.frame, WHOLE),
+        },
+        "steady": lambda: steady(scene, 10 if quick else 40),
+        "steps": lambda: steps(scene, 1 if quick else 4, result["predictions"]["video"]["plans"]),
+        "traces": traces,
+        "outage": lambda: outage(scene, 32 if quick else 60),
+        "load": lambda: load(scene, 2 if quick else 20, 60 if quick else 600),
+    }
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """All parts."""
+    bundle = Bundle.open(arguments.bundle)
+    names = arguments.plans or [plan.name for plan in bundle.plans.values()]
+    digests = [find_plan(bundle, name) for name in names]
+    plans = {digest.hex(): bundle.plans[digest] for digest in digests}
+    images = list_images(arguments.images)
+    images = images[:: max(1, len(images) // arguments.send)][: arguments.send]
+    made: dict[str, Any] = {
+        "machine": machine(),
+        "bundle": bundle.digest.hex(),
+        "search": bundle.manifest.search.model_dump(mode="json"),
+        "plans": [plan.name for plan in plans.values()],
+        "images": [path.name for path in images],
+        "video": {"file": arguments.video.name, "frames": arguments.video_frames},
+        "rtt_ms": RTT_MS,
+        "quick": arguments.quick,
+    }
+    result = _earlier(arguments.json, made) | made
+    with ExitStack() as stack:
+        stages = stack.enter_context(Stages())
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        slow = stack.enter_context(slowed(SHARE))
+        result["edge_share"] = {"asked": slow.share, "measured": slow.measured}
+        stills = len(images)
+        images += video_frames(arguments.video, arguments.video_frames, folder)
+        progress = stages.stage("profile")
+        budget_s = 20.0 if arguments.quick else arguments.profile
+        edges = {PILOT: slow.prefix, WHOLE: ()}
+        profile_both(arguments.bundle, edges, folder / "tables.json", budget_s)
+        progress(1, 1)
+        wire = stack.enter_context(shaped(link(3.0)))
+        result["congestion_control"] = wire.congestion
+        command = ["cloud", "--bundle", str(arguments.bundle), "--host", wire.cloud.address]
+        command += ["--grpc-port", "0", "--rest-port", "0", "--store", str(folder / "store.sqlite")]
+        cloud = Service(command, folder / "cloud.log", prefix=wire.cloud.prefix)
+        stack.enter_context(cloud)
+        scene = Scene(
+            arguments.bundle,
+            plans,
+            images,
+            stills,
+            wire,
+            cloud,
+            slow,
+            folder / "tables.json",
+            stages,
+        )
+        for name, part in _parts(scene, result, quick=arguments.quick).items():
+            if name in arguments.parts:
+                result[name] = part()
+                arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def _earlier(path: Path, made: dict[str, Any]) -> dict[str, Any]:
+    """What was measured before of the same plans, for parts that are not measured again."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if all(found.get(name) == value for name, value in made.items()) else {}
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--images", type=Path, required=True)
+    parser.add_argument("--video", type=Path, required=True, help="to play as a camera would")
+    parser.add_argument("--video-frames", type=int, default=48, help="of it, every fifth")
+    parser.add_argument("--send", type=int, default=24, help="pictures to send, spread evenly")
+    parser.add_argument(
+        "--plans", type=lambda text: text.split(","), help="names; all of the bundle, if not given"
+    )
+    parser.add_argument("--quick", action="store_true", help="a few minutes, for a first look")
+    parser.add_argument("--parts", type=lambda text: text.split(","), default=list(PARTS))
+    parser.add_argument("--profile", type=float, default=90.0, help="seconds for either side")
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--plot", type=Path, help="also draw the drive (.svg or .png)")
+    arguments = parser.parse_args()
+    with ended_by_sigterm():
+        result = measure(arguments)
+    report(result)
+    if arguments.plot is not None and "traces" in result:
+        plot(result["traces"]["drive"], arguments.plot)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""What `bench.adaptation` measures with: a cloud, a link of real packets, and slowed edges."""
+
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+from PIL import Image
+
+from bench.edge_process import EdgeProcess, EdgeSettings
+from bench.links.shaped import ShapedLink
+from bench.processes import Service
+from bench.slow import SlowCpu
+from common.bundle.manifest import Plan
+from common.errors import SplitpointError
+from common.link.link import Link
+from common.progress import Stages
+
+RTT_MS = 20.0
+PILOT, WHOLE = "slow-edge", "whole-core"
+_CAMERA = (640, 480)
+
+
+@dataclass
+class Scene:
+    """What every part works with."""
+
+    bundle: Path
+    plans: dict[str, Plan]
+    images: list[Path]
+    stills: int
+    wire: ShapedLink
+    cloud: Service
+    slow: SlowCpu
+    tables: Path
+    stages: Stages
+
+    @contextmanager
+    def edge(self, device: str = PILOT, *, beside: bool = False) -> Iterator[EdgeProcess]:
+        """A new edge with a planner; slow, from when it is ready, unless it is the whole core's.
+
+        Args:
+            device: What it is called.
+            beside: Whether the planner, then a pilot called `device`, stands beside a way to use
+                each plan as it is asked for, from which it learns nothing.
+        """
+        plans = [bytes.fromhex(digest) for digest in self.plans]
+        settings = EdgeSettings(
+            bundle=self.bundle,
+            images=self.images,
+            cloud=f"{self.wire.cloud.address}:{self.cloud.ready['grpc']}",
+            device=device,
+            tables=self.tables,
+            adaptive=not beside,
+            plans=plans,
+            pilots={device: plans} if beside else {},
+        )
+        with EdgeProcess(settings, self.wire.edge.prefix) as process:
+            if device != WHOLE:
+                self.slow.take(process.pid)
+            yield process
+
+    def frame(self, k: int) -> int:
+        """Which of the pictures is frame k of the video."""
+        return self.stills + k % (len(self.images) - self.stills)
+
+    def name(self, digest: str) -> str:
+        """Of a plan."""
+        return self.plans[digest].name
+
+    def get(self, path: str) -> str:
+        """GET from the cloud, from its own namespace."""
+        code = (
+            "import sys, urllib.request as r; "
+            "print(r.build_opener(r.ProxyHandler({})).open(sys.argv[1]).read().decode())"
+        )
+        url = f"http://{self.wire.cloud.address}:{self.cloud.ready['rest']}{path}"
+        command = [*self.wire.cloud.prefix, sys.executable, "-c", code, url]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+        return done.stdout
+
+    def switches(self, edge: str) -> int:
+        """How often the cloud heard an edge announce a plan."""
+        edges = json.loads(self.get("/v1/edges"))["edges"]
+        return next(int(each["switches"]) for each in edges if each["edge"] == edge)
+
+    def frames_served(self) -> int:
+        """By the cloud, since it started."""
+        lines = self.get("/metrics").splitlines()
+        served = (line for line in lines if line.startswith("splitpoint_cloud_frames_total{"))
+        return sum(round(float(line.split()[-1])) for line in served)
+
+
+def link(mbit: float) -> Link:
+    """A link of this bench."""
+    return Link(mbit * 1e6, mbit * 1e6, RTT_MS)
+
+
+def video_frames(path: Path, count: int, folder: Path) -> list[Path]:
+    """Every fifth frame of a video as pictures of the size that profiles take, lossless."""
+    found: list[Path] = []
+    with av.open(str(path)) as container:
+        for number, frame in enumerate(container.decode(video=0)):
+            if number % 5 == 0:
+                found.append(folder / f"frame-{number:05d}.png")
+                pixels = frame.reformat(*_CAMERA, format="rgb24").to_ndarray()
+                Image.fromarray(pixels).save(found[-1], compress_level=1)
+            if len(found) == count:
+                break
+    return found
+
+
+def answered(row: dict[str, Any]) -> dict[str, Any]:
+    """The row of a frame that was answered.
+
+    Raises:
+        SplitpointError: If it was not.
+    """
+    if "error" in row:
+        raise SplitpointError(f"a frame failed: {row['error']}")
+    return row
+
+
+def median(values: Any) -> float:
+    """As a float of Python's."""
+    return float(statistics.median(map(float, values)))

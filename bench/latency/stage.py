@@ -1,0 +1,158 @@
+"""The processes that `bench.run_latency` measures: of one share of a core, for all of its cells.
+
+    [slowed] edge process -> wire -> cloud
+                                  -> plain service
+
+The edge runs whatever plan it is told, and for each setting it has a planner that chooses by
+itself: in the same process, since another one's caches would be colder. It becomes slow once it is
+ready, and nothing is reported unless the share that it gets was measured first.
+"""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.edge_process import EdgeProcess, EdgeSettings
+from bench.links.shaped import ShapedLink
+from bench.processes import Service
+from bench.profiles import profile_both
+from bench.slow import slowed
+from common.bundle.bundle import Bundle
+from common.errors import SplitpointError
+from common.tables.rows import LatencyRow
+from common.tables.store_file import read_tables
+
+_PLAIN_PORT = 18_080
+"""In a namespace of its own, where no other port is taken."""
+_PLAIN_START_S = 60.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What runs while the cells of a share are measured.
+
+    Attributes:
+        bundle: The contenders'.
+        digests: Its plans by name.
+        who: Which strategy uses which plan; see `bench.latency.contenders.build`.
+        wire: Between edges and cloud.
+        images: Pictures that the edges have.
+        rows: Latency tables of both sides, profiled before anything is measured.
+        device: What the edge is called in them.
+        share: Of a core, as measured; 1 is a whole one.
+        edge: Runs plans, and has a pilot for each setting.
+        cloud_pid: Of the cloud.
+        plain_pid: Of the plain service; None on an emulated link, which HTTP does not pass.
+    """
+
+    bundle: Bundle
+    digests: dict[str, bytes]
+    who: dict[str, Any]
+    wire: ShapedLink
+    images: Sequence[Path]
+    rows: list[LatencyRow]
+    device: str
+    share: float
+    edge: EdgeProcess
+    cloud_pid: int
+    plain_pid: int | None
+
+
+@contextmanager
+def stage(
+    wire: ShapedLink,
+    bundle: Bundle,
+    who: dict[str, Any],
+    images: Sequence[Path],
+    share: float,
+    folder: Path,
+    profile_s: float = 40.0,
+) -> Iterator[Stage]:
+    """Start all processes of a share, for the length of the block.
+
+    Args:
+        wire: Between edges and cloud.
+        bundle: Of all contenders.
+        who: Which strategy uses which plan.
+        images: To send.
+        share: Of a core that the edges get.
+        folder: For logs and tables.
+        profile_s: For the profile of either side, at the most.
+
+    Raises:
+        SlowCpuError: If the edge cannot be slowed, or its share is not kept.
+        SplitpointError: If a process does not start.
+    """
+    digests = {plan.name: digest for digest, plan in bundle.plans.items()}
+    device, tables = f"{share:g} of a core", folder / f"{share:g}.json"
+    with ExitStack() as stack:
+        slow = None if share >= 1 else stack.enter_context(slowed(share))
+        if not tables.exists():
+            prefix = () if slow is None else slow.prefix
+            profile_both(bundle.root, {device: prefix}, tables, profile_s)
+        command = ["cloud", "--bundle", str(bundle.root), "--host", wire.cloud.address]
+        command += ["--grpc-port", "0", "--rest-port", "0"]
+        cloud = Service(command, folder / f"cloud-{share:g}.log", prefix=wire.cloud.prefix)
+        stack.enter_context(cloud)
+        alone = wire.left_to_edges is not None
+        plain_pid = None if alone else stack.enter_context(_plain_service(wire, bundle))
+        settings = EdgeSettings(
+            bundle=bundle.root,
+            images=images,
+            cloud=f"{wire.cloud.address}:{cloud.ready['grpc']}",
+            device=device,
+            tables=tables,
+            link=wire.left_to_edges,
+            adaptive=False,
+            pilots={
+                setting: [digests[name] for name in names]
+                for setting, names in who["splitpoint"].items()
+            },
+            plain=None if alone else f"{wire.cloud.address}:{_PLAIN_PORT}",
+        )
+        edge = stack.enter_context(EdgeProcess(settings, wire.edge.prefix))
+        if slow is not None:
+            slow.take(edge.pid)
+        yield Stage(
+            bundle=bundle,
+            digests=digests,
+            who=who,
+            wire=wire,
+            images=images,
+            rows=read_tables(tables),
+            device=device,
+            share=1.0 if slow is None else slow.measured,
+            edge=edge,
+            cloud_pid=cloud.ready["pid"],
+            plain_pid=plain_pid,
+        )
+
+
+@contextmanager
+def _plain_service(wire: ShapedLink, bundle: Bundle) -> Iterator[int]:
+    """The rival; gives its pid."""
+    command = [*wire.cloud.prefix, sys.executable, "-m", "bench.micro.plain_service"]
+    command += ["--bundle", str(bundle.root), "--host", wire.cloud.address]
+    command += ["--port", str(_PLAIN_PORT)]
+    with subprocess.Popen(command) as process:  # noqa: S603 - our own
+        try:
+            _wait_for_port(wire, process)
+            yield process.pid
+        finally:
+            process.terminate()
+
+
+def _wait_for_port(wire: ShapedLink, process: "subprocess.Popen[bytes]") -> None:
+    code = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 1)"
+    command = [*wire.cloud.prefix, sys.executable, "-c", code]
+    command += [wire.cloud.address, str(_PLAIN_PORT)]
+    until_s = time.monotonic() + _PLAIN_START_S
+    while subprocess.run(command, capture_output=True, check=False).returncode:  # noqa: S603
+        if process.poll() is not None or time.monotonic() > until_s:
+            raise SplitpointError("the plain service did not start")
+        time.sleep(0.2)

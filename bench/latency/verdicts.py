@@ -1,0 +1,239 @@
+"""Who won in each cell of `bench.run_latency`, and which targets that meets.
+
+A *rival* is a strategy that is not ours, answered every frame and lost at most `WITHIN` points of
+AP against floating point. *All others* are the rivals and what our own search gives those who do
+not adapt: a fixed plan, and the tuned upload, which is told of apart: who sends pictures of fixed
+quality does not have it, but could.
+"""
+
+from collections.abc import Iterator, Sequence
+from statistics import mean
+from typing import Any
+
+import numpy as np
+
+from bench.bootstrap import ratio
+from bench.latency.cell import ADAPTIVE, FIXED, TUNED, WITHIN
+from bench.targets import Target
+from common.bundle.manifest import LOSSLESS_UPLOADS
+
+SLACK = 1.03
+LEAD = 0.8
+FEWER_BYTES = 3.0
+CLOUD_SHARE = 0.75
+TARGETED = (0.25, 0.1)
+"""Shares of a core that targets are set for."""
+_LOSSLESS = tuple(f" {spec}" for spec in LOSSLESS_UPLOADS)
+
+Row = dict[str, Any]
+
+
+def shares(result: dict[str, Any]) -> list[float]:
+    """Of a core, the largest first."""
+    return sorted({row["share"] for row in result["cells"]}, reverse=True)
+
+
+def measured(result: dict[str, Any], share: float, setting: str) -> dict[float, list[Row]]:
+    """Measured rows of a share and setting by bandwidth."""
+    found: dict[float, list[Row]] = {}
+    for row in result["cells"]:
+        if row["share"] == share and setting in row["settings"] and "p50_ms" in row:
+            found.setdefault(row["mbit"], []).append(row)
+    return found
+
+
+def is_able(row: Row, reference: float) -> bool:
+    """Whether it answered every frame and keeps the accuracy."""
+    return not row["failed"] and bool(row["accuracy"] >= reference - WITHIN)
+
+
+def accurate(rows: Sequence[Row], reference: float) -> list[Row]:
+    """Strategies but the adaptive one that answered every frame and keep the accuracy.
+
+    Fastest first.
+    """
+    able = [row for row in rows if row["strategy"] != ADAPTIVE and is_able(row, reference)]
+    return sorted(able, key=_p50)
+
+
+def verdicts(result: dict[str, Any]) -> list[Row]:
+    """The adaptive planner beside the best others, for every cell and setting."""
+    found = (
+        ({"share": share, "setting": setting, "mbit": mbit}, _verdict(result, rows))
+        for share in shares(result)
+        for setting in result["memory"]
+        for mbit, rows in sorted(measured(result, share, setting).items())
+    )
+    return [where | verdict for where, verdict in found if verdict is not None]
+
+
+def codec_bytes(result: dict[str, Any], accuracy: float) -> float | None:
+    """Least bytes of any lossy image upload that was searched and is at least as accurate.
+
+    If none is, those of the most accurate one, which are too few: an upload as accurate as this
+    would take more. Lossless ones take so many that to be compared with them would flatter.
+    """
+    plans, kinds = result["plans"], result["kinds"]
+    lossy = [
+        plan
+        for name, plan in plans.items()
+        if kinds[name] == "cloud-only" and not name.endswith(_LOSSLESS)
+    ]
+    able = [plan for plan in lossy if plan["accuracy"] >= accuracy]
+    able = able or sorted(lossy, key=lambda plan: plan["accuracy"])[-1:]
+    return min((plan["uplink_bytes"] for plan in able), default=None)
+
+
+def cloud_work(result: dict[str, Any], share: float) -> list[Row]:
+    """CPU time for a frame on either side, of every plan that needs the cloud."""
+    rows = [r for r in result["cells"] if r["share"] == share and "p50_ms" in r and r["plan"]]
+    by_plan: dict[str, list[Row]] = {}
+    for row in rows:
+        by_plan.setdefault(row["plan"], []).append(row)
+    found = [
+        {
+            "share": share,
+            "plan": name,
+            "kind": result["kinds"][name],
+            "edge_cpu_ms": mean(row["edge_cpu_ms"] for row in each),
+            "cloud_cpu_ms": mean(row["cloud_cpu_ms"] for row in each),
+        }
+        for name, each in by_plan.items()
+    ]
+    return [row for row in found if row["kind"] != "edge-only"]
+
+
+def same_plan(result: dict[str, Any], share: float) -> list[tuple[Row, Row]]:
+    """Rows of the adaptive planner that used one plan throughout, each with that plan's own row."""
+    rows = [row for row in result["cells"] if row["share"] == share and "p50_ms" in row]
+    by_plan = {(row["mbit"], row["plan"]): row for row in rows if row["plan"]}
+    return [
+        (row, by_plan[row["mbit"], name])
+        for row in rows
+        if row["strategy"] == ADAPTIVE and len(row["plans"]) == 1
+        for name in row["plans"]
+        if (row["mbit"], name) in by_plan
+    ]
+
+
+def targets(result: dict[str, Any]) -> Iterator[Target]:
+    """What must be reached; always by the worst case."""
+    rows = [row for row in verdicts(result) if row["share"] in TARGETED]
+    if not rows:
+        return
+    for setting in result["memory"]:
+        here = [row for row in rows if row["setting"] == setting]
+        worst = max(here, key=lambda row: row["ratio"])
+        late = [row for row in here if row["ratio"] > SLACK]
+        undecided = sum(row["ratio_low"] <= SLACK for row in late)
+        alike = sum(row["alike"] == 1.0 for row in late)
+        yield Target(
+            f"setting {setting}: adaptive at most {SLACK:g} x the best of all others, everywhere",
+            f"{worst['ratio']:.3f} x [{worst['ratio_low']:.3f}, {worst['ratio_high']:.3f}]; "
+            f"{len(here) - len(late)} of {len(here)} cells are within, {undecided} more may be by "
+            f"their intervals; {alike} of the {len(late)} beyond used the best's plan throughout",
+            f"{_cell(worst)} against {worst['best']}",
+            worst["ratio"] <= SLACK,
+        )
+    for share in TARGETED:
+        narrow = [row for row in rows if row["setting"] == "B" and row["share"] == share]
+        if not narrow:
+            continue
+        ahead = [row for row in narrow if row["rival_ratio"] <= LEAD]
+        best = min(narrow, key=lambda row: row["rival_ratio"])
+        yield Target(
+            f"setting B, {share:g} of a core: 20 % ahead of the best rival at 3 bandwidths or more",
+            f"at {len(ahead)}; at best {best['rival_ratio']:.2f} x; "
+            f"of the others, {_pictures(result, [row for row in narrow if row not in ahead])}",
+            f"{_cell(best)} against {best['rival']}",
+            len(ahead) >= 3,
+        )
+    yield from _bytes_target(result, [row for row in rows if row["setting"] == "B"])
+    yield from _work_target(result)
+
+
+def _bytes_target(result: dict[str, Any], rows: Sequence[Row]) -> Iterator[Target]:
+    sent = [row for row in rows if row["fewer_bytes"] is not None]
+    if not sent:
+        return
+    least = min(sent, key=lambda row: row["fewer_bytes"])
+    enough = sum(row["fewer_bytes"] >= FEWER_BYTES for row in sent)
+    split = [row["fewer_bytes"] for row in sent if result["kinds"][row["plan"]] == "split"]
+    by_splits = f"; {min(split):.1f} to {max(split):.1f} x in the {len(split)} that split"
+    yield Target(
+        f"setting B: {FEWER_BYTES:g} x fewer bytes than the best image codec of equal AP",
+        f"{least['fewer_bytes']:.1f} x; {enough} of {len(sent)} cells reach it"
+        + (by_splits if split else "")
+        + f"; {_pictures(result, sent)}",
+        f"{_cell(least)}, {least['plan']}",
+        least["fewer_bytes"] >= FEWER_BYTES,
+    )
+
+
+def _work_target(result: dict[str, Any]) -> Iterator[Target]:
+    for share in TARGETED:
+        work = cloud_work(result, share)
+        splits = [row for row in work if row["kind"] == "split"]
+        uploads = [row for row in work if row["kind"] == "cloud-only"]
+        used = {row["plan"] for row in verdicts(result) if row["share"] == share}
+        ours = [row for row in splits if row["plan"] in used]
+        if not ours or not uploads:
+            continue
+        least = min(uploads, key=lambda row: row["cloud_cpu_ms"])
+        most = max(ours, key=lambda row: row["cloud_cpu_ms"])
+        ratio = most["cloud_cpu_ms"] / least["cloud_cpu_ms"]
+        yield Target(
+            f"{share:g} of a core: the cloud's CPU time at most {CLOUD_SHARE:g} x cloud-only's",
+            f"{ratio:.2f} x",
+            f"{most['plan']} against {least['plan']}",
+            ratio <= CLOUD_SHARE,
+        )
+
+
+def _verdict(result: dict[str, Any], rows: Sequence[Row]) -> Row | None:
+    mine = next((row for row in rows if row["strategy"] == ADAPTIVE), None)
+    others = accurate(rows, result["reference_accuracy"])
+    rivals = [row for row in others if row["strategy"] not in (FIXED, TUNED)]
+    tuned = next((_p50(row) for row in others if row["strategy"] == TUNED), None)
+    if mine is None or not rivals:
+        return None
+    equal = codec_bytes(result, mine["accuracy"])
+    sent = mine["uplink_bytes"]
+    to_best = ratio(np.array(mine["latencies_ms"]), np.array(others[0]["latencies_ms"]))
+    return {
+        "adaptive_ms": _p50(mine),
+        "alike": _alike(result["kinds"], mine["plans"], others[0]["plan"]),
+        "plan": max(mine["plans"], key=mine["plans"].__getitem__),
+        "accuracy": mine["accuracy"],
+        "best": others[0]["strategy"],
+        "best_ms": _p50(others[0]),
+        "ratio": _p50(mine) / _p50(others[0]),
+        "ratio_low": to_best["low"],
+        "ratio_high": to_best["high"],
+        "rival": rivals[0]["strategy"],
+        "rival_ms": _p50(rivals[0]),
+        "rival_ratio": _p50(mine) / _p50(rivals[0]),
+        "tuned_ratio": None if tuned is None else _p50(mine) / tuned,
+        "fewer_bytes": equal / sent if sent and equal is not None else None,
+    }
+
+
+def _pictures(result: dict[str, Any], rows: Sequence[Row]) -> str:
+    """How many cells sent pictures more often than tensors."""
+    count = sum(result["kinds"][row["plan"]] == "cloud-only" for row in rows)
+    return f"{count} of {len(rows)} send mostly pictures"
+
+
+def _alike(kinds: dict[str, str], used: dict[str, int], other: str | None) -> float:
+    """Share of frames by the same plan as another strategy's; the whole network is one plan."""
+    whole = kinds.get(other or "") == "edge-only"
+    same = {n for n in used if n == other or (whole and kinds[n] == "edge-only")}
+    return sum(used[n] for n in same) / sum(used.values())
+
+
+def _p50(row: Row) -> float:
+    return float(row["p50_ms"]["value"])
+
+
+def _cell(row: Row) -> str:
+    return f"{row['share']:g} of a core, {row['mbit']:g} Mbit/s"

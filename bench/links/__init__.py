@@ -1,0 +1,1 @@
+"""Links of real packets, and checks of what emulates them."""

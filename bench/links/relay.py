@@ -1,0 +1,160 @@
+"""A link between two network namespaces in user space: rate, delay, jitter and loss, changeable.
+
+    TUN device (edge) <-> this process, one `Lane` each way <-> TUN device (cloud)
+
+For kernels without netem. Started by `bench.links.shaped` as a process of its own, so that it does
+not share an interpreter lock with what is measured. It makes both devices, says "ready", and takes
+one `Conditions` as a line of JSON per change on its standard input; when that ends, it ends, and
+the devices are gone with it. Packets that wait while the rate changes leave at the new one.
+"""
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import math
+import os
+import random
+import select
+import struct
+import sys
+import time
+from collections import deque
+from dataclasses import asdict, dataclass
+
+_TUNSETIFF, _IFF_TUN, _IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
+_PR_SET_TIMERSLACK = 29
+_MTU = 65536
+# As a home router's queue: 200 ms of the rate, and room for a few packets on the slowest links.
+_QUEUE_S, _LEAST_QUEUE_BYTES = 0.2, 32_000.0
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What packets meet; the same delay, jitter and loss both ways.
+
+    Attributes:
+        uplink_bps: From edge to cloud; 0 lets nothing pass.
+        downlink_bps: From cloud to edge.
+        delay_ms: One way.
+        jitter_ms: The most that the delay strays, uniformly; order is kept.
+        loss: Share of packets that vanish.
+    """
+
+    uplink_bps: float
+    downlink_bps: float
+    delay_ms: float
+    jitter_ms: float = 0.0
+    loss: float = 0.0
+
+    def to_json(self) -> str:
+        """One line."""
+        return json.dumps(asdict(self))
+
+
+class Lane:
+    """One way: packets queue, are sent at the rate, then travel. Times are numbers, in seconds."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)  # noqa: S311 - no secret
+        self._waiting: deque[bytes] = deque()
+        self._waiting_bytes = 0
+        self._flying: deque[tuple[float, bytes]] = deque()
+        # Of the packet at the front: what is still to be sent, and since when at this rate.
+        self._left_bytes = self._since_s = 0.0
+        self._last_s = -math.inf
+        self._bytes_per_s = self._delay_s = self._jitter_s = self._loss = 0.0
+
+    def change(self, now_s: float, rate_bps: float, conditions: Conditions) -> None:
+        """Go on under other conditions; what is left of the packet at the front, too."""
+        self._advance(now_s)
+        self._left_bytes -= (now_s - self._since_s) * self._bytes_per_s
+        self._since_s = now_s
+        self._bytes_per_s = rate_bps / 8
+        self._delay_s = conditions.delay_ms / 1e3
+        self._jitter_s = conditions.jitter_ms / 1e3
+        self._loss = conditions.loss
+
+    def put(self, now_s: float, packet: bytes) -> None:
+        """A packet comes in; it may be lost, or find the queue full."""
+        self._advance(now_s)
+        room = max(_LEAST_QUEUE_BYTES, _QUEUE_S * self._bytes_per_s)
+        if self._random.random() < self._loss or self._waiting_bytes + len(packet) > room:
+            return
+        if not self._waiting:
+            self._left_bytes, self._since_s = len(packet), now_s
+        self._waiting.append(packet)
+        self._waiting_bytes += len(packet)
+
+    def take(self, now_s: float) -> list[bytes]:
+        """The packets that have arrived."""
+        self._advance(now_s)
+        arrived = []
+        while self._flying and self._flying[0][0] <= now_s:
+            arrived.append(self._flying.popleft()[1])
+        return arrived
+
+    def next_s(self) -> float:
+        """When `take` will have something to do."""
+        return min(self._sent_s(), self._flying[0][0] if self._flying else math.inf)
+
+    def _advance(self, now_s: float) -> None:
+        """Let go what has been sent by now."""
+        while (sent_s := self._sent_s()) <= now_s:
+            packet = self._waiting.popleft()
+            self._waiting_bytes -= len(packet)
+            jitter_s = self._random.uniform(-self._jitter_s, self._jitter_s)
+            self._last_s = max(self._last_s, sent_s + max(0.0, self._delay_s + jitter_s))
+            self._flying.append((self._last_s, packet))
+            if self._waiting:
+                self._left_bytes, self._since_s = len(self._waiting[0]), sent_s
+
+    def _sent_s(self) -> float:
+        """When the last bit of the packet at the front is sent."""
+        if not self._waiting or not self._bytes_per_s:
+            return math.inf
+        return self._since_s + self._left_bytes / self._bytes_per_s
+
+
+def main() -> None:
+    """Relay between the two devices named, until the standard input ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)  # wake up when it was asked for
+    edge, cloud = (_device(name) for name in sys.argv[1:3])
+    up, down = Lane(1), Lane(2)
+    ways = ((edge, up, cloud), (cloud, down, edge))
+    _say("ready")
+    while True:
+        wake_s = min(up.next_s(), down.next_s()) - time.monotonic()
+        timeout_s = None if math.isinf(wake_s) else max(0.0, wake_s)
+        readable, _, _ = select.select([edge, cloud, sys.stdin], [], [], timeout_s)
+        now_s = time.monotonic()
+        if sys.stdin in readable:
+            line = sys.stdin.readline()
+            if not line:
+                return
+            asked = Conditions(**json.loads(line))
+            up.change(now_s, asked.uplink_bps, asked)
+            down.change(now_s, asked.downlink_bps, asked)
+            _say("changed")
+        for source, lane, sink in ways:
+            if source in readable:
+                lane.put(now_s, os.read(source, _MTU))
+            for packet in lane.take(now_s):
+                with contextlib.suppress(OSError):  # as on any wire, if nobody is there
+                    os.write(sink, packet)
+
+
+def _device(name: str) -> int:
+    """A new TUN device, which lives as long as its descriptor."""
+    descriptor = os.open("/dev/net/tun", os.O_RDWR)
+    fcntl.ioctl(descriptor, _TUNSETIFF, struct.pack("16sH", name.encode(), _IFF_TUN | _IFF_NO_PI))
+    return descriptor
+
+
+def _say(word: str) -> None:
+    sys.stdout.write(word + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

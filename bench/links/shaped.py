@@ -1,0 +1,252 @@
+"""A real link that is shaped: two network namespaces of this machine and a thin wire between them.
+
+    with shaped(parse_link("3mbit/40ms")) as wire:
+        Service(["cloud", "--host", wire.cloud.address], log, prefix=wire.cloud.prefix)
+        Service(["edge", "--cloud", f"{wire.cloud.address}:50051"], log, prefix=wire.edge.prefix)
+        wire.change(parse_link("1mbit/40ms"))     # also in the middle of a transfer
+
+| wire | made of | bandwidth | delay, jitter, loss |
+|---|---|---|---|
+| relay | two TUN devices and our own process between them (`bench.links.relay`) | yes | yes |
+| tbf | a veth pair with the kernel's token bucket at either end | yes | no: as fast as it is |
+
+Real sockets, real TCP, real packets; only the wire is made up. Needs root, Linux and iproute2;
+`emulated` needs none of them. Both ends control congestion as Linux usually does, whatever this
+machine prefers: by CUBIC, or by Reno where namespaces may not, which at such rates is much alike.
+(BBR, say, sends at the pace that it has seen, and sees a link quicken only by much data.) They
+remember their window over pauses: here a stream rests while others have their turn, but not as a
+camera's would, and larger messages would have to wait for it (`bench.links.idle_check`).
+Everything has names of its own, so that runs beside each other do not meet, and is removed in the
+end.
+"""
+
+import contextlib
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from bench.links.relay import Conditions
+from common.errors import SplitpointError
+from common.link.link import Link
+
+Wire = Literal["relay", "tbf"]
+
+_EDGE, _CLOUD = "10.77.0.2", "10.77.0.1"
+_BURST, _QUEUE = "16kb", "200ms"
+_CONGESTION, _USUAL = "/proc/sys/net/ipv4/tcp_congestion_control", ("cubic", "reno")
+SLOW_START_AFTER_IDLE = Path("/proc/sys/net/ipv4/tcp_slow_start_after_idle")
+"""Of the network namespace of whoever reads or writes it."""
+_STOP_S = 5.0
+_numbers = itertools.count()
+
+
+class ShapingError(SplitpointError):
+    """This machine lets no link be shaped."""
+
+
+@dataclass(frozen=True)
+class End:
+    """One end of the wire.
+
+    Attributes:
+        address: By which the other end reaches it.
+        prefix: Of the command line of a process that shall stand there.
+        namespace: Its network namespace.
+    """
+
+    address: str
+    prefix: tuple[str, ...]
+    namespace: str
+
+
+@dataclass(frozen=True)
+class ShapedLink:
+    """Both ends, and the wire between.
+
+    Attributes:
+        edge: One end.
+        cloud: The other.
+        change: Let the wire be like another link from now on; None is an outage.
+        congestion: How TCP controls it, in words; None if as this machine prefers.
+        left_to_edges: The link that every edge process has to emulate by itself, because there is
+            no such wire; None if there is.
+    """
+
+    edge: End
+    cloud: End
+    change: Callable[[Link | None], None]
+    congestion: str | None = None
+    left_to_edges: Link | None = None
+
+
+@contextlib.contextmanager
+def shaped(
+    link: Link, wire: Wire = "relay", *, jitter_ms: float = 0.0, loss: float = 0.0
+) -> Iterator[ShapedLink]:
+    """Two namespaces with such a link between them, for the length of the block.
+
+    Args:
+        link: Bandwidth and round trip at first.
+        wire: What it is made of; see the table of this module.
+        jitter_ms: The most that the delay one way strays; relay only.
+        loss: Share of packets lost each way; relay only.
+
+    Raises:
+        ShapingError: If this machine cannot, or does not let us.
+    """
+    _check_machine()
+    if wire == "tbf" and (jitter_ms or loss):
+        raise ShapingError("tbf has neither jitter nor loss: use the relay")
+    number = next(_numbers)
+    with ExitStack() as stack:
+        edge, cloud = (
+            _end(stack, f"splitpoint-{os.getpid()}-{number}-{side}", address)
+            for side, address in (("edge", _EDGE), ("cloud", _CLOUD))
+        )
+        if wire == "tbf":
+            change = _veth(edge, cloud)
+            change(link)
+        else:
+            devices = [f"sp{os.getpid()}{side}{number}" for side in ("e", "c")]
+            relay = _Relay(stack, devices, jitter_ms, loss)
+            relay.change(link)
+            for end, device in zip((edge, cloud), devices, strict=True):
+                _run("ip", "link", "set", device, "netns", end.namespace)
+                _up(end, device)
+            change = relay.change
+        yield ShapedLink(edge, cloud, change, _congestion(edge, cloud))
+
+
+def emulated(link: Link) -> ShapedLink:
+    """Loopback instead of a wire, for machines that let no link be shaped.
+
+    Edges emulate the link in their own process (`edge.stream.shaping`), each for itself, and it
+    stays as it is.
+    """
+
+    def change(now: Link | None) -> None:
+        if now != link:
+            raise ShapingError("a link that edges emulate does not change: start them anew")
+
+    end = End("127.0.0.1", (), "")
+    return ShapedLink(end, end, change, left_to_edges=link)
+
+
+def can_shape() -> bool:
+    """Whether this process may make network namespaces."""
+    try:
+        _check_machine()
+    except ShapingError:
+        return False
+    return True
+
+
+def _check_machine() -> None:
+    if os.geteuid() != 0:
+        raise ShapingError("network namespaces need root: run this as root, or emulate the link")
+    for tool in ("ip", "tc"):
+        if shutil.which(tool) is None:
+            raise ShapingError(f"`{tool}` is missing: apt-get install iproute2")
+
+
+def _end(stack: ExitStack, namespace: str, address: str) -> End:
+    _run("ip", "netns", "add", namespace)
+    stack.callback(_run, "ip", "netns", "delete", namespace)
+    _run("ip", "-n", namespace, "link", "set", "lo", "up")
+    return End(address, ("ip", "netns", "exec", namespace), namespace)
+
+
+def _congestion(*ends: End) -> str:
+    """Have both ends control congestion alike; gives how."""
+    for end in ends:
+        _run(*end.prefix, "sh", "-c", f"echo 0 > {SLOW_START_AFTER_IDLE}")
+    for name in _USUAL:
+        with contextlib.suppress(ShapingError):
+            for end in ends:
+                _run(*end.prefix, "sh", "-c", f"echo {name} > {_CONGESTION}")
+            return f"{name}, with windows that outlast pauses"
+    raise ShapingError(f"TCP may control congestion by none of {', '.join(_USUAL)} in a namespace")
+
+
+def _up(end: End, device: str) -> None:
+    """Give the end its address on that device."""
+    _run("ip", "-n", end.namespace, "addr", "add", f"{end.address}/24", "dev", device)
+    options = ("mtu", "1500", "txqueuelen", "200", "up")
+    _run("ip", "-n", end.namespace, "link", "set", device, *options)
+
+
+def _veth(edge: End, cloud: End) -> Callable[[Link | None], None]:
+    """A veth pair; returns what changes the buckets at its ends."""
+    peer = ("peer", "name", "wire", "netns", cloud.namespace)
+    _run("ip", "link", "add", "wire", "netns", edge.namespace, "type", "veth", *peer)
+    for end in (edge, cloud):
+        _up(end, "wire")
+
+    def change(link: Link | None) -> None:
+        if link is None:
+            raise ShapingError("tbf has no outage: use the relay")
+        for end, rate_bps in ((edge, link.uplink_bps), (cloud, link.downlink_bps)):
+            bucket = ("rate", f"{rate_bps:.0f}bit", "burst", _BURST, "latency", _QUEUE)
+            place = ("-n", end.namespace, "qdisc", "replace", "dev", "wire", "root", "tbf")
+            _run("tc", *place, *bucket)
+
+    return change
+
+
+class _Relay:
+    """The process between two TUN devices, which it makes in our own namespace."""
+
+    def __init__(self, stack: ExitStack, devices: list[str], jitter_ms: float, loss: float) -> None:
+        if not Path("/dev/net/tun").exists():
+            raise ShapingError("/dev/net/tun is missing: this kernel has no TUN devices")
+        self._jitter_ms = jitter_ms
+        self._loss = loss
+        self._process = subprocess.Popen(  # noqa: S603 - our own module
+            [sys.executable, "-m", "bench.links.relay", *devices],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).resolve().parents[2],
+        )
+        stack.callback(self._stop)
+        self._expect("ready")
+
+    def change(self, link: Link | None) -> None:
+        """From now on, and for what waits."""
+        up, down, rtt_ms = (0.0, 0.0, 0.0) if link is None else _numbers_of(link)
+        asked = Conditions(up, down, rtt_ms / 2, self._jitter_ms, self._loss)
+        if self._process.stdin is not None:
+            self._process.stdin.write(asked.to_json() + "\n")
+            self._process.stdin.flush()
+        self._expect("changed")
+
+    def _expect(self, word: str) -> None:
+        output = self._process.stdout
+        if output is None or output.readline().strip() != word:
+            raise ShapingError("the relay between the TUN devices ended")
+
+    def _stop(self) -> None:
+        """It ends when its input does."""
+        try:
+            self._process.communicate(timeout=_STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.communicate()
+
+
+def _numbers_of(link: Link) -> tuple[float, float, float]:
+    return link.uplink_bps, link.downlink_bps, link.rtt_ms
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    if done.returncode:
+        said = " ".join(done.stderr.split())
+        raise ShapingError(f"`{' '.join(command)}` failed: {said}")

@@ -1,0 +1,117 @@
+"""A plan opened on both sides, and the runtime without a wrapper: what `bench.micro.parts` times."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from time import perf_counter
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from common.bundle.bundle import Bundle, open_codecs
+from common.bundle.manifest import Plan, Tail
+from common.bundle.packed_weights import unpack_weights
+from common.codec import check
+from common.codec.quantizer import WireTable
+from common.errors import SplitpointError
+from common.imaging.images import Letterbox, letterbox
+from common.rpc import splitpoint_pb2 as pb
+from edge.head import INPUT, EdgePlan, open_plans
+
+Array = NDArray[Any]
+
+
+class Opened:
+    """One plan with a tail, opened on both sides, and one picture on its way through it.
+
+    Args:
+        bundle: The bundle.
+        digest: Of the plan.
+        picture: (H, W, 3) RGB.
+
+    Attributes:
+        codes: What the head makes of the picture, (C, H, W) uint8 each; the pixels without a head.
+    """
+
+    def __init__(self, bundle: Bundle, digest: bytes, picture: NDArray[np.uint8]) -> None:
+        self.plan = plan = bundle.plan(digest)
+        self.tail_file = bundle.file(_tail(plan).file)
+        self.detector = detector = bundle.manifest.detector
+        self.edge: EdgePlan = open_plans(bundle, [digest])[digest]
+        self.codecs = open_codecs(bundle, plan)
+        self.tables = [WireTable(tensor) for tensor in plan.wire]
+        self.size = detector.input_height, detector.input_width
+        self.where = Letterbox.fit(picture.shape[1], picture.shape[0], self.size)
+        self.frame = letterbox(picture, self.size)
+        self.bare_head = _bare_head(bundle, plan)
+        self.codes: list[NDArray[np.uint8]] = [self.frame]
+        if self.bare_head is not None:
+            outputs = self.bare_head.session.run(None, {INPUT: self.frame[None]})
+            self.codes = [output[0] for output in outputs]
+
+    def symbols(self) -> list[NDArray[np.uint8]]:
+        """What travels of the codes."""
+        return [table.symbols(code) for table, code in zip(self.tables, self.codes, strict=True)]
+
+    def encode(self) -> list[pb.Payload]:
+        """As `EdgePlan.cut` does it behind the head."""
+        return self.edge.encode(self.symbols())
+
+    def decode(self, payloads: Sequence[pb.Payload]) -> list[NDArray[np.float32]]:
+        """As `TailRunner.finish` does it before the tail."""
+        values = []
+        parts = zip(payloads, self.plan.wire, self.codecs, self.tables, strict=True)
+        for payload, wire, codec, table in parts:
+            check(payload.data, payload.crc32)
+            values.append(table.values(codec.decode(payload.data, wire.shape, wire.bits)))
+        return values
+
+    def inputs(self) -> dict[str, NDArray[np.float32]]:
+        """What the tail reads, (1, C, H, W) each."""
+        values = [table.values(s) for table, s in zip(self.tables, self.symbols(), strict=True)]
+        return {wire.name: v[None] for wire, v in zip(self.plan.wire, values, strict=True)}
+
+
+class Bare:
+    """ONNX Runtime without our wrapper, one thread, the options of `common.runtime.session.Model`.
+
+    Args:
+        source: The model.
+        weights: Tensors by name that it expects from outside.
+    """
+
+    def __init__(self, source: Path, weights: Mapping[str, Array] = MappingProxyType({})) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        # They must live as long as the session.
+        self._weights = [onnxruntime.OrtValue.ortvalue_from_numpy(w) for w in weights.values()]
+        options.add_external_initializers(list(weights), self._weights)
+        self.session = onnxruntime.InferenceSession(
+            str(source), options, providers=["CPUExecutionProvider"]
+        )
+
+    def run_ms(self, inputs: Mapping[str, Array]) -> float:
+        """What one run takes."""
+        started_s = perf_counter()
+        self.session.run(None, inputs)
+        return (perf_counter() - started_s) * 1e3
+
+
+def _bare_head(bundle: Bundle, plan: Plan) -> Bare | None:
+    head = plan.head
+    if head is None:
+        return None
+    weights: Mapping[str, Array] = {}
+    if head.weights is not None:
+        weights = unpack_weights(bundle.file(head.weights).read_bytes(), head.weights)
+    return Bare(bundle.file(head.file), weights)
+
+
+def _tail(plan: Plan) -> Tail:
+    if plan.tail is None:
+        raise SplitpointError(f"plan {plan.name} has no tail")
+    return plan.tail

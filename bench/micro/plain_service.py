@@ -1,0 +1,71 @@
+"""What a user would write without Splitpoint: FastAPI, a JPEG upload, ONNX Runtime, boxes as JSON.
+
+    python -m bench.micro.plain_service --bundle DIR --port N
+
+A rival for our own path of image uploads, which is thus shown to be no straw man. It runs the same
+floating-point network with the same threads and decodes boxes with the same code; only the server
+around them is the usual one.
+"""
+
+import argparse
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI, Request
+
+from common.bundle.bundle import Bundle
+from common.bundle.manifest import LOSSLESS_UPLOADS
+from common.imaging.images import Letterbox, decode_image, letterbox
+from common.runtime.session import Model
+from common.tasks.detections import decode_yolo
+
+_SCORE_THRESHOLD = 0.25
+# The connection outlives the turns of all other strategies: no frame pays for a new one.
+_KEEP_ALIVE_S = 600
+_STOP_S = 2
+
+
+def create_app(bundle: Bundle) -> FastAPI:
+    """The app, as short as such apps are."""
+    detector = bundle.manifest.detector
+    plan = next(p for p in bundle.plans.values() if p.codec in LOSSLESS_UPLOADS)
+    if plan.tail is None:
+        raise RuntimeError("an upload without a tail")
+    model = Model(bundle.file(plan.tail.file))
+    values = plan.wire[0].to_value
+    size = detector.input_height, detector.input_width
+    scale = values[1] - values[0]
+    app = FastAPI()
+
+    @app.post("/detect")
+    async def detect(request: Request) -> list[dict[str, object]]:
+        image = decode_image(await request.body())
+        pixels = letterbox(image, size)[None].astype("float32") * scale
+        maps = [output[0] for output in model.run({plan.wire[0].name: pixels})]
+        where = Letterbox.fit(image.shape[1], image.shape[0], size)
+        found = decode_yolo(maps, detector, where, score_threshold=_SCORE_THRESHOLD)
+        return [dict(row) for row in found.to_json(detector.class_names)]
+
+    return app
+
+
+def main() -> None:
+    """Serve."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, required=True)
+    arguments = parser.parse_args()
+    app = create_app(Bundle.open(arguments.bundle))
+    uvicorn.run(
+        app,
+        host=arguments.host,
+        port=arguments.port,
+        log_level="warning",
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=_STOP_S,
+    )
+
+
+if __name__ == "__main__":
+    main()

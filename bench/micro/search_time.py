@@ -1,0 +1,131 @@
+"""How long a search takes, cold and with what is kept from earlier ones, stage by stage.
+
+    python -m bench.micro.search_time --images DIR --annotations FILE --calibration DIR --json OUT
+
+The same search three times with one cache: empty at first; once more; and for another link and
+another limit on accuracy, where statistics, sensitivities, times and rounded weights are found but
+another plan may have to be refined. The result names the machine, all options and what was found.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bench.machine import machine
+from common.link.link import parse_link
+from common.progress import Stages
+from common.sizes import parse_size
+from common.version import __version__
+from search.bundling import search_to
+from search.prediction.devices import device_profile
+from search.request import Found, Request
+
+
+def main() -> None:
+    """Measure, print and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--images", type=Path, required=True, help="images to evaluate on")
+    parser.add_argument("--annotations", type=Path, required=True, help="their COCO instances file")
+    parser.add_argument("--calibration", type=Path, required=True, help="images to calibrate on")
+    parser.add_argument("--model", default="yolov3-tiny", help="model of the zoo")
+    parser.add_argument("--edge-memory", default="8MiB", help="on the edge")
+    parser.add_argument("--max-images", type=int, default=64, help="used of each folder")
+    parser.add_argument("--json", type=Path, required=True, help="where the result goes")
+    arguments = parser.parse_args()
+    result = _measure(arguments)
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    for run in result["runs"]:
+        print(f"{run['run']}: {run['seconds']:.0f} s, {run['chosen']}")  # noqa: T201
+
+
+def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        request = Request(
+            model=arguments.model,
+            link=parse_link("3mbit/20ms"),
+            device=device_profile("quarter-core"),
+            calibration=arguments.calibration,
+            evaluation=arguments.images,
+            annotations=arguments.annotations,
+            edge_memory_bytes=parse_size(arguments.edge_memory),
+            max_images=arguments.max_images,
+            cache=Path(folder) / "cache",
+            software_version=__version__,
+        )
+        asked = {
+            "cold": request,
+            "the same again": request,
+            "another link and limit": replace(request, link=parse_link("1mbit/40ms"), max_drop=2.0),
+        }
+        runs = [_timed(name, each, Path(folder)) for name, each in asked.items()]
+    return {
+        "machine": machine(),
+        "software_version": __version__,
+        "model": arguments.model,
+        "device": request.device.name,
+        "edge_memory": arguments.edge_memory,
+        "runs": runs,
+    }
+
+
+def _timed(name: str, request: Request, folder: Path) -> dict[str, Any]:
+    with Stages() as stages:
+        clock = _Clock(stages)
+        start = time.perf_counter()
+        found = search_to(folder / "bundle.zip", request, clock)
+        seconds = time.perf_counter() - start
+    return {
+        "run": name,
+        "link": str(request.link),
+        "max_drop": request.max_drop,
+        "seconds": seconds,
+        "stages_s": clock.seconds(start + seconds),
+        **_summary(found),
+    }
+
+
+def _summary(found: Found) -> dict[str, Any]:
+    best = found.kept[0]
+    return {
+        "chosen": best.candidate.name,
+        "latency_ms": best.latency_ms,
+        "accuracy": best.accuracy,
+        "reference_accuracy": found.reference_accuracy,
+        "cuts": found.cuts,
+        "candidates": len(found.judged),
+        "measured": len(found.measured),
+        "given_up_early": sum(j.judged_on < len(found.evaluation_images) for j in found.measured),
+        "kept": len(found.kept),
+        "calibration_images": found.calibration_images,
+        "evaluation_images": len(found.evaluation_images),
+    }
+
+
+class _Clock:
+    """Passes stages on and remembers when each began; a stage lasts until the next one."""
+
+    def __init__(self, stages: Stages) -> None:
+        self._stages = stages
+        self._began: list[tuple[str, float]] = []
+
+    def stage(self, title: str, /) -> Callable[..., None]:
+        self._began.append((title, time.perf_counter()))
+        return self._stages.stage(title)
+
+    def seconds(self, end: float) -> dict[str, float]:
+        """By stage; what has the same title is added up."""
+        total: dict[str, float] = {}
+        ends = [began for _, began in self._began[1:]] + [end]
+        for (title, began), until in zip(self._began, ends, strict=True):
+            total[title] = total.get(title, 0.0) + until - began
+        return total
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""More edges, larger networks, strangers."""

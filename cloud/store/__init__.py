@@ -1,0 +1,1 @@
+"""The store: what frames took, kept in SQLite."""

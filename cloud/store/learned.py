@@ -1,0 +1,244 @@
+"""What a store knows of plans on edges of one kind, and of the links of all edges.
+
+    samples as they are written --> Summary: of each kind of edge and plan, the newest of each edge
+                                        |
+               publish(): medians of what changed --> known(): a look-up, in any thread
+
+An edge that connects is told what plans took on others of its kind, so that its first choice is no
+guess. Edges connect at any time and many at once, so the answer is ready before they ask: no
+database is read for it. Medians are of the newest samples only: a device that was replaced or
+throttled is soon seen as it is now.
+"""
+
+import sqlite3
+from collections import OrderedDict, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from cloud.store.samples import Sample, Source
+from common.tables.rows import Place
+from common.tables.store_file import KEY, RECENT, newest_by_kind
+
+MOST_GROUPS = 1024
+"""Pairs of a kind of edge and a plan that a summary knows: those seen last."""
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What frames of one plan took on edges of one kind, in medians.
+
+    Attributes:
+        plan: The plan's digest, in hex.
+        n: Frames.
+        edge_ms: From the decoded picture to the Frame; of edge-only, to the detections.
+        cloud_ms: In the cloud, without waiting for a runtime; 0 for edge-only.
+        uplink_bytes: Size of the Frame; 0 for edge-only.
+    """
+
+    plan: str
+    n: int
+    edge_ms: float
+    cloud_ms: float
+    uplink_bytes: int
+
+
+class Spread(NamedTuple):
+    """How a quantity is spread."""
+
+    p10: float
+    median: float
+    p90: float
+
+
+@dataclass(frozen=True)
+class LinkSeen:
+    """One edge's link, as the edge estimated it.
+
+    Attributes:
+        edge: Its name.
+        n: Frames.
+        uplink_bps: In bits per second.
+        rtt_ms: Round trip of a small message.
+        last_seen_s: When the newest frame was, in seconds since the epoch.
+    """
+
+    edge: str
+    n: int
+    uplink_bps: Spread
+    rtt_ms: Spread
+    last_seen_s: float
+
+
+class _Costs(NamedTuple):
+    """What one frame cost; as `Learned` has it."""
+
+    edge_ms: float
+    cloud_ms: float
+    uplink_bytes: int
+
+
+class _Group:
+    """The newest frames of one plan on edges of one kind, as many of each edge.
+
+    So an edge that sends much, or lies, counts no more than another. Of more than `RECENT` edges
+    the ones seen last count, with a frame each.
+    """
+
+    def __init__(self) -> None:
+        self._edges: OrderedDict[str, list[_Costs]] = OrderedDict()
+
+    def add(self, edge: str, costs: _Costs) -> None:
+        if edge not in self._edges:
+            if len(self._edges) == RECENT:
+                self._edges.popitem(last=False)
+            self._edges[edge] = []
+            for known in self._edges.values():
+                del known[: -self._share]
+        known = self._edges[edge]
+        known.append(costs)
+        del known[: -self._share]
+        self._edges.move_to_end(edge)
+
+    def forget(self, edge: str) -> bool:
+        """Leave an edge out; False if nothing is left."""
+        self._edges.pop(edge, None)
+        return bool(self._edges)
+
+    def learned(self, plan: str) -> Learned:
+        frames = np.array([each for known in self._edges.values() for each in known])
+        edge_ms, cloud_ms, uplink_bytes = np.median(frames, axis=0).tolist()
+        return Learned(plan, len(frames), edge_ms, cloud_ms, round(uplink_bytes))
+
+    @property
+    def _share(self) -> int:
+        """Frames that count of each edge: at least one, as there are at most `RECENT` edges."""
+        return RECENT // len(self._edges)
+
+
+class Summary:
+    """What plans take by kind of edge, kept up to date sample by sample and bounded in size.
+
+    One thread adds samples and publishes; any thread may look up what was published.
+    """
+
+    def __init__(self) -> None:
+        self._groups: OrderedDict[tuple[Place, str], _Group] = OrderedDict()
+        self._plans: defaultdict[Place, dict[str, Learned]] = defaultdict(dict)
+        self._changed: set[tuple[Place, str]] = set()
+        self._known: dict[Place, tuple[Learned, ...]] = {}
+
+    def known(self, place: Place) -> tuple[Learned, ...]:
+        """What plans took on edges of one kind, by digest, as it was last published."""
+        return self._known.get(place, ())
+
+    def add(self, sample: Sample) -> None:
+        """Take a sample in."""
+        source = sample.source
+        place = Place(source.device, source.runtime, source.threads)
+        self._add(place, sample.plan, source.edge, _costs_of(sample))
+
+    def load(self, database: sqlite3.Connection) -> None:
+        """Take in what a store has kept, and publish it."""
+        # Boxes are decoded in the cloud unless the plan is edge-only, which has no decode_ms.
+        columns = (
+            "edge, IFNULL(preprocess_ms, 0) + IFNULL(head_ms, 0) + IFNULL(encode_ms, 0)"
+            "    + IFNULL(other_ms, 0) + IIF(decode_ms IS NULL, IFNULL(postprocess_ms, 0), 0),"
+            "IIF(decode_ms IS NULL, 0,"
+            "    decode_ms + IFNULL(tail_ms, 0) + IFNULL(postprocess_ms, 0)),"
+            "uplink_bytes"
+        )
+        for place, plan, samples in newest_by_kind(database, columns):
+            for edge, *costs in reversed(samples):  # the newest last
+                self._add(place, plan, edge, _Costs(*costs))
+        self.publish()
+
+    def forget(self, source: Source) -> None:
+        """Leave out what was learnt from one edge."""
+        place = Place(source.device, source.runtime, source.threads)
+        for plan in [*self._plans.get(place, ())]:
+            group = self._groups.get((place, plan))
+            if group is not None and not group.forget(source.edge):
+                del self._groups[place, plan]
+            self._changed.add((place, plan))
+
+    def publish(self) -> None:
+        """Work out the medians of all that has changed; `known` tells them from now on."""
+        places = set()
+        for place, plan in self._changed:
+            group = self._groups.get((place, plan))
+            if group is None:
+                self._plans[place].pop(plan, None)
+            else:
+                self._plans[place][plan] = group.learned(plan)
+            places.add(place)
+        self._changed.clear()
+        for place in places:
+            learned = self._plans[place]
+            if learned:
+                self._known[place] = tuple(learned[plan] for plan in sorted(learned))
+            else:
+                del self._plans[place]
+                self._known.pop(place, None)
+
+    def _add(self, place: Place, plan: str, edge: str, costs: _Costs) -> None:
+        key = place, plan
+        if key not in self._groups:
+            if len(self._groups) == MOST_GROUPS:
+                oldest, _ = self._groups.popitem(last=False)
+                self._changed.add(oldest)
+            self._groups[key] = _Group()
+        self._groups[key].add(edge, costs)
+        self._groups.move_to_end(key)
+        self._changed.add(key)
+
+
+def links(database: sqlite3.Connection) -> list[LinkSeen]:
+    """The links of all edges that know theirs."""
+    plans: defaultdict[str, list[tuple[float, tuple[str, ...]]]] = defaultdict(list)
+    for *key, last_s in database.execute(
+        f"SELECT {KEY}, MAX(at_s) FROM samples GROUP BY {KEY}"  # noqa: S608 - constants
+    ):
+        plans[key[0]].append((last_s, tuple(key)))
+    found = []
+    for edge, keys in sorted(plans.items()):
+        seen = _newest_links(database, sorted(keys, reverse=True))
+        if seen:
+            at_s, *estimated = np.array(seen, np.float64).T
+            bps, rtt_ms = (Spread(*np.percentile(e, (10, 50, 90)).tolist()) for e in estimated)
+            found.append(LinkSeen(edge, len(seen), bps, rtt_ms, float(at_s[0])))
+    return found
+
+
+def _newest_links(
+    database: sqlite3.Connection, keys: Sequence[tuple[float, tuple[str, ...]]]
+) -> list[tuple[float, float, float]]:
+    """When one edge's newest frames were, in seconds, and what it knew of its link; newest first.
+
+    Args:
+        database: The store.
+        keys: By source and plan of the edge, when the newest frame was; the newest first.
+    """
+    query = (
+        "SELECT at_s, uplink_bps, rtt_ms FROM samples WHERE edge = ? AND device = ? "  # noqa: S608
+        "AND runtime = ? AND threads = ? AND plan = ? AND uplink_bps IS NOT NULL "
+        f"AND rtt_ms IS NOT NULL ORDER BY at_s DESC LIMIT {RECENT}"
+    )
+    seen: list[tuple[float, float, float]] = []
+    for last_s, key in keys:
+        if len(seen) == RECENT and last_s < seen[-1][0]:
+            break  # all the others are older
+        seen = sorted(seen + database.execute(query, key).fetchall(), reverse=True)[:RECENT]
+    return seen
+
+
+def _costs_of(sample: Sample) -> _Costs:
+    """As the columns of `Summary.load`."""
+    ms = sample.stages_ms
+    edge_ms = sum(ms.get(stage, 0.0) for stage in ("preprocess", "head", "encode", "other"))
+    if "decode" not in ms:
+        return _Costs(edge_ms + ms.get("postprocess", 0.0), 0.0, sample.uplink_bytes)
+    cloud_ms = sum(ms.get(stage, 0.0) for stage in ("decode", "tail", "postprocess"))
+    return _Costs(edge_ms, cloud_ms, sample.uplink_bytes)

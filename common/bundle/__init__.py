@@ -1,0 +1,1 @@
+"""The bundle: what a search decides and two processes serve."""

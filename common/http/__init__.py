@@ -1,0 +1,1 @@
+"""HTTP: what the REST APIs of edge and cloud share."""

@@ -1,0 +1,1 @@
+"""Images: from bytes to a network's input, and results drawn for people."""

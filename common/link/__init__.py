@@ -1,0 +1,1 @@
+"""Links: bandwidth, round trip, traces, and where one plan overtakes another."""

@@ -1,0 +1,1 @@
+"""Runtimes: what runs an ONNX model."""

@@ -1,0 +1,1 @@
+"""Latency tables: what each segment of each plan takes on each device."""

@@ -1,0 +1,1 @@
+"""The link, as the edge sees it."""

@@ -1,0 +1,1 @@
+"""Planning: which plan serves the next frame."""

@@ -1,0 +1,400 @@
+"""The live planner: which plan serves the next frame.
+
+    Expectations -> expected latency of every plan -> choice
+    what the frame took -> Expectations
+
+It stands on the edge, because the edge knows first: a link that fell, a cloud that went away and
+the deadline of a request are all seen there, before any message could cross the link. What the
+cloud has learnt from earlier streams of such an edge seeds the corrections.
+
+A change of plan waits until staying has cost a set share of a frame, summed over frames: the rule
+of the ski rental problem. Large gains switch within two frames, small ones once they have added up,
+noise about zero never; and no bandwidth makes two plans alternate.
+
+A deadline takes the most accurate plan that is expected to keep it. Where recent frames had one, a
+look at the link is worth a probe if a more accurate plan could keep it over a faster link.
+
+A plan that may be faster, as far as its uncertainty says, is tried for single frames, as long as
+all trials together have cost less than a small share of the time spent.
+"""
+
+import math
+import threading
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from common.latency import PlanCost
+from common.link.link import Link
+from edge.link.estimate import Estimate, LinkEstimator
+from edge.planning.predictor import Expectations, Expected, Served
+
+_FORGIVING = 0.9
+_RECENT_S = 3.0
+"""How long a deadline counts for the frames to come."""
+_MOST_DEADLINES = 16
+_FAILED_PAUSES_S = 1.0, 30.0
+"""How long a plan that the cloud failed on is left alone, at first and at most."""
+
+
+@dataclass(frozen=True)
+class PlannerSettings:
+    """How eagerly a planner switches.
+
+    Attributes:
+        switch_cost: Regret of staying, in frames of the present plan, that a switch waits for.
+        dwell_s: Least time between two switches, unless the present plan cannot serve.
+        trial_share: Share of all time that trials of other plans may cost.
+        least_gain: Gain of another plan, as a share, that is worth a switch at all.
+    """
+
+    switch_cost: float = 0.25
+    dwell_s: float = 0.3
+    trial_share: float = 0.01
+    least_gain: float = 0.01
+
+
+DEFAULT = PlannerSettings()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The plan of one frame.
+
+    Attributes:
+        expected: The plan, with what is expected of it.
+        switched: Whether it is the plan of the frames to come, and was not that of those before.
+        reason: Why, in one line.
+    """
+
+    expected: Expected
+    switched: bool
+    reason: str
+
+    @property
+    def digest(self) -> bytes:
+        """Of the plan."""
+        return self.expected.digest
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """A plan that the cloud failed on: left alone until a time, for so long."""
+
+    until_s: float
+    pause_s: float
+
+
+@dataclass(frozen=True)
+class State:
+    """All that a planner believes, for people.
+
+    Attributes:
+        expected: Of every plan, fastest first.
+        current: Digest of the plan in use.
+        reason: Why it is in use.
+        link: The estimate.
+        cloud_away: Whether the cloud was last found unreachable.
+        drifts: How often the edge's, the cloud's times left their past for good.
+        coverage: Share of the frames that lay in their 95 % interval; None at the beginning.
+    """
+
+    expected: tuple[Expected, ...]
+    current: bytes
+    reason: str
+    link: Estimate
+    cloud_away: bool
+    drifts: tuple[int, int]
+    coverage: float | None
+
+
+class Planner:
+    """Chooses plans and learns from what frames took. Thread-safe.
+
+    Args:
+        costs: Of the plans to choose from; the first is used at the start.
+        link: What is believed of the link until it was measured.
+        estimator: Of the link; fed by whoever sends messages.
+        settings: How eagerly it switches.
+    """
+
+    def __init__(
+        self,
+        costs: Sequence[PlanCost],
+        link: Link,
+        estimator: LinkEstimator,
+        settings: PlannerSettings = DEFAULT,
+    ) -> None:
+        self._costs = {cost.digest: cost for cost in costs}
+        self._expectations = Expectations(self._costs, link, estimator)
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._estimator = estimator
+        self._away = False
+        self._held: frozenset[bytes] | None = None
+        self._failed: dict[bytes, _Failed] = {}
+        self._deadlines: dict[float, float] = {}
+        self._undated_s = -math.inf
+        self._current = next(iter(self._costs))
+        self._reason = "the first of the bundle"
+        self._switched_s = -math.inf
+        self._regret = 0.0
+        self._spent_ms = self._trials_ms = 0.0
+
+    def choose(self, now_s: float, deadline_ms: float | None = None) -> Choice:
+        """The plan of the next frame.
+
+        Args:
+            now_s: By the edge's monotonic clock.
+            deadline_ms: If given, the most accurate plan that is expected to keep it serves this
+                frame, or the fastest if none is; frames without a deadline go on as they were.
+        """
+        with self._lock:
+            expected = self._expectations.now(now_s)
+            if deadline_ms is not None:
+                self._remember(deadline_ms, now_s)
+                return self._in_time(self._able(expected.values(), now_s), deadline_ms)
+            self._undated_s = now_s
+            return self._without_deadline(expected, now_s)
+
+    def foresee(self, now_s: float) -> None:
+        """Reckon what `choose` will ask for, while no frame waits for it."""
+        with self._lock:
+            self._expectations.now(now_s)
+
+    def served(self, choice: Expected, frame: Served) -> None:
+        """Learn from a frame that was answered."""
+        with self._lock:
+            self._expectations.served(choice, frame)
+            if choice.cost.needs_cloud:
+                self._away = False
+                self._failed.pop(choice.digest, None)
+            self._spent_ms += frame.latency_ms
+
+    def probed(self, queue_ms: float) -> None:
+        """Learn from an answered probe that the cloud is there, and how busy."""
+        with self._lock:
+            self._away = False
+            self._expectations.queued(queue_ms)
+
+    def lost(self) -> None:
+        """Learn that the cloud cannot be reached."""
+        with self._lock:
+            self._away = True
+
+    def held(self, digests: Collection[bytes]) -> None:
+        """Learn of which plans the cloud holds the tails; no other plan with a tail can serve."""
+        with self._lock:
+            self._held = frozenset(digests)
+            self._failed.clear()
+
+    def missing(self, digest: bytes) -> None:
+        """Learn that the cloud does not hold the tail of a plan."""
+        with self._lock:
+            held = frozenset(self._costs) if self._held is None else self._held
+            self._held = held - {digest}
+
+    def failed(self, digest: bytes, now_s: float) -> None:
+        """Learn that the cloud failed on a frame of a plan: others serve for a while."""
+        with self._lock:
+            first_s, most_s = _FAILED_PAUSES_S
+            before = self._failed.get(digest)
+            if before is not None and now_s < before.until_s:
+                return  # of frames that were under way together, one counts
+            pause_s = first_s if before is None else min(2 * before.pause_s, most_s)
+            self._failed[digest] = _Failed(now_s + pause_s, pause_s)
+
+    def seed(self, digest: bytes, n: int, edge_ms: float, cloud_ms: float, size: float) -> None:
+        """Learn what n earlier frames of a plan took, in medians."""
+        with self._lock:
+            self._expectations.seed(digest, n, edge_ms, cloud_ms, size)
+
+    def resting(self, now_s: float) -> Expected:
+        """The fastest plan that needs no cloud; there must be one."""
+        with self._lock:
+            able = [e for e in self._expectations.now(now_s).values() if not e.cost.needs_cloud]
+            return min(able, key=lambda e: e.latency_ms)
+
+    def instead(self, digest: bytes, now_s: float) -> Expected | None:
+        """The fastest plan for a frame that the cloud failed on; without the cloud, if one is.
+
+        Returns:
+            None if no other plan can serve.
+        """
+        if self.can_rest:
+            return self.resting(now_s)
+        with self._lock:
+            if self._away:
+                return None
+            able = self._sound(self._expectations.now(now_s).values(), now_s)
+            others = [e for e in able if e.digest != digest]
+            return min(others, key=lambda e: e.latency_ms) if others else None
+
+    def cost_of(self, digest: bytes) -> PlanCost | None:
+        """The costs of a plan that it chooses from."""
+        return self._costs.get(digest)
+
+    def expected(self, digest: bytes, now_s: float) -> Expected:
+        """What is expected of one plan."""
+        with self._lock:
+            return self._expectations.now(now_s)[digest]
+
+    def state(self, now_s: float) -> State:
+        """All that is believed."""
+        with self._lock:
+            expected = sorted(self._expectations.now(now_s).values(), key=lambda e: e.latency_ms)
+            return State(
+                expected=tuple(expected),
+                current=self._current,
+                reason=self._reason,
+                link=self._estimator.estimate(now_s),
+                cloud_away=self._away,
+                drifts=self._expectations.drifts,
+                coverage=self._expectations.coverage,
+            )
+
+    def wants_probe(self, now_s: float) -> bool:
+        """Whether a fresh look at the link could change the choice.
+
+        It could not if no plan that needs the cloud would be chosen over an infinite bandwidth: as
+        a faster one where frames have no deadline, as a more accurate one that keeps it where
+        recent ones had.
+        """
+        with self._lock:
+            if self._away:
+                return True
+            expected = self._expectations.now(now_s)
+            able = self._able(expected.values(), now_s)
+            deadlines = [ms for ms, at_s in self._deadlines.items() if now_s - at_s <= _RECENT_S]
+            if any(_might_change(able, self._in_time(able, ms), ms) for ms in deadlines):
+                return True
+            if deadlines and now_s - self._undated_s > _RECENT_S:
+                return False
+            current = expected[self._current]
+            return any(e.fixed_ms < current.latency_ms for e in able if e.cost.needs_cloud)
+
+    @property
+    def current(self) -> bytes:
+        """Digest of the plan in use."""
+        return self._current
+
+    @property
+    def cloud_away(self) -> bool:
+        """Whether the cloud was last found unreachable."""
+        return self._away
+
+    @property
+    def can_rest(self) -> bool:
+        """Whether some plan serves without the cloud."""
+        return any(not cost.needs_cloud for cost in self._costs.values())
+
+    def _without_deadline(self, expected: Mapping[bytes, Expected], now_s: float) -> Choice:
+        able = self._able(expected.values(), now_s)
+        best = min(able, key=lambda e: e.latency_ms)
+        current = expected[self._current]
+        if current not in able:
+            why = self._why_unable(current)
+            return self._switch(best, now_s, why)
+        gain = 1 - best.latency_ms / current.latency_ms
+        if gain < self._settings.least_gain:
+            self._regret *= _FORGIVING
+            return self._trial(current, able) or Choice(current, False, self._reason)
+        self._regret += gain
+        rested = now_s - self._switched_s >= self._settings.dwell_s
+        if self._regret < self._settings.switch_cost or not rested:
+            return Choice(current, False, self._reason)
+        reason = (
+            f"{best.latency_ms:.1f} ms expected, "
+            f"{current.latency_ms:.1f} with {current.cost.plan.name}"
+        )
+        return self._switch(best, now_s, reason)
+
+    def _switch(self, best: Expected, now_s: float, reason: str) -> Choice:
+        self._current, self._reason = best.digest, reason
+        self._switched_s, self._regret = now_s, 0.0
+        return Choice(best, True, reason)
+
+    def _trial(self, current: Expected, able: Sequence[Expected]) -> Choice | None:
+        """A plan that may be faster and is little known, if trials were cheap so far."""
+        hopeful = [
+            e
+            for e in able
+            if e.digest != current.digest
+            and e.latency_ms * math.exp(-e.spread) < current.latency_ms
+        ]
+        if not hopeful:
+            return None
+        tried = min(hopeful, key=lambda e: e.latency_ms * math.exp(-e.spread))
+        price_ms = max(0.0, tried.latency_ms - current.latency_ms)
+        if self._trials_ms + price_ms > self._settings.trial_share * self._spent_ms:
+            return None
+        self._trials_ms += price_ms
+        return Choice(tried, False, f"tried: it may be faster than {current.cost.plan.name}")
+
+    def _remember(self, deadline_ms: float, now_s: float) -> None:
+        """Note a deadline, roughly; of too many different ones, the latest."""
+        deadline_ms = float(f"{deadline_ms:.2g}")
+        self._deadlines.pop(deadline_ms, None)
+        self._deadlines[deadline_ms] = now_s
+        if len(self._deadlines) > _MOST_DEADLINES:
+            del self._deadlines[next(iter(self._deadlines))]
+
+    def _in_time(self, able: Sequence[Expected], deadline_ms: float) -> Choice:
+        in_time = [e for e in able if e.high_ms <= deadline_ms]
+        if not in_time:
+            fastest = min(able, key=lambda e: e.latency_ms)
+            return Choice(
+                fastest, False, f"the fastest; none keeps {_in_ms(deadline_ms)} ms for sure"
+            )
+        best = min(in_time, key=_by_accuracy)
+        return Choice(best, False, f"the most accurate within {_in_ms(deadline_ms)} ms")
+
+    def _able(self, expected: Collection[Expected], now_s: float) -> Sequence[Expected]:
+        """Those that can serve; if none can, those that could if the cloud were there and well."""
+        sound = self._sound(expected, now_s)
+        known = sound or [e for e in expected if self._is_held(e)] or list(expected)
+        return [e for e in known if not (self._away and e.cost.needs_cloud)] or known
+
+    def _sound(self, expected: Collection[Expected], now_s: float) -> list[Expected]:
+        """Those whose tails the cloud holds, and did not fail on a moment ago."""
+        failed = self._failed
+        return [
+            e
+            for e in expected
+            if self._is_held(e) and not (e.digest in failed and now_s < failed[e.digest].until_s)
+        ]
+
+    def _is_held(self, expected: Expected) -> bool:
+        return not expected.cost.needs_cloud or self._held is None or expected.digest in self._held
+
+    def _why_unable(self, current: Expected) -> str:
+        if self._away:
+            return "the cloud is away"
+        if self._is_held(current):
+            return "the cloud failed on frames of the plan before"
+        return "the cloud does not hold the plan before"
+
+
+def _in_ms(deadline_ms: float) -> str:
+    return f"{deadline_ms:.0f}" if deadline_ms >= 100 else f"{deadline_ms:.3g}"
+
+
+def _by_accuracy(expected: Expected) -> tuple[float, float]:
+    """What orders plans that keep a deadline: the most accurate, then the fastest."""
+    return -expected.cost.plan.predicted.accuracy, expected.latency_ms
+
+
+def _might_change(able: Sequence[Expected], choice: Choice, deadline_ms: float) -> bool:
+    """Whether another bandwidth could lead to another choice by a deadline."""
+    chosen = choice.expected
+    if chosen.cost.needs_cloud:
+        return True  # a link that falls could end it
+    kept = chosen.high_ms <= deadline_ms
+    for each in able:
+        if not each.cost.needs_cloud:
+            continue
+        best_ms = each.fixed_ms * each.high_ms / each.latency_ms  # over an infinite bandwidth
+        if not kept and each.fixed_ms < chosen.latency_ms:
+            return True
+        if best_ms <= deadline_ms and (not kept or _by_accuracy(each)[0] < _by_accuracy(chosen)[0]):
+            return True
+    return False

@@ -1,0 +1,1 @@
+"""The stream: messages between this edge and its cloud."""

@@ -1,0 +1,268 @@
+"""Deployment: the plans that a search kept, written as a bundle.
+
+Each head is written with a vector, one calibration image and the codes that the integer reference
+computes for it, and is checked against it here, before anybody downloads it. Tails share one file
+of weights.
+"""
+
+import io
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.bundle.bundle import BundleWriter
+from common.bundle.manifest import (
+    Head,
+    HeadOutput,
+    Manifest,
+    Plan,
+    Search,
+    Tail,
+    WireTensor,
+    network_digest,
+)
+from common.bundle.packed_weights import unpack_weights
+from common.runtime.session import Model, check_parity
+from common.tasks.detections import DetectorSpec
+from search.cache import digest
+from search.network.cuts import Cut
+from search.network.graph import IMAGE, Graph
+from search.prediction.candidates import Candidate, Judged, context_file, predict
+from search.quantization import integer
+from search.quantization.export import SharedWeights, head_model, packed_weights, tail_model
+from search.quantization.heads import Heads
+from search.reports.html import Bits, html
+from search.reports.markdown import as_json, markdown
+from search.request import Found
+
+_MODELS = "models"
+
+
+def write_plans(
+    out: Path,
+    networks: Heads,
+    detector: DetectorSpec,
+    vector_image: NDArray[np.uint8],
+    weights_sha256: str,
+    found: Found,
+) -> Manifest:
+    """Write a bundle with the plans of `found.kept`.
+
+    Args:
+        out: Folder to write; replaced if it is a bundle.
+        networks: The integer networks.
+        detector: How its maps become boxes.
+        vector_image: (1, 3, H, W) uint8, the input of the parity vectors.
+        weights_sha256: Digest of the network's weights file.
+        found: The search's result.
+
+    Raises:
+        ParityError: If this machine does not reproduce a head.
+        BundleError: If `out` may not be replaced.
+    """
+    writer = BundleWriter(out)
+    try:
+        return _write(writer, networks, detector, vector_image, weights_sha256, found)
+    except BaseException:
+        writer.discard()
+        raise
+
+
+def _write(
+    writer: BundleWriter,
+    networks: Heads,
+    detector: DetectorSpec,
+    vector_image: NDArray[np.uint8],
+    weights_sha256: str,
+    found: Found,
+) -> Manifest:
+    graph = networks.network.graph
+    weights = SharedWeights.of(graph.nodes)
+    # By what they do: two heads, or two tails, may share a name.
+    heads: dict[str, Head] = {}
+    tails: dict[str, Tail] = {}
+    names = _Names()
+    network, plans = network_digest(weights_sha256, detector), []
+    for judged in found.kept:
+        cut, head, tail = judged.candidate.cut, None, None
+        if cut.head:
+            key = networks.digest(cut)
+            if key not in heads:
+                name = names.of(_slug(cut.label), key)
+                heads[key] = _add_head(writer, networks, cut, vector_image, name)
+            head = heads[key]
+        if cut.tail:
+            key = _tail_digest(cut)
+            if key not in tails:
+                name = names.of(f"tail {_tail_name(cut)}", key).removeprefix("tail ")
+                tails[key] = _add_tail(writer, graph, cut, weights, name)
+            tail = tails[key]
+        wire = _add_contexts(writer, judged.candidate)
+        plans.append(_plan(judged, network, head, wire, tail, found))
+    writer.add("report.md", markdown(found).encode())
+    writer.add("report.html", html(found, _bits(networks, found)).encode())
+    writer.add("report.json", json.dumps(as_json(found), indent=1).encode())
+    request = found.request
+    return writer.finish(
+        detector=detector,
+        search=Search(
+            model=request.model,
+            weights_sha256=weights_sha256,
+            device=request.device.name,
+            uplink_bps=request.link.uplink_bps,
+            rtt_ms=request.link.rtt_ms,
+            edge_memory_bytes=request.edge_memory_bytes,
+            max_drop=request.max_drop,
+            calibration_images=found.calibration_images,
+            accuracy_metric=found.metric,
+            software_version=request.software_version,
+            edge_slowdown=found.world.edge.slowdown,
+            cloud_slowdown=found.world.cloud.slowdown,
+            reduced_range=request.device.reduced_range,
+            no_raw_image=request.no_raw_image,
+            video=request.video,
+            cloud_threads=request.cloud_threads,
+        ),
+        plans=tuple(plans),
+    )
+
+
+def _bits(networks: Heads, found: Found) -> Bits:
+    """Bits of the convolutions of each plan's head, and of what they make."""
+    return {
+        judged.candidate.name: {
+            node.name: (network.convs[node.name].bits, network.grids[node.name].bits)
+            for node in judged.candidate.cut.head
+            if node.name in network.convs
+        }
+        for judged in found.kept
+        for network in [networks.of(judged.candidate.cut)]
+    }
+
+
+class _Names:
+    """Names of files: those that are wished for, told apart where two things share one."""
+
+    def __init__(self) -> None:
+        self._taken: dict[str, str] = {}
+
+    def of(self, wished: str, key: str) -> str:
+        """The name of what has this digest."""
+        name = wished
+        if self._taken.get(name, key) != key:
+            name = f"{wished}-{key[:8]}"
+        self._taken[name] = key
+        return name
+
+
+def _tail_digest(cut: Cut) -> str:
+    """Of what a tail computes: the network's own has no weights of its own."""
+    adapted = cut.tail if cut.adapted_to else ()
+    return digest(cut.tensors, [(node.name, node.weight, node.bias) for node in adapted])
+
+
+def _add_head(
+    writer: BundleWriter, networks: Heads, cut: Cut, image: NDArray[np.uint8], name: str
+) -> Head:
+    network = networks.of(cut)
+    file, vector = f"{_MODELS}/head-{name}.onnx", f"vectors/{name}"
+    packed = packed_weights(network, cut.tensors)
+    model = head_model(network, cut.tensors, outside_weights=packed is not None)
+    unpacked = {} if packed is None else unpack_weights(packed, file)
+    expected = integer.run(network, image, cut.tensors)
+    made = Model(model, weights=unpacked).run({IMAGE: image})
+    check_parity(made, expected, what=f"head of {cut.name}")
+    writer.add(file, model)
+    weights = None if packed is None else f"{_MODELS}/head-{name}.weights"
+    if packed is not None and weights is not None:
+        writer.add(weights, packed)
+    writer.add(f"{vector}/input.npy", _npy(image))
+    for index, codes in enumerate(expected):
+        writer.add(f"{vector}/output-{index}.npy", _npy(codes))
+    weight_bytes, activation_bytes = networks.memory_bytes(cut)
+    return Head(
+        file=file,
+        weights=weights,
+        outputs=tuple(
+            HeadOutput(
+                name=name,
+                shape=network.graph[name].shape,
+                scale=network.grids[name].scale,
+                zero_point=network.grids[name].zero_point,
+            )
+            for name in cut.tensors
+        ),
+        weight_bytes=weight_bytes,
+        peak_activation_bytes=activation_bytes,
+        bits={n.name: network.convs[n.name].bits for n in cut.head if n.name in network.convs},
+        vector=vector,
+    )
+
+
+def _add_tail(
+    writer: BundleWriter, graph: Graph, cut: Cut, weights: SharedWeights, name: str
+) -> Tail:
+    if cut.adapted_to:
+        weights = SharedWeights.of(cut.tail, f"weights-{name}.bin")
+    file, weights_file = f"{_MODELS}/tail-{name}.onnx", f"{_MODELS}/{weights.file}"
+    writer.add(file, tail_model(graph, cut, weights))
+    if weights_file not in writer:
+        writer.add(weights_file, weights.data)
+    return Tail(file=file, files=(weights_file,))
+
+
+def _tail_name(cut: Cut) -> str:
+    return f"{_slug(cut.label)}-{_slug(cut.adapted_to)}" if cut.adapted_to else cut.name
+
+
+def _slug(name: str) -> str:
+    return name.replace(" ", "-")
+
+
+def _add_contexts(writer: BundleWriter, candidate: Candidate) -> tuple[WireTensor, ...]:
+    """Write the context models of a candidate; returns its wire with the files' names."""
+    for model in (*candidate.contexts, *candidate.contexts_after):
+        if context_file(model) not in writer:
+            writer.add(context_file(model), model.to_bytes())
+    return candidate.named_wire
+
+
+def _plan(
+    judged: Judged,
+    network: str,
+    head: Head | None,
+    wire: tuple[WireTensor, ...],
+    tail: Tail | None,
+    found: Found,
+) -> Plan:
+    candidate = judged.candidate
+    accuracy = judged.accuracy or 0.0
+    certain = math.isfinite(judged.most_lost)
+    prediction = predict(candidate, judged.times, found.world).model_copy(
+        update={
+            "accuracy": accuracy,
+            "accuracy_drop": found.reference_accuracy - accuracy,
+            "accuracy_drop_upper": judged.most_lost if certain else None,
+            "judged_images": judged.judged_on,
+            "judged_by": found.judged_by,
+        }
+    )
+    return Plan(
+        name=candidate.name,
+        network=network,
+        cut=candidate.cut.tensors,
+        head=head,
+        wire=wire,
+        codec=candidate.codec,
+        tail=tail,
+        predicted=prediction,
+    )
+
+
+def _npy(array: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()

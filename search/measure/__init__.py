@@ -1,0 +1,1 @@
+"""Measurements: latency and accuracy of candidates, as they are deployed."""

@@ -1,0 +1,261 @@
+"""Accuracy sources: how good the detections of a plan are.
+
+With annotations, COCO average precision (AP over IoU 0.50 to 0.95). Without, *agreement*: the
+detections of the floating-point network stand in for the truth, and AP at IoU 0.50 says how well a
+plan reproduces them; the network itself then scores about 100. Both by pycocotools, in percent.
+
+Agreement may pool the categories: few pictures hold a category once or twice, where its AP is all
+or nothing, and mostly all. The mean over categories then jumps by whole points, and a loss looks
+half of what it is on many pictures.
+"""
+
+import contextlib
+import io
+import json
+import operator
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from common.errors import CalibrationError
+from common.tasks.detections import Detections
+from common.tasks.labels import CATEGORY_IDS
+from search.measure.intervals import WeightedAp, drop_bound, drop_interval
+
+# Below this score, what the floating-point network reports is not taken for an object.
+TRUTH_SCORE = 0.3
+# Average precision integrates over all scores; lower ones do not change it any more.
+EVALUATION_SCORE = 0.01
+_KEPT = 3
+
+
+class AccuracySource(Protocol):
+    """Judges one plan's detections on the evaluation images."""
+
+    metric: str
+
+    def accuracy(self, detections: Sequence[Detections]) -> float:
+        """Accuracy in percent; one entry of `detections` per evaluation image, in order."""
+        ...
+
+    def drop(
+        self, reference: Sequence[Detections], detections: Sequence[Detections], level: float
+    ) -> tuple[float, float]:
+        """What is lost against a reference, judged on the first images, as many as are given.
+
+        Returns:
+            (lower end of the confidence interval of that level, its middle) in points.
+        """
+        ...
+
+    def most_lost(
+        self, reference: Sequence[Detections], detections: Sequence[Detections], level: float
+    ) -> float:
+        """What is lost at the most against a reference, judged on all images.
+
+        Returns:
+            The end of the one-sided confidence interval of that level, in points.
+        """
+        ...
+
+
+class CocoAccuracy:
+    """Average precision against annotations.
+
+    Args:
+        annotations: A COCO instances file.
+        file_names: The evaluation images, in order; each must be in the file.
+
+    Raises:
+        CalibrationError: If the file is no COCO file, or an image is not in it.
+    """
+
+    metric = "COCO AP"
+
+    def __init__(self, annotations: Path, file_names: Sequence[str]) -> None:
+        try:
+            dataset = json.loads(annotations.read_bytes())
+            ids = {image["file_name"]: image["id"] for image in dataset["images"]}
+            truth = _coco(dataset)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CalibrationError(f"{annotations}: not a COCO annotation file: {error}") from error
+        missing = [name for name in file_names if name not in ids]
+        if missing:
+            raise CalibrationError(
+                f"{annotations} does not list {len(missing)} evaluation images, e.g. {missing[0]}"
+            )
+        self._judge = _Judge(truth, [ids[name] for name in file_names])
+
+    def accuracy(self, detections: Sequence[Detections]) -> float:
+        """As `AccuracySource.accuracy`."""
+        return self._judge.accuracy(detections)
+
+    def drop(
+        self, reference: Sequence[Detections], detections: Sequence[Detections], level: float
+    ) -> tuple[float, float]:
+        """As `AccuracySource.drop`."""
+        return self._judge.drop(reference, detections, level)
+
+    def most_lost(
+        self, reference: Sequence[Detections], detections: Sequence[Detections], level: float
+    ) -> float:
+        """As `AccuracySource.most_lost`."""
+        return self._judge.most_lost(reference, detections, level)
+
+
+class Agreement:
+    """Average precision against another network's detections.
+
+    Args:
+        reference: What the floating-point network found, one entry per evaluation image.
+        pooled: Whether detections of all categories are ranked together; else AP is the mean over
+            categories.
+
+    Raises:
+        CalibrationError: If it found nothing at all.
+    """
+
+    def __init__(self, reference: Sequence[Detections], *, pooled: bool = False) -> None:
+        self.metric = "pooled agreement AP50" if pooled else "agreement AP50"
+        image_ids = list(range(1, len(reference) + 1))
+        objects = [
+            {"image_id": image_id, **detection}
+            for image_id, found in zip(image_ids, reference, strict=True)
+            for detection in found.to_coco(image_id)
+            if detection["score"] >= TRUTH_SCORE
+        ]
+        if not objects:
+            raise CalibrationError(
+                "the network detects nothing on the evaluation images: give images with objects "
+                "that it knows, or annotations"
+            )
+        annotations = [
+            {
+                "id": number,
+                "image_id": found["image_id"],
+                "category_id": found["category_id"],
+                "bbox": found["bbox"],
+                "area": found["bbox"][2] * found["bbox"][3],
+                "iscrowd": 0,
+            }
+            for number, found in enumerate(objects, 1)
+        ]
+        truth = _coco(
+            {
+                "images": [{"id": image_id} for image_id in image_ids],
+                "annotations": annotations,
+                "categories": [{"id": category} for category in CATEGORY_IDS],
+            }
+        )
+        self._judge = _Judge(truth, image_ids, iou=0.5, pooled=pooled)
+
+    def accuracy(self, detections: Sequence[Detections]) -> float:
+        """As `AccuracySource.accuracy`."""
+        return self._judge.accuracy(detections)
+
+    def drop(
+        self, reference: Sequence[Detections], detections: Sequence[Detections], level: float
+    ) -> tuple[float, float]:
+        """As `AccuracySource.drop`."""
+        return self._judge.drop(reference, detections, level)
+
+    def most_lost(
+        self, reference: Sequence[Detections], detections: Sequence[Detections], level: float
+    ) -> float:
+        """As `AccuracySource.most_lost`."""
+        return self._judge.most_lost(reference, detections, level)
+
+
+class _Judge:
+    """Average precision by one truth, and what is lost of it.
+
+    Args:
+        truth: The objects.
+        image_ids: The images, in the order of detections.
+        iou: One IoU; None for the mean from 0.50 to 0.95.
+        pooled: As for `Agreement`.
+    """
+
+    def __init__(
+        self,
+        truth: COCO,
+        image_ids: Sequence[int],
+        *,
+        iou: float | None = None,
+        pooled: bool = False,
+    ) -> None:
+        self._truth = truth
+        self._image_ids = image_ids
+        self._iou = iou
+        self._pooled = pooled
+        self._matched: list[tuple[Sequence[Detections], WeightedAp | None]] = []
+
+    def accuracy(self, detections: Sequence[Detections]) -> float:
+        """AP in percent, on the first images, as many as are given."""
+        found = self._weighted(detections)
+        return 0.0 if found is None else found.ap(iou=self._iou)
+
+    def drop(
+        self, reference: Sequence[Detections], detections: Sequence[Detections], level: float
+    ) -> tuple[float, float]:
+        whole, found = self._weighted(reference), self._weighted(detections)
+        if whole is None:
+            return 0.0, 0.0
+        if found is None:
+            everything = whole.ap(iou=self._iou)
+            return everything, everything
+        low, high = drop_interval(whole, found, level=level, iou=self._iou)
+        return low, (low + high) / 2
+
+    def most_lost(
+        self, reference: Sequence[Detections], detections: Sequence[Detections], level: float
+    ) -> float:
+        whole, found = self._weighted(reference), self._weighted(detections)
+        if whole is None:
+            return 0.0
+        if found is None:
+            return 100.0
+        return drop_bound(whole, found, level=level, iou=self._iou)
+
+    def _weighted(self, detections: Sequence[Detections]) -> WeightedAp | None:
+        """Detections matched with the truth; None if there are none. The last few are kept."""
+        for known, weighted in self._matched:
+            if len(known) == len(detections) and all(map(operator.is_, known, detections)):
+                return weighted
+        ids = self._image_ids[: len(detections)]
+        evaluation = _evaluated(self._truth, ids, detections)
+        made = None if evaluation is None else WeightedAp.of(evaluation, pooled=self._pooled)
+        self._matched = [(tuple(detections), made), *self._matched][:_KEPT]
+        return made
+
+
+def _coco(dataset: dict[str, Any]) -> COCO:
+    truth = COCO()
+    truth.dataset = {"info": {}, **dataset}
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+    return truth
+
+
+def _evaluated(
+    truth: COCO, image_ids: Sequence[int], detections: Sequence[Detections]
+) -> COCOeval | None:
+    """Detections matched with the truth; None if there are none."""
+    found = [
+        detection
+        for image_id, each in zip(image_ids, detections, strict=True)
+        for detection in each.to_coco(image_id)
+    ]
+    if not found:
+        return None
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(truth, truth.loadRes(found), "bbox")
+        evaluation.params.imgIds = list(image_ids)
+        everything = evaluation.params.areaRngLbl.index("all")
+        evaluation.params.areaRng = [evaluation.params.areaRng[everything]]
+        evaluation.params.areaRngLbl = ["all"]
+        evaluation.evaluate()
+    return evaluation

@@ -1,0 +1,201 @@
+"""The meter: accuracies of candidates as deployed, each measured once, bad ones on few images.
+
+A plan keeps the limit on lost accuracy if the upper end of a one-sided bootstrap interval of its
+loss (confidence.py) is within it: few images are no excuse for a loss that nobody has seen. A
+candidate that loses too much mostly shows it soon. After 32, 64, 128, ... images a two-sided
+interval is taken; if even its lower end is above what may be lost, the upper end cannot be below,
+and the rest of the images is saved. What is accepted was always judged on all of them.
+
+What was measured is known by the digest of what decides it; two candidates may share a name.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.bundle.manifest import CodecSpec
+from common.machine import usable_cores
+from common.tasks.detections import Detections, DetectorSpec
+from search.cache import Cache, digest
+from search.measure.accuracy import AccuracySource, Agreement, CocoAccuracy
+from search.measure.evaluate import Evaluator
+from search.measure.frames import Frames
+from search.network.cuts import Cut, prefix_cuts
+from search.prediction.candidates import Candidate
+from search.quantization.heads import Heads
+from search.request import Progress
+from search.wire.tail_adaptation import Wire
+
+FIRST_LOOK = 32
+"""Images before the first interval; the next looks are at twice as many each."""
+GIVE_UP_LEVEL = 0.99
+"""Of the interval by whose lower end a candidate is given up."""
+KEEP_LEVEL = 0.9
+"""Of the one-sided interval by whose upper end a candidate is kept."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Accuracy of one candidate.
+
+    Attributes:
+        accuracy: On all images; of one that was given up, the reference's less the loss so far.
+        images: How many it was judged on.
+        most_lost: Upper end of the interval of its loss, in points; infinite if it was given up.
+    """
+
+    accuracy: float
+    images: int
+    most_lost: float
+
+
+class Meter:
+    """Accuracies by what candidates do.
+
+    Args:
+        evaluator: Runs candidates.
+        source: Judges what they find.
+        reference: What the floating-point network finds on the evaluator's images.
+        max_drop: What may be lost, in points of the source's metric.
+        cache: For accuracies.
+        judged_on: Digest of the network, the images and their annotations.
+    """
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        source: AccuracySource,
+        reference: Sequence[Detections],
+        max_drop: float,
+        cache: Cache,
+        judged_on: str,
+    ) -> None:
+        self.best = source.accuracy(reference)
+        self.metric = source.metric
+        self._evaluator = evaluator
+        self._source = source
+        self._reference = reference
+        self._max_drop = max_drop
+        self._cache = cache
+        self._judged_on = judged_on
+        self._known: dict[str, tuple[Candidate, Measured]] = {}
+        self._judged: dict[str, Measured] = {}
+
+    def __contains__(self, candidate: Candidate) -> bool:
+        return self.digest(candidate) in self._known
+
+    def digest(self, candidate: Candidate) -> str:
+        """Digest of what a candidate finds and of how it is coded."""
+        return self._evaluator.digest(candidate)
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        """All that were measured."""
+        return [candidate for candidate, _ in self._known.values()]
+
+    def of(self, cut: Cut) -> list[Candidate]:
+        """Those of a cut with the widths that it has."""
+        return [c for c in self.candidates if c.cut.label == cut.label]
+
+    def measured(self, candidate: Candidate) -> Measured:
+        """The accuracy of a candidate, measured now if it was not."""
+        key = self.digest(candidate)
+        if key not in self._known:
+            self._known[key] = candidate, self._judge(candidate)
+        return self._known[key][1]
+
+    def drop(self, candidate: Candidate) -> float:
+        """How much a candidate loses, in points."""
+        return self.best - self.measured(candidate).accuracy
+
+    def is_good(self, candidate: Candidate) -> bool:
+        """Whether a candidate surely loses no more than may be lost."""
+        return self.measured(candidate).most_lost <= self._max_drop
+
+    def first_good(self, cut: Cut, wires: Sequence[Wire], progress: Progress) -> int:
+        """Index of the first wire format that is good with the tail as it is, or their number.
+
+        No codec of tensors changes what a format keeps, so "packed" stands for all, and nothing is
+        counted among the candidates.
+        """
+        for index, wire in enumerate(wires):
+            format_only = Candidate(cut, wire, CodecSpec(name="packed"), 0, 0, 0, 0, 0)
+            is_good = self._judge(format_only).most_lost <= self._max_drop
+            progress(len(wires) if is_good else index + 1, len(wires))
+            if is_good:
+                return index
+        return len(wires)
+
+    def measure(self, candidates: Sequence[Candidate], progress: Progress) -> None:
+        """Measure many; candidates of one cut follow each other."""
+        for done, candidate in enumerate(sorted(candidates, key=lambda c: c.cut.label), 1):
+            self.measured(candidate)
+            progress(done, len(candidates))
+
+    def _judge(self, candidate: Candidate) -> Measured:
+        identity = self._evaluator.identity(candidate)
+        if identity not in self._judged:
+            accuracy, images, most_lost = self._cache.json(
+                "judgement",
+                [self._judged_on, self._max_drop, identity],
+                lambda: self._measure(candidate),
+            )
+            bound = math.inf if most_lost is None else most_lost
+            self._judged[identity] = Measured(accuracy, images, bound)
+        return self._judged[identity]
+
+    def _measure(self, candidate: Candidate) -> tuple[float, int, float | None]:
+        count, found = len(self._reference), list[Detections]()
+        look = FIRST_LOOK
+        while 2 * look <= count:
+            found += self._evaluator.detections(candidate, range(len(found), look))
+            low, middle = self._source.drop(self._reference[:look], found, GIVE_UP_LEVEL)
+            if low > self._max_drop:
+                return self.best - max(low, middle), look, None
+            look *= 2
+        found += self._evaluator.detections(candidate, range(len(found), count))
+        most_lost = self._source.most_lost(self._reference, found, KEEP_LEVEL)
+        return self._source.accuracy(found), count, most_lost
+
+
+def open_meter(
+    heads: Heads,
+    detector: DetectorSpec,
+    evaluation: Frames,
+    annotations: Path | None,
+    folder: Path,
+    *,
+    max_drop: float,
+    cache: Cache,
+    origin: str,
+) -> tuple[Meter, float]:
+    """A meter, and the median time of postprocessing in ms on this machine.
+
+    Args:
+        heads: The integer networks.
+        detector: How their maps become boxes.
+        evaluation: Images to judge by.
+        annotations: COCO instances file of them; without, the floating-point network's detections
+            stand in for the truth.
+        folder: For tails while they are evaluated.
+        max_drop: As for `Meter`.
+        cache: As for `Meter`.
+        origin: Digest of the network and the calibration images.
+    """
+    evaluator = Evaluator(
+        heads,
+        detector,
+        evaluation.pixels,
+        evaluation.letterboxes,
+        folder,
+        workers=max(1, int(usable_cores())),
+    )
+    reference, postprocess_ms = evaluator.reference(prefix_cuts(heads.network.graph)[0])
+    source: AccuracySource
+    if annotations is None:
+        source = Agreement(reference, pooled=True)
+    else:
+        source = CocoAccuracy(annotations, evaluation.names)
+    judged_on = digest(origin, evaluation.pixels, annotations and annotations.read_bytes())
+    return Meter(evaluator, source, reference, max_drop, cache, judged_on), postprocess_ms

@@ -1,0 +1,72 @@
+"""Images of the search: read, letterboxed, and held as one array."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import CalibrationError, ImageError
+from common.imaging.images import Letterbox, letterbox, list_images, read_image
+
+MIN_IMAGES = 8
+_TOLD = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Frames:
+    """N images as the network sees them.
+
+    Attributes:
+        names: File names.
+        pixels: (N, 3, H, W) uint8.
+        letterboxes: The geometry of each.
+        letterbox_ms: Median time of letterboxing one, one thread of this machine.
+    """
+
+    names: tuple[str, ...]
+    pixels: NDArray[np.uint8]
+    letterboxes: tuple[Letterbox, ...]
+    letterbox_ms: float
+
+
+def load_frames(
+    folder: Path, size: tuple[int, int], limit: int, progress: Callable[[int, int], None]
+) -> Frames:
+    """Read and letterbox up to `limit` images, spread evenly over the folder.
+
+    Raises:
+        CalibrationError: If the folder holds too few images,
+            or files among them that are no images.
+    """
+    paths = list_images(folder)
+    if len(paths) < MIN_IMAGES:
+        raise CalibrationError(
+            f"{folder} holds {len(paths)} images: at least {MIN_IMAGES} are needed to see the "
+            "range of every activation, 32 or more are better"
+        )
+    spread = np.unique(np.linspace(0, len(paths) - 1, min(limit, len(paths))).astype(int))
+    paths = [paths[k] for k in spread]
+    pixels, boxes, times = [], [], []
+    broken: list[ImageError] = []
+    for done, path in enumerate(paths, 1):
+        try:
+            image = read_image(path)
+        except ImageError as error:
+            broken.append(error)
+            continue
+        start = time.perf_counter()
+        pixels.append(letterbox(image, size))
+        times.append(1e3 * (time.perf_counter() - start))
+        boxes.append(Letterbox.fit(image.shape[1], image.shape[0], size))
+        progress(done, len(paths))
+    if broken:
+        raise CalibrationError(
+            f"{folder}: {len(broken)} of {len(paths)} images cannot be used, repair or remove "
+            "them: " + "; ".join(str(error) for error in broken[:_TOLD])
+        )
+    names = tuple(path.name for path in paths)
+    return Frames(names, np.stack(pixels), tuple(boxes), statistics.median(times))

@@ -1,0 +1,132 @@
+"""Latency sources: how long a head takes on the edge and a tail in the cloud.
+
+Per-layer times do not add up once a runtime fuses operators, so the prefix and the suffix of every
+cut are timed as the models that would be deployed.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from common.codec.context import FAST
+from common.machine import cpu_model, usable_cores
+from common.runtime.session import Model, runtime_name
+from common.tables.timing import NO_TIME, Timing, interleave
+from search.cache import Cache
+from search.network.cuts import Cut
+from search.network.graph import IMAGE
+from search.quantization.export import SharedWeights, head_model, tail_model, write_weights
+from search.quantization.network import QuantizedGraph
+
+_GROUP = 8
+
+
+@dataclass(frozen=True)
+class CutTimes:
+    """Times of the two sides of a cut, on the machine where they were measured."""
+
+    head: Timing
+    tail: Timing
+
+
+class LatencySource(Protocol):
+    """Where the search's latency table comes from."""
+
+    def times(
+        self, cuts: Sequence[Cut], progress: Callable[[int, int], None]
+    ) -> dict[str, CutTimes]:
+        """Times of every cut, by the cut's name."""
+        ...
+
+
+class MeasuredLatency:
+    """Times the models of each cut with ONNX Runtime on this machine.
+
+    Args:
+        network: The quantized network.
+        cache: For measured times.
+        origin: Digest of what the network was made from.
+        folder: For the tails and their weights while they are timed.
+        head_threads: Threads of the edge's runtime.
+        tail_threads: Threads of the cloud's runtime.
+        rounds: Runs of each model.
+    """
+
+    def __init__(
+        self,
+        network: QuantizedGraph,
+        folder: Path,
+        *,
+        cache: Cache,
+        origin: str,
+        head_threads: int = 1,
+        tail_threads: int = 1,
+        rounds: int = 9,
+    ) -> None:
+        self._network = network
+        self._folder = folder
+        self._cache = cache
+        self._inputs = (origin, head_threads, tail_threads, rounds, timing_place(), Timing._fields)
+        self._head_threads = head_threads
+        self._tail_threads = tail_threads
+        self._rounds = rounds
+
+    def times(
+        self, cuts: Sequence[Cut], progress: Callable[[int, int], None]
+    ) -> dict[str, CutTimes]:
+        """As `LatencySource.times`; a few cuts are open at a time, to bound memory."""
+        weights = SharedWeights.of(self._network.graph.nodes)
+        write_weights(self._folder, weights)
+        table: dict[str, CutTimes] = {}
+        for start in range(0, len(cuts), _GROUP):
+            group = cuts[start : start + _GROUP]
+            rows = self._cache.json(
+                "latency",
+                [self._inputs, [cut.name for cut in group]],
+                partial(self._measured, group, weights),
+            )
+            for cut, (head, tail) in zip(group, rows, strict=True):
+                table[cut.name] = CutTimes(Timing(*head), Timing(*tail))
+            progress(start + len(group), len(cuts))
+        return table
+
+    def _measured(self, cuts: Sequence[Cut], weights: SharedWeights) -> list[tuple[Timing, Timing]]:
+        """Times of the heads and tails of some cuts, interleaved."""
+        calls = [call for cut in cuts for call in (self._head(cut), self._tail(cut, weights))]
+        measured = iter(interleave([c for c in calls if c is not None], rounds=self._rounds))
+        each = [NO_TIME if call is None else next(measured) for call in calls]
+        return list(zip(each[::2], each[1::2], strict=True))
+
+    def _head(self, cut: Cut) -> Callable[[], object] | None:
+        if not cut.head:
+            return None
+        model = Model(head_model(self._network, cut.tensors), threads=self._head_threads)
+        shape = self._network.graph[IMAGE].shape
+        image = np.random.default_rng(0).integers(0, 256, (1, *shape), np.uint8)
+        return lambda: model.run({IMAGE: image})
+
+    def _tail(self, cut: Cut, weights: SharedWeights) -> Callable[[], object] | None:
+        if not cut.tail:
+            return None
+        path = self._folder / "tail.onnx"
+        path.write_bytes(tail_model(self._network.graph, cut, weights))
+        model = Model(path, threads=self._tail_threads)
+        rng = np.random.default_rng(0)
+        inputs = {
+            name: rng.standard_normal((1, *self._network.graph[name].shape), np.float32)
+            for name in cut.tensors
+        }
+        return lambda: model.run(inputs)
+
+
+def timing_place() -> tuple[str, float, str, bool]:
+    """What times depend on beside the software, for the keys of those that are kept.
+
+    Processor, cores that this process may use, runtime, and whether the context coder is compiled:
+    a cache that is carried to another machine gives none of this one's times there.
+    """
+    return cpu_model(), usable_cores(), runtime_name(threads=1), FAST

@@ -1,0 +1,157 @@
+"""The graph: a network as a DAG of operators, the form that every stage of the search works on.
+
+    torch module --importer--> Graph --passes--> Graph (batch norm folded, activations fused)
+
+A node makes one tensor and carries that tensor's name. Shapes leave out the batch: (C, H, W). Names
+are `operator_rank`, the rank counting nodes in topological order, so "conv_8" is the ninth
+operator.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import ModelError
+
+IMAGE = "image"
+
+Op = Literal[
+    "input", "conv", "batch_norm", "activation", "max_pool", "upsample", "concat", "add", "slice"
+]
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An element-wise non-linearity; `slope` is that of a leaky ReLU below zero."""
+
+    kind: Literal["leaky_relu", "relu", "sigmoid", "silu"]
+    slope: float = 0.0
+
+    @property
+    def is_monotone(self) -> bool:
+        """Whether a larger input never gives a smaller output: max pooling commutes with it."""
+        return self.kind != "silu"
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One operator and the tensor that it makes.
+
+    Attributes:
+        name: Name of the operator and of its output.
+        op: What it does; `attributes` hold its settings (stride, pads as (top, left, bottom,
+            right), groups, kernel, factor, start, stop).
+        inputs: Names of the tensors read, in order.
+        shape: (C, H, W) of the output.
+        weight: Convolution kernel (C_out, C_in / groups, kH, kW), float32.
+        bias: (C_out,), float32.
+        activation: Fused into the operator, applied last.
+    """
+
+    name: str
+    op: Op
+    inputs: tuple[str, ...]
+    shape: Shape
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    weight: NDArray[np.float32] | None = None
+    bias: NDArray[np.float32] | None = None
+    activation: Activation | None = None
+
+    @property
+    def elements(self) -> int:
+        """Number of elements of the output for one frame."""
+        channels, height, width = self.shape
+        return channels * height * width
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights and biases."""
+        return sum(array.size for array in (self.weight, self.bias) if array is not None)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates for one frame."""
+        if self.op != "conv" or self.weight is None:
+            return 0
+        _, height, width = self.shape
+        return self.weight.size * height * width
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """Nodes in topological order, the image first; `outputs` name the detector's maps."""
+
+    nodes: tuple[Node, ...]
+    outputs: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        known: set[str] = set()
+        for node in self.nodes:
+            missing = [name for name in node.inputs if name not in known]
+            if missing or node.name in known:
+                raise ModelError(f"{node.name}: not in topological order (reads {missing})")
+            known.add(node.name)
+        if not self.nodes or self.nodes[0].op != "input":
+            raise ModelError("a graph starts with its input")
+        if not self.outputs or any(name not in known for name in self.outputs):
+            raise ModelError(f"outputs {self.outputs} are not all in the graph")
+
+    @cached_property
+    def by_name(self) -> dict[str, Node]:
+        """Nodes by name."""
+        return {node.name: node for node in self.nodes}
+
+    @cached_property
+    def consumers(self) -> dict[str, tuple[str, ...]]:
+        """For each tensor, the nodes that read it, in topological order."""
+        readers: dict[str, list[str]] = {node.name: [] for node in self.nodes}
+        for node in self.nodes:
+            for name in dict.fromkeys(node.inputs):
+                readers[name].append(node.name)
+        return {name: tuple(nodes) for name, nodes in readers.items()}
+
+    def __getitem__(self, name: str) -> Node:
+        return self.by_name[name]
+
+    def ancestors(self, names: Sequence[str]) -> tuple[Node, ...]:
+        """The nodes that `names` need, themselves included, in topological order."""
+        needed: set[str] = set()
+        stack = list(names)
+        while stack:
+            name = stack.pop()
+            if name not in needed:
+                needed.add(name)
+                stack.extend(self.by_name[name].inputs)
+        return tuple(node for node in self.nodes if node.name in needed)
+
+    def peak_elements(self, nodes: Sequence[Node], keep: Sequence[str]) -> int:
+        """Largest number of live elements while `nodes` run in order and `keep` stay to the end.
+
+        A tensor lives from its node to its last reader; a node's inputs and output live together.
+        """
+        last_use = {name: index for index, node in enumerate(nodes) for name in node.inputs}
+        last_use |= dict.fromkeys(keep, len(nodes))
+        live = peak = 0
+        for index, node in enumerate(nodes):
+            live += node.elements
+            peak = max(peak, live)
+            finished = {*node.inputs, node.name}
+            live -= sum(self.by_name[n].elements for n in finished if last_use.get(n, -1) <= index)
+        return peak
+
+    def renamed(self) -> "Graph":
+        """The same graph with nodes named by operator and rank; the input is "image"."""
+        names = {
+            node.name: f"{node.op}_{rank - 1}" if node.op != "input" else IMAGE
+            for rank, node in enumerate(self.nodes)
+        }
+        nodes = tuple(
+            replace(node, name=names[node.name], inputs=tuple(names[i] for i in node.inputs))
+            for node in self.nodes
+        )
+        return Graph(nodes, tuple(names[name] for name in self.outputs))

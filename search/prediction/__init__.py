@@ -1,0 +1,1 @@
+"""Predictions: what every candidate would cost on given devices and a given link."""

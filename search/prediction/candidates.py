@@ -1,0 +1,344 @@
+"""Candidates: every cut with every wire format, what each would cost, and which are worth keeping.
+
+    latency = preprocess + head + encode + bytes / uplink + rtt + decode + tail + postprocess
+
+Head and tail times come from a latency source, bytes and coding times from coding calibration
+images. What was learned of a segment where it is served is taken as it is; other work is multiplied
+by the slowdown of its side (devices.py). Edge-only sends nothing before it answers.
+"""
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from common.bundle.manifest import USUAL_UPLOAD, CodecSpec, Prediction, WireTensor, wire_digest
+from common.codec import Codec, ContextModel, make_codec
+from common.link.link import Link
+from common.tables.rows import BOXES, LETTERBOX, head_to, tail_from, wire_of
+from search.measure.latency import CutTimes
+from search.network.cuts import Cut
+from search.prediction.devices import DeviceProfile, Pace
+from search.prediction.table_calibration import Coding, Learned
+
+# What a frame takes on the wire beside its payloads: message fields, gRPC and HTTP/2 framing.
+FRAME_OVERHEAD_BYTES = 100
+_DIGITS = 8
+_FASTER = 32.0
+"""How much faster than asked for a link may turn out, and still have its plan in the bundle."""
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A cut with its wire format, and what was measured of it on this machine.
+
+    Attributes:
+        cut: Where the network is divided.
+        wire: How the cut's tensors travel; empty for edge-only.
+        codec: What codes them; None for edge-only.
+        payload_bytes: Mean over calibration images.
+        encode_ms: Symbols and coding, one thread of this machine.
+        decode_ms: Decoding and dequantizing, one thread of this machine.
+        weight_bytes: Edge memory for weights.
+        activation_bytes: Edge memory for activations, at their peak.
+        contexts: One model per wire tensor if the codec is the context coder.
+        contexts_after: The same for frames of a sequence.
+        label: Of the wire format, where its width does not tell it from others.
+    """
+
+    cut: Cut
+    wire: tuple[WireTensor, ...]
+    codec: CodecSpec | None
+    payload_bytes: float
+    encode_ms: float
+    decode_ms: float
+    weight_bytes: int
+    activation_bytes: int
+    contexts: tuple[ContextModel, ...] = ()
+    contexts_after: tuple[ContextModel, ...] = ()
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        """For people; two candidates may share one until `named_apart` tells them apart."""
+        if self.codec is None:
+            return " ".join(filter(None, ("edge-only", self.cut.widths, self.label)))
+        if not self.cut.head:
+            return " ".join(filter(None, ("cloud-only", str(self.codec), self.label)))
+        words = self.cut.label, self.label or f"{self.wire[0].bits}-bit", str(self.codec)
+        return " ".join((*words, "adapted") if self.cut.adapted_to else words)
+
+    @property
+    def edge_memory_bytes(self) -> int:
+        """Weights and peak activations on the edge."""
+        return self.weight_bytes + self.activation_bytes
+
+    @cached_property
+    def codecs(self) -> list[Codec]:
+        """One per wire tensor."""
+        if self.codec is None:
+            return []
+        none = (None,) * len(self.wire)
+        models = zip(self.contexts or none, self.contexts_after or none, strict=True)
+        return [make_codec(self.codec, model, after) for model, after in models]
+
+    @cached_property
+    def named_wire(self) -> tuple[WireTensor, ...]:
+        """The wire as a plan has it: with the files of its context models."""
+        named = list(self.wire)
+        for field, models in (("context", self.contexts), ("context_after", self.contexts_after)):
+            for index, model in enumerate(models):
+                file = context_file(model)
+                named[index] = named[index].model_copy(update={field: file})
+        return tuple(named)
+
+    @cached_property
+    def coding(self) -> str:
+        """What its coding is called in latency tables; see `common.tables.rows.wire_of`."""
+        return wire_of(self.cut.name, self.codec, wire_digest(self.named_wire, self.codec))
+
+
+def context_file(model: ContextModel) -> str:
+    """A context model's file in a bundle, named by its content: other models, other names."""
+    return f"contexts/{hashlib.sha256(model.to_bytes()).hexdigest()[:32]}.bin"
+
+
+@dataclass(frozen=True)
+class World:
+    """What a prediction depends on beside the plan: times in ms on this machine, link, device.
+
+    Attributes:
+        link: Between edge and cloud.
+        device: The edge.
+        preprocess_ms: Letterboxing an image on this machine.
+        postprocess_ms: Making boxes of maps on this machine.
+        learned: What latency tables say of the device and of the cloud, if there are any.
+    """
+
+    link: Link
+    device: DeviceProfile
+    preprocess_ms: float
+    postprocess_ms: float
+    learned: Learned | None = None
+
+    @property
+    def edge(self) -> Pace:
+        """How long work takes on the device."""
+        return Pace(self.device.slowdown) if self.learned is None else self.learned.edge.pace
+
+    @property
+    def cloud(self) -> Pace:
+        """How long work takes in the cloud."""
+        return Pace() if self.learned is None else self.learned.cloud.pace
+
+
+@dataclass(frozen=True)
+class OwnCosts:
+    """What one plan takes on this machine, and what it sends.
+
+    Attributes:
+        coding: What its coding is called in latency tables; see `common.tables.rows.wire_of`.
+        cut: Names of the tensors that travel, joined by "+".
+        codec: What codes them; None for edge-only.
+        head_ms: Of its head.
+        encode_ms: Of symbols and coding.
+        decode_ms: Of decoding and dequantizing.
+        tail_ms: Of its tail.
+        sent_bytes: Of a frame on the wire; 0 for edge-only.
+        edge_memory_bytes: Weights and peak activations on the edge.
+    """
+
+    coding: str
+    cut: str
+    codec: CodecSpec | None
+    head_ms: float
+    encode_ms: float
+    decode_ms: float
+    tail_ms: float
+    sent_bytes: float
+    edge_memory_bytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """A candidate with its prediction.
+
+    Attributes:
+        candidate: What was judged.
+        latency_ms: Predicted.
+        times: Of its cut.
+        accuracy: None while it was not measured.
+        judged_on: Images that the accuracy was measured on.
+        uplink_ms: Of the latency, what its bytes take.
+        most_lost: Upper end of the one-sided interval of the lost accuracy, in points; infinite
+            while it is not known.
+        digest: Of what it finds and how it is coded, by which it is told from candidates of other
+            searches; empty if nothing was measured.
+    """
+
+    candidate: Candidate
+    latency_ms: float
+    times: CutTimes
+    accuracy: float | None = None
+    judged_on: int = 0
+    uplink_ms: float = 0.0
+    most_lost: float = math.inf
+    digest: str = ""
+
+    @property
+    def axes(self) -> tuple[float, float, float, float]:
+        """What a plan should have little of: latency, bytes, edge memory, lost accuracy.
+
+        The latency is that over a link many times as fast as was asked for. Over slower ones bytes
+        only add to it: who has less of both is faster over all of them, and the edge chooses anew
+        when its link changes.
+        """
+        fast_ms = self.latency_ms - self.uplink_ms * (1 - 1 / _FASTER)
+        sent = 0.0 if self.candidate.codec is None else self.candidate.payload_bytes
+        lost = -(self.accuracy or 0.0)
+        return fast_ms, sent, float(self.candidate.edge_memory_bytes), lost
+
+
+def predict(candidate: Candidate, times: CutTimes, world: World) -> Prediction:
+    """Latency by stage on the device and link of `world`; accuracy is left at zero."""
+    edge_only = candidate.codec is None
+    return predicted(
+        OwnCosts(
+            coding=candidate.coding,
+            cut=candidate.cut.name,
+            codec=candidate.codec,
+            head_ms=times.head.median_ms,
+            encode_ms=candidate.encode_ms,
+            decode_ms=candidate.decode_ms,
+            tail_ms=times.tail.median_ms,
+            sent_bytes=0.0 if edge_only else candidate.payload_bytes + FRAME_OVERHEAD_BYTES,
+            edge_memory_bytes=candidate.edge_memory_bytes,
+        ),
+        world,
+    )
+
+
+def predicted(costs: OwnCosts, world: World) -> Prediction:
+    """As `predict`, of any plan whose costs are known."""
+    edge, cloud = world.edge, world.cloud
+    codec, edge_only = "" if costs.codec is None else costs.codec.name, costs.codec is None
+    stages = {
+        "preprocess_ms": edge.ms(LETTERBOX, world.preprocess_ms),
+        "head_ms": edge.ms(head_to(costs.cut), costs.head_ms),
+        "encode_ms": edge.ms(f"encode {costs.coding}", costs.encode_ms, codec),
+        "uplink_ms": costs.sent_bytes * 8e3 / world.link.uplink_bps,
+        "rtt_ms": 0.0 if edge_only else world.link.rtt_ms,
+        "decode_ms": cloud.ms(f"decode {costs.coding}", costs.decode_ms, codec),
+        "tail_ms": cloud.ms(tail_from(costs.cut), costs.tail_ms),
+        "postprocess_ms": (edge if edge_only else cloud).ms(BOXES, world.postprocess_ms),
+    }
+    return Prediction.model_validate(
+        {
+            "latency_ms": sum(stages.values()),
+            "uplink_bytes": costs.sent_bytes,
+            "edge_memory_bytes": costs.edge_memory_bytes,
+            "accuracy": 0.0,
+            "accuracy_drop": 0.0,
+            **stages,
+        }
+    )
+
+
+def with_coding(world: World, candidates: Iterable[Candidate]) -> World:
+    """The world with what tables say of codecs, compared with candidates that they name."""
+    if world.learned is None:
+        return world
+    coded = []
+    for each in candidates:
+        if each.codec is not None:
+            encode, decode = f"encode {each.coding}", f"decode {each.coding}"
+            own = encode, each.encode_ms, decode, each.decode_ms
+            coded.append(Coding(each.codec.name, *own))
+    return replace(world, learned=world.learned.with_coding(coded))
+
+
+def judge(
+    candidates: Iterable[Candidate], times: dict[str, CutTimes], world: World
+) -> list[Judged]:
+    """Predict all candidates, fastest first."""
+    judged = []
+    for each in candidates:
+        known = times[each.cut.name]
+        expected = predict(each, known, world)
+        judged.append(Judged(each, expected.latency_ms, known, uplink_ms=expected.uplink_ms))
+    return sorted(judged, key=lambda each: each.latency_ms)
+
+
+def shortlist(
+    candidates: Sequence[Candidate], times: dict[str, CutTimes], world: World, *, per_width: int = 3
+) -> list[Candidate]:
+    """The candidates whose accuracy is worth measuring.
+
+    Accuracy is the dear part of a search. A narrower wire format of the same cut is faster and less
+    accurate, so for every width the fastest few are kept, at the link asked for and at a quarter
+    and four times of its bandwidth. All ways of leaving the split out are kept.
+    """
+    keep = [c for c in candidates if c.cut.kind != "split"]
+    for factor in (1.0, 0.25, 4.0):
+        link = replace(world.link, uplink_bps=world.link.uplink_bps * factor)
+        ranked = judge(
+            [c for c in candidates if c.cut.kind == "split"], times, replace(world, link=link)
+        )
+        taken: dict[int, int] = {}
+        for each in ranked:
+            bits = each.candidate.wire[0].bits
+            taken[bits] = taken.get(bits, 0) + 1
+            if taken[bits] <= per_width:
+                keep.append(each.candidate)
+    return list(dict.fromkeys(keep))
+
+
+def named_apart(
+    candidates: Sequence[Candidate], digests: Mapping[Candidate, str]
+) -> list[Candidate]:
+    """The candidates, those of one name with a piece of their digests behind their labels.
+
+    Args:
+        candidates: All different.
+        digests: Of what each does.
+    """
+    counts = Counter(candidate.name for candidate in candidates)
+    return [
+        each if counts[each.name] == 1 else _labelled(each, digests[each][:_DIGITS])
+        for each in candidates
+    ]
+
+
+def _labelled(candidate: Candidate, suffix: str) -> Candidate:
+    usual = f"{candidate.wire[0].bits}-bit" if candidate.cut.kind == "split" else ""
+    return replace(candidate, label=f"{candidate.label or usual} {suffix}".strip())
+
+
+def pareto(judged: Sequence[Judged]) -> list[Judged]:
+    """Those that no other one beats or equals on every axis."""
+    front: list[Judged] = []
+    for each in sorted(judged, key=lambda j: j.axes):
+        if not any(_dominates(other, each) for other in front):
+            front.append(each)
+    return front
+
+
+def worth_keeping(judged: Sequence[Judged]) -> list[Judged]:
+    """The Pareto front, and plans to compare with even if they are beaten, fastest first.
+
+    The planner needs the front. A user needs to see, on the own link, the fastest plan of each kind
+    and what would be done without a search: an upload of JPEG at the usual quality.
+    """
+    kept = pareto(judged)
+    kept += [j for j in judged if j.candidate.codec == USUAL_UPLOAD and j not in kept]
+    for kind in ("cloud-only", "split", "edge-only"):
+        of_kind = [j for j in judged if j.candidate.cut.kind == kind]
+        if of_kind and not any(j.candidate.cut.kind == kind for j in kept):
+            kept.append(min(of_kind, key=lambda j: j.latency_ms))
+    return sorted(kept, key=lambda j: (j.latency_ms, -(j.accuracy or 0.0)))
+
+
+def _dominates(one: Judged, other: Judged) -> bool:
+    return all(a <= b for a, b in zip(one.axes, other.axes, strict=True))

@@ -1,0 +1,271 @@
+"""What latency tables teach the search: how fast an edge and a cloud are against this machine.
+
+    rows of the device --best row of each segment--> its own time, taken as it is
+    "head to CUT" rows / own times of the same cuts --weighted median--> slowdown of all else
+    "tail from CUT" rows likewise for the cloud; "encode" and "decode" rows by codec
+
+Rows of other networks, by their digest, are left out first. The search times every cut on this
+machine. A table tells of a few segments what they take where
+they are served; a segment that a table knows is predicted with the table's median, and any other
+with its own time here multiplied by the slowdown of that side. Ratios are pooled as logarithms,
+so that twice as slow and twice as fast cancel out.
+
+Of several rows of a segment one is believed: what was served (`ENOUGH` frames or more) before
+what was profiled, that before fewer served frames, these before a simulation; then weights of
+8 bits, as the cuts are timed with; then the newest. Heads of other widths run in the same 8-bit
+containers and teach as much, but a simulated one may not: no width is claimed to be faster.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from common.errors import SettingsError
+from common.tables.rows import BOXES, LETTERBOX, LatencyRow, head_to, tail_from, trust
+from search.measure.latency import CutTimes
+from search.network.cuts import Cut
+from search.prediction.devices import DEVICES, DeviceProfile, Pace
+
+_MOST_WEIGHT = 100
+_PLAIN_BITS = ("8", "32")
+
+
+@dataclass(frozen=True)
+class Coding:
+    """One candidate's coding on this machine: names of its segments, and times in ms."""
+
+    codec: str
+    encode: str
+    encode_ms: float
+    decode: str
+    decode_ms: float
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What tables say of one side.
+
+    Attributes:
+        pace: What follows from it.
+        rows: The row believed of each segment.
+        paired: Segments whose own time is known, so that they tell a ratio.
+        low: Slowdown that a quarter of the ratios are below.
+        high: Slowdown that a quarter of them are above.
+    """
+
+    pace: Pace
+    rows: Mapping[str, LatencyRow] = field(default_factory=dict)
+    paired: int = 0
+    low: float = 1.0
+    high: float = 1.0
+
+    def sources(self) -> Counter[str]:
+        """How many segments are served, profiled and simulated."""
+        return Counter(row.source for row in self.rows.values())
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What tables say of an edge and of the cloud.
+
+    Attributes:
+        device: Name of the edge.
+        edge: Of it; without rows if only its profile is known.
+        cloud: Of the cloud.
+        ignored: Rows whose median may be anything: their interval is wider than it.
+    """
+
+    device: str
+    edge: Lesson
+    cloud: Lesson
+    ignored: int
+
+    def with_coding(self, coded: Sequence[Coding]) -> "Learned":
+        """The same with slowdowns of codecs that some of the candidates and the rows share."""
+        edge = ((each.codec, each.encode, each.encode_ms) for each in coded)
+        cloud = ((each.codec, each.decode, each.decode_ms) for each in coded)
+        return replace(
+            self,
+            edge=_with_coding(self.edge, edge),
+            cloud=_with_coding(self.cloud, cloud),
+        )
+
+
+def rows_of(
+    network: str, rows: Iterable[LatencyRow], device: DeviceProfile | None = None
+) -> list[LatencyRow]:
+    """The rows of one network; those of others have segments of the same names.
+
+    Args:
+        network: Its digest; see `common.bundle.manifest.network_digest`.
+        rows: Of the tables.
+        device: An edge that they, or a profile, have to know.
+
+    Raises:
+        SettingsError: If neither knows it.
+    """
+    found = [row for row in rows if row.network == network]
+    if device is not None and device.name not in (*devices_of(found), *DEVICES):
+        raise SettingsError(
+            f"the tables know the device {device.name!r} by times of other networks only, not of "
+            "this one with these weights: profile it with this network, or name another --device"
+        )
+    return found
+
+
+def devices_of(rows: Iterable[LatencyRow]) -> list[str]:
+    """The edges that tables know."""
+    return sorted({row.device for row in rows if row.side == "edge"})
+
+
+def learned_device(
+    name: str, rows: Sequence[LatencyRow], *, reduced_range: bool | None = None
+) -> DeviceProfile:
+    """A device of the tables, or a profile.
+
+    Args:
+        name: Of the device.
+        rows: Of the tables.
+        reduced_range: As `DeviceProfile.reduced_range`; without, as the profile of that name says.
+
+    Raises:
+        SettingsError: If neither knows it.
+    """
+    known = devices_of(rows)
+    if name not in known and name not in DEVICES:
+        raise SettingsError(
+            f"unknown device {name!r}: the tables know {_listed(known)}; profiles are "
+            f"{', '.join(DEVICES)}"
+        )
+    profile = DEVICES.get(name, DeviceProfile(name, 1.0))
+    return profile if reduced_range is None else replace(profile, reduced_range=reduced_range)
+
+
+def require_device(name: str, rows: Sequence[LatencyRow]) -> None:
+    """Require that tables know an edge.
+
+    Raises:
+        SettingsError: If they do not.
+    """
+    known = devices_of(rows)
+    if name not in known:
+        raise SettingsError(
+            f"the tables know nothing of the device {name!r}: they know {_listed(known)} of this "
+            "network; name one of these with --device"
+        )
+
+
+def cuts_of(rows: Iterable[LatencyRow], cuts: Iterable[Cut]) -> list[Cut]:
+    """The cuts that rows tell of."""
+    told = {row.segment for row in rows}
+    return [cut for cut in cuts if {head_to(cut.name), tail_from(cut.name)} & told]
+
+
+def learn(
+    rows: Sequence[LatencyRow],
+    device: DeviceProfile,
+    times: Mapping[str, CutTimes],
+    *,
+    preprocess_ms: float,
+    postprocess_ms: float,
+) -> Learned:
+    """Compare tables with what this machine takes.
+
+    Args:
+        rows: Of the tables.
+        device: The edge; its slowdown holds where no row tells another.
+        times: Of cuts on this machine, by name.
+        preprocess_ms: Letterboxing on this machine.
+        postprocess_ms: Making boxes on this machine.
+    """
+    heads = {head_to(name): side.head.median_ms for name, side in times.items()}
+    tails = {tail_from(name): side.tail.median_ms for name, side in times.items()}
+    boxes = {BOXES: postprocess_ms}
+    shared = {LETTERBOX: preprocess_ms} | boxes
+    believable = [row for row in rows if row.high_ms - row.low_ms <= row.median_ms]
+    mine = [row for row in believable if row.side == "edge" and row.device == device.name]
+    theirs = [row for row in believable if row.side == "cloud"]
+    return Learned(
+        device=device.name,
+        edge=_lesson(mine, heads, shared, device.slowdown),
+        cloud=_lesson(theirs, tails, boxes, 1.0),
+        ignored=sum(_concerns(row, device.name) for row in rows) - len(mine) - len(theirs),
+    )
+
+
+def _lesson(
+    rows: Sequence[LatencyRow],
+    own_ms: Mapping[str, float],
+    small_ms: Mapping[str, float],
+    otherwise: float,
+) -> Lesson:
+    """What rows of one side teach.
+
+    Args:
+        rows: Of that side.
+        own_ms: Times of models on this machine, by segment.
+        small_ms: Times of what is left to compare by if the rows tell of no such model.
+        otherwise: Slowdown if the rows tell nothing.
+    """
+    best = _believed(rows)
+    known_ms = {name: row.median_ms for name, row in best.items()}
+    ratios = _ratios(best, own_ms) or _ratios(best, small_ms)
+    if not ratios:
+        return Lesson(Pace(otherwise, known_ms), best, 0, otherwise, otherwise)
+    low, middle, high = _quantiles(ratios, (0.25, 0.5, 0.75))
+    return Lesson(Pace(middle, known_ms), best, len(ratios), low, high)
+
+
+def _with_coding(lesson: Lesson, coded: Iterable[tuple[str, str, float]]) -> Lesson:
+    """With slowdowns by codec, from (codec, segment, own ms) of candidates."""
+    ratios: dict[str, dict[str, tuple[float, float]]] = {}
+    for codec, segment, own_ms in coded:
+        ratios.setdefault(codec, {}).update(_ratios(lesson.rows, {segment: own_ms}))
+    coding = {codec: _quantiles(each, (0.5,))[0] for codec, each in sorted(ratios.items()) if each}
+    return replace(lesson, pace=replace(lesson.pace, coding=coding))
+
+
+def _believed(rows: Iterable[LatencyRow]) -> dict[str, LatencyRow]:
+    """The best row of each segment."""
+    best: dict[str, LatencyRow] = {}
+    for row in sorted(rows, key=_worth, reverse=True):
+        if row.source != "simulated" or row.bits in _PLAIN_BITS or not _is_head(row):
+            best.setdefault(row.segment, row)
+    return dict(sorted(best.items()))
+
+
+def _worth(row: LatencyRow) -> tuple[int, bool, float]:
+    return trust(row), row.bits in _PLAIN_BITS, row.last_seen_s
+
+
+def _is_head(row: LatencyRow) -> bool:
+    return row.segment.startswith("head ")
+
+
+def _ratios(
+    rows: Mapping[str, LatencyRow], own_ms: Mapping[str, float]
+) -> dict[str, tuple[float, float]]:
+    """By segment, the logarithm of its slowdown, and how much that counts."""
+    return {
+        name: (math.log(row.median_ms / own), float(min(max(1, row.n), _MOST_WEIGHT)))
+        for name, own in own_ms.items()
+        if own > 0 and (row := rows.get(name)) is not None and row.median_ms > 0
+    }
+
+
+def _quantiles(ratios: Mapping[str, tuple[float, float]], shares: Sequence[float]) -> list[float]:
+    """Weighted quantiles of slowdowns, each ratio standing in the middle of its weight."""
+    logs, weights = np.array(sorted(ratios.values())).T
+    middles = (np.cumsum(weights) - weights / 2) / weights.sum()
+    return [math.exp(each) for each in np.interp(shares, middles, logs)]
+
+
+def _concerns(row: LatencyRow, device: str) -> bool:
+    return row.side == "cloud" or row.device == device
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) or "no edge"

@@ -1,0 +1,1 @@
+"""Proposals: a new bundle from what served frames took."""

@@ -1,0 +1,275 @@
+"""The difference between a bundle that is served and one that was searched with what it taught.
+
+    old plans --known segments, own times x pace--> what they take now --+
+    new plans, predicted by the same times ------------------------------+--> gain, stage by stage
+
+Predictions of an old bundle are not compared as they stand: they were made for another link, by
+other times. Each of its plans is predicted anew, in this order: segments that the tables know take
+what was measured; cuts that this search has timed take their own time here, multiplied by the pace
+of their side; and of what is left, the old prediction is freed of the old slowdown first.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from common.bundle.manifest import Manifest, Plan, Prediction, Search, wire_digest
+from common.link.link import Link
+from common.tables.rows import LatencyRow, Segment, segments, wire_of
+from search.prediction.candidates import Candidate, OwnCosts, World, predicted
+from search.prediction.devices import DEVICES
+from search.prediction.table_calibration import Learned
+from search.reports import time_sources as origins
+from search.request import Found
+
+STAGES = ("preprocess", "head", "encode", "uplink", "rtt", "decode", "tail", "postprocess")
+_MOST_ASSUMPTIONS = 10
+_NEGLIGIBLE_MS = 0.05
+
+
+@dataclass(frozen=True)
+class Again:
+    """A plan of the old bundle, predicted anew.
+
+    Attributes:
+        plan: With what its search assumed.
+        now: What is expected now.
+    """
+
+    plan: Plan
+    now: Prediction
+
+
+@dataclass(frozen=True)
+class Assumption:
+    """What an old search took a segment to need, and what it does.
+
+    Attributes:
+        segment: Whose time it is.
+        assumed_ms: By the old search.
+        now_ms: What is expected now.
+        row: What says so; None if nothing measured does.
+    """
+
+    segment: str
+    assumed_ms: float
+    now_ms: float
+    row: LatencyRow | None
+
+    def __str__(self) -> str:
+        how = "expected" if self.row is None else f"{self.row.source} (n = {self.row.n})"
+        return f"{self.segment}: {self.assumed_ms:.1f} ms assumed, {self.now_ms:.1f} ms {how}"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Two bundles on one link.
+
+    Attributes:
+        old: Plans of the present bundle, the fastest now first.
+        new: Plans of the new search, the fastest first.
+        asked: What the present bundle was searched for.
+        found_for: What the new one was searched for.
+        link: On which both are compared.
+        learned: Where the times come from.
+        first: Name of the plan that the present bundle's edges begin with.
+    """
+
+    old: tuple[Again, ...]
+    new: tuple[Plan, ...]
+    asked: Search
+    found_for: Search
+    link: Link
+    learned: Learned
+    first: str
+
+    @property
+    def gain(self) -> float:
+        """Share of the present bundle's latency that the new one's best plan saves."""
+        present_ms = self.old[0].now.latency_ms
+        return (present_ms - self.new[0].predicted.latency_ms) / present_ms
+
+    def assumptions(self) -> list[Assumption]:
+        """What was assumed of the old plans' segments, the most wrong first."""
+        found: dict[tuple[str, str], Assumption] = {}
+        for again in self.old:
+            for segment in segments(again.plan):
+                each = _assumption(again, segment, self.learned)
+                if abs(each.now_ms - each.assumed_ms) >= _NEGLIGIBLE_MS:
+                    found.setdefault((segment.side, segment.name), each)
+        return sorted(found.values(), key=lambda each: -abs(each.now_ms - each.assumed_ms))
+
+
+def compare(present: Manifest, proposed: Manifest, found: Found) -> Difference:
+    """Compare a bundle with what a search with latency tables has found.
+
+    Args:
+        present: The bundle that is served.
+        proposed: What the search wrote.
+        found: What it learnt.
+
+    Raises:
+        ValueError: If the search had no tables.
+    """
+    if found.world.learned is None:
+        raise ValueError("a search without tables has learnt nothing of the present bundle")
+    known = {each.coding: each for each in reversed([j.candidate for j in found.judged])}
+    old = [
+        Again(plan, predict_again(plan, present.search, found, known.get(_coding(plan))))
+        for plan in present.plans
+    ]
+    return Difference(
+        old=tuple(sorted(old, key=lambda again: again.now.latency_ms)),
+        new=tuple(sorted(proposed.plans, key=lambda plan: plan.predicted.latency_ms)),
+        asked=present.search,
+        found_for=proposed.search,
+        link=found.world.link,
+        learned=found.world.learned,
+        first=present.plans[0].name,
+    )
+
+
+def predict_again(
+    plan: Plan, asked: Search, found: Found, alike: Candidate | None = None
+) -> Prediction:
+    """What a plan takes in the world of another search.
+
+    Args:
+        plan: Of an older bundle.
+        asked: What that was searched for.
+        found: What the other search learnt.
+        alike: The other search's candidate of the same wire format.
+    """
+    before, cut = plan.predicted, "+".join(plan.cut)
+    edge, cloud = _old_slowdowns(asked)
+    times = found.times.get(cut)
+    coded = (before.encode_ms / edge, before.decode_ms / cloud)
+    costs = OwnCosts(
+        coding=_coding(plan),
+        cut=cut,
+        codec=plan.codec,
+        head_ms=before.head_ms / edge if times is None else times.head.median_ms,
+        encode_ms=coded[0] if alike is None else alike.encode_ms,
+        decode_ms=coded[1] if alike is None else alike.decode_ms,
+        tail_ms=before.tail_ms / cloud if times is None else times.tail.median_ms,
+        sent_bytes=before.uplink_bytes,
+        edge_memory_bytes=before.edge_memory_bytes,
+    )
+    world: World = found.world
+    judged = ("accuracy", "accuracy_drop", "accuracy_drop_upper", "judged_images", "judged_by")
+    kept = {name: getattr(before, name) for name in judged}
+    return predicted(costs, world).model_copy(update=kept)
+
+
+def _coding(plan: Plan) -> str:
+    """What a plan's coding is called in latency tables."""
+    return wire_of("+".join(plan.cut), plan.codec, wire_digest(plan.wire, plan.codec))
+
+
+def markdown(difference: Difference) -> str:
+    """The difference in Markdown."""
+    best, new = difference.old[0], difference.new[0]
+    lines = [
+        f"# {difference.found_for.model}: {new.name} instead of {best.plan.name}",
+        "",
+        verdict(difference),
+        "",
+        *(f"- {line}" for line in origins.in_words(difference.learned)),
+        "",
+        *_metrics(difference),
+        "## Stage by stage (ms)",
+        "",
+        f"Old is {best.plan.name}, as its search assumed and as it is now; new is {new.name}.",
+        "",
+        "| stage | old, assumed | old, now | new | gain |",
+        "|---|--:|--:|--:|--:|",
+        *_stage_rows(best, new),
+        "",
+        "## Plan by plan (ms)",
+        "",
+        "| present plan | assumed | now | change |",
+        "|---|--:|--:|--:|",
+        *(_plan_row(again) for again in difference.old),
+        "",
+        "| new plan | now | against the best present one |",
+        "|---|--:|--:|",
+        *(_new_row(plan, best.now.latency_ms) for plan in difference.new),
+        "",
+        "## What was assumed, and what is so",
+        "",
+        *_assumed(difference),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def verdict(difference: Difference) -> str:
+    """The two best plans, in a sentence."""
+    best, new = difference.old[0], difference.new[0]
+    return (
+        f"On {difference.link} {new.name} takes {new.predicted.latency_ms:.1f} ms; "
+        f"{best.plan.name}, the best of the present bundle, takes {best.now.latency_ms:.1f} ms "
+        f"({best.plan.predicted.latency_ms:.1f} ms were assumed): {_change(difference.gain)}."
+    )
+
+
+def _change(gain: float) -> str:
+    """A gain of latency in words."""
+    return f"{gain:.1%} less" if gain >= 0 else f"{-gain:.1%} more"
+
+
+def _assumption(again: Again, segment: Segment, learned: Learned) -> Assumption:
+    lesson = learned.edge if segment.side == "edge" else learned.cloud
+    return Assumption(
+        segment=segment.name,
+        assumed_ms=_ms(again.plan.predicted, segment.stage),
+        now_ms=_ms(again.now, segment.stage),
+        row=lesson.rows.get(segment.name),
+    )
+
+
+def _old_slowdowns(asked: Search) -> tuple[float, float]:
+    """Of edge and cloud; bundles of earlier versions do not say theirs, but had a profile."""
+    profile = DEVICES.get(asked.device)
+    usual = 1.0 if profile is None else profile.slowdown
+    return asked.edge_slowdown or usual, asked.cloud_slowdown
+
+
+def _ms(prediction: Prediction, stage: str) -> float:
+    times: Mapping[str, float] = prediction.model_dump()
+    return times[f"{stage}_ms"]
+
+
+def _stage_rows(best: Again, new: Plan) -> Iterable[str]:
+    for stage in (*STAGES, "latency"):
+        assumed, now = _ms(best.plan.predicted, stage), _ms(best.now, stage)
+        then = _ms(new.predicted, stage)
+        yield f"| {stage} | {assumed:.1f} | {now:.1f} | {then:.1f} | {now - then:.1f} |"
+
+
+def _plan_row(again: Again) -> str:
+    assumed, now = again.plan.predicted.latency_ms, again.now.latency_ms
+    return f"| {again.plan.name} | {assumed:.1f} | {now:.1f} | {now - assumed:+.1f} |"
+
+
+def _new_row(plan: Plan, present_ms: float) -> str:
+    now = plan.predicted.latency_ms
+    return f"| {plan.name} | {now:.1f} | {now - present_ms:+.1f} |"
+
+
+def _assumed(difference: Difference) -> Sequence[str]:
+    lines = []
+    old = Link(difference.asked.uplink_bps, difference.asked.uplink_bps, difference.asked.rtt_ms)
+    if (old.uplink_bps, old.rtt_ms) != (difference.link.uplink_bps, difference.link.rtt_ms):
+        lines.append(f"- link: {old} assumed, {difference.link} now")
+    lines += [f"- {each}" for each in difference.assumptions()[:_MOST_ASSUMPTIONS]]
+    return lines or ["Everything was as it was assumed."]
+
+
+def _metrics(difference: Difference) -> Iterable[str]:
+    """A warning where accuracies do not compare."""
+    old, new = difference.asked.accuracy_metric, difference.found_for.accuracy_metric
+    if old != new:
+        yield (
+            f"Accuracy was measured in {old} and is now measured in {new}: the limit of "
+            f"{difference.found_for.max_drop:g} points does not mean the same."
+        )
+        yield ""

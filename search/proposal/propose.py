@@ -1,0 +1,233 @@
+"""Proposals: whether what frames really took calls for another bundle.
+
+    served bundle's manifest --what it was searched for--> Request --+
+    latency tables -------------------------------------------------+--> search --> difference
+                                                                                       |
+           gain below the threshold: nothing is written <------------------------------+
+           else: the new bundle, with difference.md inside <---------------------------+
+           and, if it is to be deployed, put in the place of the served one
+
+A proposal is made on demand or by a timer, never while frames are served: a search takes minutes.
+The bundle is searched for in a temporary folder and moved into place when it is whole. The
+difference is one of its listed files, so it travels with it and is checked as all of it is.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from common.bundle.bundle import Bundle, BundleWriter, zip_bundle
+from common.bundle.manifest import Manifest
+from common.errors import SettingsError, SplitpointError, WeightsError
+from common.link.link import Link
+from common.places import require_bundle_place
+from common.tables.rows import LatencyRow
+from common.tables.store_file import read_tables
+from search.bundling import search_to
+from search.prediction.devices import DEVICES
+from search.prediction.table_calibration import learned_device, require_device, rows_of
+from search.proposal.difference import Difference, compare, markdown
+from search.proposal.exchange import check_exchange, exchange
+from search.request import Found, Reporter, Request
+
+DIFFERENCE = "difference.md"
+
+Searcher = Callable[[Path, Request, Reporter], Found]
+"""As `search.bundling.search_to`."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a proposal is to be made from.
+
+    Attributes:
+        bundle: The one that is served.
+        tables: Latency tables.
+        calibration: Folder of images.
+        out: Where a better bundle goes: a folder, or a zip file.
+        link: If not the one that the bundle was searched for.
+        device: Of the tables, if the bundle was searched for another name.
+        threshold: Least share of latency that is worth a new bundle.
+        deploy: Whether it takes the place of the served one.
+        weights: A weights file, if not the cached one.
+        evaluation: Folder of images to measure accuracy on.
+        annotations: COCO instances file of them.
+        max_images: Images used at the most, of each folder.
+        refined_cuts: As `Request`.
+        format_trials: As `Request`.
+        adapt_steps: As `Request`.
+        cache: Folder for what is worked out on the way.
+        software_version: Written into the bundle.
+    """
+
+    bundle: Path
+    tables: Path
+    calibration: Path
+    out: Path
+    link: Link | None = None
+    device: str | None = None
+    threshold: float = 0.05
+    deploy: bool = False
+    weights: Path | None = None
+    evaluation: Path | None = None
+    annotations: Path | None = None
+    max_images: int = 128
+    refined_cuts: int = 1
+    format_trials: int = 3
+    adapt_steps: int = 200
+    cache: Path | None = None
+    software_version: str = "unknown"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a proposal.
+
+    Attributes:
+        difference: Between the bundle that is served and what was found.
+        written: The new bundle, where it lies now; None if it would not gain enough.
+        previous: The bundle that it has replaced, if it was deployed.
+    """
+
+    difference: Difference
+    written: Path | None = None
+    previous: Path | None = None
+
+
+def propose(asked: Asked, reporter: Reporter, search: Searcher = search_to) -> Outcome:
+    """Search again with what tables say, and write what is found if it gains enough.
+
+    Args:
+        asked: What from, and where to.
+        reporter: Says how far it is.
+        search: Searches.
+
+    Raises:
+        SplitpointError: A bundle, tables or limits that cannot be worked with; nothing is written
+            or replaced then.
+    """
+    with Bundle.open(asked.bundle) as bundle:
+        present = bundle.manifest
+    rows = rows_of(present.plans[0].network, read_tables(asked.tables))
+    request = request_of(asked, present, rows)
+    _check_places(asked)
+    with tempfile.TemporaryDirectory(prefix="splitpoint-") as scratch:
+        folder = Path(scratch) / "bundle"
+        found = search(folder, request, reporter)
+        with Bundle.open(folder) as bundle:
+            proposed = bundle.manifest
+        if proposed.search.weights_sha256 != present.search.weights_sha256:
+            raise WeightsError(
+                f"{asked.bundle} holds a {request.model} of other weights: give theirs by --weights"
+            )
+        difference = compare(present, proposed, found)
+        if difference.gain < asked.threshold:
+            return Outcome(difference)
+        _write(asked.out, folder, proposed, markdown(difference))
+    if not asked.deploy:
+        return Outcome(difference, asked.out)
+    return Outcome(difference, asked.bundle, exchange(asked.bundle, asked.out))
+
+
+def request_of(asked: Asked, present: Manifest, rows: list[LatencyRow]) -> Request:
+    """The search that the present bundle came from, with tables.
+
+    A bundle without any plan that sends pixels, whatever it was searched for, is not followed by
+    one that does.
+
+    Raises:
+        SettingsError: If the tables do not know the device.
+    """
+    search = present.search
+    name = asked.device or search.device
+    require_device(name, rows)
+    profile = DEVICES.get(search.device)
+    reduced_range = search.reduced_range or (profile is not None and profile.reduced_range)
+    return Request(
+        model=search.model,
+        link=asked.link or Link(search.uplink_bps, search.uplink_bps, search.rtt_ms),
+        device=learned_device(name, rows, reduced_range=reduced_range),
+        calibration=asked.calibration,
+        weights=asked.weights,
+        evaluation=asked.evaluation,
+        annotations=asked.annotations,
+        edge_memory_bytes=search.edge_memory_bytes,
+        max_drop=search.max_drop,
+        no_raw_image=search.no_raw_image or all(plan.head is not None for plan in present.plans),
+        cloud_threads=search.cloud_threads,
+        max_images=asked.max_images,
+        refined_cuts=asked.refined_cuts,
+        format_trials=asked.format_trials,
+        adapt_steps=asked.adapt_steps,
+        video=search.video,
+        tables=asked.tables,
+        cache=asked.cache,
+        software_version=asked.software_version,
+    )
+
+
+def repeat(
+    make: Callable[[], None],
+    every_s: float,
+    failed: Callable[[SplitpointError], None],
+    *,
+    pause: Callable[[float], None] = time.sleep,
+) -> NoReturn:
+    """Make proposals for ever.
+
+    A mistake ends the first round, when somebody looks; later ones are told and tried again, as
+    a store may be away for a while.
+
+    Args:
+        make: Makes one proposal.
+        every_s: Seconds between the end of one and the beginning of the next.
+        failed: Called with what went wrong.
+        pause: Waits for some seconds.
+    """
+    make()
+    while True:
+        pause(every_s)
+        try:
+            make()
+        except SplitpointError as error:
+            failed(error)
+
+
+def _check_places(asked: Asked) -> None:
+    """Everything about `out` that can be wrong, before hours of work."""
+    bundle, out = asked.bundle.resolve(), asked.out.resolve()
+    if out == bundle or bundle in out.parents or out in bundle.parents:
+        raise SettingsError(
+            f"{asked.out} is not beside the bundle that is served: choose another --out"
+            + ("" if asked.deploy else "; --auto puts a better one in its place")
+        )
+    if asked.deploy:
+        check_exchange(asked.bundle, asked.out)
+    require_bundle_place(asked.out)
+
+
+def _write(out: Path, folder: Path, manifest: Manifest, difference: str) -> None:
+    """The bundle of a folder with its difference inside, at `out`."""
+    if out.suffix.lower() != ".zip":
+        _copy(out, folder, manifest, difference)
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="splitpoint-") as scratch:
+        copied = Path(scratch) / "bundle"
+        _copy(copied, folder, manifest, difference)
+        zip_bundle(copied, out)
+
+
+def _copy(out: Path, folder: Path, manifest: Manifest, difference: str) -> None:
+    writer = BundleWriter(out)
+    try:
+        for name in manifest.files:
+            writer.add(name, (folder / name).read_bytes())
+        writer.add(DIFFERENCE, difference.encode())
+        writer.finish(detector=manifest.detector, search=manifest.search, plans=manifest.plans)
+    except BaseException:
+        writer.discard()
+        raise

@@ -1,0 +1,1 @@
+"""Refinement: the wire formats that the most promising cuts deserve."""

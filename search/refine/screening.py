@@ -1,0 +1,153 @@
+"""Screening: which cuts deserve a search of their wire formats, by a rate-distortion estimate.
+
+    plain formats that are good -> the loss that an adapted tail may begin with
+    coarse quantizers of each cut -> bytes at that loss -> cuts, the fastest first
+
+Formats of plain widths say little of what a cut can do: two bits are too many for one tensor and
+too few for another. Bytes are the order-0 entropy of each channel's symbols: more than a context
+model takes, by about the same factor at every cut.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from common.bundle.manifest import WireTensor
+from search.measure.latency import CutTimes
+from search.network.cuts import Cut
+from search.network.execute import run
+from search.network.graph import IMAGE
+from search.prediction.candidates import Candidate, World, judge
+from search.quantization.network import QuantizedGraph
+from search.wire.rate_curve import STEPS, Quantizers, symbols_of
+from search.wire.tail_adaptation import ADAPTATION_GAIN, Loss, Wire, wire_error
+from search.wire.training_data import Examples
+
+# Beyond these, even half the bytes hardly ever make up for a slower head.
+_CONTENDERS = 3
+_IMAGES = 4
+_DEAD_ZONE = 0.65
+_USUAL_SHARE = 0.5
+
+
+def promising(
+    candidates: Sequence[Candidate], times: dict[str, CutTimes], world: World
+) -> list[Cut]:
+    """Cuts by the latency of their good plain formats at half the bytes, the fastest first."""
+    splits = [
+        replace(c, payload_bytes=_USUAL_SHARE * c.payload_bytes)
+        for c in candidates
+        if c.cut.kind == "split"
+    ]
+    ranked = (j.candidate.cut for j in judge(splits, times, world))
+    return list({cut.label: cut for cut in ranked}.values())
+
+
+def screened(
+    candidates: Sequence[Candidate],
+    times: dict[str, CutTimes],
+    world: World,
+    screening: "Screening",
+) -> list[Cut]:
+    """`promising`, its first cuts put in order by what they take at equal loss.
+
+    Args:
+        candidates: Good ones, some of each cut.
+        times: Latency table of the cuts.
+        world: Devices and link.
+        screening: Estimates bytes.
+    """
+    cuts = promising(candidates, times, world)
+    contenders = cuts[:_CONTENDERS]
+    smallest = [
+        min((c for c in candidates if c.cut.label == cut.label), key=lambda c: c.payload_bytes)
+        for cut in contenders
+    ]
+    # Codes are of 8-bit heads: of a low-bit one, only the plain formats are known.
+    losses = [screening.error(c.cut, c.wire) for c in smallest if not c.cut.widths]
+    if len(losses) < 2:
+        return cuts
+    allowed = ADAPTATION_GAIN * max(losses)
+    refined = [
+        replace(
+            c,
+            payload_bytes=_USUAL_SHARE * c.payload_bytes
+            if c.cut.widths
+            else screening.bytes_at(c.cut, allowed),
+        )
+        for c in smallest
+    ]
+    return [j.candidate.cut for j in judge(refined, times, world)] + cuts[_CONTENDERS:]
+
+
+class Screening:
+    """Loss and bytes of coarse formats on a few calibration images.
+
+    Args:
+        network: The quantized network.
+        codes: By tensor, the image among them, (C, H, W) of each image.
+        loss: Of a tail's maps against those of the floating-point network.
+    """
+
+    def __init__(
+        self,
+        network: QuantizedGraph,
+        codes: Mapping[str, Sequence[NDArray[np.uint8]]],
+        loss: Loss,
+    ) -> None:
+        self._network = network
+        self._loss = loss
+        outputs = network.graph.outputs
+        pixels = torch.from_numpy(np.stack(codes[IMAGE][:_IMAGES])).float() / 255
+        maps = run(network.graph, {IMAGE: pixels}, outputs)
+        stacked = {name: np.stack(each[:_IMAGES]) for name, each in codes.items() if each}
+        teacher = tuple(maps[name].numpy().astype(np.float16) for name in outputs)
+        self._examples = Examples(stacked, teacher, len(pixels))
+
+    def codes(self, name: str) -> NDArray[np.uint8]:
+        """(N, C, H, W) codes of a tensor."""
+        return self._examples.codes[name]
+
+    def error(self, cut: Cut, wire: Wire) -> float:
+        """Loss of the unadapted tail behind a wire format."""
+        return wire_error(self._network.graph.outputs, cut, wire, self._examples, self._loss)
+
+    def bytes_at(self, cut: Cut, allowed: float) -> float:
+        """Bytes of the coarsest format whose loss is at most `allowed`, between two of the steps.
+
+        Of the finest step if even that loses more.
+        """
+        quantizers = {
+            name: Quantizers(self._network, name, self.codes(name)) for name in cut.tensors
+        }
+        coarser: tuple[float, float] | None = None
+        sent: float = 0.0
+        for step in reversed(STEPS):
+            wire = tuple(quantizers[name].at(step, _DEAD_ZONE, np.inf) for name in cut.tensors)
+            error, sent = self.error(cut, wire), sum(map(self._entropy_bytes, wire))
+            if error <= allowed:
+                return _between((error, sent), coarser or (error, sent), allowed)
+            coarser = error, sent
+        return sent
+
+    def _entropy_bytes(self, tensor: WireTensor) -> float:
+        symbols = symbols_of(tensor, self.codes(tensor.name))
+        images, channels = symbols.shape[:2]
+        levels = 1 << tensor.bits
+        cells = symbols.astype(np.int64) + levels * np.arange(channels)[:, None, None]
+        counts = np.bincount(cells.ravel(), minlength=channels * levels).reshape(channels, levels)
+        shares = counts / counts.sum(1, keepdims=True)
+        bits = -(counts * np.log2(np.where(counts, shares, 1))).sum()
+        return float(bits / (8 * images))
+
+
+def _between(finer: tuple[float, float], coarser: tuple[float, float], allowed: float) -> float:
+    """Bytes where the loss is `allowed`, of two points (loss, bytes): linear in the log of loss."""
+    if coarser[0] <= finer[0]:
+        return finer[1]
+    share = math.log(allowed / finer[0]) / math.log(coarser[0] / finer[0])
+    return finer[1] + share * (coarser[1] - finer[1])

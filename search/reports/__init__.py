@@ -1,0 +1,1 @@
+"""Reports: what was chosen, against what, and why."""

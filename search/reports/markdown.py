@@ -1,0 +1,327 @@
+"""The report of a search: what was chosen, against what, and why, in Markdown and in JSON."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from common.link.crossover import in_words
+from search.measure.accuracy_evaluator import KEEP_LEVEL
+from search.measure.held_out import judged_in_words, overlap_in_words
+from search.measure.intervals import images_needed
+from search.prediction.candidates import Judged, predict
+from search.ranking.infeasible import more_pictures
+from search.reports import time_sources as origins
+from search.reports.crossover import fastest
+from search.request import Found
+
+_JUDGED = {"accuracy", "accuracy_drop", "accuracy_drop_upper", "judged_images", "judged_by"}
+_STAGES = ("preprocess", "head", "encode", "uplink", "rtt", "decode", "tail", "postprocess")
+_KEPT = (
+    "Not beaten by another one in latency, bytes, edge memory and accuracy at once; "
+    "the fastest of each kind; and the usual upload."
+)
+
+
+def markdown(found: Found) -> str:
+    """The whole report."""
+    lines = [
+        f"# {found.request.model}: {found.kept[0].candidate.name}",
+        "",
+        summary(found),
+        "",
+        judgement(found),
+        "",
+        *_warnings(found),
+        why(found),
+        "",
+        "## Plans",
+        "",
+        _KEPT,
+        "",
+        *_table(found, found.kept),
+        "",
+        *_given_up(found),
+        "",
+        "## Measured, but not kept",
+        "",
+        *_table(found, [j for j in found.measured if j not in found.kept]),
+        "",
+        *_undecided(found),
+        "## Where the time of each plan should go (ms)",
+        "",
+        "| plan | " + " | ".join(_STAGES) + " |",
+        "|---" * (len(_STAGES) + 1) + "|",
+        *(_stages_row(found, judged) for judged in found.kept),
+        "",
+        *_origins(found),
+        "## The fastest plan at other bandwidths",
+        "",
+        *(f"- {line}" for line in in_words(fastest(found.kept, found.world))),
+        "",
+        *_curve_tables(found),
+    ]
+    return "\n".join(lines)
+
+
+def as_json(found: Found) -> dict[str, Any]:
+    """Everything in the report as JSON: the request, and all candidates, fastest first."""
+    request = found.request
+    measured = {j.candidate: j for j in found.measured}
+    kept = {j.candidate for j in found.kept}
+    return {
+        "request": {
+            "model": request.model,
+            "link": str(found.world.link),
+            "device": request.device.name,
+            "edge_memory_bytes": request.edge_memory_bytes,
+            "max_drop": request.max_drop,
+            "strategy": request.strategy,
+            "no_raw_image": request.no_raw_image,
+            "cloud_threads": request.cloud_threads,
+            "software_version": request.software_version,
+        },
+        "accuracy_metric": found.metric,
+        "reference_accuracy": found.reference_accuracy,
+        "cuts": found.cuts,
+        "times": None if found.world.learned is None else origins.as_json(found.world.learned),
+        "fastest": [
+            {
+                "plan": stretch.line.name,
+                "from_bps": stretch.from_bps,
+                "to_bps": None if math.isinf(stretch.to_bps) else stretch.to_bps,
+            }
+            for stretch in fastest(found.kept, found.world)
+        ],
+        "calibration_images": found.calibration_images,
+        "evaluation_images": list(found.evaluation_images),
+        "judged_by": found.judged_by,
+        "also_fitted": list(found.also_fitted),
+        "confidence": KEEP_LEVEL,
+        "curves": {
+            cut: [
+                {
+                    "step": point.step,
+                    "dead_zone": point.dead_zone,
+                    "clip": None if math.isinf(point.clip) else point.clip,
+                    "payload_bytes": point.payload_bytes,
+                    "error": point.error,
+                }
+                for point in points
+            ]
+            for cut, points in found.curves.items()
+        },
+        "candidates": [
+            {
+                "name": j.candidate.name,
+                "kind": j.candidate.cut.kind,
+                "kept": j.candidate in kept,
+                **_accuracy(found, measured.get(j.candidate)),
+                "payload_bytes": j.candidate.payload_bytes,
+                "predicted": predict(j.candidate, j.times, found.world).model_dump(exclude=_JUDGED),
+            }
+            for j in found.judged
+        ],
+    }
+
+
+def _accuracy(found: Found, judged: Judged | None) -> dict[str, Any]:
+    """What is known of a candidate's accuracy, and how surely."""
+    if judged is None:
+        return {
+            "digest": None,
+            "accuracy": None,
+            "accuracy_drop": None,
+            "accuracy_drop_upper": None,
+            "judged_on": 0,
+        }
+    return {
+        "digest": judged.digest,
+        "accuracy": judged.accuracy,
+        "accuracy_drop": _drop(found, judged),
+        "accuracy_drop_upper": judged.most_lost if math.isfinite(judged.most_lost) else None,
+        "judged_on": judged.judged_on,
+    }
+
+
+def summary(found: Found) -> str:
+    """What was asked, and how much was measured."""
+    request = found.request
+    limit = request.edge_memory_bytes
+    memory = "no limit" if limit is None else f"{limit / 2**20:g} MiB"
+    timed = len({j.candidate.cut.name for j in found.judged})
+    who = "" if request.strategy == "splitpoint" else f"Chosen by {request.strategy}. "
+    return (
+        f"{who}Link {found.world.link}, device {request.device.name}, edge memory {memory}. "
+        f"Accuracy is {found.metric}, {found.reference_accuracy:.1f} in floating point, and may "
+        f"drop by {request.max_drop:g} points. {found.cuts} cuts, {timed} timed, "
+        f"{len(found.judged)} candidates, {len(found.measured)} with measured accuracy, "
+        f"{len(found.kept)} plans kept."
+    )
+
+
+def judgement(found: Found) -> str:
+    """What accuracy was judged on, and how surely."""
+    max_drop, images = found.request.max_drop, len(found.evaluation_images)
+    apart = "" if found.also_fitted else ", none of them among these"
+    lines = [
+        f"Judged on {judged_in_words(found.judged_by, images)}.",
+        f"Everything is fitted to {found.calibration_images} calibration pictures{apart}.",
+        f"A plan is kept if it loses no more than {max_drop:g} points even at the upper end of a",
+        f"one-sided {100 * KEEP_LEVEL:.0f} % interval (bootstrap over the pictures that judge).",
+        "They also chose among plans: what is kept looks a little better on them than it is.",
+        "Bytes are means over calibration pictures.",
+    ]
+    if found.judged_by == "held-out":
+        lines.append("More pictures narrow the interval; --evaluation gives others to judge on.")
+    return " ".join(lines)
+
+
+def sure(found: Found) -> str:
+    """In one line: what the chosen plan loses, how surely, and on which pictures."""
+    best = found.kept[0]
+    line = (
+        f"{best.candidate.name} loses {_drop(found, best):.1f} points of {found.metric}, at most "
+        f"{best.most_lost:.1f} (90 %), on {judged_in_words(found.judged_by, best.judged_on)}"
+    )
+    if found.judged_by == "held-out":
+        line += "; give pictures of their own to judge on by --evaluation"
+    return line
+
+
+def _warnings(found: Found) -> Iterable[str]:
+    warning = overlap_in_words(found.also_fitted, len(found.evaluation_images))
+    if warning is not None:
+        yield f"**Warning:** {warning}."
+        yield ""
+
+
+def _undecided(found: Found) -> Iterable[str]:
+    """A note on what too few pictures cannot tell."""
+    max_drop = found.request.max_drop
+    needs = [
+        (needed, judged)
+        for judged in found.measured
+        if judged not in found.kept and max_drop < judged.most_lost < math.inf
+        for needed in [
+            images_needed(judged.judged_on, _drop(found, judged), judged.most_lost, max_drop)
+        ]
+        if needed is not None
+    ]
+    if needs:
+        needed, judged = min(needs, key=lambda need: need[0])
+        yield (
+            f"{len(needs)} of these lose at most {max_drop:g} points on the pictures that judge, "
+            "but these are too few to be sure of it. As an estimate, "
+            f"{more_pictures(needed, found.judged_by)} would tell of {judged.candidate.name}."
+        )
+        yield ""
+
+
+def why(found: Found) -> str:
+    """What the chosen plan, in bold, gains over leaving the split out."""
+    best = found.kept[0]
+    answer = (
+        f"**{best.candidate.name}** answers in {best.latency_ms:.0f} ms for "
+        f"{best.candidate.payload_bytes:,.0f} bytes a frame"
+    )
+    return "; ".join((answer, *_rivals(found))) + "."
+
+
+def _rivals(found: Found) -> Iterable[str]:
+    """What our own search had to beat."""
+    best = found.kept[0]
+    if found.request.strategy != "splitpoint":
+        return
+    for kind in ("cloud-only", "split", "edge-only"):
+        if best.candidate.cut.kind == kind:
+            continue
+        rival = next(
+            (
+                j
+                for j in found.measured
+                if j.candidate.cut.kind == kind and j.most_lost <= found.request.max_drop
+            ),
+            None,
+        )
+        if rival is None:
+            yield f"{kind} is out (memory, accuracy or privacy limits)"
+        else:
+            yield (
+                f"{rival.candidate.name} would take {rival.latency_ms:.0f} ms "
+                f"({rival.latency_ms / best.latency_ms:.2f} x)"
+            )
+
+
+def _origins(found: Found) -> Iterable[str]:
+    """Where the times come from, if not all from this machine."""
+    if found.world.learned is not None:
+        yield "## Where these times come from"
+        yield ""
+        yield from (f"- {line}" for line in origins.in_words(found.world.learned))
+        yield ""
+
+
+def _curve_tables(found: Found) -> Iterable[str]:
+    """The rate curve of each refined cut, in Markdown."""
+    measured = {id(j.candidate.wire): j for j in found.measured}
+    for cut, points in found.curves.items():
+        yield f"## What {cut} costs, from the fewest bytes to the least error"
+        yield ""
+        yield (
+            "Bytes by the context coder and loss of the unadapted tail, both on held-out "
+            f"calibration images; {found.metric} of those that were tried, as deployed."
+        )
+        yield ""
+        yield f"| step | dead zone | clip | levels | bytes | loss | {found.metric} |"
+        yield "|--:|--:|--:|--:|--:|--:|--:|"
+        for point in points:
+            tried = measured.get(id(point.wire))
+            accuracy = "" if tried is None else f"{tried.accuracy or 0.0:.1f}"
+            levels = "+".join(str(max(tensor.to_symbol) + 1) for tensor in point.wire)
+            clip = "none" if math.isinf(point.clip) else f"{point.clip:g}"
+            yield (
+                f"| {point.step:.2f} | {point.dead_zone:g} | {clip} | {levels} "
+                f"| {point.payload_bytes:,.0f} | {point.error:.3f} | {accuracy} |"
+            )
+        yield ""
+
+
+def _drop(found: Found, judged: Judged) -> float:
+    return found.reference_accuracy - (judged.accuracy or 0.0)
+
+
+def _table(found: Found, rows: Sequence[Judged]) -> Iterable[str]:
+    yield (
+        f"| plan | latency ms | bytes | edge memory MiB | {found.metric} | drop | at most (90 %) |"
+    )
+    yield "|---|--:|--:|--:|--:|--:|--:|"
+    for judged in rows:
+        candidate = judged.candidate
+        yield (
+            f"| {candidate.name} | {judged.latency_ms:.1f} | {candidate.payload_bytes:,.0f} "
+            f"| {candidate.edge_memory_bytes / 2**20:.2f} | {judged.accuracy or 0.0:.1f} "
+            f"| {_drop(found, judged):.1f} | {at_most(judged)} |"
+        )
+
+
+def at_most(judged: Judged) -> str:
+    """The upper end of a drop; a dash where it was given up."""
+    return f"{judged.most_lost:.1f}" if math.isfinite(judged.most_lost) else "-"
+
+
+def _given_up(found: Found) -> Iterable[str]:
+    """A note on plans that were not judged on all images."""
+    few = [j for j in found.measured if j.judged_on < len(found.evaluation_images)]
+    if few:
+        yield (
+            f"{len(few)} of those below lost too much after few images "
+            f"({min(j.judged_on for j in few)} at the least) and were given up: their accuracy is "
+            "the whole network's less what they lost by then."
+        )
+        yield ""
+
+
+def _stages_row(found: Found, judged: Judged) -> str:
+    stages = predict(judged.candidate, judged.times, found.world).model_dump()
+    cells = " | ".join(f"{stages[f'{stage}_ms']:.1f}" for stage in _STAGES)
+    return f"| {judged.candidate.name} | {cells} |"

@@ -1,0 +1,96 @@
+"""Plots of bytes against accuracy: what every way to send a frame costs, and what it keeps."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from common.errors import SettingsError
+from search.prediction.candidates import Judged
+from search.request import Found
+
+FORMATS = (".svg", ".png", ".pdf")
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of the plot: (bytes per frame, accuracy) in the order of bytes."""
+
+    label: str
+    points: tuple[tuple[float, float], ...]
+
+
+def check_format(path: Path) -> None:
+    """Require a file name that a plot can be written to.
+
+    Raises:
+        SettingsError: If its ending is none of `FORMATS`.
+    """
+    if path.suffix.lower() not in FORMATS:
+        raise SettingsError(f"{path}: a plot ends in {', '.join(FORMATS)}")
+
+
+def plot_found(found: Found, path: Path) -> None:
+    """Plot every candidate of a search whose accuracy was measured."""
+    grouped: dict[str, list[Judged]] = {}
+    for judged in found.measured:
+        if judged.candidate.codec is not None:
+            grouped.setdefault(_label(judged), []).append(judged)
+    series = [
+        Series(
+            label,
+            tuple(sorted((j.candidate.payload_bytes, j.accuracy or 0.0) for j in judgeds)),
+        )
+        for label, judgeds in sorted(grouped.items())
+    ]
+    plot(series, path, metric=found.metric, reference=found.reference_accuracy)
+
+
+def plot(
+    series: Sequence[Series],
+    path: Path,
+    *,
+    metric: str,
+    reference: float,
+    cost: str = "bytes per frame",
+    joined: bool = True,
+) -> None:
+    """Write a plot of a cost (logarithmic) against accuracy.
+
+    Args:
+        series: Its lines.
+        path: The file; its ending is the format.
+        metric: What accuracies are measured in.
+        reference: Accuracy of the floating-point network.
+        cost: What points have little of, with its unit.
+        joined: Whether points of a series are joined by a line.
+    """
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for each in series:
+        sizes, accuracies = zip(*each.points, strict=True)
+        line = "-" if joined else ""
+        axes.plot(sizes, accuracies, marker="o", markersize=4, linestyle=line, label=each.label)
+    axes.axhline(reference, color="grey", linestyle=":", label="floating point")
+    axes.set_xscale("log")
+    axes.set_xlabel(cost)
+    axes.set_ylabel(metric)
+    axes.grid(visible=True, which="both", alpha=0.25)
+    axes.legend(fontsize="small")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Without a date or random names, so that the same figures always give the same file.
+    metadata = {"Date": None} if path.suffix.lower() == ".svg" else None
+    with mpl.rc_context({"svg.hashsalt": "splitpoint"}):
+        figure.savefig(path, metadata=metadata)
+
+
+def _label(judged: Judged) -> str:
+    candidate = judged.candidate
+    if candidate.codec is None:
+        return "edge-only"
+    if not candidate.cut.head:
+        return candidate.codec.name.upper()
+    kind = "searched formats" if candidate.label else "uniform widths"
+    return f"{candidate.cut.name}, {kind}"

@@ -1,0 +1,1 @@
+"""Stages of a search by themselves: profiles, bit configurations, quantization."""

@@ -1,0 +1,1 @@
+"""The wire: quantizers, context models and tails that fit them."""

@@ -1,0 +1,157 @@
+"""Wire formats of cuts: every cut that the limits allow, with every format worth having.
+
+Per tensor and width one quantizer; per cut and width the codec that is fastest on the device and
+link at hand; for the cut at the input the image codecs, because they differ in accuracy.
+"""
+
+import copy
+import math
+from collections.abc import Sequence
+
+from common.bundle.manifest import USUAL_UPLOAD, CodecSpec, WireTensor
+from common.codec import make_codec
+from common.link.link import Link
+from search.measure.latency import CutTimes
+from search.network.cuts import Cut
+from search.network.graph import IMAGE, Graph
+from search.prediction.candidates import Candidate, World, judge
+from search.quantization.heads import Heads
+from search.wire.quantizers import (
+    IMAGE_CODECS,
+    WIDTHS,
+    code_tensor,
+    image_tensor,
+    tensor_codecs,
+    wire_tensor,
+)
+from search.wire.sampling import Coded, Samples, code
+
+# Cuts that are timed; of more, those with the best rough estimate.
+MAX_TIMED_CUTS = 40
+
+
+def fitting_cuts(heads: Heads, cuts: Sequence[Cut], memory_bytes: int | None) -> list[Cut]:
+    """Cuts whose heads keep the limit on weights and peak activations."""
+    limit = math.inf if memory_bytes is None else memory_bytes
+    return [cut for cut in cuts if sum(heads.memory_bytes(cut)) <= limit]
+
+
+def promising_cuts(graph: Graph, cuts: Sequence[Cut], link: Link) -> list[Cut]:
+    """All cuts, or the most promising of them if they are too many to be timed."""
+    ends = [cut for cut in cuts if cut.kind != "split"]
+    splits = [cut for cut in cuts if cut.kind == "split"]
+    splits.sort(key=lambda cut: _rough_ms(graph, cut, link))
+    return ends + splits[: MAX_TIMED_CUTS - len(ends)]
+
+
+def runnable_cuts(heads: Heads, cuts: Sequence[Cut], *, no_raw_image: bool) -> list[Cut]:
+    """Cuts whose heads have an integer form, those at the input only if pixels may travel."""
+    refused = heads.network.refused
+    runnable = [c for c in cuts if not any(node.name in refused for node in c.head)]
+    return [c for c in runnable if c.head] if no_raw_image else runnable
+
+
+def _rough_ms(graph: Graph, cut: Cut, link: Link) -> float:
+    """An order for cuts before anything is timed: 0.1 MACs per ps, 2 coded bits per element."""
+    macs = sum(node.macs for node in cut.tail) + sum(node.macs for node in cut.head) / 3
+    elements = sum(graph[name].elements for name in cut.tensors)
+    return macs / 1e8 + 2e3 * elements / link.uplink_bps
+
+
+class FormatTable:
+    """Measures wire formats of cuts, each tensor once.
+
+    Args:
+        heads: The integer networks.
+        samples: Codes of its tensors on calibration images.
+        times: Latency table of the cuts.
+        world: The device and link for which a codec is chosen.
+    """
+
+    def __init__(
+        self,
+        heads: Heads,
+        samples: Samples,
+        times: dict[str, CutTimes],
+        world: World,
+    ) -> None:
+        self._heads = heads
+        self._network = heads.network
+        self.samples = samples
+        self._times = times
+        self._world = world
+        self._coded: dict[tuple[WireTensor, CodecSpec], Coded] = {}
+
+    def at(self, world: World) -> "FormatTable":
+        """The same table for another device and link; what was coded is not coded again."""
+        other = copy.copy(self)
+        other._world = world
+        return other
+
+    def candidates(self, cut: Cut) -> list[Candidate]:
+        """The wire formats of one cut."""
+        if cut.kind == "edge-only":
+            return [self._candidate(cut, (), None)]
+        if cut.kind == "cloud-only":
+            return [self.upload(cut, spec) for spec in IMAGE_CODECS]
+        found = []
+        for bits in WIDTHS:
+            wires = tuple(self._quantizer(name, bits) for name in cut.tensors)
+            options = [self._candidate(cut, wires, spec) for spec in tensor_codecs(wires)]
+            found.append(judge(options, self._times, self._world)[0].candidate)
+        return found
+
+    def packed(self, cut: Cut) -> Candidate:
+        """Codes as the cut's head makes them, b bits each, not coded any further."""
+        if not cut.tail:
+            return self._candidate(cut, (), None)
+        network = self._heads.of(cut)
+        wires = tuple(code_tensor(network.graph[n], network.grids[n]) for n in cut.tensors)
+        return self._candidate(cut, wires, CodecSpec(name="packed"))
+
+    def sending_ms(self, name: str) -> float:
+        """Coding and sending one tensor at 8 bits, or the image as the usual upload."""
+        if name == IMAGE:
+            wire, specs = image_tensor(self._network.graph[IMAGE]), [USUAL_UPLOAD]
+        else:
+            wire = self._quantizer(name, 8)
+            specs = tensor_codecs([wire])
+        edge, cloud, bps = self._world.edge, self._world.cloud, self._world.link.uplink_bps
+        return min(
+            cost.encode_ms * edge.coding_slowdown(spec.name)
+            + cost.payload_bytes * 8e3 / bps
+            + cost.decode_ms * cloud.coding_slowdown(spec.name)
+            for spec in specs
+            for cost in [self._cost(wire, spec)]
+        )
+
+    def upload(self, cloud_only: Cut, spec: CodecSpec) -> Candidate:
+        """The image itself, behind an image codec."""
+        image = image_tensor(self._network.graph[IMAGE])
+        return self._candidate(cloud_only, (image,), spec)
+
+    def _quantizer(self, name: str, bits: int) -> WireTensor:
+        grid = self._network.grids[name]
+        return wire_tensor(self._network.graph[name], grid, bits, self.samples.counts[name])
+
+    def _candidate(
+        self, cut: Cut, wires: tuple[WireTensor, ...], spec: CodecSpec | None
+    ) -> Candidate:
+        costs = [] if spec is None else [self._cost(wire, spec) for wire in wires]
+        weight_bytes, activation_bytes = self._heads.memory_bytes(cut)
+        return Candidate(
+            cut=cut,
+            wire=wires,
+            codec=spec,
+            payload_bytes=sum(cost.payload_bytes for cost in costs),
+            encode_ms=sum(cost.encode_ms for cost in costs),
+            decode_ms=sum(cost.decode_ms for cost in costs),
+            weight_bytes=weight_bytes,
+            activation_bytes=activation_bytes,
+        )
+
+    def _cost(self, wire: WireTensor, spec: CodecSpec) -> Coded:
+        key = (wire, spec)
+        if key not in self._coded:
+            self._coded[key] = code(self.samples.codes[wire.name], wire, make_codec(spec))
+        return self._coded[key]
