@@ -1,4 +1,4 @@
-"""A plan opened on both sides, and the runtime without a wrapper: what `bench.micro.parts` times."""
+"""A plan opened on both sides, and the bare runtime: what `bench.micro.parts` times."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,8 +1,7 @@
 """How the cloud serves more and more edges, and how the search takes larger and larger networks.
 
-    python -m bench.scale.report --bundle DIR --images DIR [--seconds 4] [--streams
-    1,2,4,8,16,32,64] python -m bench.scale.report --only search              # what is not measured
-    again is kept
+    python -m bench.scale.report --bundle DIR --images DIR [--seconds 4] [--streams 1,2,4,8]
+    python -m bench.scale.report --only search              # what is not measured again is kept
 
 `bench.scale.many_edges` and `bench.scale.larger_networks` say what is measured, and how.
 """
