@@ -30,9 +30,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.latency.cell import RTT_MS, link_of, measure_cell, reference_accuracy
-from bench.latency.contenders import MBITS, MEMORY, SHARES, Cell, Grid, build
+from bench.latency.contenders import MBITS, MEMORY, SHARES, Cell, LatencyGrid, build
 from bench.latency.report import print_table, write_all
-from bench.latency.stage import Stage, stage
+from bench.latency.stage import BenchStage, stage
 from bench.latency.trace import measure_trace
 from bench.links.shaped import ShapedLink, can_shape, emulated, shaped
 from bench.links.traces import TRACES
@@ -52,7 +52,7 @@ PROFILE_S, QUICK_PROFILE_S = 40.0, 8.0
 
 def measure(arguments: argparse.Namespace, stages: Stages) -> dict[str, Any]:
     """All cells, then all traces."""
-    grid = Grid(arguments.shares, arguments.mbits, RTT_MS, MAX_DROP)
+    grid = LatencyGrid(arguments.shares, arguments.mbits, RTT_MS, MAX_DROP)
     bundle, who = _contenders(arguments, grid, stages)
     images = list_images(arguments.images)
     images = images[:: max(1, len(images) // arguments.send)][: arguments.send]
@@ -84,7 +84,7 @@ def measure(arguments: argparse.Namespace, stages: Stages) -> dict[str, Any]:
     return result
 
 
-def _groups(grid: Grid, real: ShapedLink | None) -> Iterator[tuple[float, Sequence[float]]]:
+def _groups(grid: LatencyGrid, real: ShapedLink | None) -> Iterator[tuple[float, Sequence[float]]]:
     """Bandwidths that the same processes serve: all of a share, if the wire can change."""
     for share in grid.shares:
         if real is not None:
@@ -94,7 +94,7 @@ def _groups(grid: Grid, real: ShapedLink | None) -> Iterator[tuple[float, Sequen
 
 
 def _traces(
-    running: Stage, share: float, arguments: argparse.Namespace, stages: Stages
+    running: BenchStage, share: float, arguments: argparse.Namespace, stages: Stages
 ) -> list[dict[str, Any]]:
     if running.wire.left_to_edges is not None:
         return []
@@ -134,7 +134,7 @@ def _described(
 
 
 def _contenders(
-    arguments: argparse.Namespace, grid: Grid, stages: Stages
+    arguments: argparse.Namespace, grid: LatencyGrid, stages: Stages
 ) -> tuple[Bundle, dict[str, Any]]:
     """The bundle of all contenders, searched for if there is none yet."""
     folder: Path = arguments.contenders
@@ -154,7 +154,7 @@ def _contenders(
         evaluation=arguments.images,
         annotations=arguments.annotations,
         # For the whole grid, so that a later run of more of it needs no other search.
-        grid=Grid(SHARES, MBITS, grid.rtt_ms, grid.max_drop),
+        grid=LatencyGrid(SHARES, MBITS, grid.rtt_ms, grid.max_drop),
         cache=cache_folder("search"),
         version=__version__,
         reporter=stages,

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 
 import grpc
 
-from cloud.store.samples import Source
+from cloud.store.samples import SampleSource
 from common.errors import CloudUnavailableError, OverloadedError, SettingsError
 from common.rpc import splitpoint_pb2 as pb
 from common.rpc.messages import DIGEST_BYTES, MAX_EXPECTATIONS
@@ -119,7 +119,7 @@ class Edge:
         detections: Of its newest reports, oldest first.
     """
 
-    source: Source
+    source: SampleSource
     bundle: str
     version: str
     send: Send = field(repr=False)

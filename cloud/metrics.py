@@ -16,7 +16,7 @@ from cloud.edges import Edge, Edges
 from cloud.store.store import Store
 from cloud.streams import REASONS, Streams
 from common.bundle.manifest import Plan
-from common.http.metrics import STAGE_BUCKETS_S, Asked, Value, counted, gauge, stamp, total
+from common.http.metrics import STAGE_BUCKETS_S, ScrapedMetrics, Value, counted, gauge, stamp, total
 from common.rpc import splitpoint_pb2 as pb
 
 _STAGES = ("queue", "decode", "tail", "postprocess", "total")
@@ -89,7 +89,7 @@ class CloudMetrics:
         stamp(self._frames, (plan.name for plan in plans.values() if plan.tail is not None))
         stamp(self._reports, (plan.name for plan in plans.values() if plan.tail is None))
         stamp(self._rejections, _REASONS.values())
-        registry.register(Asked(self._read))
+        registry.register(ScrapedMetrics(self._read))
 
     def arrived(self) -> None:
         """Count a message that waits from now on; `left` takes it away again."""

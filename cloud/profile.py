@@ -8,12 +8,19 @@ Frames come from an edge's models, which this room does not have: the caller bri
 
 from collections.abc import Callable, Mapping, Sequence
 
-from cloud.reference_frames import History
-from cloud.store.samples import LONGEST_US, ImpossibleTimesError, Source
+from cloud.reference_frames import ReferenceFrames
+from cloud.store.samples import LONGEST_US, ImpossibleTimesError, SampleSource
 from cloud.tails import TailRunner, Tails
 from common.bundle.manifest import Plan
 from common.rpc import splitpoint_pb2 as pb
-from common.tables.rows import MAX_PROFILE_ROWS, LatencyRow, Place, StageTimes, profiled, segments
+from common.tables.rows import (
+    MAX_PROFILE_ROWS,
+    LatencyRow,
+    RuntimeTarget,
+    StageTimes,
+    profiled,
+    segments,
+)
 from common.tables.timing import Probe, Timing, probe_until_tight
 
 _STAGES = ("decode", "tail", "postprocess")
@@ -52,7 +59,7 @@ def profile(
 
 
 def rows_of(
-    report: pb.ProfileReport, source: Source, plans: Mapping[bytes, Plan], now_s: float
+    report: pb.ProfileReport, source: SampleSource, plans: Mapping[bytes, Plan], now_s: float
 ) -> list[LatencyRow]:
     """What an edge found, as rows of a latency table.
 
@@ -81,13 +88,13 @@ def rows_of(
         if row.stage in stages:
             raise ImpossibleTimesError(f"{row.stage} of plan {plan.name} twice")
         stages[row.stage] = _timing(row)
-    place = Place(source.device, source.runtime, source.threads)
+    place = RuntimeTarget(source.device, source.runtime, source.threads)
     return profiled(times, plans, "edge", place, now_s)
 
 
 def _probe(runner: TailRunner, frames: Sequence[pb.Frame]) -> Probe:
     """A run of all stages of a plan that the cloud has."""
-    history = History()
+    history = ReferenceFrames()
     *earlier, last = frames
     for frame in earlier:
         history.keep(frame, runner.finish(frame, history.find(frame)).symbols)

@@ -19,7 +19,7 @@ MOST_BYTES: Final = 128 << 20
 _FrameKey = tuple[bytes, int, int]
 
 
-class HistoryMemory:
+class ReferenceMemory:
     """The symbols of all streams; beyond the bound, those that were used longest ago are dropped.
 
     An edge whose frame is dropped early sends the next one without a reference. May be used from
@@ -84,15 +84,15 @@ class HistoryMemory:
         del self._streams[stream][key]
 
 
-class History:
+class ReferenceFrames:
     """The symbols of one stream's last frames; may be used from several threads at once.
 
     Args:
         memory: Shared by all streams; one of its own, if None.
     """
 
-    def __init__(self, memory: HistoryMemory | None = None) -> None:
-        self._memory = HistoryMemory() if memory is None else memory
+    def __init__(self, memory: ReferenceMemory | None = None) -> None:
+        self._memory = ReferenceMemory() if memory is None else memory
         self._stream = self._memory.open()
 
     def close(self) -> None:

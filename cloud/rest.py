@@ -20,7 +20,7 @@ from cloud.edges import Edge, EdgeFailedError, Edges, ReportedDetections
 from cloud.metrics import CloudMetrics
 from cloud.profile import rows_of
 from cloud.store.samples import ImpossibleTimesError
-from cloud.store.store import Row, Store
+from cloud.store.store import Store, StoredRow
 from cloud.store.table_pages import MAX_CURSOR_CHARACTERS, read_page
 from cloud.tails import DEFAULT_SCORE_THRESHOLD, Tails
 from common.errors import CloudUnavailableError
@@ -232,7 +232,7 @@ def _edge_record(edge: Edge, duplicate_name: bool) -> EdgeRecord:
     )
 
 
-def _table_row(row: Row, names: Mapping[str, str]) -> TableRow:
+def _table_row(row: StoredRow, names: Mapping[str, str]) -> TableRow:
     return TableRow(
         edge=row.source.edge,
         device=row.source.device,

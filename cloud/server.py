@@ -49,7 +49,7 @@ from common.http.serving import (
 from common.rpc.messages import channel_options, largest_message_bytes
 from common.rpc.tls import ServerTls, server_credentials
 from common.runtime.session import runtime_name
-from common.tables.rows import Place
+from common.tables.rows import RuntimeTarget
 
 T = TypeVar("T")
 
@@ -248,7 +248,7 @@ class _Process:
         settings = self._settings
         self._store.know(bundle.plans)
         device = settings.device or platform.node() or "cloud"
-        place = Place(device, runtime_name(settings.threads), settings.threads)
+        place = RuntimeTarget(device, runtime_name(settings.threads), settings.threads)
         self._store.stand_on(place, time.time())
 
     def _bind(self, bundle: Bundle) -> tuple[grpc.aio.Server, int]:

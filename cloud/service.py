@@ -25,15 +25,15 @@ from google.protobuf.message import DecodeError
 from cloud.admission import Admission
 from cloud.edges import Edge, Edges, ReportedDetections
 from cloud.metrics import CloudMetrics
-from cloud.reference_frames import History, HistoryMemory
-from cloud.store.samples import ImpossibleTimesError, Ledger, Sample, Source
+from cloud.reference_frames import ReferenceFrames, ReferenceMemory
+from cloud.store.samples import ImpossibleTimesError, PendingMeasurements, Sample, SampleSource
 from cloud.store.store import Store
 from cloud.streams import (
     GreetingTimeoutError,
-    Place,
     ProtocolError,
     ReplacedError,
     StreamError,
+    StreamPlace,
     Streams,
     TooManyStreamsError,
     peer_of,
@@ -75,9 +75,9 @@ class _Session:
     """What belongs to one greeted stream."""
 
     edge: Edge
-    place: Place
-    ledger: Ledger
-    history: History
+    place: StreamPlace
+    ledger: PendingMeasurements
+    history: ReferenceFrames
     slots: asyncio.Semaphore
 
 
@@ -116,7 +116,7 @@ class SplitService(SplitServiceServicer):
         self._admission = admission
         self._in_flight = in_flight
         self._bytes = _ByteBudget(most_bytes)
-        self._history = HistoryMemory()
+        self._history = ReferenceMemory()
         self._version = version
         self._store = store
         self._draining = asyncio.Event()
@@ -185,7 +185,7 @@ class SplitService(SplitServiceServicer):
                     reading.exception()  # else asyncio logs one that nobody is left to see
 
     async def _read(
-        self, context: "Context", place: Place, answers: set[asyncio.Task[None]]
+        self, context: "Context", place: StreamPlace, answers: set[asyncio.Task[None]]
     ) -> None:
         writing = asyncio.Lock()
 
@@ -215,12 +215,12 @@ class SplitService(SplitServiceServicer):
             instance=hello.hello.instance,
             replaced=partial(self._streams.end, place, again),
         )
-        history = History(self._history)
+        history = ReferenceFrames(self._history)
         try:
             with self._edges.connected(edge):
                 self._log_connected(hello.hello, edge)
                 slots = asyncio.Semaphore(self._in_flight)
-                session = _Session(edge, place, Ledger(source), history, slots)
+                session = _Session(edge, place, PendingMeasurements(source), history, slots)
                 await self._read_on(context, session, answers)
                 if answers:  # an edge that is being answered is connected
                     await asyncio.wait(answers)
@@ -248,7 +248,7 @@ class SplitService(SplitServiceServicer):
             answers.add(task)
             task.add_done_callback(answers.discard)
 
-    def _welcome(self, source: Source) -> pb.Welcome:
+    def _welcome(self, source: SampleSource) -> pb.Welcome:
         welcome = pb.Welcome(software_version=self._version, plan_digests=self._tails.digests)
         if self._store is not None and source.device:
             known = self._store.learned(source.device, source.runtime, source.threads)
@@ -297,7 +297,9 @@ class SplitService(SplitServiceServicer):
             answer.rejection.retry_after_ms = error.retry_after_s * 1000
             return answer
 
-    def _note(self, message: pb.EdgeMessage, result: pb.Result, ledger: Ledger) -> None:
+    def _note(
+        self, message: pb.EdgeMessage, result: pb.Result, ledger: PendingMeasurements
+    ) -> None:
         """Keep what is known of an answered message: a frame's edge tells its part later."""
         if message.HasField("frame"):
             ledger.answered(message.frame, result)
@@ -313,7 +315,7 @@ class SplitService(SplitServiceServicer):
             edge.found(ReportedDetections(report.frame_id, report.plan_digest, time.time(), found))
             self._metrics.reported(len(found))
 
-    def _learn(self, message: pb.EdgeMessage, ledger: Ledger) -> None:
+    def _learn(self, message: pb.EdgeMessage, ledger: PendingMeasurements) -> None:
         """Keep what an edge tells of earlier frames."""
         measured = message.frame.measured if message.HasField("frame") else message.report.measured
         if len(measured) > MAX_MEASUREMENTS:
@@ -323,7 +325,7 @@ class SplitService(SplitServiceServicer):
         for each in measured:
             self._keep(partial(ledger.sample, each, time.time()), ledger)
 
-    def _keep(self, make: Callable[[], Sample], ledger: Ledger) -> None:
+    def _keep(self, make: Callable[[], Sample], ledger: PendingMeasurements) -> None:
         if self._store is None or not ledger.source.device:
             return
         try:
@@ -332,7 +334,9 @@ class SplitService(SplitServiceServicer):
             self._store.ignore(ledger.source.edge)
             _LOG.debug("a measurement of %s is ignored: %s", ledger.source.edge, error)
 
-    def serve(self, message: pb.EdgeMessage, arrived_s: float, history: History) -> pb.CloudMessage:
+    def serve(
+        self, message: pb.EdgeMessage, arrived_s: float, history: ReferenceFrames
+    ) -> pb.CloudMessage:
         """Answer one Frame, Report or Probe, in the calling thread; never raises.
 
         Args:
@@ -363,7 +367,7 @@ class SplitService(SplitServiceServicer):
         result.times.total_us = microseconds((time.perf_counter() - arrived_s) * 1000)
         return pb.CloudMessage(result=result)
 
-    def _finish(self, frame: pb.Frame, history: History) -> pb.Result:
+    def _finish(self, frame: pb.Frame, history: ReferenceFrames) -> pb.Result:
         runner = self._tails.runner(frame.plan_digest)
         finished = runner.finish(frame, history.find(frame))
         if runner.plan.looks_back:
@@ -381,7 +385,7 @@ class SplitService(SplitServiceServicer):
             detections_from_message(report.detections, classes)
         return pb.Result()
 
-    def _check_hello(self, message: pb.EdgeMessage, certified: str | None = None) -> Source:
+    def _check_hello(self, message: pb.EdgeMessage, certified: str | None = None) -> SampleSource:
         """Who an edge is.
 
         Args:
@@ -405,7 +409,7 @@ class SplitService(SplitServiceServicer):
                 f"bundle_digest: expected {DIGEST_BYTES} bytes, got {len(hello.bundle_digest)}"
             )
         # Another bundle is no reason to refuse: plans are matched one by one, by digest.
-        return Source(name, hello.device, hello.runtime, hello.threads)
+        return SampleSource(name, hello.device, hello.runtime, hello.threads)
 
     def _log_connected(self, hello: pb.Hello, edge: Edge) -> None:
         fields = {

@@ -104,7 +104,7 @@ class StreamLimits:
 
 
 @dataclass(eq=False)
-class Place:
+class StreamPlace:
     """One stream's place.
 
     Attributes:
@@ -136,13 +136,13 @@ class Streams:
 
     def __init__(self, limits: StreamLimits | None = None) -> None:
         self.limits = StreamLimits() if limits is None else limits
-        self._waiting = _Group("streams without a Hello", self.limits.waiting, 0.0)
-        self._edges = _Group("edges", self.limits.edges, self.limits.idle_s)
+        self._waiting = _PlaceGroup("streams without a Hello", self.limits.waiting, 0.0)
+        self._edges = _PlaceGroup("edges", self.limits.edges, self.limits.idle_s)
         self._open: Counter[str] = Counter()
         self.ended: Counter[str] = Counter()
 
     @contextmanager
-    def arrived(self, peer: str) -> Iterator[Place]:
+    def arrived(self, peer: str) -> Iterator[StreamPlace]:
         """Hold a place for a stream that has yet to say Hello, for as long as it is open.
 
         A stream that must end has no place, and yet is open for as long as its peer reads nothing.
@@ -156,7 +156,7 @@ class Streams:
                 f"expected at most {self.limits.open_per_peer} open streams of one address: read "
                 "what the cloud sends, until they have ended"
             )
-        place = Place(peer)
+        place = StreamPlace(peer)
         self._waiting.add(place)
         self._open[peer] += 1
         try:
@@ -168,7 +168,7 @@ class Streams:
             if not self._open[peer]:
                 del self._open[peer]
 
-    def greeted(self, place: Place) -> None:
+    def greeted(self, place: StreamPlace) -> None:
         """Move a stream to the edges.
 
         Raises:
@@ -177,13 +177,13 @@ class Streams:
         self._edges.add(place)
         self._waiting.remove(place)
 
-    def end(self, place: Place, why: StreamError) -> None:
+    def end(self, place: StreamPlace, why: StreamError) -> None:
         """Have a stream end; its place is free at once."""
         self._waiting.remove(place)
         self._edges.remove(place)
         place.end(why)
 
-    def active(self, place: Place) -> None:
+    def active(self, place: StreamPlace) -> None:
         """An edge has just sent something."""
         self._edges.touch(place)
 
@@ -192,7 +192,7 @@ class Streams:
         return len(self._waiting.all), len(self._edges.all)
 
 
-class _Group:
+class _PlaceGroup:
     """Places in the order in which they give way."""
 
     def __init__(self, what: str, most: int, idle_s: float) -> None:
@@ -200,10 +200,10 @@ class _Group:
         self._most = most
         self._most_per_peer = max(most // 2, min(most, _ALWAYS_PER_PEER))
         self._idle_s = idle_s
-        self.all: OrderedDict[Place, None] = OrderedDict()
-        self._by_peer: dict[str, OrderedDict[Place, None]] = {}
+        self.all: OrderedDict[StreamPlace, None] = OrderedDict()
+        self._by_peer: dict[str, OrderedDict[StreamPlace, None]] = {}
 
-    def add(self, place: Place) -> None:
+    def add(self, place: StreamPlace) -> None:
         now_s = time.monotonic()
         own = self._by_peer.get(place.peer, OrderedDict())
         if len(own) >= self._most_per_peer:
@@ -215,7 +215,7 @@ class _Group:
         self.all[place] = None
         self._by_peer.setdefault(place.peer, OrderedDict())[place] = None
 
-    def remove(self, place: Place) -> None:
+    def remove(self, place: StreamPlace) -> None:
         if place not in self.all:
             return
         del self.all[place]
@@ -224,13 +224,15 @@ class _Group:
         if not own:
             del self._by_peer[place.peer]
 
-    def touch(self, place: Place) -> None:
+    def touch(self, place: StreamPlace) -> None:
         if place in self.all:
             place.active_s = time.monotonic()
             self.all.move_to_end(place)
             self._by_peer[place.peer].move_to_end(place)
 
-    def _make_room(self, places: "OrderedDict[Place, None]", now_s: float, limit: str) -> None:
+    def _make_room(
+        self, places: "OrderedDict[StreamPlace, None]", now_s: float, limit: str
+    ) -> None:
         oldest = next(iter(places))
         if now_s - oldest.active_s < self._idle_s:
             raise TooManyStreamsError(f"expected {limit}: all places are in use, try again later")

@@ -33,8 +33,8 @@ from edge.head import EdgePlan, open_reproduced
 from edge.planning.pilot import Pilot
 from edge.planning.predictor import Expected
 from edge.profile import PICTURE, answer, frame_of
-from edge.reporter import Reported, Reporter
-from edge.runner import Done, Runner, Taken
+from edge.reporter import EdgeOnlyReporter, Reported
+from edge.runner import FrameInput, FrameResult, Runner
 from edge.stream.client import CloudClient
 
 DEFAULT_SCORE_THRESHOLD: Final = 0.25
@@ -118,7 +118,7 @@ class Detector:
         self._plans = open_reproduced(bundle, plans, threads=threads, required=required)
         self._runner = Runner(client, len(self._spec.class_names))
         self._reported = report
-        self.reporter = None if client is None or report == "none" else Reporter(client)
+        self.reporter = None if client is None or report == "none" else EdgeOnlyReporter(client)
         self.pilot: Pilot | None = None
         if client is not None:
             client.listen(self)
@@ -171,7 +171,7 @@ class Detector:
         pixels = letterbox(image, self._size)
         preprocess_ms = (time.perf_counter() - chosen_s) * 1000
         where = Letterbox.fit(image.shape[1], image.shape[0], self._size)
-        taken = Taken(pixels, where, score_threshold)
+        taken = FrameInput(pixels, where, score_threshold)
         if self.pilot is None or plan is not None:
             done = self._runner.run(chosen.opened, taken)
         else:
@@ -243,10 +243,10 @@ class Detector:
         self,
         pilot: Pilot,
         chosen: _Chosen,
-        taken: Taken,
+        taken: FrameInput,
         started_s: float,
         deadline_ms: float | None,
-    ) -> tuple[_Chosen, Done]:
+    ) -> tuple[_Chosen, FrameResult]:
         """Run a frame as chosen; by another plan, without the cloud if one is, if that fails."""
         if chosen.expected is None:
             return chosen, self._runner.run(chosen.opened, taken)
@@ -266,7 +266,7 @@ class Detector:
     def _tell(
         self,
         chosen: _Chosen,
-        done: Done,
+        done: FrameResult,
         preprocess_ms: float,
         latency_ms: float,
         capture_ms: float,

@@ -33,7 +33,7 @@ INPUT = "image"
 
 
 @dataclass(frozen=True)
-class Cut:
+class EncodedFrame:
     """A frame, cut.
 
     Attributes:
@@ -88,7 +88,7 @@ class EdgePlan:
 
     def cut(
         self, frame: NDArray[np.uint8], previous: Sequence[NDArray[np.uint8]] | None = None
-    ) -> Cut:
+    ) -> EncodedFrame:
         """Run the head and encode what travels.
 
         Args:
@@ -108,7 +108,7 @@ class EdgePlan:
         encoded_s = time.perf_counter()
         looks_back = previous is not None and self.plan.looks_back
         head_ms, encode_ms = (ran_s - started_s) * 1000, (encoded_s - ran_s) * 1000
-        return Cut(payloads, symbols, looks_back, head_ms, encode_ms)
+        return EncodedFrame(payloads, symbols, looks_back, head_ms, encode_ms)
 
     def encode(
         self,

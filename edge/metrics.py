@@ -14,7 +14,7 @@ from typing import Protocol
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import Metric
 
-from common.http.metrics import STAGE_BUCKETS_S, Asked, gauge, stamp, total
+from common.http.metrics import STAGE_BUCKETS_S, ScrapedMetrics, gauge, stamp, total
 from edge.detector import Detector, Outcome
 from edge.planning.planner import State
 
@@ -77,7 +77,7 @@ class EdgeMetrics:
         )
         self._depth = Gauge("splitpoint_edge_queue_depth", "Frames under way.", registry=registry)
         stamp(self._frames, (plan.name for plan in detector.bundle.plans.values()))
-        registry.register(Asked(self._read))
+        registry.register(ScrapedMetrics(self._read))
 
     def watch(self, age_s: Callable[[], float | None]) -> None:
         """Tell the age of the frame that was served last, as this function has it."""

@@ -16,7 +16,7 @@ Reported = Literal["detections", "times", "none"]
 _LOG = logging.getLogger("splitpoint.edge")
 
 
-class Reporter:
+class EdgeOnlyReporter:
     """Sends reports in the background, so that an edge-only frame never waits for the cloud.
 
     Attributes:

@@ -31,7 +31,7 @@ from edge.stream.client import Answer, CloudClient
 
 
 @dataclass(frozen=True)
-class Taken:
+class FrameInput:
     """A frame on its way.
 
     Attributes:
@@ -74,7 +74,7 @@ AS_USUAL = Patience()
 
 
 @dataclass(frozen=True)
-class Done:
+class FrameResult:
     """What a plan made of a frame.
 
     Attributes:
@@ -141,7 +141,9 @@ class Runner:
         self._classes = classes
         self._answered: dict[bytes, _Answered] = {}
 
-    def run(self, opened: EdgePlan, taken: Taken, patience: Patience = AS_USUAL) -> Done:
+    def run(
+        self, opened: EdgePlan, taken: FrameInput, patience: Patience = AS_USUAL
+    ) -> FrameResult:
         """Run a frame.
 
         Args:
@@ -159,7 +161,7 @@ class Runner:
             return self._through_the_cloud(opened, taken, patience)
         local = opened.infer(taken.pixels, taken.where, taken.threshold)
         stages = {"head": local.head_ms, "postprocess": local.postprocess_ms}
-        return Done(local.detections, stages)
+        return FrameResult(local.detections, stages)
 
     def client_for(self, opened: EdgePlan) -> CloudClient:
         """The way to the cloud that a plan needs.
@@ -173,7 +175,9 @@ class Runner:
             )
         return self._client
 
-    def _through_the_cloud(self, opened: EdgePlan, taken: Taken, patience: Patience) -> Done:
+    def _through_the_cloud(
+        self, opened: EdgePlan, taken: FrameInput, patience: Patience
+    ) -> FrameResult:
         client = self.client_for(opened)
         # First, since a head that nobody waits for any more would be run in vain.
         client.require(opened.digest, patience.for_stream_s())
@@ -209,7 +213,7 @@ class Runner:
             "postprocess": times.postprocess_us / 1000,
             "downlink": answer.passage.downlink_ms,
         }
-        return Done(detections, stages, message.ByteSize(), answer)
+        return FrameResult(detections, stages, message.ByteSize(), answer)
 
     def _detections(self, answer: Answer) -> Detections:
         try:

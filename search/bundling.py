@@ -6,10 +6,10 @@ from pathlib import Path
 from common.bundle.bundle import zip_bundle
 from common.places import require_bundle_place
 from search.pipeline import search
-from search.request import Found, Reporter, Request
+from search.request import Reporter, Request, SearchResult
 
 
-def search_to(out: Path, request: Request, reporter: Reporter) -> Found:
+def search_to(out: Path, request: Request, reporter: Reporter) -> SearchResult:
     """Search and write a bundle to `out`: a zip file if its name ends so, else a folder."""
     if out.suffix.lower() != ".zip":
         return search(request, out, reporter)[1]

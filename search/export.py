@@ -30,13 +30,13 @@ from common.tasks.detections import DetectorSpec
 from search.cache import digest
 from search.network.cuts import Cut
 from search.network.graph import IMAGE, Graph
-from search.prediction.candidates import Candidate, Judged, context_file, predict
+from search.prediction.candidates import Candidate, RankedCandidate, context_file, predict
 from search.quantization import integer
 from search.quantization.export import SharedWeights, head_model, packed_weights, tail_model
 from search.quantization.heads import Heads
 from search.reports.html import Bits, html
 from search.reports.markdown import as_json, markdown
-from search.request import Found
+from search.request import SearchResult
 
 _MODELS = "models"
 
@@ -47,7 +47,7 @@ def write_plans(
     detector: DetectorSpec,
     vector_image: NDArray[np.uint8],
     weights_sha256: str,
-    found: Found,
+    found: SearchResult,
 ) -> Manifest:
     """Write a bundle with the plans of `found.kept`.
 
@@ -77,7 +77,7 @@ def _write(
     detector: DetectorSpec,
     vector_image: NDArray[np.uint8],
     weights_sha256: str,
-    found: Found,
+    found: SearchResult,
 ) -> Manifest:
     graph = networks.network.graph
     weights = SharedWeights.of(graph.nodes)
@@ -130,7 +130,7 @@ def _write(
     )
 
 
-def _bits(networks: Heads, found: Found) -> Bits:
+def _bits(networks: Heads, found: SearchResult) -> Bits:
     """Bits of the convolutions of each plan's head, and of what they make."""
     return {
         judged.candidate.name: {
@@ -231,12 +231,12 @@ def _add_contexts(writer: BundleWriter, candidate: Candidate) -> tuple[WireTenso
 
 
 def _plan(
-    judged: Judged,
+    judged: RankedCandidate,
     network: str,
     head: Head | None,
     wire: tuple[WireTensor, ...],
     tail: Tail | None,
-    found: Found,
+    found: SearchResult,
 ) -> Plan:
     candidate = judged.candidate
     accuracy = judged.accuracy or 0.0

@@ -23,11 +23,11 @@ from search.prepare import prepare
 from search.quantization.heads import Heads
 from search.quantization.recipe import recipe
 from search.ranking.search_run import Network, rank
-from search.request import Found, Reporter, Request
+from search.request import Reporter, Request, SearchResult
 from search.wire.training_data import MIN_FRAMES, require_enough
 
 
-def search(request: Request, out: Path, reporter: Reporter) -> tuple[Manifest, Found]:
+def search(request: Request, out: Path, reporter: Reporter) -> tuple[Manifest, SearchResult]:
     """Search and write the bundle to `out`.
 
     Raises:

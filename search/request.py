@@ -8,7 +8,7 @@ from typing import Protocol
 from common.bundle.manifest import JudgedBy
 from common.link.link import Link
 from search.measure.latency import CutTimes
-from search.prediction.candidates import Judged, World
+from search.prediction.candidates import CostModel, RankedCandidate
 from search.prediction.devices import DeviceProfile
 from search.strategies import Strategy
 from search.wire.rate_curve import RatePoint
@@ -91,7 +91,7 @@ class Request:
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class SearchResult:
     """What a search learnt.
 
     Attributes:
@@ -117,10 +117,10 @@ class Found:
     cuts: int
     calibration_images: int
     evaluation_images: tuple[str, ...]
-    world: World
-    judged: tuple[Judged, ...]
-    measured: tuple[Judged, ...]
-    kept: tuple[Judged, ...]
+    world: CostModel
+    judged: tuple[RankedCandidate, ...]
+    measured: tuple[RankedCandidate, ...]
+    kept: tuple[RankedCandidate, ...]
     curves: dict[str, tuple[RatePoint, ...]]
     times: Mapping[str, CutTimes] = field(default_factory=dict)
     judged_by: JudgedBy = "held-out"

@@ -17,7 +17,7 @@ from common.link.link import Link
 
 
 @dataclass(frozen=True)
-class Explanation:
+class LinkExplanation:
     """A choice among plans.
 
     Attributes:
@@ -33,7 +33,9 @@ class Explanation:
     fastest: list[PlanCost]
 
 
-def explain(costs: Sequence[PlanCost], link: Link, deadline_ms: float | None = None) -> Explanation:
+def explain(
+    costs: Sequence[PlanCost], link: Link, deadline_ms: float | None = None
+) -> LinkExplanation:
     """The choice on a link.
 
     Args:
@@ -43,7 +45,7 @@ def explain(costs: Sequence[PlanCost], link: Link, deadline_ms: float | None = N
     """
     fastest = sorted(costs, key=lambda cost: cost.latency_ms(link))
     chosen = _chosen(costs, link.rtt_ms, link.uplink_bps, deadline_ms)
-    return Explanation(
+    return LinkExplanation(
         chosen,
         _reason(chosen, fastest, link, deadline_ms),
         _stretches(costs, link.rtt_ms, deadline_ms),

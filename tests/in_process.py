@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from cloud.admission import Admission
-from cloud.reference_frames import History
+from cloud.reference_frames import ReferenceFrames
 from cloud.service import SplitService
 from cloud.tails import Tails
 from common.bundle.bundle import Bundle
@@ -50,7 +50,7 @@ class Cloud:
     def connect(self) -> InProcessTransport:
         if self.unreachable:
             raise CloudUnavailableError("not reachable")
-        history = History()
+        history = ReferenceFrames()
 
         def handle(message: pb.EdgeMessage) -> Iterable[pb.CloudMessage]:
             kind = message.WhichOneof("kind")

@@ -150,7 +150,7 @@ def steps(scene: Scene, cycles: int, known: dict[str, Any]) -> list[dict[str, An
             scene.wire.change(link(mbit))
             began_s = time.monotonic()
             rows = _run_for(edge, scene, phase_s)
-            model = Model(known, LinkTrace(((0.0, link(mbit)),)).at)
+            model = HindsightModel(known, LinkTrace(((0.0, link(mbit)),)).at)
             best_ms = model.best_ms(0.0)
             better = [n for n in known if model.latency_ms(n, 0.0) <= (1 + _NEAR) * best_ms]
             in_use = [scene.name(row["plan"]) in better for row in rows]
@@ -210,7 +210,7 @@ def on_trace(
         }
         for digest, rows in looks.items()
     }
-    model = Model(known, lambda at_s: trace.at(at_s))
+    model = HindsightModel(known, lambda at_s: trace.at(at_s))
     ours = [_Told.of(scene, model, rows) for rows in runs["adaptive"]]
     order = sorted(range(repeats), key=lambda k: ours[k].regret)
     shown = order[repeats // 2]
@@ -257,7 +257,7 @@ class _Told:
     best_ms: list[float]
 
     @classmethod
-    def of(cls, scene: Scene, model: "Model", rows: Sequence[dict[str, Any]]) -> "_Told":
+    def of(cls, scene: Scene, model: "HindsightModel", rows: Sequence[dict[str, Any]]) -> "_Told":
         chosen = (model.latency_ms(scene.name(r["plan"]), r["at_s"]) for r in rows)
         return cls(sum(chosen), [model.best_ms(r["at_s"]) for r in rows])
 
@@ -267,7 +267,7 @@ class _Told:
 
 
 @dataclass(frozen=True)
-class Model:
+class HindsightModel:
     """What plans would take at a moment of a trace, by their own measured times.
 
     Attributes:

@@ -21,7 +21,7 @@ import numpy as np
 from bench.bootstrap import percentile
 from bench.cpu import cpu_ms
 from bench.latency.contenders import MEMORY, Cell, key_of
-from bench.latency.stage import Stage
+from bench.latency.stage import BenchStage
 from common.bundle.bundle import Bundle
 from common.bundle.manifest import Plan
 from common.errors import SplitpointError
@@ -121,7 +121,9 @@ def link_of(mbit: float) -> Link:
     return Link(mbit * 1e6, mbit * 1e6, RTT_MS)
 
 
-def measure_cell(stage: Stage, cell: Cell, frames: int, budget_s: float) -> list[dict[str, Any]]:
+def measure_cell(
+    stage: BenchStage, cell: Cell, frames: int, budget_s: float
+) -> list[dict[str, Any]]:
     """All contenders of a cell in turn; returns a row for each strategy.
 
     Args:
@@ -150,7 +152,7 @@ def measure_cell(stage: Stage, cell: Cell, frames: int, budget_s: float) -> list
     return found + [where | row for row in infeasible]
 
 
-def who_runs(stage: Stage, cell: Cell) -> tuple[list[Contender], list[dict[str, Any]]]:
+def who_runs(stage: BenchStage, cell: Cell) -> tuple[list[Contender], list[dict[str, Any]]]:
     """Contenders of a cell, and rows of the strategies that have no plan."""
     who, edge = stage.who, stage.edge
     infeasible: list[dict[str, Any]] = []
@@ -193,7 +195,7 @@ def who_runs(stage: Stage, cell: Cell) -> tuple[list[Contender], list[dict[str, 
     return contenders, infeasible
 
 
-def rows_of(stage: Stage, contender: Contender) -> list[dict[str, Any]]:
+def rows_of(stage: BenchStage, contender: Contender) -> list[dict[str, Any]]:
     """What a contender came to, for each of its strategies."""
     summary = {
         "plan": contender.plan,
@@ -215,7 +217,7 @@ def reference_accuracy(bundle: Bundle) -> float:
     return predicted.accuracy + predicted.accuracy_drop
 
 
-def _summary(stage: Stage, contender: Contender) -> dict[str, Any]:
+def _summary(stage: BenchStage, contender: Contender) -> dict[str, Any]:
     rows = contender.rows
     latencies = np.array([each["latency_ms"] for each in rows])
     stages: dict[str, list[float]] = {}
@@ -240,7 +242,7 @@ def _summary(stage: Stage, contender: Contender) -> dict[str, Any]:
     }
 
 
-def _accuracy(stage: Stage, contender: Contender, plans: dict[str, int]) -> float:
+def _accuracy(stage: BenchStage, contender: Contender, plans: dict[str, int]) -> float:
     """AP on the evaluation images; of several plans, weighted by their frames."""
     if FLOAT in contender.roles:
         return reference_accuracy(stage.bundle)
@@ -261,7 +263,7 @@ def _bits(plan: Plan) -> str:
     return "int8" if widths == {8} else f"W{min(widths)}-{max(widths)}"
 
 
-def _predicted_best(stage: Stage, names: Sequence[str], cell: Cell) -> str:
+def _predicted_best(stage: BenchStage, names: Sequence[str], cell: Cell) -> str:
     """The plan that `splitpoint explain` would name, by the profile of this edge."""
     plans = {stage.digests[name]: stage.bundle.plans[stage.digests[name]] for name in names}
     known = costs(plans, stage.rows, stage.device)

@@ -23,7 +23,7 @@ from search.measure.accuracy_evaluator import open_meter
 from search.measure.held_out import Judging
 from search.measure.latency import MeasuredLatency
 from search.network.cuts import cut_of_head, enumerate_cuts, prefix_cuts, undominated
-from search.prediction.candidates import Candidate, Judged, World, judge, named_apart
+from search.prediction.candidates import Candidate, CostModel, RankedCandidate, judge, named_apart
 from search.prediction.devices import DeviceProfile
 from search.prepare import prepare
 from search.quantization.heads import Heads
@@ -62,7 +62,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Grid:
+class LatencyGrid:
     """What is compared.
 
     Attributes:
@@ -88,7 +88,7 @@ def build(
     calibration: Path,
     evaluation: Path,
     annotations: Path,
-    grid: Grid,
+    grid: LatencyGrid,
     cache: Path,
     version: str,
     reporter: Reporter,
@@ -134,13 +134,13 @@ def build(
         for name, spec in UPLOADS.items()
     }
     published = {name: others.choices(name) for name in PUBLISHED}
-    kept: dict[str, Judged] = {}
+    kept: dict[str, RankedCandidate] = {}
     for each in (
         *(judged for search in ours.values() for judged in search.kept),
         *uploads.values(),
         *(one for chosen in published.values() for one in chosen.values()),
     ):
-        if isinstance(each, Judged):
+        if isinstance(each, RankedCandidate):
             kept.setdefault(each.digest, each)
     kept = _named_apart(kept)
     who = {
@@ -182,10 +182,10 @@ class _Others:
     def __init__(
         self,
         request: Request,
-        grid: Grid,
+        grid: LatencyGrid,
         network: Network,
         judging: Judging,
-        world: World,
+        world: CostModel,
         reporter: Reporter,
     ) -> None:
         self._request, self._grid, self._world = request, grid, world
@@ -217,10 +217,10 @@ class _Others:
         rounder = prepared.rounder(recipe("nearest"))
         self._auto_split = AutoSplit(network.heads, rounder, pixels, reporter)
 
-    def choices(self, name: str) -> dict[str, Judged | str]:
+    def choices(self, name: str) -> dict[str, RankedCandidate | str]:
         """What a published strategy deploys in every cell, or why it has nothing."""
         cells = [(setting, cell) for setting in MEMORY for cell in self._grid.cells()]
-        chosen: dict[str, Judged | str] = {}
+        chosen: dict[str, RankedCandidate | str] = {}
         progress = self._reporter.stage(f"choosing as {name}")
         for done, (setting, cell) in enumerate(cells, 1):
             world = replace(self._world, link=_link(cell, self._grid), device=_device(cell))
@@ -232,7 +232,7 @@ class _Others:
             progress(done, len(cells))
         return chosen
 
-    def judged(self, candidate: Candidate, world: World) -> Judged:
+    def judged(self, candidate: Candidate, world: CostModel) -> RankedCandidate:
         """A candidate with its accuracy, measured if it was not."""
         known = self._meter.measured(candidate)
         (predicted,) = judge([candidate], self._times, world)
@@ -244,7 +244,7 @@ class _Others:
             digest=self._meter.digest(candidate),
         )
 
-    def _one_cut(self, name: str, memory: int | None, world: World) -> Judged | str:
+    def _one_cut(self, name: str, memory: int | None, world: CostModel) -> RankedCandidate | str:
         table = self.table.at(world)
         head = ONE_CUT[name](cost_graph(self._graph, self._times, table, world))
         cut = cut_of_head(self._graph, head)
@@ -257,7 +257,7 @@ class _Others:
             return f"chooses {candidate.name}, which takes {needed:.1f} MiB on the edge"
         return self.judged(candidate, world)
 
-    def _as_auto_split(self, memory: int | None, world: World) -> Judged | str:
+    def _as_auto_split(self, memory: int | None, world: CostModel) -> RankedCandidate | str:
         """Its fastest configuration that loses no more than ours may; it knows such a limit."""
         table = self.table.at(world)
         for each in self._auto_split.candidates(2, memory, table, self._times, world):
@@ -266,7 +266,7 @@ class _Others:
         return "no configuration that fits keeps the accuracy"
 
 
-def _named_apart(kept: dict[str, Judged]) -> dict[str, Judged]:
+def _named_apart(kept: dict[str, RankedCandidate]) -> dict[str, RankedCandidate]:
     """Plans by digest, with names of which no two are equal."""
     digests = {judged.candidate: digest for digest, judged in kept.items()}
     named = named_apart(list(digests), digests)
@@ -276,13 +276,13 @@ def _named_apart(kept: dict[str, Judged]) -> dict[str, Judged]:
     }
 
 
-def _told(chosen: Judged | str, kept: dict[str, Judged]) -> dict[str, str]:
+def _told(chosen: RankedCandidate | str, kept: dict[str, RankedCandidate]) -> dict[str, str]:
     if isinstance(chosen, str):
         return {"infeasible": chosen}
     return {"plan": kept[chosen.digest].candidate.name}
 
 
-def _link(cell: Cell, grid: Grid) -> Link:
+def _link(cell: Cell, grid: LatencyGrid) -> Link:
     return Link(cell.mbit * 1e6, cell.mbit * 1e6, grid.rtt_ms)
 
 

@@ -33,7 +33,7 @@ _PLAIN_START_S = 60.0
 
 
 @dataclass(frozen=True)
-class Stage:
+class BenchStage:
     """What runs while the cells of a share are measured.
 
     Attributes:
@@ -72,7 +72,7 @@ def stage(
     share: float,
     folder: Path,
     profile_s: float = 40.0,
-) -> Iterator[Stage]:
+) -> Iterator[BenchStage]:
     """Start all processes of a share, for the length of the block.
 
     Args:
@@ -118,7 +118,7 @@ def stage(
         edge = stack.enter_context(EdgeProcess(settings, wire.edge.prefix))
         if slow is not None:
             slow.take(edge.pid)
-        yield Stage(
+        yield BenchStage(
             bundle=bundle,
             digests=digests,
             who=who,

@@ -12,14 +12,14 @@ from typing import Any
 
 from bench.latency.cell import Contender, rows_of, who_runs
 from bench.latency.contenders import MBITS, Cell
-from bench.latency.stage import Stage
+from bench.latency.stage import BenchStage
 from bench.links.traces import FOLDER, replayed
 from common.link.link import LinkTrace
 from common.link.trace import read_trace
 
 
 def measure_trace(
-    stage: Stage, share: float, name: str, seconds: float, progress: Callable[[int, int], None]
+    stage: BenchStage, share: float, name: str, seconds: float, progress: Callable[[int, int], None]
 ) -> list[dict[str, Any]]:
     """All strategies over a trace; returns a row for each.
 
@@ -51,7 +51,7 @@ def usual_mbit(trace: LinkTrace) -> float:
     return min(MBITS, key=lambda mbit: abs(math.log(mbit) - median))
 
 
-def _play(stage: Stage, contender: Contender, trace: LinkTrace, seconds: float) -> None:
+def _play(stage: BenchStage, contender: Contender, trace: LinkTrace, seconds: float) -> None:
     for k in range(2):  # not the first frames of a process, which are slower than all others
         contender.take_turn(k)
     with replayed(stage.wire, trace) as started_s:

@@ -1,7 +1,8 @@
 """What a TCP connection gets of a link: goodput each way and round trip, by its receiver's clock.
 
     python -m bench.links.goodput serve ADDRESS                               until its input ends
-    python -m bench.links.goodput measure ADDRESS PORT UP_BYTES DOWN_BYTES    prints `Measured`
+    python -m bench.links.goodput measure ADDRESS PORT UP_BYTES DOWN_BYTES    prints
+    `MeasuredGoodput`
 
 Run as two processes at the ends of a `bench.links.shaped` link; `self_check` does.
 """
@@ -32,7 +33,7 @@ _PATIENCE_S = 60.0
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredGoodput:
     """What one TCP connection got: goodput without headers, and the median round trip idle."""
 
     uplink_bps: float
@@ -40,7 +41,7 @@ class Measured:
     rtt_ms: float
 
 
-def self_check(wire: ShapedLink, link: Link, *, seconds: float = _TRANSFER_S) -> Measured:
+def self_check(wire: ShapedLink, link: Link, *, seconds: float = _TRANSFER_S) -> MeasuredGoodput:
     """Measure the wire from its edge end, with transfers as long as `link` needs for them.
 
     Raises:
@@ -58,7 +59,7 @@ def self_check(wire: ShapedLink, link: Link, *, seconds: float = _TRANSFER_S) ->
         raise ShapingError(f"nothing got through the shaped link in {_PATIENCE_S:g} s") from error
     if done.returncode:
         raise ShapingError(f"nothing gets through the shaped link: {done.stderr[-300:].strip()}")
-    return Measured(**json.loads(done.stdout))
+    return MeasuredGoodput(**json.loads(done.stdout))
 
 
 @contextmanager
@@ -83,7 +84,7 @@ def served(wire: ShapedLink) -> Iterator[str]:
         server.communicate()
 
 
-def measure(address: str, port: int, up_bytes: int, down_bytes: int) -> Measured:
+def measure(address: str, port: int, up_bytes: int, down_bytes: int) -> MeasuredGoodput:
     """Measure from this end."""
     with connected(address, port) as link:
         pings = [round_trip_ms(link) for _ in range(_PINGS)]
@@ -91,7 +92,7 @@ def measure(address: str, port: int, up_bytes: int, down_bytes: int) -> Measured
         (up_s,) = _SECONDS.unpack(_receive(link, _SECONDS.size))
         link.sendall(_REQUEST.pack(b"D", down_bytes))
         down_s = _timed(link, down_bytes)
-    return Measured(_bps(up_bytes, up_s), _bps(down_bytes, down_s), statistics.median(pings))
+    return MeasuredGoodput(_bps(up_bytes, up_s), _bps(down_bytes, down_s), statistics.median(pings))
 
 
 def connected(address: str, port: int) -> socket.socket:

@@ -23,7 +23,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench.links.goodput import Measured, self_check
+from bench.links.goodput import MeasuredGoodput, self_check
 from bench.links.shaped import Wire, shaped
 from bench.machine import machine
 from common.link.link import Link, parse_link
@@ -62,7 +62,7 @@ def main() -> None:
     _show(rows)
 
 
-def in_process(link: Link) -> Measured:
+def in_process(link: Link) -> MeasuredGoodput:
     """One transport behind an emulated link: pings, then messages up, then messages down."""
     came_up: list[float] = []
     size = int(link.downlink_bps * _TRANSFER_S / 8 / _MESSAGES)
@@ -88,7 +88,7 @@ def in_process(link: Link) -> Measured:
     finally:
         transport.close()
     up_bps = _goodput_bps(came_up[_PINGS:], frame.ByteSize())
-    return Measured(up_bps, _goodput_bps(came_down, answers[0].ByteSize()), median(pings))
+    return MeasuredGoodput(up_bps, _goodput_bps(came_down, answers[0].ByteSize()), median(pings))
 
 
 def _round_trip_ms(transport: ShapedTransport) -> float:
@@ -104,15 +104,15 @@ def _goodput_bps(times_s: Sequence[float], size_bytes: int) -> float:
     return (len(rest) - 1) * size_bytes * 8 / (rest[-1] - rest[0])
 
 
-def _on_wire(wire: Wire) -> Callable[[Link], Measured]:
-    def check(link: Link) -> Measured:
+def _on_wire(wire: Wire) -> Callable[[Link], MeasuredGoodput]:
+    def check(link: Link) -> MeasuredGoodput:
         with shaped(link, wire) as made:
             return self_check(made, link, seconds=_TRANSFER_S)
 
     return check
 
 
-CHECKS: Mapping[str, Callable[[Link], Measured]] = MappingProxyType(
+CHECKS: Mapping[str, Callable[[Link], MeasuredGoodput]] = MappingProxyType(
     {"in process": in_process, "tbf": _on_wire("tbf"), "relay": _on_wire("relay")}
 )
 

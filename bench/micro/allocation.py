@@ -19,7 +19,7 @@ from bench.machine import machine
 from common.version import __version__
 from search.allocate.exact import solve_exact
 from search.allocate.lagrangian import lagrangian_problem
-from search.allocate.problem import Choice, Problem, narrowest
+from search.allocate.problem import Problem, TensorChoice, narrowest
 from search.quantization.widths import WIDTHS
 
 LAYERS = 100
@@ -75,11 +75,11 @@ def _problem(rng: np.random.Generator) -> Problem:
     return Problem(weights, activations, live, memory_bits=int(needed * rng.uniform(1.05, 3.0)))
 
 
-def _choice(rng: np.random.Generator, name: str, low: float, high: float) -> Choice:
+def _choice(rng: np.random.Generator, name: str, low: float, high: float) -> TensorChoice:
     elements = int(np.exp(rng.uniform(np.log(low), np.log(high))))
     scale = float(np.exp(rng.normal(0, 2)))
     errors = tuple(scale * 4.0**-bits * float(rng.uniform(0.7, 1.3)) for bits in WIDTHS)
-    return Choice(name, elements, WIDTHS, errors)
+    return TensorChoice(name, elements, WIDTHS, errors)
 
 
 def _spread(values: list[float]) -> dict[str, Any]:

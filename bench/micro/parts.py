@@ -69,7 +69,7 @@ _LEAST_MESSAGES = 500
 
 
 @dataclass(frozen=True)
-class Row:
+class PartRow:
     """One part beside its floor.
 
     Attributes:
@@ -154,7 +154,7 @@ def measure(arguments: argparse.Namespace, stages: Stages) -> dict[str, Any]:
 
 def _rows(
     bundle: Bundle, chosen: Mapping[str, bytes], pictures: Sequence[NDArray[np.uint8]]
-) -> Iterator[Row]:
+) -> Iterator[PartRow]:
     split = Opened(bundle, chosen["context"], pictures[0])
     yield _letterbox_row(pictures[0], split.size)
     yield _head_row(split)
@@ -167,25 +167,25 @@ def _rows(
     yield from _stream_rows(bundle)
 
 
-def _letterbox_row(picture: NDArray[np.uint8], size: tuple[int, int]) -> Row:
+def _letterbox_row(picture: NDArray[np.uint8], size: tuple[int, int]) -> PartRow:
     part, floor = _compared(lambda: letterbox(picture, size), copying([picture]))
     where = f"{picture.shape[1]}x{picture.shape[0]}"
-    return Row(f"letterbox of {where}", part, None, _copy_of([picture]), floor)
+    return PartRow(f"letterbox of {where}", part, None, _copy_of([picture]), floor)
 
 
-def codec_rows(opened: Opened) -> Iterator[Row]:
+def codec_rows(opened: Opened) -> Iterator[PartRow]:
     """Look-up and encoding, then decoding and look-up, of one plan."""
     name, codec = opened.plan.name, str(opened.plan.codec)
     payloads = opened.encode()
     values = opened.decode(payloads)
     sent = f"{sum(len(payload.data) for payload in payloads):,} bytes"
     part, floor = _compared(opened.encode, copying(opened.codes))
-    yield Row(f"{codec}: look-up, encode", part, name, _copy_of(opened.codes), floor, sent)
+    yield PartRow(f"{codec}: look-up, encode", part, name, _copy_of(opened.codes), floor, sent)
     part, floor = _compared(lambda: opened.decode(payloads), copying(values))
-    yield Row(f"{codec}: decode, look-up", part, name, _copy_of(values), floor, sent)
+    yield PartRow(f"{codec}: decode, look-up", part, name, _copy_of(values), floor, sent)
 
 
-def _head_row(opened: Opened) -> Row:
+def _head_row(opened: Opened) -> PartRow:
     bare, inputs = opened.bare_head, {INPUT: opened.frame[None]}
     if bare is None:
         raise SplitpointError(f"plan {opened.plan.name} has no head")
@@ -196,10 +196,10 @@ def _head_row(opened: Opened) -> Row:
         return took_ms
 
     part, least = _told(lambda: opened.edge.cut(opened.frame).head_ms, floor)
-    return Row("head", part, opened.plan.name, "session.run", least)
+    return PartRow("head", part, opened.plan.name, "session.run", least)
 
 
-def _tail_rows(opened: Opened) -> Iterator[Row]:
+def _tail_rows(opened: Opened) -> Iterator[PartRow]:
     """The tail, and the boxes behind it."""
     plan, where, detector = opened.plan, opened.where, opened.detector
     model = Model(opened.tail_file)
@@ -218,20 +218,20 @@ def _tail_rows(opened: Opened) -> Iterator[Row]:
         return took_ms
 
     part, least = _told(lambda: runner.run(symbols, where, DEFAULT_SCORE_THRESHOLD).tail_ms, floor)
-    yield Row("tail", part, plan.name, "session.run", least)
+    yield PartRow("tail", part, plan.name, "session.run", least)
     part, least = _compared(boxes, copying(maps))
     note = f"{len(boxes())} objects"
-    yield Row("decode boxes, suppress", part, plan.name, _copy_of(maps), least, note)
+    yield PartRow("decode boxes, suppress", part, plan.name, _copy_of(maps), least, note)
 
 
-def _batch_row(opened: Sequence[Opened]) -> Row:
+def _batch_row(opened: Sequence[Opened]) -> PartRow:
     """Frames one after the other beside all in one batch, which has to be joined first."""
     model, name = Model(opened[0].tail_file), opened[0].plan.name
     frames = [each.inputs() for each in opened]
     part = f"tail of {len(frames)} frames in turn"
     if not takes_batches(model):
         (timing,) = _timed([lambda: [model.run(inputs) for inputs in frames]])
-        return Row(part, timing, name, note="the tail's batch is fixed: none to compare with")
+        return PartRow(part, timing, name, note="the tail's batch is fixed: none to compare with")
 
     def batched() -> None:
         model.run({port.name: np.concatenate([f[port.name] for f in frames]) for port in ports})
@@ -239,7 +239,7 @@ def _batch_row(opened: Sequence[Opened]) -> Row:
     ports = model.inputs
     timing, batch = _compared(lambda: [model.run(inputs) for inputs in frames], batched)
     note = "above 1 a batcher would pay; one thread"
-    return Row(part, timing, name, f"one batch of {len(frames)}", batch, note)
+    return PartRow(part, timing, name, f"one batch of {len(frames)}", batch, note)
 
 
 def takes_batches(model: Model) -> bool:
@@ -247,7 +247,7 @@ def takes_batches(model: Model) -> bool:
     return all(port.shape[0] is None for port in model.inputs)
 
 
-def _planner_rows(bundle: Bundle) -> Iterator[Row]:
+def _planner_rows(bundle: Bundle) -> Iterator[PartRow]:
     """What a frame waits for, and what is done once it is answered."""
     planner = experienced_planner(bundle)
 
@@ -257,8 +257,8 @@ def _planner_rows(bundle: Bundle) -> Iterator[Row]:
 
     choice, foresight = _timed([lambda: planner.choose(perf_counter()), foresee])
     note = f"{len(bundle.plans)} plans, after {_FRAMES_BEFORE} frames"
-    yield Row("choice of a frame's plan", choice, note=note)
-    yield Row("what to expect of all plans, after a frame", foresight, note=note)
+    yield PartRow("choice of a frame's plan", choice, note=note)
+    yield PartRow("what to expect of all plans, after a frame", foresight, note=note)
 
 
 def experienced_planner(bundle: Bundle) -> Planner:
@@ -289,7 +289,7 @@ def experienced_planner(bundle: Bundle) -> Planner:
     return planner
 
 
-def _stream_rows(bundle: Bundle) -> Iterator[Row]:
+def _stream_rows(bundle: Bundle) -> Iterator[PartRow]:
     """A message there and its answer back, through the product and through nothing but gRPC."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -309,7 +309,7 @@ def _stream_rows(bundle: Bundle) -> Iterator[Row]:
         # All sizes in turn: both ends get faster over their first hundreds of messages.
         timings = _timed(calls, least=_LEAST_MESSAGES)
         for size, part, floor in zip(_PROBE_BYTES, timings[::2], timings[1::2], strict=True):
-            yield Row(f"stream, a probe of {size:,} bytes", part, None, "gRPC echo", floor)
+            yield PartRow(f"stream, a probe of {size:,} bytes", part, None, "gRPC echo", floor)
 
 
 def copying(arrays: Sequence[Array]) -> Callable[[], None]:

@@ -23,7 +23,7 @@ from common.sizes import parse_size
 from common.version import __version__
 from search.bundling import search_to
 from search.prediction.devices import device_profile
-from search.request import Found, Request
+from search.request import Request, SearchResult
 
 
 def main() -> None:
@@ -90,7 +90,7 @@ def _timed(name: str, request: Request, folder: Path) -> dict[str, Any]:
     }
 
 
-def _summary(found: Found) -> dict[str, Any]:
+def _summary(found: SearchResult) -> dict[str, Any]:
     best = found.kept[0]
     return {
         "chosen": best.candidate.name,

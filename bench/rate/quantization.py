@@ -28,9 +28,9 @@ from common.progress import Stages
 from common.version import __version__
 from search.allocate.exact import solve_exact
 from search.allocate.lagrangian import lagrangian
-from search.allocate.problem import Choice, Problem
+from search.allocate.problem import Problem, TensorChoice
 from search.cache import Cache
-from search.measure.accuracy import Agreement, CocoAccuracy
+from search.measure.accuracy import AgreementAccuracy, CocoAccuracy
 from search.measure.evaluate import Evaluator
 from search.measure.frames import load_frames
 from search.network.cuts import Cut, enumerate_cuts
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True, help="where the result goes")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, Stages() as stages:
-        result = _Bench(arguments, Path(folder), stages).run()
+        result = _QuantizationBench(arguments, Path(folder), stages).run()
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps(result, indent=1) + "\n")
     keys = "reference", "uniform", "ablations", "spearman", "equal_memory"
@@ -81,7 +81,7 @@ def main() -> None:
     print(json.dumps(shown, indent=1))  # noqa: T201 - a command's output
 
 
-class _Bench:
+class _QuantizationBench:
     """One cut, rounded in every way."""
 
     def __init__(self, arguments: argparse.Namespace, folder: Path, stages: Stages) -> None:
@@ -114,7 +114,7 @@ class _Bench:
         self._layers = [node.name for node in self._cut.head if node.op == "conv"]
         eight_bits = self._prepared.rounder().nearest({})
         reference, _ = self._evaluator(eight_bits).reference(cuts[0])
-        self._agreement = Agreement(reference)
+        self._agreement = AgreementAccuracy(reference)
         self._reference = {
             "ap": self._truth.accuracy(reference),
             "agreement_ap50": self._agreement.accuracy(reference),
@@ -277,10 +277,10 @@ class _Bench:
             progress(done, len(MEAN_BITS))
         return rows
 
-    def _choices(self, sensitivity: Sensitivity) -> list[Choice]:
+    def _choices(self, sensitivity: Sensitivity) -> list[TensorChoice]:
         errors: Mapping[str, Mapping[int, float]] = sensitivity.weights
         return [
-            Choice(
+            TensorChoice(
                 name=name,
                 elements=self._graph[name].parameters,
                 widths=WIDTHS,

@@ -33,14 +33,14 @@ from common.progress import Stages
 from common.tables.timing import NO_TIME
 from common.tasks.detections import Detections
 from common.version import __version__
-from search.measure.accuracy import Agreement, CocoAccuracy
+from search.measure.accuracy import AgreementAccuracy, CocoAccuracy
 from search.measure.evaluate import Evaluator
 from search.measure.frames import load_frames
 from search.measure.latency import CutTimes
 from search.network.cuts import enumerate_cuts
 from search.network.importer import import_module
 from search.network.passes import optimise
-from search.prediction.candidates import Candidate, World
+from search.prediction.candidates import Candidate, CostModel
 from search.prediction.devices import device_profile
 from search.prepare import detector_of
 from search.quantization.calibration import observe
@@ -119,11 +119,11 @@ class _Bench:
             workers=2,
         )
         reference, _ = self._evaluator.reference(self._whole)
-        self._agreement = Agreement(reference)
+        self._agreement = AgreementAccuracy(reference)
         self._reference = self._judge(reference)
         times = {cut.name: CutTimes(NO_TIME, NO_TIME) for cut in cuts}
         # So thin a link that the codec with the fewest bytes is the fastest.
-        world = World(parse_link("1kbit/0ms"), device_profile("this-machine"), 0.0, 0.0)
+        world = CostModel(parse_link("1kbit/0ms"), device_profile("this-machine"), 0.0, 0.0)
         samples = sample(network, [], self._calibration.pixels, stages.stage("sampling the wire"))
         self._table = FormatTable(heads, samples, times, world)
         examples = collect(

@@ -23,7 +23,7 @@ from bench.machine import machine
 from common.progress import Stages
 from common.version import __version__
 from search.allocate.exact import solve_exact
-from search.allocate.problem import Choice, Problem, narrowest
+from search.allocate.problem import Problem, TensorChoice, narrowest
 from search.network.cuts import enumerate_cuts, undominated
 from search.network.graph import Graph
 from search.network.importer import import_module
@@ -145,10 +145,10 @@ def made_up_problem(graph: Graph, seed: int) -> Problem:
     return Problem(weights, activations, live, memory_bits=limit_bits)
 
 
-def _choice(rng: np.random.Generator, name: str, elements: int) -> Choice:
+def _choice(rng: np.random.Generator, name: str, elements: int) -> TensorChoice:
     scale = float(np.exp(rng.normal(0, 2)))
     errors = tuple(scale * 4.0**-bits * float(rng.uniform(0.7, 1.3)) for bits in WIDTHS)
-    return Choice(name, elements, WIDTHS, errors)
+    return TensorChoice(name, elements, WIDTHS, errors)
 
 
 def _cuts(graph: Graph) -> tuple[int, int]:

@@ -82,11 +82,11 @@ class Strangers:
     error: Exception | None = None
 
 
-Kind = Callable[["Target", Strangers], Awaitable[None]]
+Kind = Callable[["StrangersTarget", Strangers], Awaitable[None]]
 
 
 @dataclass(frozen=True)
-class Target:
+class StrangersTarget:
     """The cloud that strangers come to.
 
     Attributes:
@@ -100,7 +100,7 @@ class Target:
     picture: bytes
 
 
-async def uploads(target: Target, strangers: Strangers) -> None:
+async def uploads(target: StrangersTarget, strangers: Strangers) -> None:
     """Clients that send one picture after the other, and wait when they are asked to."""
 
     async def client() -> None:
@@ -113,7 +113,7 @@ async def uploads(target: Target, strangers: Strangers) -> None:
     await _together(client() for _ in range(UPLOADS))
 
 
-async def abandoned(target: Target, strangers: Strangers) -> None:
+async def abandoned(target: StrangersTarget, strangers: Strangers) -> None:
     """Whole requests whose senders hang up at once, a second's pause, and the same again."""
     while True:
         await _together(_send_and_leave(target, target.picture) for _ in range(ABANDONED))
@@ -122,7 +122,7 @@ async def abandoned(target: Target, strangers: Strangers) -> None:
         await asyncio.sleep(_PAUSE_S)
 
 
-async def slow_bodies(target: Target, strangers: Strangers) -> None:
+async def slow_bodies(target: StrangersTarget, strangers: Strangers) -> None:
     """Bodies that stop before their end; the same again once they are refused."""
 
     async def client() -> None:
@@ -135,7 +135,7 @@ async def slow_bodies(target: Target, strangers: Strangers) -> None:
     await _together(client() for _ in range(SLOW))
 
 
-async def silent_streams(target: Target, strangers: Strangers) -> None:
+async def silent_streams(target: StrangersTarget, strangers: Strangers) -> None:
     """Streams that never greet, opened anew when they are ended."""
     address = f"{_HOST}:{target.grpc_port}"
     async with grpc.aio.insecure_channel(address) as channel:
@@ -152,7 +152,7 @@ async def silent_streams(target: Target, strangers: Strangers) -> None:
         await _together(stream() for _ in range(SILENT))
 
 
-async def scan_bombs(target: Target, strangers: Strangers) -> None:
+async def scan_bombs(target: StrangersTarget, strangers: Strangers) -> None:
     """Pictures that cost far more than their bytes, abandoned after a second."""
     bomb = scan_bomb()
     while True:
@@ -188,7 +188,7 @@ def scan_bomb(scans: int = _SCANS) -> bytes:
 
 
 @contextlib.contextmanager
-def beside(kind: Kind | None, target: Target) -> Iterator[Strangers]:
+def beside(kind: Kind | None, target: StrangersTarget) -> Iterator[Strangers]:
     """Strangers of a kind, for the length of the block, in a thread of their own."""
     strangers = Strangers()
     if kind is None:
@@ -209,7 +209,7 @@ def beside(kind: Kind | None, target: Target) -> Iterator[Strangers]:
         raise SplitpointError(f"strangers failed: {strangers.error!r}")
 
 
-async def _act(kind: Kind, target: Target, strangers: Strangers) -> None:
+async def _act(kind: Kind, target: StrangersTarget, strangers: Strangers) -> None:
     try:
         await kind(target, strangers)
     except Exception as error:  # noqa: BLE001 - told once the turn is over
@@ -286,7 +286,7 @@ def _turn(
     ports = ("--grpc-port", "0", "--rest-port", "0")
     command = ["cloud", "--bundle", str(bundle.root), *ports]
     with Service(command, folder / "cloud.log") as cloud:
-        target = Target(cloud.ready["rest"], cloud.ready["grpc"], images[0].read_bytes())
+        target = StrangersTarget(cloud.ready["rest"], cloud.ready["grpc"], images[0].read_bytes())
         settings = EdgeSettings(
             bundle.root,
             images,
@@ -333,7 +333,7 @@ class _Live:
         self._thread.join()
 
     def _ask(self) -> None:
-        target = Target(self._port, 0, b"")
+        target = StrangersTarget(self._port, 0, b"")
         while not self._ended.wait(_LIVE_S):
             began_s = time.perf_counter()
             with contextlib.suppress(OSError, TimeoutError):
@@ -342,7 +342,7 @@ class _Live:
 
 
 async def _post(
-    target: Target, body: bytes, declared_bytes: int | None = None
+    target: StrangersTarget, body: bytes, declared_bytes: int | None = None
 ) -> tuple[str, float]:
     """Send an image; the status, or what became of the connection, and when to come again."""
     length = len(body) if declared_bytes is None else declared_bytes
@@ -353,7 +353,7 @@ async def _post(
         return "disconnected", _PAUSE_S
 
 
-async def _request(target: Target, head: bytes, body: bytes) -> tuple[str, float]:
+async def _request(target: StrangersTarget, head: bytes, body: bytes) -> tuple[str, float]:
     reader, writer = await asyncio.open_connection(_HOST, target.rest_port)
     try:
         writer.write(head + b"Host: splitpoint\r\nConnection: close\r\n\r\n" + body)
@@ -376,7 +376,7 @@ async def _drained(writer: asyncio.StreamWriter) -> None:
         await writer.drain()
 
 
-async def _send_and_leave(target: Target, body: bytes) -> None:
+async def _send_and_leave(target: StrangersTarget, body: bytes) -> None:
     with contextlib.suppress(OSError):
         _, writer = await asyncio.open_connection(_HOST, target.rest_port)
         head = (

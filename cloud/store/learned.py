@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cloud.store.samples import Sample, Source
-from common.tables.rows import Place
+from cloud.store.samples import Sample, SampleSource
+from common.tables.rows import RuntimeTarget
 from common.tables.store_file import KEY, RECENT, newest_by_kind
 
 MOST_GROUPS = 1024
@@ -27,7 +27,7 @@ MOST_GROUPS = 1024
 
 
 @dataclass(frozen=True)
-class Learned:
+class PlanMedians:
     """What frames of one plan took on edges of one kind, in medians.
 
     Attributes:
@@ -73,14 +73,14 @@ class LinkSeen:
 
 
 class _Costs(NamedTuple):
-    """What one frame cost; as `Learned` has it."""
+    """What one frame cost; as `PlanMedians` has it."""
 
     edge_ms: float
     cloud_ms: float
     uplink_bytes: int
 
 
-class _Group:
+class _FrameGroup:
     """The newest frames of one plan on edges of one kind, as many of each edge.
 
     So an edge that sends much, or lies, counts no more than another. Of more than `RECENT` edges
@@ -107,10 +107,10 @@ class _Group:
         self._edges.pop(edge, None)
         return bool(self._edges)
 
-    def learned(self, plan: str) -> Learned:
+    def learned(self, plan: str) -> PlanMedians:
         frames = np.array([each for known in self._edges.values() for each in known])
         edge_ms, cloud_ms, uplink_bytes = np.median(frames, axis=0).tolist()
-        return Learned(plan, len(frames), edge_ms, cloud_ms, round(uplink_bytes))
+        return PlanMedians(plan, len(frames), edge_ms, cloud_ms, round(uplink_bytes))
 
     @property
     def _share(self) -> int:
@@ -118,26 +118,26 @@ class _Group:
         return RECENT // len(self._edges)
 
 
-class Summary:
+class PlanSummary:
     """What plans take by kind of edge, kept up to date sample by sample and bounded in size.
 
     One thread adds samples and publishes; any thread may look up what was published.
     """
 
     def __init__(self) -> None:
-        self._groups: OrderedDict[tuple[Place, str], _Group] = OrderedDict()
-        self._plans: defaultdict[Place, dict[str, Learned]] = defaultdict(dict)
-        self._changed: set[tuple[Place, str]] = set()
-        self._known: dict[Place, tuple[Learned, ...]] = {}
+        self._groups: OrderedDict[tuple[RuntimeTarget, str], _FrameGroup] = OrderedDict()
+        self._plans: defaultdict[RuntimeTarget, dict[str, PlanMedians]] = defaultdict(dict)
+        self._changed: set[tuple[RuntimeTarget, str]] = set()
+        self._known: dict[RuntimeTarget, tuple[PlanMedians, ...]] = {}
 
-    def known(self, place: Place) -> tuple[Learned, ...]:
+    def known(self, place: RuntimeTarget) -> tuple[PlanMedians, ...]:
         """What plans took on edges of one kind, by digest, as it was last published."""
         return self._known.get(place, ())
 
     def add(self, sample: Sample) -> None:
         """Take a sample in."""
         source = sample.source
-        place = Place(source.device, source.runtime, source.threads)
+        place = RuntimeTarget(source.device, source.runtime, source.threads)
         self._add(place, sample.plan, source.edge, _costs_of(sample))
 
     def load(self, database: sqlite3.Connection) -> None:
@@ -155,9 +155,9 @@ class Summary:
                 self._add(place, plan, edge, _Costs(*costs))
         self.publish()
 
-    def forget(self, source: Source) -> None:
+    def forget(self, source: SampleSource) -> None:
         """Leave out what was learnt from one edge."""
-        place = Place(source.device, source.runtime, source.threads)
+        place = RuntimeTarget(source.device, source.runtime, source.threads)
         for plan in [*self._plans.get(place, ())]:
             group = self._groups.get((place, plan))
             if group is not None and not group.forget(source.edge):
@@ -183,13 +183,13 @@ class Summary:
                 del self._plans[place]
                 self._known.pop(place, None)
 
-    def _add(self, place: Place, plan: str, edge: str, costs: _Costs) -> None:
+    def _add(self, place: RuntimeTarget, plan: str, edge: str, costs: _Costs) -> None:
         key = place, plan
         if key not in self._groups:
             if len(self._groups) == MOST_GROUPS:
                 oldest, _ = self._groups.popitem(last=False)
                 self._changed.add(oldest)
-            self._groups[key] = _Group()
+            self._groups[key] = _FrameGroup()
         self._groups[key].add(edge, costs)
         self._groups.move_to_end(key)
         self._changed.add(key)
@@ -235,7 +235,7 @@ def _newest_links(
 
 
 def _costs_of(sample: Sample) -> _Costs:
-    """As the columns of `Summary.load`."""
+    """As the columns of `PlanSummary.load`."""
     ms = sample.stages_ms
     edge_ms = sum(ms.get(stage, 0.0) for stage in ("preprocess", "head", "encode", "other"))
     if "decode" not in ms:

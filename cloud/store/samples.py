@@ -40,7 +40,7 @@ _FASTEST_BPS = 1e12
 
 
 @dataclass(frozen=True)
-class Source:
+class SampleSource:
     """Who measured.
 
     Attributes:
@@ -70,7 +70,7 @@ class Sample:
         rtt_ms: The round trip of a small message, likewise.
     """
 
-    source: Source
+    source: SampleSource
     plan: str
     at_s: float
     uplink_bytes: int
@@ -90,14 +90,14 @@ class _Served:
     times: pb.CloudTimes
 
 
-class Ledger:
+class PendingMeasurements:
     """The frames of one stream that the edge has yet to tell about.
 
     Args:
         source: Who sends them.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: SampleSource) -> None:
         self.source = source
         self._served: OrderedDict[int, _Served] = OrderedDict()
 
@@ -174,7 +174,7 @@ def _checked(edge: pb.EdgeTimes, round_trip_us: int) -> dict[str, float]:
 
 
 def _sample(
-    source: Source,
+    source: SampleSource,
     plan: str,
     now_s: float,
     uplink_bytes: int,

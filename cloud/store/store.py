@@ -35,11 +35,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloud.store.database import open_database
-from cloud.store.learned import Learned, LinkSeen, Summary, links
-from cloud.store.samples import STAGES, Sample, Source
+from cloud.store.learned import LinkSeen, PlanMedians, PlanSummary, links
+from cloud.store.samples import STAGES, Sample, SampleSource
 from common.bundle.manifest import Plan
 from common.errors import StoreError
-from common.tables.rows import LatencyRow, Place, segments
+from common.tables.rows import LatencyRow, RuntimeTarget, segments
 from common.tables.store_file import (
     KEY,
     MOST_PROFILES,
@@ -74,7 +74,7 @@ _Key = tuple[str, str, str, int, str]
 
 
 @dataclass(frozen=True)
-class Row:
+class StoredRow:
     """One row of a latency table.
 
     Attributes:
@@ -89,7 +89,7 @@ class Row:
         last_seen_s: When the newest sample came, in seconds since the epoch.
     """
 
-    source: Source
+    source: SampleSource
     plan: str
     stage: str
     n: int
@@ -135,9 +135,9 @@ class Store:
         self._scratch = None if path is not None else _scratch_folder()
         self._path = _file_of(path, self._scratch)
         self._closed = False
-        self._summary = Summary()
-        self._sources: OrderedDict[Source, None] = OrderedDict()
-        self._leaving: dict[Source, None] = {}
+        self._summary = PlanSummary()
+        self._sources: OrderedDict[SampleSource, None] = OrderedDict()
+        self._leaving: dict[SampleSource, None] = {}
         try:
             self._database = open_database(self._path)
             self._load_or_close()
@@ -186,7 +186,7 @@ class Store:
 
     def table(
         self, after: tuple[str, str, str, int, str, str] | None = None, most: int | None = None
-    ) -> list[Row]:
+    ) -> list[StoredRow]:
         """The latency table of sources, plans and stages, in this order, from the newest samples.
 
         Args:
@@ -200,7 +200,7 @@ class Store:
             f"SELECT at_s, {_STAGES} FROM samples WHERE edge = ? AND device = ? AND runtime = ? "  # noqa: S608
             "AND threads = ? AND plan = ? ORDER BY at_s DESC LIMIT ?"
         )
-        found: list[Row] = []
+        found: list[StoredRow] = []
         with self._reading() as database:
             for key in database.execute(keys, () if after is None else after[:5]):
                 samples = database.execute(query, (*key, RECENT)).fetchall()
@@ -235,7 +235,7 @@ class Store:
             )
             database.executemany("INSERT OR REPLACE INTO segments VALUES (?, ?, ?, ?, ?, ?)", rows)
 
-    def stand_on(self, place: Place, now_s: float) -> None:
+    def stand_on(self, place: RuntimeTarget, now_s: float) -> None:
         """Say what this cloud itself runs on, from now on.
 
         What tails took on another machine is no longer told as this one's.
@@ -280,23 +280,23 @@ class Store:
         with self._reading() as database:
             return latency_rows(database)
 
-    def learned(self, device: str, runtime: str, threads: int) -> tuple[Learned, ...]:
+    def learned(self, device: str, runtime: str, threads: int) -> tuple[PlanMedians, ...]:
         """What plans took on edges of this kind; a look-up in memory, fit for an event loop."""
-        return self._summary.known(Place(device, runtime, threads))
+        return self._summary.known(RuntimeTarget(device, runtime, threads))
 
     def links(self) -> list[LinkSeen]:
         """The links of all edges, as they estimated them for their newest frames."""
         with self._reading() as database:
             return links(database)
 
-    def hours(self) -> list[tuple[int, Source, str, str, int, float, float]]:
+    def hours(self) -> list[tuple[int, SampleSource, str, str, int, float, float]]:
         """Full hours: (hour since the epoch, source, plan, stage, n, median ms, p90 ms)."""
         with self._reading() as database:
             rows = database.execute(
                 f"SELECT hour, {KEY}, stage, n, median_ms, p90_ms FROM hours "  # noqa: S608
                 f"ORDER BY hour, {KEY}, stage"
             ).fetchall()
-        return [(row[0], Source(*row[1:5]), row[5], row[6], *row[7:]) for row in rows]
+        return [(row[0], SampleSource(*row[1:5]), row[5], row[6], *row[7:]) for row in rows]
 
     def keep_up(self, now_s: float) -> None:
         """Sum full hours up and drop what is too much; the writer does so every minute."""
@@ -348,7 +348,9 @@ class Store:
         """Fill the summary, and see which sources are too many."""
         keys = f"SELECT {SOURCE} FROM samples GROUP BY {SOURCE} ORDER BY MAX(at_s)"  # noqa: S608
         with self._reading() as database:
-            self._sources = OrderedDict.fromkeys(Source(*key) for key in database.execute(keys))
+            self._sources = OrderedDict.fromkeys(
+                SampleSource(*key) for key in database.execute(keys)
+            )
             self._summary.load(database)
         self._let_go()
 
@@ -590,19 +592,19 @@ def _summed_up(database: sqlite3.Connection, hour: int, key: _Key) -> list[tuple
     ]
 
 
-def _rows(key: _Key, samples: NDArray[np.float64]) -> list[Row]:
+def _rows(key: _Key, samples: NDArray[np.float64]) -> list[StoredRow]:
     """Rows of one source and plan.
 
     Args:
         key: These.
         samples: (N, 1 + stages): when, in seconds since the epoch, and ms by stage or NaN.
     """
-    source, plan, newest = Source(*key[:4]), key[4], float(samples[:, 0].max())
+    source, plan, newest = SampleSource(*key[:4]), key[4], float(samples[:, 0].max())
     found = []
     for stage, values in _by_stage(np.sort(samples[:, 1:], axis=0)):
         low, high = median_interval(len(values))
         found.append(
-            Row(
+            StoredRow(
                 source=source,
                 plan=plan,
                 stage=stage,

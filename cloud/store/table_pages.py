@@ -15,7 +15,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from cloud.store.samples import STAGES
-from cloud.store.store import Row, Store
+from cloud.store.store import Store, StoredRow
 from common.errors import SettingsError
 from common.tables.rows import LatencyRow
 
@@ -55,7 +55,7 @@ class Page:
         next: Cursor of the next page; None if there is none.
     """
 
-    rows: Sequence[Row]
+    rows: Sequence[StoredRow]
     tables: Sequence[LatencyRow]
     next: str | None
 
@@ -73,7 +73,7 @@ def read_page(store: Store, cursor: str | None, limit: int) -> Page:
         StoreError: If the store cannot be read.
     """
     after = _Cursor() if cursor is None else _parsed(cursor)
-    rows: list[Row] = []
+    rows: list[StoredRow] = []
     if after.segment is None:
         rows = store.table(after.stage, limit + 1)
         if len(rows) > limit:
@@ -87,7 +87,7 @@ def read_page(store: Store, cursor: str | None, limit: int) -> Page:
     return Page(rows, told, _text(last))
 
 
-def _key(row: Row) -> _Stage:
+def _key(row: StoredRow) -> _Stage:
     source = row.source
     return source.edge, source.device, source.runtime, source.threads, row.plan, row.stage
 

@@ -42,7 +42,7 @@ JudgedBy = Literal["held-out", "evaluation"]
 """Pictures that accuracy was judged on: held-out calibration pictures, or an evaluation folder."""
 
 
-class _Record(BaseModel):
+class _ManifestRecord(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
@@ -56,14 +56,14 @@ def _check_relative(name: str) -> str:
     return name
 
 
-class FileEntry(_Record):
+class FileEntry(_ManifestRecord):
     """One file of the bundle."""
 
     size_bytes: int = Field(ge=0, le=8 << 30)
     sha256: Sha256
 
 
-class CodecSpec(_Record):
+class CodecSpec(_ManifestRecord):
     """A wire codec by name; `quality` is for the lossy image codecs only."""
 
     name: Literal["raw", "packed", "packed+zstd", "symbols+zstd", "context", "jpeg", "webp", "png"]
@@ -86,7 +86,7 @@ LOSSLESS_UPLOADS = (CodecSpec(name="raw"), CodecSpec(name="png"))
 """Image codecs behind which the network sees every pixel as it was."""
 
 
-class WireTensor(_Record):
+class WireTensor(_ManifestRecord):
     """How one tensor of the cut travels.
 
     Attributes:
@@ -126,7 +126,7 @@ class WireTensor(_Record):
         return channels * height * width
 
 
-class HeadOutput(_Record):
+class HeadOutput(_ManifestRecord):
     """One uint8 output of a head: value = (q - zero_point) * scale."""
 
     name: str
@@ -135,7 +135,7 @@ class HeadOutput(_Record):
     zero_point: int = Field(ge=0, le=255)
 
 
-class Head(_Record):
+class Head(_ManifestRecord):
     """An int8 head: input "image" (1, 3, H, W) uint8, outputs (1, C, H, W) uint8.
 
     Attributes:
@@ -158,7 +158,7 @@ class Head(_Record):
     vector: str
 
 
-class Tail(_Record):
+class Tail(_ManifestRecord):
     """A tail: float32 inputs (N, C, H, W) named as the wire tensors; outputs the detector's maps.
 
     `files` are files that the ONNX file refers to (shared weights).
@@ -168,7 +168,7 @@ class Tail(_Record):
     files: tuple[str, ...] = ()
 
 
-class Prediction(_Record):
+class Prediction(_ManifestRecord):
     """What the search expects of a plan on its device and link; times are medians.
 
     Attributes:
@@ -198,7 +198,7 @@ class Prediction(_Record):
     judged_by: JudgedBy | None = None
 
 
-class Plan(_Record):
+class Plan(_ManifestRecord):
     """Cut + widths + wire format + the two models, with what is expected of it.
 
     Attributes:
@@ -250,7 +250,7 @@ class Plan(_Record):
         return "edge-only" if self.tail is None else "split"
 
 
-class Search(_Record):
+class Search(_ManifestRecord):
     """What the search was asked: enough to run it again.
 
     What has a default was not written by earlier versions.
@@ -292,7 +292,7 @@ class Search(_Record):
     cloud_threads: int = Field(default=1, ge=1)
 
 
-class Manifest(_Record):
+class Manifest(_ManifestRecord):
     """The whole of `manifest.json`. The first plan is the best for the link searched for.
 
     Attributes:

@@ -66,7 +66,7 @@ class _Part(NamedTuple):
     left: int
 
 
-class _Group(NamedTuple):
+class _SymbolGroup(NamedTuple):
     """The fewest symbols that fill whole bytes: what each byte, and each symbol, is merged from."""
 
     symbols: int
@@ -75,7 +75,7 @@ class _Group(NamedTuple):
 
 
 @cache
-def _group(bits: int) -> _Group:
+def _group(bits: int) -> _SymbolGroup:
     symbols = 8 // math.gcd(8, bits)
     left = {  # of a symbol that shares bits with a byte
         (symbol, byte): shift
@@ -91,7 +91,7 @@ def _group(bits: int) -> _Group:
         tuple(_Part(byte, -shift) for (of, byte), shift in left.items() if of == symbol)
         for symbol in range(symbols)
     )
-    return _Group(symbols, tuple(by_byte), tuple(by_symbol))
+    return _SymbolGroup(symbols, tuple(by_byte), tuple(by_symbol))
 
 
 def _merged(rows: Symbols, parts: tuple[_Part, ...]) -> Symbols:

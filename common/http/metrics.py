@@ -22,7 +22,7 @@ STAGE_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5,
 Value = tuple[Mapping[str, str], float]
 
 
-class Asked(Collector):
+class ScrapedMetrics(Collector):
     """Metrics that are read when Prometheus asks.
 
     Args:
@@ -103,4 +103,4 @@ def serve_intake(
             yield gauge(waiting, "Images by REST that wait for their turn.", [({}, turns.waiting)])
         yield refused
 
-    registry.register(Asked(read))
+    registry.register(ScrapedMetrics(read))

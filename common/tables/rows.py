@@ -45,7 +45,7 @@ _DIGEST_CHARACTERS = 16
 _WIDTHS_CHARACTERS = 8
 
 
-class Place(NamedTuple):
+class RuntimeTarget(NamedTuple):
     """What something runs on.
 
     Attributes:
@@ -177,7 +177,7 @@ def segments(plan: Plan) -> Iterator[Segment]:
 
 
 def profiled(
-    times: StageTimes, plans: Mapping[bytes, Plan], side: Side, place: Place, now_s: float
+    times: StageTimes, plans: Mapping[bytes, Plan], side: Side, place: RuntimeTarget, now_s: float
 ) -> list[LatencyRow]:
     """The rows of a profile of plans; what several plans share becomes one row.
 
@@ -200,7 +200,7 @@ def profiled(
 
 
 def row_of(
-    timing: Timing, segment: Segment, place: Place, source: Source, last_seen_s: float
+    timing: Timing, segment: Segment, place: RuntimeTarget, source: Source, last_seen_s: float
 ) -> LatencyRow:
     """The row of one segment."""
     return LatencyRow(

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import StoreError
-from common.tables.rows import LatencyRow, Place, Segment, Side, merged, read_json, row_of
+from common.tables.rows import LatencyRow, RuntimeTarget, Segment, Side, merged, read_json, row_of
 from common.tables.timing import Timing
 
 APPLICATION_ID: Final = 1397771348
@@ -307,7 +307,7 @@ def _check_version(path: Path, database: sqlite3.Connection) -> None:
 
 def newest_by_kind(
     database: sqlite3.Connection, columns: str
-) -> Iterator[tuple[Place, str, list[tuple[Any, ...]]]]:
+) -> Iterator[tuple[RuntimeTarget, str, list[tuple[Any, ...]]]]:
     """The newest samples of each plan on edges of each kind, as many of each edge.
 
     So an edge that sends much, or lies, counts no more than another. Of more than `RECENT` edges
@@ -334,13 +334,13 @@ def newest_by_kind(
         samples: list[tuple[Any, ...]] = []
         for _, edge in newest:
             samples += database.execute(query, (edge, device, runtime, threads, plan, share))
-        yield Place(device, runtime, threads), plan, samples
+        yield RuntimeTarget(device, runtime, threads), plan, samples
 
 
 def _served(database: sqlite3.Connection) -> list[LatencyRow]:
     """Rows of what frames took: the newest samples of all plans that share a segment."""
     segments = _segments(database)
-    taken: dict[tuple[Place, Segment], list[_Times]] = defaultdict(list)
+    taken: dict[tuple[RuntimeTarget, Segment], list[_Times]] = defaultdict(list)
     for side, place, plan, samples in _newest(database):
         times = np.array(samples, np.float64).reshape(-1, 1 + len(_STAGES))
         for segment in segments[plan]:
@@ -369,7 +369,7 @@ def _segments(database: sqlite3.Connection) -> dict[str, list[Segment]]:
 
 def _newest(
     database: sqlite3.Connection,
-) -> Iterator[tuple[Side, Place, str, Sequence[_Seen]]]:
+) -> Iterator[tuple[Side, RuntimeTarget, str, Sequence[_Seen]]]:
     """The newest samples of each plan: on each kind of edge, and in this cloud from all edges."""
     columns = ", ".join(("at_s", *(f"{stage}_ms" for stage in _STAGES)))
     plans = set()
@@ -379,7 +379,7 @@ def _newest(
     about: dict[str, str] = dict(database.execute("SELECT key, value FROM about"))
     if "device" not in about:
         return
-    here = Place(about["device"], about["runtime"], int(about["threads"]))
+    here = RuntimeTarget(about["device"], about["runtime"], int(about["threads"]))
     in_cloud = (
         f"SELECT {columns} FROM samples "  # noqa: S608 - constants
         f"WHERE plan = ? AND at_s >= ? ORDER BY at_s DESC LIMIT {RECENT}"

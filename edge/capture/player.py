@@ -44,7 +44,7 @@ _MOST_TRACES = 16
 
 
 @dataclass(frozen=True)
-class Shown:
+class LatestFrame:
     """A frame and what was found in it."""
 
     captured: "Captured"
@@ -94,7 +94,7 @@ class Player:
         self._begun = False
         self._sparingly = Sparingly()
         self._traced: set[str] = set()
-        self.latest: Shown | None = None
+        self.latest: LatestFrame | None = None
         self.failed = 0
         metrics.watch(self.age_s)
 
@@ -163,7 +163,7 @@ class Player:
             self._stopped.wait(_PAUSE_S)
             return
         self._metrics.served(outcome, captured.capture_ms)
-        self.latest = Shown(captured, outcome)
+        self.latest = LatestFrame(captured, outcome)
         self._served.append(outcome)
 
     def _lose(self, error: Exception) -> None:

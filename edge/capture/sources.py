@@ -97,7 +97,7 @@ class Feed(Protocol):
         """
 
 
-class Pictures:
+class PictureFolder:
     """The pictures of a folder, by name; read anew each time, so some may be added.
 
     Args:
@@ -393,7 +393,7 @@ def open_feed(source: str) -> Feed:
         return Video(source, live=True)
     path = Path(source)
     if path.is_dir():
-        return Pictures(path)
+        return PictureFolder(path)
     if not path.is_file():
         raise SourceError(f"{source}: no such file, folder or device")
     return Video(source, live=False)

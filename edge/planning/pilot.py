@@ -20,7 +20,7 @@ from common.link.link import Link
 from common.rpc import splitpoint_pb2 as pb
 from common.rpc.messages import microseconds
 from edge.link.prober import Prober
-from edge.planning.planner import DEFAULT, Choice, Planner, PlannerSettings, State
+from edge.planning.planner import DEFAULT, PlanChoice, Planner, PlannerSettings, State
 from edge.planning.predictor import Expected, Served
 from edge.runner import AS_USUAL, Patience
 from edge.stream.client import CloudClient, NoAnswerError
@@ -69,7 +69,7 @@ class Pilot:
                 raise
             _LOG.warning("serving without the cloud: %s", error)
 
-    def choose(self, deadline_ms: float | None = None) -> Choice:
+    def choose(self, deadline_ms: float | None = None) -> PlanChoice:
         """The plan of the next frame; see `Planner.choose`."""
         self._prober.frame()
         now_s = time.perf_counter()

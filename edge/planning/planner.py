@@ -57,7 +57,7 @@ DEFAULT = PlannerSettings()
 
 
 @dataclass(frozen=True)
-class Choice:
+class PlanChoice:
     """The plan of one frame.
 
     Attributes:
@@ -140,7 +140,7 @@ class Planner:
         self._regret = 0.0
         self._spent_ms = self._trials_ms = 0.0
 
-    def choose(self, now_s: float, deadline_ms: float | None = None) -> Choice:
+    def choose(self, now_s: float, deadline_ms: float | None = None) -> PlanChoice:
         """The plan of the next frame.
 
         Args:
@@ -287,7 +287,7 @@ class Planner:
         """Whether some plan serves without the cloud."""
         return any(not cost.needs_cloud for cost in self._costs.values())
 
-    def _without_deadline(self, expected: Mapping[bytes, Expected], now_s: float) -> Choice:
+    def _without_deadline(self, expected: Mapping[bytes, Expected], now_s: float) -> PlanChoice:
         able = self._able(expected.values(), now_s)
         best = min(able, key=lambda e: e.latency_ms)
         current = expected[self._current]
@@ -297,23 +297,23 @@ class Planner:
         gain = 1 - best.latency_ms / current.latency_ms
         if gain < self._settings.least_gain:
             self._regret *= _FORGIVING
-            return self._trial(current, able) or Choice(current, False, self._reason)
+            return self._trial(current, able) or PlanChoice(current, False, self._reason)
         self._regret += gain
         rested = now_s - self._switched_s >= self._settings.dwell_s
         if self._regret < self._settings.switch_cost or not rested:
-            return Choice(current, False, self._reason)
+            return PlanChoice(current, False, self._reason)
         reason = (
             f"{best.latency_ms:.1f} ms expected, "
             f"{current.latency_ms:.1f} with {current.cost.plan.name}"
         )
         return self._switch(best, now_s, reason)
 
-    def _switch(self, best: Expected, now_s: float, reason: str) -> Choice:
+    def _switch(self, best: Expected, now_s: float, reason: str) -> PlanChoice:
         self._current, self._reason = best.digest, reason
         self._switched_s, self._regret = now_s, 0.0
-        return Choice(best, True, reason)
+        return PlanChoice(best, True, reason)
 
-    def _trial(self, current: Expected, able: Sequence[Expected]) -> Choice | None:
+    def _trial(self, current: Expected, able: Sequence[Expected]) -> PlanChoice | None:
         """A plan that may be faster and is little known, if trials were cheap so far."""
         hopeful = [
             e
@@ -328,7 +328,7 @@ class Planner:
         if self._trials_ms + price_ms > self._settings.trial_share * self._spent_ms:
             return None
         self._trials_ms += price_ms
-        return Choice(tried, False, f"tried: it may be faster than {current.cost.plan.name}")
+        return PlanChoice(tried, False, f"tried: it may be faster than {current.cost.plan.name}")
 
     def _remember(self, deadline_ms: float, now_s: float) -> None:
         """Note a deadline, roughly; of too many different ones, the latest."""
@@ -338,15 +338,15 @@ class Planner:
         if len(self._deadlines) > _MOST_DEADLINES:
             del self._deadlines[next(iter(self._deadlines))]
 
-    def _in_time(self, able: Sequence[Expected], deadline_ms: float) -> Choice:
+    def _in_time(self, able: Sequence[Expected], deadline_ms: float) -> PlanChoice:
         in_time = [e for e in able if e.high_ms <= deadline_ms]
         if not in_time:
             fastest = min(able, key=lambda e: e.latency_ms)
-            return Choice(
+            return PlanChoice(
                 fastest, False, f"the fastest; none keeps {_in_ms(deadline_ms)} ms for sure"
             )
         best = min(in_time, key=_by_accuracy)
-        return Choice(best, False, f"the most accurate within {_in_ms(deadline_ms)} ms")
+        return PlanChoice(best, False, f"the most accurate within {_in_ms(deadline_ms)} ms")
 
     def _able(self, expected: Collection[Expected], now_s: float) -> Sequence[Expected]:
         """Those that can serve; if none can, those that could if the cloud were there and well."""
@@ -383,7 +383,7 @@ def _by_accuracy(expected: Expected) -> tuple[float, float]:
     return -expected.cost.plan.predicted.accuracy, expected.latency_ms
 
 
-def _might_change(able: Sequence[Expected], choice: Choice, deadline_ms: float) -> bool:
+def _might_change(able: Sequence[Expected], choice: PlanChoice, deadline_ms: float) -> bool:
     """Whether another bandwidth could lead to another choice by a deadline."""
     chosen = choice.expected
     if chosen.cost.needs_cloud:

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 
 from common.errors import NoFeasiblePlanError
 from search.allocate.lagrangian import lagrangian
-from search.allocate.problem import Choice
-from search.allocate.table import WIDTHS, Layer, Table, total_error, uniform_error
+from search.allocate.problem import TensorChoice
+from search.allocate.table import WIDTHS, FusedLayer, Table, total_error, uniform_error
 
 AVERAGES = (2, 4, 6, 8)
 """Average widths tried for activations, and the widths of uniform edge-only networks."""
@@ -184,14 +184,14 @@ def _configure(
 
 
 def _allocate_activations(
-    layers: Sequence[Layer], average: float, widths: tuple[int, ...]
+    layers: Sequence[FusedLayer], average: float, widths: tuple[int, ...]
 ) -> dict[str, int] | None:
     choices = [_choice(c.name, c.volume_out, c.activation_errors, widths) for c in layers]
     return _allocate(choices, average * sum(choice.elements for choice in choices))
 
 
 def _allocate_weights(
-    layers: Sequence[Layer], limit_bits: int, widths: tuple[int, ...]
+    layers: Sequence[FusedLayer], limit_bits: int, widths: tuple[int, ...]
 ) -> dict[str, int] | None:
     weighted = [layer for layer in layers if layer.weight_volume]
     return _allocate(
@@ -199,7 +199,7 @@ def _allocate_weights(
     )
 
 
-def _allocate(choices: Sequence[Choice], limit_bits: float) -> dict[str, int] | None:
+def _allocate(choices: Sequence[TensorChoice], limit_bits: float) -> dict[str, int] | None:
     if limit_bits < 0:
         return None
     try:
@@ -211,5 +211,5 @@ def _allocate(choices: Sequence[Choice], limit_bits: float) -> dict[str, int] | 
 
 def _choice(
     name: str, elements: int, errors: Mapping[int, float], widths: tuple[int, ...]
-) -> Choice:
-    return Choice(name, elements, widths, tuple(errors[width] for width in widths))
+) -> TensorChoice:
+    return TensorChoice(name, elements, widths, tuple(errors[width] for width in widths))

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from common.errors import NoFeasiblePlanError
 from search.allocate.problem import (
     Allocation,
-    Choice,
     Problem,
+    TensorChoice,
     check_limits,
     evaluate,
     is_feasible,
@@ -30,7 +30,7 @@ STEPS = 15
 """Of the walk through the bracket."""
 
 
-def lagrangian(choices: Sequence[Choice], limit_bits: float) -> tuple[int, ...]:
+def lagrangian(choices: Sequence[TensorChoice], limit_bits: float) -> tuple[int, ...]:
     """Widths of small error whose memory is within a limit.
 
     Raises:
@@ -39,13 +39,13 @@ def lagrangian(choices: Sequence[Choice], limit_bits: float) -> tuple[int, ...]:
     return at_multiplier(choices, multiplier(choices, limit_bits))
 
 
-def at_multiplier(choices: Sequence[Choice], value: float) -> tuple[int, ...]:
+def at_multiplier(choices: Sequence[TensorChoice], value: float) -> tuple[int, ...]:
     """Widths that minimise error + value * bits; of equals the narrowest."""
     picks = _Table(choices).picks(value)
     return tuple(choice.widths[pick] for choice, pick in zip(choices, picks, strict=True))
 
 
-def multiplier(choices: Sequence[Choice], limit_bits: float) -> float:
+def multiplier(choices: Sequence[TensorChoice], limit_bits: float) -> float:
     """The multiplier (error per bit) whose widths fit: zero if those of least error do.
 
     From |sum D(narrowest) - sum D(widest)| / volume it is doubled or halved until two neighbours
@@ -127,7 +127,7 @@ def _one_after_the_other(problem: Problem, limit_bits: int) -> Allocation:
 class _Table:
     """The choices as arrays (choices, widths); what a choice lacks has an infinite error."""
 
-    def __init__(self, choices: Sequence[Choice]) -> None:
+    def __init__(self, choices: Sequence[TensorChoice]) -> None:
         most = max((len(choice.widths) for choice in choices), default=1)
         self._bits = np.ones((len(choices), most), np.int64)
         self._errors = np.full((len(choices), most), np.inf)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from common.errors import NoFeasiblePlanError
 from search.allocate.exact import solve_exact
 from search.allocate.lagrangian import lagrangian
-from search.allocate.problem import Choice, Problem
+from search.allocate.problem import Problem, TensorChoice
 from search.network.cuts import Cut
 from search.network.graph import Node
 from search.quantization.heads import Heads
@@ -39,7 +39,7 @@ def relaxed(problem: Problem) -> Mapping[str, int]:
     return {choice.name: bits for choice, bits in zip(problem.weights, chosen, strict=True)}
 
 
-class Narrower:
+class LowBitAllocator:
     """Makes heads fit.
 
     Args:
@@ -122,7 +122,7 @@ class Narrower:
         for node in convs:
             widths = [w for w in WIDTHS if w >= least.get(node.name, 0)]
             choices.append(
-                Choice(
+                TensorChoice(
                     name=node.name,
                     elements=network.convs[node.name].weight.size,
                     widths=tuple(widths),

@@ -1,8 +1,8 @@
 """The allocation problem: a width for every weight and activation of the head, within limits.
 
-It knows nothing of networks: a `Choice` is a tensor with an error at each width, a `Problem` is a
-set of them with the limits that they share. Weights stay in memory for good; an activation counts
-only while it is alive, so what the activations need is the peak over the steps of execution.
+It knows nothing of networks: a `TensorChoice` is a tensor with an error at each width, a `Problem`
+is a set of them with the limits that they share. Weights stay in memory for good; an activation
+counts only while it is alive, so what the activations need is the peak over the steps of execution.
 
     weights at their widths  +  peak of live activations  +  overhead  <=  memory
 
@@ -20,7 +20,7 @@ _TIME_SLACK = 1e-6
 
 
 @dataclass(frozen=True)
-class Choice:
+class TensorChoice:
     """One tensor whose width is to be chosen.
 
     Attributes:
@@ -75,8 +75,8 @@ class Problem:
         time_limit_ms: Limit on the sum of the edge times.
     """
 
-    weights: tuple[Choice, ...]
-    activations: tuple[Choice, ...]
+    weights: tuple[TensorChoice, ...]
+    activations: tuple[TensorChoice, ...]
     live: tuple[tuple[int, ...], ...]
     memory_bits: int | None
     weight_bits: int | None = None
@@ -142,7 +142,7 @@ def evaluate(
     )
 
 
-def select(problem: Problem, index_of: Callable[[Choice], int]) -> Allocation:
+def select(problem: Problem, index_of: Callable[[TensorChoice], int]) -> Allocation:
     """The allocation that takes of each choice the width of the index that a rule gives."""
     return evaluate(
         problem,
@@ -220,7 +220,9 @@ def check_limits(problem: Problem) -> None:
         raise NoFeasiblePlanError("; ".join(excesses))
 
 
-def too_large(what: str, needed_bits: int, limit_bits: float, choices: Sequence[Choice]) -> str:
+def too_large(
+    what: str, needed_bits: int, limit_bits: float, choices: Sequence[TensorChoice]
+) -> str:
     """One line: what the narrowest widths need, what there is, and the cheapest way out."""
     needed, limit = math.ceil(needed_bits / 8), math.floor(limit_bits / 8)
     text = f"{what}: {needed:,} bytes at the narrowest widths, limit {limit:,}"
@@ -240,7 +242,7 @@ def too_slow(least_ms: float, limit_ms: float, given: str = "") -> str:
 
 def _exceeded(
     problem: Problem, allocation: Allocation
-) -> list[tuple[str, int, int, Sequence[Choice]]]:
+) -> list[tuple[str, int, int, Sequence[TensorChoice]]]:
     """The memory limits not kept: what needs memory, how much, the limit, and the tensors in it."""
     weights, peak = allocation.weight_bits, allocation.peak_bits
     total = weights + peak + problem.overhead_bits

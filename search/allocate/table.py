@@ -22,7 +22,7 @@ _SAMPLE = 100_000
 
 
 @dataclass(frozen=True)
-class Layer:
+class FusedLayer:
     """One layer of the fused network.
 
     Attributes:
@@ -52,7 +52,7 @@ class Layer:
 class Table:
     """The layers in execution order, and the elements of the image that they start from."""
 
-    layers: tuple[Layer, ...]
+    layers: tuple[FusedLayer, ...]
     image_elements: int
 
     def __post_init__(self) -> None:
@@ -81,7 +81,7 @@ class Table:
         }
         return {layer.name: len(self.layers) for layer in self.layers} | uses
 
-    def crossing(self, rank: int) -> tuple[Layer, ...]:
+    def crossing(self, rank: int) -> tuple[FusedLayer, ...]:
         """The layers up to `rank` whose output is still read after it."""
         return tuple(c for c in self.layers[: rank + 1] if self.last_use[c.name] > rank)
 
@@ -97,7 +97,7 @@ class Table:
 
 
 def total_error(
-    layers: Sequence[Layer], weights: Mapping[str, int], activations: Mapping[str, int]
+    layers: Sequence[FusedLayer], weights: Mapping[str, int], activations: Mapping[str, int]
 ) -> float:
     """Sum of the errors of layers, at the widths of their weights and outputs by name."""
     return sum(
@@ -137,16 +137,16 @@ def quantization_errors(
 
 
 def with_errors(
-    layers: Sequence[Layer],
+    layers: Sequence[FusedLayer],
     weights: Mapping[str, NDArray[np.floating]],
     activations: Mapping[str, NDArray[np.floating]],
     widths: Sequence[int] = WIDTHS,
-) -> tuple[Layer, ...]:
+) -> tuple[FusedLayer, ...]:
     """The layers with the errors of real tensors, by layer name: version 2 of the original."""
     all_weights = sum(layer.weight_volume for layer in layers)
     all_outputs = sum(layer.volume_out for layer in layers)
 
-    def weight_errors(layer: Layer) -> dict[int, float]:
+    def weight_errors(layer: FusedLayer) -> dict[int, float]:
         share = layer.weight_volume / max(all_weights, 1)
         return quantization_errors(weights[layer.name], widths, share) if share else {}
 
@@ -163,8 +163,8 @@ def with_errors(
 
 
 def random_errors(
-    layers: Sequence[Layer], seed: int, widths: Sequence[int] = WIDTHS
-) -> tuple[Layer, ...]:
+    layers: Sequence[FusedLayer], seed: int, widths: Sequence[int] = WIDTHS
+) -> tuple[FusedLayer, ...]:
     """The layers with the errors of random tensors: version 1 of the original.
 
     Weights are uniform in [-1, 1], activations in [0, m] with m uniform in [0.7, 6] for each layer.

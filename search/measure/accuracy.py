@@ -106,7 +106,7 @@ class CocoAccuracy:
         return self._judge.most_lost(reference, detections, level)
 
 
-class Agreement:
+class AgreementAccuracy:
     """Average precision against another network's detections.
 
     Args:
@@ -176,7 +176,7 @@ class _Judge:
         truth: The objects.
         image_ids: The images, in the order of detections.
         iou: One IoU; None for the mean from 0.50 to 0.95.
-        pooled: As for `Agreement`.
+        pooled: As for `AgreementAccuracy`.
     """
 
     def __init__(

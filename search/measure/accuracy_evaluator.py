@@ -18,7 +18,7 @@ from common.bundle.manifest import CodecSpec
 from common.machine import usable_cores
 from common.tasks.detections import Detections, DetectorSpec
 from search.cache import Cache, digest
-from search.measure.accuracy import AccuracySource, Agreement, CocoAccuracy
+from search.measure.accuracy import AccuracySource, AgreementAccuracy, CocoAccuracy
 from search.measure.evaluate import Evaluator
 from search.measure.frames import Frames
 from search.network.cuts import Cut, prefix_cuts
@@ -36,7 +36,7 @@ KEEP_LEVEL = 0.9
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredAccuracy:
     """Accuracy of one candidate.
 
     Attributes:
@@ -50,7 +50,7 @@ class Measured:
     most_lost: float
 
 
-class Meter:
+class AccuracyEvaluator:
     """Accuracies by what candidates do.
 
     Args:
@@ -79,8 +79,8 @@ class Meter:
         self._max_drop = max_drop
         self._cache = cache
         self._judged_on = judged_on
-        self._known: dict[str, tuple[Candidate, Measured]] = {}
-        self._judged: dict[str, Measured] = {}
+        self._known: dict[str, tuple[Candidate, MeasuredAccuracy]] = {}
+        self._judged: dict[str, MeasuredAccuracy] = {}
 
     def __contains__(self, candidate: Candidate) -> bool:
         return self.digest(candidate) in self._known
@@ -98,7 +98,7 @@ class Meter:
         """Those of a cut with the widths that it has."""
         return [c for c in self.candidates if c.cut.label == cut.label]
 
-    def measured(self, candidate: Candidate) -> Measured:
+    def measured(self, candidate: Candidate) -> MeasuredAccuracy:
         """The accuracy of a candidate, measured now if it was not."""
         key = self.digest(candidate)
         if key not in self._known:
@@ -133,7 +133,7 @@ class Meter:
             self.measured(candidate)
             progress(done, len(candidates))
 
-    def _judge(self, candidate: Candidate) -> Measured:
+    def _judge(self, candidate: Candidate) -> MeasuredAccuracy:
         identity = self._evaluator.identity(candidate)
         if identity not in self._judged:
             accuracy, images, most_lost = self._cache.json(
@@ -142,7 +142,7 @@ class Meter:
                 lambda: self._measure(candidate),
             )
             bound = math.inf if most_lost is None else most_lost
-            self._judged[identity] = Measured(accuracy, images, bound)
+            self._judged[identity] = MeasuredAccuracy(accuracy, images, bound)
         return self._judged[identity]
 
     def _measure(self, candidate: Candidate) -> tuple[float, int, float | None]:
@@ -169,7 +169,7 @@ def open_meter(
     max_drop: float,
     cache: Cache,
     origin: str,
-) -> tuple[Meter, float]:
+) -> tuple[AccuracyEvaluator, float]:
     """A meter, and the median time of postprocessing in ms on this machine.
 
     Args:
@@ -179,8 +179,8 @@ def open_meter(
         annotations: COCO instances file of them; without, the floating-point network's detections
             stand in for the truth.
         folder: For tails while they are evaluated.
-        max_drop: As for `Meter`.
-        cache: As for `Meter`.
+        max_drop: As for `AccuracyEvaluator`.
+        cache: As for `AccuracyEvaluator`.
         origin: Digest of the network and the calibration images.
     """
     evaluator = Evaluator(
@@ -194,8 +194,10 @@ def open_meter(
     reference, postprocess_ms = evaluator.reference(prefix_cuts(heads.network.graph)[0])
     source: AccuracySource
     if annotations is None:
-        source = Agreement(reference, pooled=True)
+        source = AgreementAccuracy(reference, pooled=True)
     else:
         source = CocoAccuracy(annotations, evaluation.names)
     judged_on = digest(origin, evaluation.pixels, annotations and annotations.read_bytes())
-    return Meter(evaluator, source, reference, max_drop, cache, judged_on), postprocess_ms
+    return AccuracyEvaluator(
+        evaluator, source, reference, max_drop, cache, judged_on
+    ), postprocess_ms

@@ -20,8 +20,8 @@ from common.link.link import Link
 from common.tables.rows import BOXES, LETTERBOX, head_to, tail_from, wire_of
 from search.measure.latency import CutTimes
 from search.network.cuts import Cut
-from search.prediction.devices import DeviceProfile, Pace
-from search.prediction.table_calibration import Coding, Learned
+from search.prediction.devices import DeviceProfile, SpeedModel
+from search.prediction.table_calibration import Coding, TableCalibration
 
 # What a frame takes on the wire beside its payloads: message fields, gRPC and HTTP/2 framing.
 FRAME_OVERHEAD_BYTES = 100
@@ -106,7 +106,7 @@ def context_file(model: ContextModel) -> str:
 
 
 @dataclass(frozen=True)
-class World:
+class CostModel:
     """What a prediction depends on beside the plan: times in ms on this machine, link, device.
 
     Attributes:
@@ -121,17 +121,17 @@ class World:
     device: DeviceProfile
     preprocess_ms: float
     postprocess_ms: float
-    learned: Learned | None = None
+    learned: TableCalibration | None = None
 
     @property
-    def edge(self) -> Pace:
+    def edge(self) -> SpeedModel:
         """How long work takes on the device."""
-        return Pace(self.device.slowdown) if self.learned is None else self.learned.edge.pace
+        return SpeedModel(self.device.slowdown) if self.learned is None else self.learned.edge.pace
 
     @property
-    def cloud(self) -> Pace:
+    def cloud(self) -> SpeedModel:
         """How long work takes in the cloud."""
-        return Pace() if self.learned is None else self.learned.cloud.pace
+        return SpeedModel() if self.learned is None else self.learned.cloud.pace
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class OwnCosts:
 
 
 @dataclass(frozen=True, eq=False)
-class Judged:
+class RankedCandidate:
     """A candidate with its prediction.
 
     Attributes:
@@ -201,7 +201,7 @@ class Judged:
         return fast_ms, sent, float(self.candidate.edge_memory_bytes), lost
 
 
-def predict(candidate: Candidate, times: CutTimes, world: World) -> Prediction:
+def predict(candidate: Candidate, times: CutTimes, world: CostModel) -> Prediction:
     """Latency by stage on the device and link of `world`; accuracy is left at zero."""
     edge_only = candidate.codec is None
     return predicted(
@@ -220,7 +220,7 @@ def predict(candidate: Candidate, times: CutTimes, world: World) -> Prediction:
     )
 
 
-def predicted(costs: OwnCosts, world: World) -> Prediction:
+def predicted(costs: OwnCosts, world: CostModel) -> Prediction:
     """As `predict`, of any plan whose costs are known."""
     edge, cloud = world.edge, world.cloud
     codec, edge_only = "" if costs.codec is None else costs.codec.name, costs.codec is None
@@ -246,7 +246,7 @@ def predicted(costs: OwnCosts, world: World) -> Prediction:
     )
 
 
-def with_coding(world: World, candidates: Iterable[Candidate]) -> World:
+def with_coding(world: CostModel, candidates: Iterable[Candidate]) -> CostModel:
     """The world with what tables say of codecs, compared with candidates that they name."""
     if world.learned is None:
         return world
@@ -260,19 +260,25 @@ def with_coding(world: World, candidates: Iterable[Candidate]) -> World:
 
 
 def judge(
-    candidates: Iterable[Candidate], times: dict[str, CutTimes], world: World
-) -> list[Judged]:
+    candidates: Iterable[Candidate], times: dict[str, CutTimes], world: CostModel
+) -> list[RankedCandidate]:
     """Predict all candidates, fastest first."""
     judged = []
     for each in candidates:
         known = times[each.cut.name]
         expected = predict(each, known, world)
-        judged.append(Judged(each, expected.latency_ms, known, uplink_ms=expected.uplink_ms))
+        judged.append(
+            RankedCandidate(each, expected.latency_ms, known, uplink_ms=expected.uplink_ms)
+        )
     return sorted(judged, key=lambda each: each.latency_ms)
 
 
 def shortlist(
-    candidates: Sequence[Candidate], times: dict[str, CutTimes], world: World, *, per_width: int = 3
+    candidates: Sequence[Candidate],
+    times: dict[str, CutTimes],
+    world: CostModel,
+    *,
+    per_width: int = 3,
 ) -> list[Candidate]:
     """The candidates whose accuracy is worth measuring.
 
@@ -316,16 +322,16 @@ def _labelled(candidate: Candidate, suffix: str) -> Candidate:
     return replace(candidate, label=f"{candidate.label or usual} {suffix}".strip())
 
 
-def pareto(judged: Sequence[Judged]) -> list[Judged]:
+def pareto(judged: Sequence[RankedCandidate]) -> list[RankedCandidate]:
     """Those that no other one beats or equals on every axis."""
-    front: list[Judged] = []
+    front: list[RankedCandidate] = []
     for each in sorted(judged, key=lambda j: j.axes):
         if not any(_dominates(other, each) for other in front):
             front.append(each)
     return front
 
 
-def worth_keeping(judged: Sequence[Judged]) -> list[Judged]:
+def worth_keeping(judged: Sequence[RankedCandidate]) -> list[RankedCandidate]:
     """The Pareto front, and plans to compare with even if they are beaten, fastest first.
 
     The planner needs the front. A user needs to see, on the own link, the fastest plan of each kind
@@ -340,5 +346,5 @@ def worth_keeping(judged: Sequence[Judged]) -> list[Judged]:
     return sorted(kept, key=lambda j: (j.latency_ms, -(j.accuracy or 0.0)))
 
 
-def _dominates(one: Judged, other: Judged) -> bool:
+def _dominates(one: RankedCandidate, other: RankedCandidate) -> bool:
     return all(a <= b for a, b in zip(one.axes, other.axes, strict=True))

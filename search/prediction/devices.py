@@ -30,7 +30,7 @@ class DeviceProfile:
 
 
 @dataclass(frozen=True)
-class Pace:
+class SpeedModel:
     """How long work takes somewhere, given how long it takes on this machine.
 
     Attributes:

@@ -27,7 +27,7 @@ from common.errors import SettingsError
 from common.tables.rows import BOXES, LETTERBOX, LatencyRow, head_to, tail_from, trust
 from search.measure.latency import CutTimes
 from search.network.cuts import Cut
-from search.prediction.devices import DEVICES, DeviceProfile, Pace
+from search.prediction.devices import DEVICES, DeviceProfile, SpeedModel
 
 _MOST_WEIGHT = 100
 _PLAIN_BITS = ("8", "32")
@@ -45,7 +45,7 @@ class Coding:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class SideCalibration:
     """What tables say of one side.
 
     Attributes:
@@ -56,7 +56,7 @@ class Lesson:
         high: Slowdown that a quarter of them are above.
     """
 
-    pace: Pace
+    pace: SpeedModel
     rows: Mapping[str, LatencyRow] = field(default_factory=dict)
     paired: int = 0
     low: float = 1.0
@@ -68,7 +68,7 @@ class Lesson:
 
 
 @dataclass(frozen=True)
-class Learned:
+class TableCalibration:
     """What tables say of an edge and of the cloud.
 
     Attributes:
@@ -79,11 +79,11 @@ class Learned:
     """
 
     device: str
-    edge: Lesson
-    cloud: Lesson
+    edge: SideCalibration
+    cloud: SideCalibration
     ignored: int
 
-    def with_coding(self, coded: Sequence[Coding]) -> "Learned":
+    def with_coding(self, coded: Sequence[Coding]) -> "TableCalibration":
         """The same with slowdowns of codecs that some of the candidates and the rows share."""
         edge = ((each.codec, each.encode, each.encode_ms) for each in coded)
         cloud = ((each.codec, each.decode, each.decode_ms) for each in coded)
@@ -171,7 +171,7 @@ def learn(
     *,
     preprocess_ms: float,
     postprocess_ms: float,
-) -> Learned:
+) -> TableCalibration:
     """Compare tables with what this machine takes.
 
     Args:
@@ -188,7 +188,7 @@ def learn(
     believable = [row for row in rows if row.high_ms - row.low_ms <= row.median_ms]
     mine = [row for row in believable if row.side == "edge" and row.device == device.name]
     theirs = [row for row in believable if row.side == "cloud"]
-    return Learned(
+    return TableCalibration(
         device=device.name,
         edge=_lesson(mine, heads, shared, device.slowdown),
         cloud=_lesson(theirs, tails, boxes, 1.0),
@@ -201,7 +201,7 @@ def _lesson(
     own_ms: Mapping[str, float],
     small_ms: Mapping[str, float],
     otherwise: float,
-) -> Lesson:
+) -> SideCalibration:
     """What rows of one side teach.
 
     Args:
@@ -214,12 +214,14 @@ def _lesson(
     known_ms = {name: row.median_ms for name, row in best.items()}
     ratios = _ratios(best, own_ms) or _ratios(best, small_ms)
     if not ratios:
-        return Lesson(Pace(otherwise, known_ms), best, 0, otherwise, otherwise)
+        return SideCalibration(SpeedModel(otherwise, known_ms), best, 0, otherwise, otherwise)
     low, middle, high = _quantiles(ratios, (0.25, 0.5, 0.75))
-    return Lesson(Pace(middle, known_ms), best, len(ratios), low, high)
+    return SideCalibration(SpeedModel(middle, known_ms), best, len(ratios), low, high)
 
 
-def _with_coding(lesson: Lesson, coded: Iterable[tuple[str, str, float]]) -> Lesson:
+def _with_coding(
+    lesson: SideCalibration, coded: Iterable[tuple[str, str, float]]
+) -> SideCalibration:
     """With slowdowns by codec, from (codec, segment, own ms) of candidates."""
     ratios: dict[str, dict[str, tuple[float, float]]] = {}
     for codec, segment, own_ms in coded:

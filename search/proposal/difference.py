@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from common.bundle.manifest import Manifest, Plan, Prediction, Search, wire_digest
 from common.link.link import Link
 from common.tables.rows import LatencyRow, Segment, segments, wire_of
-from search.prediction.candidates import Candidate, OwnCosts, World, predicted
+from search.prediction.candidates import Candidate, CostModel, OwnCosts, predicted
 from search.prediction.devices import DEVICES
-from search.prediction.table_calibration import Learned
+from search.prediction.table_calibration import TableCalibration
 from search.reports import time_sources as origins
-from search.request import Found
+from search.request import SearchResult
 
 STAGES = ("preprocess", "head", "encode", "uplink", "rtt", "decode", "tail", "postprocess")
 _MOST_ASSUMPTIONS = 10
@@ -27,7 +27,7 @@ _NEGLIGIBLE_MS = 0.05
 
 
 @dataclass(frozen=True)
-class Again:
+class RepredictedPlan:
     """A plan of the old bundle, predicted anew.
 
     Attributes:
@@ -74,12 +74,12 @@ class Difference:
         first: Name of the plan that the present bundle's edges begin with.
     """
 
-    old: tuple[Again, ...]
+    old: tuple[RepredictedPlan, ...]
     new: tuple[Plan, ...]
     asked: Search
     found_for: Search
     link: Link
-    learned: Learned
+    learned: TableCalibration
     first: str
 
     @property
@@ -99,7 +99,7 @@ class Difference:
         return sorted(found.values(), key=lambda each: -abs(each.now_ms - each.assumed_ms))
 
 
-def compare(present: Manifest, proposed: Manifest, found: Found) -> Difference:
+def compare(present: Manifest, proposed: Manifest, found: SearchResult) -> Difference:
     """Compare a bundle with what a search with latency tables has found.
 
     Args:
@@ -114,7 +114,7 @@ def compare(present: Manifest, proposed: Manifest, found: Found) -> Difference:
         raise ValueError("a search without tables has learnt nothing of the present bundle")
     known = {each.coding: each for each in reversed([j.candidate for j in found.judged])}
     old = [
-        Again(plan, predict_again(plan, present.search, found, known.get(_coding(plan))))
+        RepredictedPlan(plan, predict_again(plan, present.search, found, known.get(_coding(plan))))
         for plan in present.plans
     ]
     return Difference(
@@ -129,7 +129,7 @@ def compare(present: Manifest, proposed: Manifest, found: Found) -> Difference:
 
 
 def predict_again(
-    plan: Plan, asked: Search, found: Found, alike: Candidate | None = None
+    plan: Plan, asked: Search, found: SearchResult, alike: Candidate | None = None
 ) -> Prediction:
     """What a plan takes in the world of another search.
 
@@ -154,7 +154,7 @@ def predict_again(
         sent_bytes=before.uplink_bytes,
         edge_memory_bytes=before.edge_memory_bytes,
     )
-    world: World = found.world
+    world: CostModel = found.world
     judged = ("accuracy", "accuracy_drop", "accuracy_drop_upper", "judged_images", "judged_by")
     kept = {name: getattr(before, name) for name in judged}
     return predicted(costs, world).model_copy(update=kept)
@@ -216,7 +216,7 @@ def _change(gain: float) -> str:
     return f"{gain:.1%} less" if gain >= 0 else f"{-gain:.1%} more"
 
 
-def _assumption(again: Again, segment: Segment, learned: Learned) -> Assumption:
+def _assumption(again: RepredictedPlan, segment: Segment, learned: TableCalibration) -> Assumption:
     lesson = learned.edge if segment.side == "edge" else learned.cloud
     return Assumption(
         segment=segment.name,
@@ -238,14 +238,14 @@ def _ms(prediction: Prediction, stage: str) -> float:
     return times[f"{stage}_ms"]
 
 
-def _stage_rows(best: Again, new: Plan) -> Iterable[str]:
+def _stage_rows(best: RepredictedPlan, new: Plan) -> Iterable[str]:
     for stage in (*STAGES, "latency"):
         assumed, now = _ms(best.plan.predicted, stage), _ms(best.now, stage)
         then = _ms(new.predicted, stage)
         yield f"| {stage} | {assumed:.1f} | {now:.1f} | {then:.1f} | {now - then:.1f} |"
 
 
-def _plan_row(again: Again) -> str:
+def _plan_row(again: RepredictedPlan) -> str:
     assumed, now = again.plan.predicted.latency_ms, again.now.latency_ms
     return f"| {again.plan.name} | {assumed:.1f} | {now:.1f} | {now - assumed:+.1f} |"
 

@@ -31,16 +31,16 @@ from search.prediction.devices import DEVICES
 from search.prediction.table_calibration import learned_device, require_device, rows_of
 from search.proposal.difference import Difference, compare, markdown
 from search.proposal.exchange import check_exchange, exchange
-from search.request import Found, Reporter, Request
+from search.request import Reporter, Request, SearchResult
 
 DIFFERENCE = "difference.md"
 
-Searcher = Callable[[Path, Request, Reporter], Found]
+Searcher = Callable[[Path, Request, Reporter], SearchResult]
 """As `search.bundling.search_to`."""
 
 
 @dataclass(frozen=True)
-class Asked:
+class ProposalSpec:
     """What a proposal is to be made from.
 
     Attributes:
@@ -83,7 +83,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ProposalOutcome:
     """What came of a proposal.
 
     Attributes:
@@ -97,7 +97,9 @@ class Outcome:
     previous: Path | None = None
 
 
-def propose(asked: Asked, reporter: Reporter, search: Searcher = search_to) -> Outcome:
+def propose(
+    asked: ProposalSpec, reporter: Reporter, search: Searcher = search_to
+) -> ProposalOutcome:
     """Search again with what tables say, and write what is found if it gains enough.
 
     Args:
@@ -125,14 +127,14 @@ def propose(asked: Asked, reporter: Reporter, search: Searcher = search_to) -> O
             )
         difference = compare(present, proposed, found)
         if difference.gain < asked.threshold:
-            return Outcome(difference)
+            return ProposalOutcome(difference)
         _write(asked.out, folder, proposed, markdown(difference))
     if not asked.deploy:
-        return Outcome(difference, asked.out)
-    return Outcome(difference, asked.bundle, exchange(asked.bundle, asked.out))
+        return ProposalOutcome(difference, asked.out)
+    return ProposalOutcome(difference, asked.bundle, exchange(asked.bundle, asked.out))
 
 
-def request_of(asked: Asked, present: Manifest, rows: list[LatencyRow]) -> Request:
+def request_of(asked: ProposalSpec, present: Manifest, rows: list[LatencyRow]) -> Request:
     """The search that the present bundle came from, with tables.
 
     A bundle without any plan that sends pixels, whatever it was searched for, is not followed by
@@ -196,7 +198,7 @@ def repeat(
             failed(error)
 
 
-def _check_places(asked: Asked) -> None:
+def _check_places(asked: ProposalSpec) -> None:
     """Everything about `out` that can be wrong, before hours of work."""
     bundle, out = asked.bundle.resolve(), asked.out.resolve()
     if out == bundle or bundle in out.parents or out in bundle.parents:

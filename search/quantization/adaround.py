@@ -16,7 +16,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from search.quantization.layers import Layer
+from search.quantization.layers import SampledLayer
 from search.quantization.network import QuantizedConv
 from search.quantization.weights import limits
 
@@ -30,7 +30,7 @@ _BETA = 20.0, 2.0
 _GAMMA, _ZETA = -0.1, 1.1
 
 
-def adaround(layer: Layer, conv: QuantizedConv, steps: int = _STEPS) -> QuantizedConv:
+def adaround(layer: SampledLayer, conv: QuantizedConv, steps: int = _STEPS) -> QuantizedConv:
     """Round the weights of a layer again, on the same scales.
 
     Args:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from search.quantization.layers import Layer
+from search.quantization.layers import SampledLayer
 from search.quantization.network import QuantizedConv
 from search.quantization.weights import limits
 
@@ -31,7 +31,7 @@ _PASSES = 4
 _BLOCK = 128
 
 
-def coordinate_descent(layer: Layer, conv: QuantizedConv) -> QuantizedConv:
+def coordinate_descent(layer: SampledLayer, conv: QuantizedConv) -> QuantizedConv:
     """Weights and scales of least error of the layer's sums.
 
     Args:

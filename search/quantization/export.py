@@ -23,7 +23,7 @@ from common.bundle.packed_weights import Packable, pack_weights
 from common.errors import ModelError
 from search.network.cuts import Cut
 from search.network.graph import IMAGE, Graph, Node
-from search.quantization.grids import Grid
+from search.quantization.grids import QuantParams
 from search.quantization.network import QuantizedGraph
 
 OPSET = 19
@@ -94,7 +94,9 @@ class _Builder:
         self.nodes.append(helper.make_node(op, inputs, [output], output, **attributes))
         return output
 
-    def quantize(self, source: str, grid: Grid, output: str, *, saturates: bool = True) -> str:
+    def quantize(
+        self, source: str, grid: QuantParams, output: str, *, saturates: bool = True
+    ) -> str:
         """Codes of values; where values may lie above a grid of few bits, they are cut off."""
         if not saturates or grid.bits == 8:
             return self.add("QuantizeLinear", (source, *self._grid(grid)), output)
@@ -102,10 +104,10 @@ class _Builder:
         top = self.constant(f"top_{grid.bits}", np.array(grid.top, np.uint8))
         return self.add("Clip", (wide, "", top), output)
 
-    def dequantize(self, source: str, grid: Grid, output: str) -> str:
+    def dequantize(self, source: str, grid: QuantParams, output: str) -> str:
         return self.add("DequantizeLinear", (source, *self._grid(grid)), output)
 
-    def _grid(self, grid: Grid) -> tuple[str, str]:
+    def _grid(self, grid: QuantParams) -> tuple[str, str]:
         key = f"grid_{np.float32(grid.scale).view(np.uint32):08x}_{grid.zero_point}"
         scale = self.constant(f"{key}.scale", np.array(grid.scale, np.float32))
         return scale, self.constant(f"{key}.zero", np.array(grid.zero_point, np.uint8))

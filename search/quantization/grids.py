@@ -24,7 +24,7 @@ _PERCENTILE = 99.99
 
 
 @dataclass(frozen=True)
-class Grid:
+class QuantParams:
     """Unsigned grid of 2^bits points: value = (q - zero_point) * scale; `scale` is a float32."""
 
     scale: float
@@ -37,7 +37,7 @@ class Grid:
         return (1 << self.bits) - 1
 
     @classmethod
-    def over(cls, low: float, high: float, bits: int = 8) -> "Grid":
+    def over(cls, low: float, high: float, bits: int = 8) -> "QuantParams":
         """The grid whose points cover [low, high], one end perhaps by less than half a step."""
         low, high, top = min(low, 0.0), max(high, 0.0), (1 << bits) - 1
         scale = float(np.float32((high - low) / top))
@@ -80,7 +80,7 @@ def least_error_range(distribution: Distribution, bits: int) -> Range:
     highs = distribution.high * np.linspace(1.0, least, 33) if distribution.high > 0 else [0.0]
     for low in lows:
         for high in highs:
-            grid = Grid.over(float(low), float(high), bits)
+            grid = QuantParams.over(float(low), float(high), bits)
             error = grid.dequantize(grid.quantize(values)) - values
             squared = float(np.dot(counts, error * error))
             if squared < least_squared:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from common.errors import ModelError
 from search.network import execute
 from search.network.graph import IMAGE, Node
-from search.quantization.grids import Grid
+from search.quantization.grids import QuantParams
 from search.quantization.network import QuantizedGraph
 
 Codes = NDArray[np.uint8]
@@ -86,7 +86,7 @@ def _conv(network: QuantizedGraph, node: Node, codes: Codes) -> Codes:
     return linear
 
 
-def _add(inputs: list[Codes], sources: list[Grid], target: Grid) -> Codes:
+def _add(inputs: list[Codes], sources: list[QuantParams], target: QuantParams) -> Codes:
     """In units of the target's step from the start, as the runtime's kernel does it."""
     ratios = [np.float32(source.scale) / np.float32(target.scale) for source in sources]
     offset = np.float32(target.zero_point) - sum(
@@ -97,7 +97,10 @@ def _add(inputs: list[Codes], sources: list[Grid], target: Grid) -> Codes:
 
 
 def _requantize(
-    sums: NDArray[np.float64], source: Grid, weight_scale: NDArray[np.float32], target: Grid
+    sums: NDArray[np.float64],
+    source: QuantParams,
+    weight_scale: NDArray[np.float32],
+    target: QuantParams,
 ) -> Codes:
     multiplier = np.float32(source.scale) * weight_scale / np.float32(target.scale)
     scaled = sums.astype(np.float32) * multiplier[None, :, None, None]

@@ -30,7 +30,7 @@ from search.network import execute
 from search.network.graph import IMAGE, Graph, Node
 from search.quantization.calibration import Distribution, Statistics
 from search.quantization.export import head_model
-from search.quantization.grids import Grid, Range
+from search.quantization.grids import QuantParams, Range
 from search.quantization.network import (
     Clips,
     QuantizedGraph,
@@ -180,7 +180,7 @@ def lp_range(distribution: Distribution, bits: int, p: float) -> Range:
     best, least = (distribution.low, distribution.high), np.inf
     for low in min(distribution.low, 0.0) * _SHARES[::2] if distribution.low < 0 else (0.0,):
         for high in distribution.high * _SHARES if distribution.high > 0 else (0.0,):
-            grid = Grid.over(float(low), float(high), bits)
+            grid = QuantParams.over(float(low), float(high), bits)
             error = np.abs(grid.dequantize(grid.quantize(values)) - values)
             norm = float(np.dot(counts, error**p))
             if norm < least:

@@ -17,7 +17,7 @@ from search.quantization.calibration import Statistics
 
 
 @dataclass(frozen=True)
-class Summary:
+class TensorSummary:
     """Minimum, maximum, mean and standard deviation of a tensor."""
 
     min: float
@@ -53,8 +53,8 @@ class LayerRow:
     volume_out: int
     volume_weights: int
     macs: int
-    weight: Summary | None
-    output: Summary
+    weight: TensorSummary | None
+    output: TensorSummary
 
 
 def layer_table(graph: Graph, statistics: Statistics) -> list[LayerRow]:
@@ -65,7 +65,7 @@ def layer_table(graph: Graph, statistics: Statistics) -> list[LayerRow]:
 def to_csv(rows: Sequence[LayerRow]) -> str:
     """The table with a column for each number; names in one cell are joined by spaces."""
     text = io.StringIO()
-    parts = [field.name for field in fields(Summary)]
+    parts = [field.name for field in fields(TensorSummary)]
     plain = [field.name for field in fields(LayerRow)][:-2]
     writer = csv.writer(text, lineterminator="\n")
     spread = [f"{side}_{part}" for side in ("weight", "output") for part in parts]
@@ -98,10 +98,12 @@ def _row(graph: Graph, statistics: Statistics, rank: int, node: Node) -> LayerRo
         volume_weights=0 if node.weight is None else node.weight.size,
         macs=node.macs,
         weight=None if node.weight is None else _summary(node.weight),
-        output=Summary(seen.low, seen.high, seen.mean, seen.std),
+        output=TensorSummary(seen.low, seen.high, seen.mean, seen.std),
     )
 
 
-def _summary(values: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> Summary:
+def _summary(values: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> TensorSummary:
     wide = values.astype(np.float64)
-    return Summary(*(float(each) for each in (wide.min(), wide.max(), wide.mean(), wide.std())))
+    return TensorSummary(
+        *(float(each) for each in (wide.min(), wide.max(), wide.mean(), wide.std()))
+    )

@@ -26,7 +26,7 @@ _SAMPLES_PER_INPUT = 2
 
 
 @dataclass(frozen=True, eq=False)
-class Layer:
+class SampledLayer:
     """One convolution on sampled positions, in random order.
 
     Attributes:
@@ -86,7 +86,7 @@ class Layer:
 
 def layers_of(
     network: QuantizedGraph, fetch: Sequence[str], frames: NDArray[np.uint8]
-) -> Iterator[Layer]:
+) -> Iterator[SampledLayer]:
     """The convolutions that make the tensors `fetch`, in the order of execution.
 
     A layer is executed when the next one is asked for: with the integers that `network.convs` holds
@@ -139,7 +139,7 @@ def _sampled(
     codes: NDArray[np.uint8],
     exact: NDArray[np.float16] | None,
     rng: np.random.Generator,
-) -> Layer:
+) -> SampledLayer:
     """Random positions of every frame, twice as many as a channel has weights or more."""
     if node.weight is None:
         raise ModelError(f"{node.name}: a convolution without weights")
@@ -158,8 +158,8 @@ def _sampled(
         torch.from_numpy(np.concatenate(some).reshape(len(order), groups, -1))[order]
         for some in (rounded, ideal)
     )
-    layer = Layer(node, clean, torch.zeros(len(order), len(node.weight)))
-    return Layer(node, patches, layer.sums(torch.from_numpy(node.weight), layer.bias))
+    layer = SampledLayer(node, clean, torch.zeros(len(order), len(node.weight)))
+    return SampledLayer(node, patches, layer.sums(torch.from_numpy(node.weight), layer.bias))
 
 
 def _patches(

@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from common.errors import ModelError
 from search.network.graph import IMAGE, Activation, Graph, Node
 from search.quantization.calibration import Statistics
-from search.quantization.grids import RANGES, Clipping, Grid, Range
+from search.quantization.grids import RANGES, Clipping, QuantParams, Range
 from search.quantization.weights import CLIPS, Floats, round_nearest, scale_of
 from search.quantization.widths import FULL, Configuration, Widths, makes_values
 
-IMAGE_GRID = Grid(float(np.float32(1 / 255)), 0)
+IMAGE_GRID = QuantParams(float(np.float32(1 / 255)), 0)
 
 
 _CLIP_SIDES = ("after", "before", "weights")
@@ -112,8 +112,8 @@ class QuantizedGraph:
     """
 
     graph: Graph
-    grids: Mapping[str, Grid]
-    before: Mapping[str, Grid]
+    grids: Mapping[str, QuantParams]
+    before: Mapping[str, QuantParams]
     convs: Mapping[str, QuantizedConv]
     refused: Mapping[str, str]
 
@@ -180,7 +180,7 @@ def quantize(
             products saturates in 16 bits.
     """
     grids = {IMAGE: IMAGE_GRID}
-    before: dict[str, Grid] = {}
+    before: dict[str, QuantParams] = {}
     convs: dict[str, QuantizedConv] = {}
     refused: dict[str, str] = {}
     for node in graph.nodes[1:]:
@@ -188,7 +188,7 @@ def quantize(
         if moves_values(node):
             grids[node.name] = grids[node.inputs[0]]
         else:
-            grids[node.name] = Grid.over(*clips.after[node.name], each.activation)
+            grids[node.name] = QuantParams.over(*clips.after[node.name], each.activation)
         if has_table(node):
             before[node.name] = _below(node, clips)
         if node.op == "conv":
@@ -203,7 +203,7 @@ def quantize(
 
 
 def integer_bias(
-    bias: NDArray[np.floating] | None, source: Grid, scale: Floats
+    bias: NDArray[np.floating] | None, source: QuantParams, scale: Floats
 ) -> NDArray[np.int32]:
     """A bias (C_out,) in units of input scale x weight scale."""
     real = np.zeros(len(scale)) if bias is None else bias.astype(np.float64)
@@ -222,11 +222,11 @@ def moves_values(node: Node) -> bool:
     return node.op in ("max_pool", "upsample", "slice")
 
 
-def _below(node: Node, clips: Clips) -> Grid:
+def _below(node: Node, clips: Clips) -> QuantParams:
     """The grid of sums: what a leaky ReLU would put above the tensor's range is cut off here."""
     (low, high), top = clips.before[node.name], clips.after[node.name][1]
     leaky = node.activation is not None and node.activation.kind == "leaky_relu"
-    return Grid.over(low, min(high, top) if leaky and top > 0 else high)
+    return QuantParams.over(low, min(high, top) if leaky and top > 0 else high)
 
 
 def _weight(node: Node) -> Floats:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from search.quantization.adaround import adaround
 from search.quantization.descent import coordinate_descent
-from search.quantization.layers import Layer, layers_of
+from search.quantization.layers import SampledLayer, layers_of
 from search.quantization.network import QuantizedConv, QuantizedGraph, Rounding, integer_bias
 
 Progress = Callable[[int, int, str], None]
@@ -21,12 +21,14 @@ Progress = Callable[[int, int, str], None]
 _ROUNDED_TOGETHER_BITS = 6
 """Weights of more bits are rounded to the nearest: nothing is left to gain."""
 
-_ROUNDINGS: Mapping[Rounding, Callable[[Layer, QuantizedConv], QuantizedConv]] = MappingProxyType(
-    {
-        "nearest": lambda _layer, conv: conv,
-        "adaround": adaround,
-        "descent": coordinate_descent,
-    }
+_ROUNDINGS: Mapping[Rounding, Callable[[SampledLayer, QuantizedConv], QuantizedConv]] = (
+    MappingProxyType(
+        {
+            "nearest": lambda _layer, conv: conv,
+            "adaround": adaround,
+            "descent": coordinate_descent,
+        }
+    )
 )
 
 

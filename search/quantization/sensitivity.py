@@ -22,7 +22,7 @@ from common.choices import one_of
 from search.network import execute
 from search.network.graph import Graph, Node
 from search.quantization.calibration import Statistics
-from search.quantization.grids import Grid, least_error_range
+from search.quantization.grids import QuantParams, least_error_range
 from search.quantization.network import QuantizedGraph
 from search.quantization.recipe import Recipe, rounded
 from search.quantization.widths import WIDTHS, Configuration, uniform
@@ -94,7 +94,7 @@ class _Rounded:
             bits: rounded(graph, statistics, uniform(graph, bits), plain) for bits in WIDTHS
         }
         self._grids = {
-            (node.name, bits): Grid.over(
+            (node.name, bits): QuantParams.over(
                 *least_error_range(statistics.after[node.name], bits), bits
             )
             for node in self.layers

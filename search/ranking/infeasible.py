@@ -14,7 +14,7 @@ from common.bundle.manifest import JudgedBy
 from search.measure.held_out import JUDGING_SHARE
 from search.measure.intervals import images_needed
 from search.network.cuts import Cut
-from search.prediction.candidates import Judged
+from search.prediction.candidates import RankedCandidate
 from search.quantization.heads import Heads
 from search.request import Request
 
@@ -66,7 +66,7 @@ def smallest_head(heads: Heads, cuts: Sequence[Cut]) -> str:
 
 
 def nothing_fits(
-    measured: Sequence[Judged],
+    measured: Sequence[RankedCandidate],
     best: float,
     request: Request,
     heads: Heads,
@@ -103,13 +103,13 @@ def nothing_fits(
     )
 
 
-def _closest(measured: Sequence[Judged]) -> Judged:
+def _closest(measured: Sequence[RankedCandidate]) -> RankedCandidate:
     """What surely loses least."""
     return min(measured, key=lambda judged: (judged.most_lost, -(judged.accuracy or 0.0)))
 
 
 def _relaxations(
-    measured: Sequence[Judged],
+    measured: Sequence[RankedCandidate],
     best: float,
     request: Request,
     heads: Heads,
@@ -144,7 +144,7 @@ def _relaxations(
 
 
 def _accuracy_relaxations(
-    fitting: Sequence[Judged], best: float, max_drop: float, judged_by: JudgedBy
+    fitting: Sequence[RankedCandidate], best: float, max_drop: float, judged_by: JudgedBy
 ) -> Iterable[Relaxation]:
     """A larger limit for what surely loses least, or pictures that show that it loses no more."""
     closest = _closest(fitting)

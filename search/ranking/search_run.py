@@ -17,14 +17,14 @@ from typing import Literal
 from common.bundle.manifest import CodecSpec
 from common.errors import NoFeasiblePlanError
 from common.tables.store_file import read_tables
-from search.allocate.low_bit import Narrower
+from search.allocate.low_bit import LowBitAllocator
 from search.measure.accuracy_evaluator import open_meter
 from search.measure.held_out import Judging
 from search.measure.latency import CutTimes, MeasuredLatency
 from search.network.cuts import Cut, cut_of_head, prefix_cuts
 from search.prediction.candidates import (
     Candidate,
-    World,
+    CostModel,
     judge,
     named_apart,
     shortlist,
@@ -40,7 +40,7 @@ from search.ranking.infeasible import no_head_fits, nothing_fits, smallest_head
 from search.refine.format_search import FormatSearch
 from search.refine.refine import cheapest
 from search.refine.screening import Screening, screened
-from search.request import Found, Reporter, Request
+from search.request import Reporter, Request, SearchResult
 from search.strategies.baselines import (
     BASELINES,
     ONE_CUT,
@@ -73,7 +73,7 @@ class Network:
     cuts: Sequence[Cut]
 
 
-def rank(request: Request, network: Network, judging: Judging, reporter: Reporter) -> Found:
+def rank(request: Request, network: Network, judging: Judging, reporter: Reporter) -> SearchResult:
     """Measure what the limits allow and keep the plans worth it.
 
     Args:
@@ -107,7 +107,7 @@ class _Ranking:
         self._judging = judging
         self._reporter = reporter
         self._folder = folder
-        self._narrower: Narrower | None = None
+        self._narrower: LowBitAllocator | None = None
         self._rows = None
         if request.tables is not None:
             rows = read_tables(request.tables)
@@ -130,11 +130,11 @@ class _Ranking:
             origin=prepared.origin,
             tail_threads=request.cloud_threads,
         )
-        self._world = World(
+        self._world = CostModel(
             request.link, request.device, prepared.calibration.letterbox_ms, postprocess_ms
         )
 
-    def run(self) -> Found:
+    def run(self) -> SearchResult:
         """All steps of our own search, or what a baseline would do."""
         if self._request.strategy in BASELINES:
             return self._run_baseline()
@@ -185,7 +185,7 @@ class _Ranking:
         )
         return formats.search(good, cuts)
 
-    def _run_baseline(self) -> Found:
+    def _run_baseline(self) -> SearchResult:
         """What the strategy asked for would deploy, measured as our own plans are."""
         name, graph = self._request.strategy, self._heads.network.graph
         whole = [node.name for node in graph.nodes[1:]]
@@ -259,7 +259,7 @@ class _Ranking:
         narrow: list[Cut] = []
         if limit is not None and len(fitting) < len(runnable) and request.narrow_cuts:
             errors = self._prepared.sensitivity("measured", self._reporter).weights
-            self._narrower = Narrower(heads, errors, limit, self._rounder("default"))
+            self._narrower = LowBitAllocator(heads, errors, limit, self._rounder("default"))
             narrow = self._narrower.narrowed(runnable)
         if not fitting and not narrow:
             raise NoFeasiblePlanError(no_head_fits(heads, runnable, limit))
@@ -328,7 +328,7 @@ class _Ranking:
         candidates: Sequence[Candidate],
         times: dict[str, CutTimes],
         curves: dict[str, tuple[RatePoint, ...]],
-    ) -> Found:
+    ) -> SearchResult:
         digests = {each: self._meter.digest(each) for each in candidates}
         alone: dict[str, Candidate] = {}
         for each in candidates:
@@ -364,7 +364,7 @@ class _Ranking:
                     self._judging.judged_by,
                 )
             )
-        return Found(
+        return SearchResult(
             request=self._request,
             metric=self._meter.metric,
             reference_accuracy=self._meter.best,

@@ -25,7 +25,7 @@ from search.wire.rate_curve import RateCurve, RatePoint
 from search.wire.tail_adaptation import Wire
 
 
-class Remembered:
+class CachedRefiner:
     """Keeps a refiner's curves, options and adapted tails.
 
     Args:
@@ -78,11 +78,11 @@ class Remembered:
         return _tail_from_arrays(weights, cut, label) if weights else cut
 
 
-class _Record(BaseModel):
+class _CachedRecord(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
 
-class _PointRecord(_Record):
+class _PointRecord(_CachedRecord):
     step: float
     dead_zone: float
     clip: float
@@ -91,12 +91,12 @@ class _PointRecord(_Record):
     error: float
 
 
-class _CurveRecord(_Record):
+class _CurveRecord(_CachedRecord):
     points: tuple[_PointRecord, ...]
     contexts: int
 
 
-class _OptionRecord(_Record):
+class _OptionRecord(_CachedRecord):
     codec: CodecSpec
     payload_bytes: float
     encode_ms: float
@@ -108,7 +108,7 @@ class _OptionRecord(_Record):
     contexts_after: int
 
 
-class _OptionsRecord(_Record):
+class _OptionsRecord(_CachedRecord):
     options: tuple[_OptionRecord, ...]
 
 

@@ -12,12 +12,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from search.measure.accuracy_evaluator import Meter
+from search.measure.accuracy_evaluator import AccuracyEvaluator
 from search.network.cuts import Cut, cut_of_head
 from search.prediction.candidates import Candidate
 from search.prepare import Prepared
 from search.quantization.heads import Heads
-from search.refine.cached_refiner import Remembered
+from search.refine.cached_refiner import CachedRefiner
 from search.refine.refine import Refiner, cheaper
 from search.request import Reporter, Request
 from search.wire.rate_curve import RateCurve, RatePoint
@@ -45,7 +45,7 @@ class FormatSearch:
         request: Request,
         prepared: Prepared,
         heads: Heads,
-        meter: Meter,
+        meter: AccuracyEvaluator,
         is_good: Callable[[Candidate], bool],
         reporter: Reporter,
         folder: Path,
@@ -69,7 +69,7 @@ class FormatSearch:
         """
         curves = {}
         for cut in cuts[: self._request.refined_cuts]:
-            refiner = Remembered(
+            refiner = CachedRefiner(
                 partial(self._refiner, cut),
                 self._heads,
                 self._prepared.cache,
@@ -96,7 +96,9 @@ class FormatSearch:
             curves[cut.label] = curve.points
         return curves
 
-    def _is_good_adapted(self, refiner: Remembered, curve: RateCurve, cut: Cut, wire: Wire) -> bool:
+    def _is_good_adapted(
+        self, refiner: CachedRefiner, curve: RateCurve, cut: Cut, wire: Wire
+    ) -> bool:
         """Whether a wire format is good if a tail is adapted to it."""
         options = refiner.options(cut, curve, wire)
         tail = refiner.adapted(cut, wire, options[0].label)

@@ -21,7 +21,7 @@ from search.measure.latency import CutTimes
 from search.network.cuts import Cut
 from search.network.execute import run
 from search.network.graph import IMAGE
-from search.prediction.candidates import Candidate, World, judge
+from search.prediction.candidates import Candidate, CostModel, judge
 from search.quantization.network import QuantizedGraph
 from search.wire.rate_curve import STEPS, Quantizers, symbols_of
 from search.wire.tail_adaptation import ADAPTATION_GAIN, Loss, Wire, wire_error
@@ -35,7 +35,7 @@ _USUAL_SHARE = 0.5
 
 
 def promising(
-    candidates: Sequence[Candidate], times: dict[str, CutTimes], world: World
+    candidates: Sequence[Candidate], times: dict[str, CutTimes], world: CostModel
 ) -> list[Cut]:
     """Cuts by the latency of their good plain formats at half the bytes, the fastest first."""
     splits = [
@@ -50,7 +50,7 @@ def promising(
 def screened(
     candidates: Sequence[Candidate],
     times: dict[str, CutTimes],
-    world: World,
+    world: CostModel,
     screening: "Screening",
 ) -> list[Cut]:
     """`promising`, its first cuts put in order by what they take at equal loss.

@@ -4,15 +4,15 @@ import math
 from collections.abc import Sequence
 
 from common.link.crossover import Line, Stretch, crossovers
-from search.prediction.candidates import Judged, World, predict
+from search.prediction.candidates import CostModel, RankedCandidate, predict
 
 
-def fastest(kept: Sequence[Judged], world: World) -> list[Stretch]:
+def fastest(kept: Sequence[RankedCandidate], world: CostModel) -> list[Stretch]:
     """The fastest plan of every bandwidth; round trip and device are those of `world`."""
     return crossovers(_line(judged, world) for judged in kept)
 
 
-def _line(judged: Judged, world: World) -> Line:
+def _line(judged: RankedCandidate, world: CostModel) -> Line:
     prediction = predict(judged.candidate, judged.times, world)
     fixed_ms = math.fsum(
         (

@@ -20,8 +20,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from common.link.crossover import Stretch, rate_in_words
-from search.prediction.candidates import Judged, predict
-from search.request import Found
+from search.prediction.candidates import RankedCandidate, predict
+from search.request import SearchResult
 
 _INK = "#010203"
 _GREY = "#8c8c8c"
@@ -72,7 +72,7 @@ def page_style() -> Iterator[None]:
         yield
 
 
-def front_figure(found: Found) -> Figure:
+def front_figure(found: SearchResult) -> Figure:
     sent = [j.axes[1] for j in found.measured if j.axes[1]]
     nothing = min(sent, default=1.0) / 4
     figure = Figure(figsize=(10, 3.6), layout="constrained")
@@ -89,9 +89,11 @@ def front_figure(found: Found) -> Figure:
     return figure
 
 
-def _scatter(axes: Axes, found: Found, cost: Callable[[Judged], float], label: str) -> None:
+def _scatter(
+    axes: Axes, found: SearchResult, cost: Callable[[RankedCandidate], float], label: str
+) -> None:
     others = [j for j in found.measured if j not in found.kept]
-    groups: list[tuple[str, str, str, list[Judged]]] = [("not kept", _GREY, ".", others)]
+    groups: list[tuple[str, str, str, list[RankedCandidate]]] = [("not kept", _GREY, ".", others)]
     groups += [
         (kind, colour, marker, [j for j in found.kept if j.candidate.cut.kind == kind])
         for kind, (colour, marker) in _KINDS.items()
@@ -107,7 +109,7 @@ def _scatter(axes: Axes, found: Found, cost: Callable[[Judged], float], label: s
     axes.grid(visible=True)
 
 
-def stages_figure(found: Found) -> Figure:
+def stages_figure(found: SearchResult) -> Figure:
     figure = Figure(figsize=(10, 1.1 + 0.36 * len(found.kept)), layout="constrained")
     axes = figure.subplots()
     rows = np.arange(len(found.kept))
@@ -127,7 +129,7 @@ def stages_figure(found: Found) -> Figure:
     return figure
 
 
-def bandwidth_figure(found: Found, stretches: Sequence[Stretch]) -> Figure:
+def bandwidth_figure(found: SearchResult, stretches: Sequence[Stretch]) -> Figure:
     asked, (least, most) = found.world.link.uplink_bps, _LINK_BPS
     marks = [asked, *(s.from_bps for s in stretches if least <= s.from_bps <= most)]
     low, high = min(marks) / 4, max(marks) * 4
@@ -174,7 +176,7 @@ def bits_figure(widths: Mapping[str, tuple[int, int]]) -> Figure:
     return figure
 
 
-def rates_figure(found: Found) -> Figure:
+def rates_figure(found: SearchResult) -> Figure:
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.subplots()
     for (cut, points), colour in zip(found.curves.items(), _line_colours(), strict=False):

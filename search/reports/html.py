@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from common.link.crossover import in_words
 from search.measure.held_out import overlap_in_words
-from search.prediction.candidates import Judged
+from search.prediction.candidates import RankedCandidate
 from search.reports import time_sources as origins
 from search.reports.crossover import fastest
 from search.reports.figures import (
@@ -24,7 +24,7 @@ from search.reports.figures import (
     stages_figure,
 )
 from search.reports.markdown import at_most, judgement, summary, why
-from search.request import Found
+from search.request import SearchResult
 
 Bits = Mapping[str, Mapping[str, tuple[int, int]]]
 """By name of a plan: of each layer of its head, the bits of weights and of activations."""
@@ -50,7 +50,7 @@ svg { display: block; max-width: 100%; height: auto; stroke-linejoin: round; }
 """.strip()
 
 
-def html(found: Found, bits: Bits = _NO_BITS) -> str:
+def html(found: SearchResult, bits: Bits = _NO_BITS) -> str:
     """The whole page.
 
     Args:
@@ -93,7 +93,7 @@ def html(found: Found, bits: Bits = _NO_BITS) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _plans_section(found: Found) -> Iterable[str]:
+def _plans_section(found: SearchResult) -> Iterable[str]:
     costs = "latency ms", "bytes", "edge memory MiB"
     heads = "plan", "kind", *costs, found.metric, "drop", "at most (90 %)"
     yield "<h2>Plans</h2>"
@@ -111,7 +111,7 @@ def _plans_section(found: Found) -> Iterable[str]:
     yield "</table></div>"
 
 
-def _plan_row(found: Found, judged: Judged) -> str:
+def _plan_row(found: SearchResult, judged: RankedCandidate) -> str:
     candidate, accuracy = judged.candidate, judged.accuracy or 0.0
     chosen = judged is found.kept[0]
     cells = (
@@ -128,7 +128,7 @@ def _plan_row(found: Found, judged: Judged) -> str:
     return f'<tr class="chosen">{row}</tr>' if chosen else f"<tr>{row}</tr>"
 
 
-def _front_section(found: Found) -> Iterable[str]:
+def _front_section(found: SearchResult) -> Iterable[str]:
     caption = (
         f"{found.metric} against latency, bytes and edge memory. Grey: measured, but not kept. "
         "Ring: the chosen plan. Dotted line: floating point."
@@ -139,7 +139,7 @@ def _front_section(found: Found) -> Iterable[str]:
     yield from drawn("front", front_figure(found), "Accuracy and cost of all plans", caption)
 
 
-def _stages_section(found: Found) -> Iterable[str]:
+def _stages_section(found: SearchResult) -> Iterable[str]:
     yield "<h2>Where the time goes</h2>"
     yield from drawn(
         "stages",
@@ -150,7 +150,7 @@ def _stages_section(found: Found) -> Iterable[str]:
     )
 
 
-def _origins_section(found: Found) -> Iterable[str]:
+def _origins_section(found: SearchResult) -> Iterable[str]:
     if found.world.learned is None:
         return
     yield "<h2>Where these times come from</h2>"
@@ -159,7 +159,7 @@ def _origins_section(found: Found) -> Iterable[str]:
     yield "</ul>"
 
 
-def _bandwidth_section(found: Found) -> Iterable[str]:
+def _bandwidth_section(found: SearchResult) -> Iterable[str]:
     stretches = fastest(found.kept, found.world)
     words = in_words(stretches)
     yield "<h2>The fastest plan at other bandwidths</h2>"
@@ -175,7 +175,7 @@ def _bandwidth_section(found: Found) -> Iterable[str]:
     yield "</ol>"
 
 
-def _bits_section(found: Found, bits: Bits) -> Iterable[str]:
+def _bits_section(found: SearchResult, bits: Bits) -> Iterable[str]:
     charted: dict[tuple[tuple[str, tuple[int, int]], ...], list[str]] = {}
     for judged in found.kept:
         name = judged.candidate.name
@@ -190,7 +190,7 @@ def _bits_section(found: Found, bits: Bits) -> Iterable[str]:
         yield from drawn(f"bits-{index}", bits_figure(dict(widths)), label, plans)
 
 
-def _rates_section(found: Found) -> Iterable[str]:
+def _rates_section(found: SearchResult) -> Iterable[str]:
     if not found.curves:
         return
     yield "<h2>Bytes and error of the searched wire formats</h2>"

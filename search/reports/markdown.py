@@ -8,11 +8,11 @@ from common.link.crossover import in_words
 from search.measure.accuracy_evaluator import KEEP_LEVEL
 from search.measure.held_out import judged_in_words, overlap_in_words
 from search.measure.intervals import images_needed
-from search.prediction.candidates import Judged, predict
+from search.prediction.candidates import RankedCandidate, predict
 from search.ranking.infeasible import more_pictures
 from search.reports import time_sources as origins
 from search.reports.crossover import fastest
-from search.request import Found
+from search.request import SearchResult
 
 _JUDGED = {"accuracy", "accuracy_drop", "accuracy_drop_upper", "judged_images", "judged_by"}
 _STAGES = ("preprocess", "head", "encode", "uplink", "rtt", "decode", "tail", "postprocess")
@@ -22,7 +22,7 @@ _KEPT = (
 )
 
 
-def markdown(found: Found) -> str:
+def markdown(found: SearchResult) -> str:
     """The whole report."""
     lines = [
         f"# {found.request.model}: {found.kept[0].candidate.name}",
@@ -63,7 +63,7 @@ def markdown(found: Found) -> str:
     return "\n".join(lines)
 
 
-def as_json(found: Found) -> dict[str, Any]:
+def as_json(found: SearchResult) -> dict[str, Any]:
     """Everything in the report as JSON: the request, and all candidates, fastest first."""
     request = found.request
     measured = {j.candidate: j for j in found.measured}
@@ -124,7 +124,7 @@ def as_json(found: Found) -> dict[str, Any]:
     }
 
 
-def _accuracy(found: Found, judged: Judged | None) -> dict[str, Any]:
+def _accuracy(found: SearchResult, judged: RankedCandidate | None) -> dict[str, Any]:
     """What is known of a candidate's accuracy, and how surely."""
     if judged is None:
         return {
@@ -143,7 +143,7 @@ def _accuracy(found: Found, judged: Judged | None) -> dict[str, Any]:
     }
 
 
-def summary(found: Found) -> str:
+def summary(found: SearchResult) -> str:
     """What was asked, and how much was measured."""
     request = found.request
     limit = request.edge_memory_bytes
@@ -159,7 +159,7 @@ def summary(found: Found) -> str:
     )
 
 
-def judgement(found: Found) -> str:
+def judgement(found: SearchResult) -> str:
     """What accuracy was judged on, and how surely."""
     max_drop, images = found.request.max_drop, len(found.evaluation_images)
     apart = "" if found.also_fitted else ", none of them among these"
@@ -176,7 +176,7 @@ def judgement(found: Found) -> str:
     return " ".join(lines)
 
 
-def sure(found: Found) -> str:
+def sure(found: SearchResult) -> str:
     """In one line: what the chosen plan loses, how surely, and on which pictures."""
     best = found.kept[0]
     line = (
@@ -188,14 +188,14 @@ def sure(found: Found) -> str:
     return line
 
 
-def _warnings(found: Found) -> Iterable[str]:
+def _warnings(found: SearchResult) -> Iterable[str]:
     warning = overlap_in_words(found.also_fitted, len(found.evaluation_images))
     if warning is not None:
         yield f"**Warning:** {warning}."
         yield ""
 
 
-def _undecided(found: Found) -> Iterable[str]:
+def _undecided(found: SearchResult) -> Iterable[str]:
     """A note on what too few pictures cannot tell."""
     max_drop = found.request.max_drop
     needs = [
@@ -217,7 +217,7 @@ def _undecided(found: Found) -> Iterable[str]:
         yield ""
 
 
-def why(found: Found) -> str:
+def why(found: SearchResult) -> str:
     """What the chosen plan, in bold, gains over leaving the split out."""
     best = found.kept[0]
     answer = (
@@ -227,7 +227,7 @@ def why(found: Found) -> str:
     return "; ".join((answer, *_rivals(found))) + "."
 
 
-def _rivals(found: Found) -> Iterable[str]:
+def _rivals(found: SearchResult) -> Iterable[str]:
     """What our own search had to beat."""
     best = found.kept[0]
     if found.request.strategy != "splitpoint":
@@ -252,7 +252,7 @@ def _rivals(found: Found) -> Iterable[str]:
             )
 
 
-def _origins(found: Found) -> Iterable[str]:
+def _origins(found: SearchResult) -> Iterable[str]:
     """Where the times come from, if not all from this machine."""
     if found.world.learned is not None:
         yield "## Where these times come from"
@@ -261,7 +261,7 @@ def _origins(found: Found) -> Iterable[str]:
         yield ""
 
 
-def _curve_tables(found: Found) -> Iterable[str]:
+def _curve_tables(found: SearchResult) -> Iterable[str]:
     """The rate curve of each refined cut, in Markdown."""
     measured = {id(j.candidate.wire): j for j in found.measured}
     for cut, points in found.curves.items():
@@ -286,11 +286,11 @@ def _curve_tables(found: Found) -> Iterable[str]:
         yield ""
 
 
-def _drop(found: Found, judged: Judged) -> float:
+def _drop(found: SearchResult, judged: RankedCandidate) -> float:
     return found.reference_accuracy - (judged.accuracy or 0.0)
 
 
-def _table(found: Found, rows: Sequence[Judged]) -> Iterable[str]:
+def _table(found: SearchResult, rows: Sequence[RankedCandidate]) -> Iterable[str]:
     yield (
         f"| plan | latency ms | bytes | edge memory MiB | {found.metric} | drop | at most (90 %) |"
     )
@@ -304,12 +304,12 @@ def _table(found: Found, rows: Sequence[Judged]) -> Iterable[str]:
         )
 
 
-def at_most(judged: Judged) -> str:
+def at_most(judged: RankedCandidate) -> str:
     """The upper end of a drop; a dash where it was given up."""
     return f"{judged.most_lost:.1f}" if math.isfinite(judged.most_lost) else "-"
 
 
-def _given_up(found: Found) -> Iterable[str]:
+def _given_up(found: SearchResult) -> Iterable[str]:
     """A note on plans that were not judged on all images."""
     few = [j for j in found.measured if j.judged_on < len(found.evaluation_images)]
     if few:
@@ -321,7 +321,7 @@ def _given_up(found: Found) -> Iterable[str]:
         yield ""
 
 
-def _stages_row(found: Found, judged: Judged) -> str:
+def _stages_row(found: SearchResult, judged: RankedCandidate) -> str:
     stages = predict(judged.candidate, judged.times, found.world).model_dump()
     cells = " | ".join(f"{stages[f'{stage}_ms']:.1f}" for stage in _STAGES)
     return f"| {judged.candidate.name} | {cells} |"

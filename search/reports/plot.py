@@ -8,8 +8,8 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from common.errors import SettingsError
-from search.prediction.candidates import Judged
-from search.request import Found
+from search.prediction.candidates import RankedCandidate
+from search.request import SearchResult
 
 FORMATS = (".svg", ".png", ".pdf")
 
@@ -32,9 +32,9 @@ def check_format(path: Path) -> None:
         raise SettingsError(f"{path}: a plot ends in {', '.join(FORMATS)}")
 
 
-def plot_found(found: Found, path: Path) -> None:
+def plot_found(found: SearchResult, path: Path) -> None:
     """Plot every candidate of a search whose accuracy was measured."""
-    grouped: dict[str, list[Judged]] = {}
+    grouped: dict[str, list[RankedCandidate]] = {}
     for judged in found.measured:
         if judged.candidate.codec is not None:
             grouped.setdefault(_label(judged), []).append(judged)
@@ -86,7 +86,7 @@ def plot(
         figure.savefig(path, metadata=metadata)
 
 
-def _label(judged: Judged) -> str:
+def _label(judged: RankedCandidate) -> str:
     candidate = judged.candidate
     if candidate.codec is None:
         return "edge-only"

@@ -3,17 +3,17 @@
 from collections.abc import Iterable
 from typing import Any
 
-from search.prediction.table_calibration import Learned, Lesson
+from search.prediction.table_calibration import SideCalibration, TableCalibration
 
 _SOURCES = ("served", "profiled", "simulated")
 
 
-def in_words(learned: Learned) -> list[str]:
+def in_words(learned: TableCalibration) -> list[str]:
     """A line for the edge, one for the cloud, and one for rows that were of no use."""
     return list(_lines(learned))
 
 
-def as_json(learned: Learned) -> dict[str, Any]:
+def as_json(learned: TableCalibration) -> dict[str, Any]:
     """The same as numbers, and the row believed of every segment."""
     return {
         "device": learned.device,
@@ -23,7 +23,7 @@ def as_json(learned: Learned) -> dict[str, Any]:
     }
 
 
-def _lines(learned: Learned) -> Iterable[str]:
+def _lines(learned: TableCalibration) -> Iterable[str]:
     edge = f"the edge {learned.device}"
     if learned.edge.rows:
         yield _line(edge, learned.edge)
@@ -40,7 +40,7 @@ def _lines(learned: Learned) -> Iterable[str]:
         yield f"rows ignored, their 95 % interval being wider than their median: {learned.ignored}"
 
 
-def _line(who: str, lesson: Lesson) -> str:
+def _line(who: str, lesson: SideCalibration) -> str:
     counts = lesson.sources()
     known = ", ".join(f"{counts[source]} {source}" for source in _SOURCES if counts[source])
     pace = f"this machine's times x {lesson.pace.slowdown:.3g}"
@@ -56,7 +56,7 @@ def _line(who: str, lesson: Lesson) -> str:
     return f"{line}; coding by {', '.join(coding)}" if coding else line
 
 
-def _side(lesson: Lesson) -> dict[str, Any]:
+def _side(lesson: SideCalibration) -> dict[str, Any]:
     return {
         "slowdown": lesson.pace.slowdown,
         "slowdown_quartiles": [lesson.low, lesson.high],

@@ -17,7 +17,7 @@ import numpy as np
 
 from common.choices import one_of
 from common.errors import NoFeasiblePlanError, SettingsError
-from search.allocate.low_bit import Narrower, exact, relaxed
+from search.allocate.low_bit import LowBitAllocator, exact, relaxed
 from search.network.cuts import Cut, cut_of_head, enumerate_cuts, undominated
 from search.network.graph import Graph
 from search.prepare import Prepared
@@ -152,7 +152,7 @@ def _by_limit(
     memory_bytes: int | None,
 ) -> list[Configured]:
     limit = _UNLIMITED if memory_bytes is None else memory_bytes
-    narrower = Narrower(heads, errors, limit, prepared.rounder())
+    narrower = LowBitAllocator(heads, errors, limit, prepared.rounder())
     found = []
     for cut in undominated(prepared.graph, enumerate_cuts(prepared.graph)):
         bits = narrower.allocated(cut, exact if method == "exact" else relaxed)

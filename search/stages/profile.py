@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from common.runtime.session import runtime_name
-from common.tables.rows import LatencyRow, Place, Segment, head_to, row_of, tail_from
+from common.tables.rows import LatencyRow, RuntimeTarget, Segment, head_to, row_of, tail_from
 from search.measure.latency import CutTimes, MeasuredLatency
 from search.network.cuts import enumerate_cuts
 from search.prepare import Prepared
@@ -107,8 +107,8 @@ def cut_rows(
         cloud_threads: Threads of the tails.
         now_s: When, in seconds since the epoch.
     """
-    edge = Place(device, runtime_name(_HEAD_THREADS), _HEAD_THREADS)
-    cloud = Place(device, runtime_name(cloud_threads), cloud_threads)
+    edge = RuntimeTarget(device, runtime_name(_HEAD_THREADS), _HEAD_THREADS)
+    cloud = RuntimeTarget(device, runtime_name(cloud_threads), cloud_threads)
     rows = []
     for cut in timed:
         head = Segment("head", "edge", network, head_to(cut.name), "8")

@@ -22,7 +22,7 @@ from search.measure.accuracy_evaluator import open_meter
 from search.measure.held_out import Judging, judged_in_words
 from search.measure.latency import MeasuredLatency
 from search.network.cuts import Cut
-from search.prediction.candidates import World, predict
+from search.prediction.candidates import CostModel, predict
 from search.prediction.devices import DeviceProfile
 from search.prepare import Prepared
 from search.quantization.export import head_model
@@ -204,7 +204,7 @@ def _measured(
     frames = prepared.calibration.pixels
     samples = sample(heads.network, tensors, frames, reporter.stage("sampling the wire"))
     letterbox_ms = prepared.calibration.letterbox_ms
-    world = World(setting.link, setting.device, letterbox_ms, postprocess_ms)
+    world = CostModel(setting.link, setting.device, letterbox_ms, postprocess_ms)
     table = FormatTable(heads, samples, times, world)
     candidates = {name: table.packed(cut) for name, cut in cuts.items()}
     progress = reporter.stage("measuring accuracy as deployed")

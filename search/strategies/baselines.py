@@ -26,11 +26,11 @@ from numpy.typing import NDArray
 from common.bundle.manifest import USUAL_UPLOAD
 from common.tables.rows import head_to, tail_from
 from search.allocate.auto_split import Configuration, auto_split, below_uniform
-from search.allocate.table import Layer, Table, random_errors, with_errors
+from search.allocate.table import FusedLayer, Table, random_errors, with_errors
 from search.measure.latency import CutTimes
 from search.network.cuts import Cut, prefix_cuts
 from search.network.graph import Graph
-from search.prediction.candidates import Candidate, World
+from search.prediction.candidates import Candidate, CostModel
 from search.quantization.heads import Heads
 from search.quantization.rounding import Rounder
 from search.quantization.widths import WIDTHS, Widths, maker_of, makes_values
@@ -54,7 +54,7 @@ _UNLIMITED_BITS = 1 << 50
 
 
 def cost_graph(
-    graph: Graph, times: Mapping[str, CutTimes], table: FormatTable, world: World
+    graph: Graph, times: Mapping[str, CutTimes], table: FormatTable, world: CostModel
 ) -> CostGraph:
     """What each node and each tensor costs on the device and link of `world`.
 
@@ -75,7 +75,7 @@ def cost_graph(
     return CostGraph(graph, edge_ms, cloud_ms, transmit_ms, world.link.rtt_ms)
 
 
-def _sides_ms(cut: Cut, times: Mapping[str, CutTimes], world: World) -> tuple[float, float]:
+def _sides_ms(cut: Cut, times: Mapping[str, CutTimes], world: CostModel) -> tuple[float, float]:
     """Time of a cut's head on the edge of `world` and of its tail in the cloud."""
     own = times[cut.name]
     head_ms = world.edge.ms(head_to(cut.name), own.head.median_ms)
@@ -129,7 +129,7 @@ class AutoSplit:
         memory_bytes: int | None,
         table: FormatTable,
         times: dict[str, CutTimes],
-        world: World,
+        world: CostModel,
     ) -> Iterator[Candidate]:
         """Configurations not beaten in both latency and error, fastest first.
 
@@ -208,7 +208,7 @@ class AutoSplit:
     def _layers(self, version: Literal[1, 2]) -> Table:
         body = self._graph.nodes[1:]
         layers = tuple(
-            Layer(
+            FusedLayer(
                 rank=rank,
                 name=node.name,
                 predecessors=node.inputs,

@@ -14,7 +14,7 @@ from common.link.link import Link
 from search.measure.latency import CutTimes
 from search.network.cuts import Cut
 from search.network.graph import IMAGE, Graph
-from search.prediction.candidates import Candidate, World, judge
+from search.prediction.candidates import Candidate, CostModel, judge
 from search.quantization.heads import Heads
 from search.wire.quantizers import (
     IMAGE_CODECS,
@@ -73,7 +73,7 @@ class FormatTable:
         heads: Heads,
         samples: Samples,
         times: dict[str, CutTimes],
-        world: World,
+        world: CostModel,
     ) -> None:
         self._heads = heads
         self._network = heads.network
@@ -82,7 +82,7 @@ class FormatTable:
         self._world = world
         self._coded: dict[tuple[WireTensor, CodecSpec], Coded] = {}
 
-    def at(self, world: World) -> "FormatTable":
+    def at(self, world: CostModel) -> "FormatTable":
         """The same table for another device and link; what was coded is not coded again."""
         other = copy.copy(self)
         other._world = world

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from common.bundle.manifest import LOSSLESS_UPLOADS, USUAL_UPLOAD, CodecSpec, WireTensor
 from search.network.graph import Node
-from search.quantization.grids import Grid
+from search.quantization.grids import QuantParams
 
 WIDTHS = (2, 3, 4, 6, 8)
 IMAGE_CODECS = (*LOSSLESS_UPLOADS, USUAL_UPLOAD)
@@ -27,7 +27,7 @@ _MOST_LEVELS = 100
 _RARE = 2e-3
 
 
-def wire_tensor(node: Node, grid: Grid, bits: int, counts: NDArray[np.int64]) -> WireTensor:
+def wire_tensor(node: Node, grid: QuantParams, bits: int, counts: NDArray[np.int64]) -> WireTensor:
     """The best uniform quantizer of one tensor at one width.
 
     Args:
@@ -59,7 +59,7 @@ def wire_tensor(node: Node, grid: Grid, bits: int, counts: NDArray[np.int64]) ->
 
 def stepped_tensor(
     node: Node,
-    grid: Grid,
+    grid: QuantParams,
     counts: NDArray[np.int64],
     *,
     dead_zone: float,
@@ -101,7 +101,7 @@ def tensor_codecs(wire: Sequence[WireTensor]) -> list[CodecSpec]:
     return [CodecSpec(name=name) for name in names]
 
 
-def code_tensor(node: Node, grid: Grid) -> WireTensor:
+def code_tensor(node: Node, grid: QuantParams) -> WireTensor:
     """The codes as they are: nothing is lost but what the head has lost already."""
     symbols = np.minimum(_CODES, grid.top)
     values = grid.dequantize(np.arange(grid.top + 1).astype(np.uint8)).astype(np.float64)

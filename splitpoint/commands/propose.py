@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from common.errors import SplitpointError
-    from search.proposal.propose import Asked, Outcome
+    from search.proposal.propose import ProposalOutcome, ProposalSpec
 
 
 def run(
@@ -59,11 +59,11 @@ def run(
     from common.link.link import parse_link
     from common.progress import Stages
     from common.version import __version__
-    from search.proposal.propose import Asked, propose  # heavy: brings torch
+    from search.proposal.propose import ProposalSpec, propose  # heavy: brings torch
     from splitpoint.durations import parse_duration, parse_percent
 
     every_s = None if every is None else parse_duration(every)
-    asked = Asked(
+    asked = ProposalSpec(
         bundle=bundle,
         tables=tables,
         calibration=calibration,
@@ -109,7 +109,7 @@ def _for_ever(make: "Callable[[], None]", every_s: float, every: str) -> NoRetur
     repeat(make, every_s, failed)
 
 
-def _tell(outcome: "Outcome", asked: "Asked") -> None:
+def _tell(outcome: "ProposalOutcome", asked: "ProposalSpec") -> None:
     from search.proposal.difference import verdict
 
     difference = outcome.difference

@@ -51,7 +51,7 @@ SHOWN: Final = _of_each_scene(_PARTS[1], 1, _SHOWN)
 
 
 @dataclass(frozen=True)
-class Pictures:
+class DemoPictures:
     """The camera's pictures, by what they are for.
 
     Attributes:
@@ -65,7 +65,7 @@ class Pictures:
     shown: tuple[Path, ...]
 
 
-def prepare_frames(folder: Path, progress: Progress, notify: Notify) -> Pictures:
+def prepare_frames(folder: Path, progress: Progress, notify: Notify) -> DemoPictures:
     """Write the frames as JPEG files, unless they are there.
 
     Raises:
@@ -91,7 +91,7 @@ def prepare_frames(folder: Path, progress: Progress, notify: Notify) -> Pictures
         except av.FFmpegError as error:
             raise CalibrationError(f"{video}: cannot be decoded: {error}") from error
     progress(1, 1)
-    return Pictures(
+    return DemoPictures(
         folder / "calibration", folder / "evaluation", tuple(wanted[index] for index in SHOWN)
     )
 

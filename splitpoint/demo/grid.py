@@ -31,7 +31,7 @@ _HOST = "127.0.0.1"
 
 
 @dataclass(frozen=True)
-class Cell:
+class MapCell:
     """One edge, one link, and the ways that are measured there.
 
     Attributes:
@@ -63,7 +63,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Grid:
+class DemoMap:
     """All cells.
 
     Attributes:
@@ -74,7 +74,7 @@ class Grid:
         search: What the bundle was searched for.
     """
 
-    cells: tuple[Cell, ...]
+    cells: tuple[MapCell, ...]
     truth: dict[Path, Detections]
     rounds: int
     share: float
@@ -93,7 +93,7 @@ class Grid:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(record, indent=1) + "\n")
 
-    def _record(self, cell: Cell) -> dict[str, Any]:
+    def _record(self, cell: MapCell) -> dict[str, Any]:
         return {
             "edge_memory_bytes": cell.memory_bytes,
             "link": str(cell.link),
@@ -113,7 +113,7 @@ class Grid:
 
 
 def measure_grid(
-    cells: Sequence[Cell],
+    cells: Sequence[MapCell],
     bundle: Path,
     images: Sequence[Path],
     share: float,
@@ -121,7 +121,7 @@ def measure_grid(
     rounds: int,
     logs: Path,
     stages: Stages,
-) -> Grid:
+) -> DemoMap:
     """Start a cloud and an edge for each cell, send every picture every way, and stop them.
 
     Args:
@@ -169,4 +169,4 @@ def measure_grid(
             progress = stages.stage(f"sending pictures over {cell.link}")
             measure(ways, images, url, rounds=rounds, progress=progress)
             measured.append(replace(cell, ways=tuple(ways)))
-    return Grid(tuple(measured), truth, rounds, slow.measured, search)
+    return DemoMap(tuple(measured), truth, rounds, slow.measured, search)

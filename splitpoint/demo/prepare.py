@@ -24,7 +24,7 @@ from common.version import __version__
 
 if TYPE_CHECKING:
     from search.request import Request
-    from splitpoint.demo.frames import Pictures
+    from splitpoint.demo.frames import DemoPictures
 
 MODEL = "yolov3-tiny"
 LINK = "3mbit/20ms"
@@ -93,7 +93,7 @@ def prepare(folder: Path, aim: Aim, effort: Effort, *, again: bool = False) -> N
         search_unless_kept(request, bundle, stages, again=again)
 
 
-def request_of(aim: Aim, effort: Effort, pictures: "Pictures") -> "Request":
+def request_of(aim: Aim, effort: Effort, pictures: "DemoPictures") -> "Request":
     """What the search is asked."""
     from search.prediction.devices import device_profile
     from search.request import Request

@@ -14,8 +14,8 @@ from common.imaging.images import read_image
 from common.link.link import parse_link
 from common.progress import Stages
 from common.tasks.labels import CLASS_NAMES
-from splitpoint.demo.frames import Pictures, prepare_frames
-from splitpoint.demo.grid import Cell, measure_grid
+from splitpoint.demo.frames import DemoPictures, prepare_frames
+from splitpoint.demo.grid import MapCell, measure_grid
 from splitpoint.demo.prepare import MODEL, Aim, Effort, request_of
 from splitpoint.demo.tables import map_markdown, map_table, verdicts
 from splitpoint.demo.ways import to_detections
@@ -35,10 +35,10 @@ _MAX_DROP: Final = 10.0
 _OFF: Final = 0.2
 
 
-def cells() -> tuple[Cell, ...]:
+def cells() -> tuple[MapCell, ...]:
     """The map, not measured yet: a small edge on three links, and one with room on the thinnest."""
     links = [parse_link(link) for link in LINKS]
-    return (*(Cell(SMALL_BYTES, link) for link in links), Cell(None, links[0]))
+    return (*(MapCell(SMALL_BYTES, link) for link in links), MapCell(None, links[0]))
 
 
 def run_demo(folder: Path, json_file: Path | None = None) -> None:
@@ -81,7 +81,7 @@ def run_demo(folder: Path, json_file: Path | None = None) -> None:
     )
 
 
-def _fetch(folder: Path, stages: Stages) -> Pictures:
+def _fetch(folder: Path, stages: Stages) -> DemoPictures:
     from search.zoo.download import fetch
     from search.zoo.registry import zoo_model
 
@@ -92,7 +92,7 @@ def _fetch(folder: Path, stages: Stages) -> Pictures:
     return prepare_frames(folder / "frames", stages.stage("fetching pictures"), notify)
 
 
-def _search(folder: Path, pictures: Pictures, stages: Stages) -> Path:
+def _search(folder: Path, pictures: DemoPictures, stages: Stages) -> Path:
     from search.kept import search_unless_kept
 
     # Plans for edges of any memory: each edge takes those that fit it.
@@ -102,7 +102,7 @@ def _search(folder: Path, pictures: Pictures, stages: Stages) -> Path:
     return bundle
 
 
-def _draw(cell: Cell, images: Sequence[Path], folder: Path) -> Path:
+def _draw(cell: MapCell, images: Sequence[Path], folder: Path) -> Path:
     """One picture per image with the boxes of all ways side by side."""
     folder.mkdir(parents=True, exist_ok=True)
     for image in images:

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from splitpoint.demo.grid import Cell, Grid
+from splitpoint.demo.grid import DemoMap, MapCell
 from splitpoint.demo.ways import BY_ITSELF, KINDS, Way, same_boxes
 
 _LOST = "does not fit"
 
 
-def map_table(grid: Grid) -> Table:
+def map_table(grid: DemoMap) -> Table:
     """Who wins where: median latency, bytes and boxes of every way, cell by cell."""
     table = Table(
         title=f"Latency (median), kB sent, same boxes; an edge of {grid.share:.2f} of a core",
@@ -30,7 +30,7 @@ def map_table(grid: Grid) -> Table:
     return table
 
 
-def map_markdown(grid: Grid) -> str:
+def map_markdown(grid: DemoMap) -> str:
     """The same map as a table of Markdown."""
     links = _links(grid)
     lines = ["| | " + " | ".join(links) + " |", "|---|" + "--:|" * len(links)]
@@ -45,12 +45,12 @@ def map_markdown(grid: Grid) -> str:
     return "\n".join(lines) + "\n"
 
 
-def verdicts(grid: Grid) -> list[str]:
+def verdicts(grid: DemoMap) -> list[str]:
     """One line a cell: who is the fastest, and by how much."""
     return [_verdict(cell) for cell in grid.cells]
 
 
-def _verdict(cell: Cell) -> str:
+def _verdict(cell: MapCell) -> str:
     named = sorted((w for w in cell.ways if w.plan is not None), key=lambda way: way.latency_ms)
     best, *others = named
     line = f"{cell.edge}, {cell.link}: {best.title} is the fastest ({best.latency_ms:.0f} ms"
@@ -60,20 +60,20 @@ def _verdict(cell: Cell) -> str:
     return f"{line}); Splitpoint {BY_ITSELF} took {cell.by_itself.latency_ms:.0f} ms."
 
 
-def _links(grid: Grid) -> list[str]:
+def _links(grid: DemoMap) -> list[str]:
     return list(dict.fromkeys(str(cell.link) for cell in grid.cells))
 
 
-def _edges(grid: Grid) -> list[str]:
+def _edges(grid: DemoMap) -> list[str]:
     return list(dict.fromkeys(cell.edge for cell in grid.cells))
 
 
-def _row(grid: Grid, title: str, links: Sequence[str]) -> list[Cell | None]:
+def _row(grid: DemoMap, title: str, links: Sequence[str]) -> list[MapCell | None]:
     found = {str(c.link): c for c in grid.cells if c.edge == title}
     return [found.get(link) for link in links]
 
 
-def _plain(grid: Grid, cell: Cell | None, title: str) -> str:
+def _plain(grid: DemoMap, cell: MapCell | None, title: str) -> str:
     """Latency, kilobytes and boxes of one way; of the fastest in brackets."""
     if cell is None:
         return ""
@@ -86,16 +86,16 @@ def _plain(grid: Grid, cell: Cell | None, title: str) -> str:
     return f"[{text}]" if way is cell.fastest else text
 
 
-def _styled(grid: Grid, cell: Cell | None, title: str) -> str:
+def _styled(grid: DemoMap, cell: MapCell | None, title: str) -> str:
     text = _plain(grid, cell, title)
     if text.startswith("["):
         return f"[bold green]{text[1:-1]}[/bold green]"
     return f"[dim]{text}[/dim]" if text == _LOST else text
 
 
-def _way(cell: Cell, title: str) -> Way | None:
+def _way(cell: MapCell, title: str) -> Way | None:
     return next((way for way in cell.ways if way.title == title), None)
 
 
-def _choice(cell: Cell | None) -> str:
+def _choice(cell: MapCell | None) -> str:
     return "" if cell is None else KINDS[cell.by_itself.usual["kind"]]

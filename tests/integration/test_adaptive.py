@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from bench.processes import Service
-from cloud.store.samples import Sample, Source
+from cloud.store.samples import Sample, SampleSource
 from cloud.store.store import Store
 from common.bundle.bundle import Bundle
 from common.errors import CloudUnavailableError
@@ -274,7 +274,7 @@ def _earlier_frames(path: Path, digest: str, *, edge_ms: float, cloud_ms: float)
     for at_s in range(40):
         store.add(
             Sample(
-                source=Source("an earlier one", DEVICE, runtime_name(1), 1),
+                source=SampleSource("an earlier one", DEVICE, runtime_name(1), 1),
                 plan=digest,
                 at_s=float(at_s),
                 uplink_bytes=1000,

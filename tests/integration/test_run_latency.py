@@ -11,7 +11,7 @@ from PIL import Image
 from bench.latency.cell import ADAPTIVE, FIXED, FLOAT, PLAIN, link_of, measure_cell
 from bench.latency.contenders import MEMORY, Cell, key_of
 from bench.latency.report import write_all
-from bench.latency.stage import Stage, stage
+from bench.latency.stage import BenchStage, stage
 from bench.links.shaped import ShapingError, emulated
 from bench.run_latency import main
 from common.errors import SettingsError
@@ -31,7 +31,7 @@ WHO: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BenchStage]:
     folder = tmp_path_factory.mktemp("latency")
     bundle = tiny.build(folder / "bundle")
     images = [folder / f"{k}.png" for k in range(2)]
@@ -43,7 +43,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 
 
 @pytest.fixture(scope="module")
-def rows(running: Stage) -> list[dict[str, Any]]:
+def rows(running: BenchStage) -> list[dict[str, Any]]:
     return measure_cell(running, CELL, frames=3, budget_s=5.0)
 
 
@@ -81,7 +81,7 @@ def test_uploads_take_the_link_s_time_and_the_edge_alone_does_not(
 
 
 def test_the_report_is_written_whole(
-    running: Stage, rows: list[dict[str, Any]], tmp_path: Path
+    running: BenchStage, rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     plans = running.bundle.plans.values()
     result = {

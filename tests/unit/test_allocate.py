@@ -15,8 +15,8 @@ from search.allocate.exact import RELATIVE_GAP, solve_exact
 from search.allocate.lagrangian import at_multiplier, lagrangian, lagrangian_problem, multiplier
 from search.allocate.problem import (
     Allocation,
-    Choice,
     Problem,
+    TensorChoice,
     evaluate,
     is_feasible,
     narrowest,
@@ -30,7 +30,7 @@ WIDTHS = st.sets(st.sampled_from((1, 2, 4, 5, 8)), min_size=2, max_size=3).map(
 
 
 @st.composite
-def choices(draw: st.DrawFn, name: str, *, timed: bool, falling: bool) -> Choice:
+def choices(draw: st.DrawFn, name: str, *, timed: bool, falling: bool) -> TensorChoice:
     widths = draw(WIDTHS)
     scale = 10.0 ** draw(st.integers(-6, 3))
     errors = [
@@ -39,7 +39,7 @@ def choices(draw: st.DrawFn, name: str, *, timed: bool, falling: bool) -> Choice
     if falling:
         errors.sort(reverse=True)
     times = tuple(draw(st.integers(0, 9)) / 4 for _ in widths) if timed else ()
-    return Choice(name, draw(st.integers(1, 20)), widths, tuple(errors), times)
+    return TensorChoice(name, draw(st.integers(1, 20)), widths, tuple(errors), times)
 
 
 @st.composite
@@ -132,14 +132,14 @@ def test_exact_without_time_to_search_is_still_as_good_as_the_lagrangian() -> No
 
 def test_exact_finds_what_lies_off_the_hull() -> None:
     # The middle width lies above the line from narrowest to widest, which fits neither tensor.
-    weights = tuple(Choice(name, 1, (2, 4, 8), (10.0, 9.0, 0.0)) for name in "ab")
+    weights = tuple(TensorChoice(name, 1, (2, 4, 8), (10.0, 9.0, 0.0)) for name in "ab")
     problem = Problem(weights, (), (), memory_bits=9)
     assert lagrangian_problem(problem).weights == {"a": 2, "b": 2}
     assert sorted(solve_exact(problem).weights.values()) == [4, 4]
 
 
 def test_tensors_that_are_never_alive_together_share_memory() -> None:
-    activations = tuple(Choice(name, 10, (2, 8), (1.0, 0.0)) for name in "abc")
+    activations = tuple(TensorChoice(name, 10, (2, 8), (1.0, 0.0)) for name in "abc")
     apart = Problem((), activations, ((0,), (1,), (2,)), memory_bits=80)
     together = replace(apart, live=((0, 1), (2,)))
     assert solve_exact(apart).activations == {"a": 8, "b": 8, "c": 8}
@@ -148,9 +148,9 @@ def test_tensors_that_are_never_alive_together_share_memory() -> None:
 
 def test_errors_of_very_different_size_all_count() -> None:
     weights = (
-        Choice("large", 1, (2, 8), (1e6, 1e-6)),
-        Choice("small", 1, (2, 4), (2e-6, 1e-6)),
-        Choice("tiny", 1, (2, 4), (2e-7, 1e-7)),
+        TensorChoice("large", 1, (2, 8), (1e6, 1e-6)),
+        TensorChoice("small", 1, (2, 4), (2e-6, 1e-6)),
+        TensorChoice("tiny", 1, (2, 4), (2e-7, 1e-7)),
     )
     problem = Problem(weights, (), (), memory_bits=12 + 2)
     assert solve_exact(problem).weights == {"large": 8, "small": 4, "tiny": 2}
@@ -159,9 +159,9 @@ def test_errors_of_very_different_size_all_count() -> None:
 def test_a_limit_between_tensors_of_very_different_size_is_kept() -> None:
     # One bit too few for all three at their widest, in a hundred million.
     weights = (
-        Choice("huge", 12_345_678, (4, 8), (9.0, 0.0)),
-        Choice("small", 999, (4, 8), (2.0, 0.0)),
-        Choice("single", 1, (1, 2), (1.0, 0.0)),
+        TensorChoice("huge", 12_345_678, (4, 8), (9.0, 0.0)),
+        TensorChoice("small", 999, (4, 8), (2.0, 0.0)),
+        TensorChoice("single", 1, (1, 2), (1.0, 0.0)),
     )
     problem = Problem(weights, (), (), memory_bits=8 * (12_345_678 + 999) + 1)
     allocation = solve_exact(problem)
@@ -195,7 +195,7 @@ def test_a_free_raise_costs_nothing_and_leaves_nothing_free(
 
 
 def test_a_free_raise_keeps_the_time_limit() -> None:
-    activations = (Choice("a", 1, (2, 4, 8), (2.0, 1.0, 0.0), (1.0, 2.0, 3.0)),)
+    activations = (TensorChoice("a", 1, (2, 4, 8), (2.0, 1.0, 0.0), (1.0, 2.0, 3.0)),)
     problem = Problem((), activations, (), None, time_limit_ms=2.5)
     assert raise_free(problem, narrowest(problem)).activations == {"a": 4}
 
@@ -219,7 +219,10 @@ def test_nothing_of_as_little_memory_has_less_error_than_the_lagrangian(
 
 
 def test_the_lagrangian_walks_to_the_hull_point_below_the_limit() -> None:
-    weights = (Choice("a", 10, (2, 4, 8), (16.0, 4.0, 0.0)), Choice("b", 10, (2, 8), (3.0, 0.0)))
+    weights = (
+        TensorChoice("a", 10, (2, 4, 8), (16.0, 4.0, 0.0)),
+        TensorChoice("b", 10, (2, 8), (3.0, 0.0)),
+    )
     assert [lagrangian(weights, limit) for limit in (40, 59, 60, 100, 159, 160)] == [
         (2, 2),
         (2, 2),
@@ -233,14 +236,17 @@ def test_the_lagrangian_walks_to_the_hull_point_below_the_limit() -> None:
 def test_the_walk_tells_apart_corners_of_the_hull_within_one_doubling() -> None:
     # Ten tensors that gain 1.05, 1.15 ... 1.95 per bit: those that gain most are raised first.
     gains = [1.05 + 0.1 * index for index in range(10)]
-    weights = tuple(Choice(f"{gain}", 10, (2, 4), (20 * gain, 0.0)) for gain in gains)
+    weights = tuple(TensorChoice(f"{gain}", 10, (2, 4), (20 * gain, 0.0)) for gain in gains)
     for raised in range(11):
         assert lagrangian(weights, 200 + 20 * raised) == (2,) * (10 - raised) + (4,) * raised
 
 
-WEIGHTS = (Choice("conv_0", 100, (2, 4), (1.0, 0.0)), Choice("conv_1", 800, (2, 4), (1.0, 0.0)))
-OUTPUTS = (Choice("conv_0 out", 400, (4, 8), (1.0, 0.0)),)
-FAST_IS_WIDE = (Choice("conv_0", 100, (2, 8), (1.0, 0.0), (5.0, 1.0)),)
+WEIGHTS = (
+    TensorChoice("conv_0", 100, (2, 4), (1.0, 0.0)),
+    TensorChoice("conv_1", 800, (2, 4), (1.0, 0.0)),
+)
+OUTPUTS = (TensorChoice("conv_0 out", 400, (4, 8), (1.0, 0.0)),)
+FAST_IS_WIDE = (TensorChoice("conv_0", 100, (2, 8), (1.0, 0.0), (5.0, 1.0)),)
 
 
 @pytest.mark.parametrize(
@@ -322,7 +328,7 @@ def test_a_choice_that_makes_no_sense_is_refused(
     elements: int, widths: tuple[int, ...], errors: tuple[float, ...], times: tuple[float, ...]
 ) -> None:
     with pytest.raises(ValueError, match=r"^conv: "):
-        Choice("conv", elements, widths, errors, times)
+        TensorChoice("conv", elements, widths, errors, times)
 
 
 def test_a_problem_that_makes_no_sense_is_refused() -> None:
@@ -334,7 +340,7 @@ def test_a_problem_that_makes_no_sense_is_refused() -> None:
         Problem(WEIGHTS, (), (), memory_bits=-1)
 
 
-def _cost(weights: tuple[Choice, ...], widths: tuple[int, ...]) -> tuple[int, float]:
+def _cost(weights: tuple[TensorChoice, ...], widths: tuple[int, ...]) -> tuple[int, float]:
     taken = [(c, c.widths.index(width)) for c, width in zip(weights, widths, strict=True)]
     return sum(c.bits(i) for c, i in taken), math.fsum(c.errors[i] for c, i in taken)
 
@@ -344,7 +350,7 @@ def _network(layers: int) -> Problem:
     widths = (2, 4, 6, 8)
     weights, activations = (
         tuple(
-            Choice(
+            TensorChoice(
                 f"{index}",
                 17 + index * step % 41,
                 widths,

@@ -10,7 +10,7 @@ from common.errors import ModelError
 from search.allocate.auto_split import auto_split, below_uniform, candidate_ranks
 from search.allocate.table import (
     IMAGE,
-    Layer,
+    FusedLayer,
     Table,
     quantization_errors,
     random_errors,
@@ -22,8 +22,8 @@ ERRORS = {2: 64.0, 4: 16.0, 6: 4.0, 8: 1.0}
 """Of one element: equal slopes, so that an average of b bits gives every layer b bits."""
 
 
-def layer(rank: int, outputs: int, weights: int, *reads: str) -> Layer:
-    return Layer(
+def layer(rank: int, outputs: int, weights: int, *reads: str) -> FusedLayer:
+    return FusedLayer(
         rank=rank,
         name=f"l{rank}",
         predecessors=reads,

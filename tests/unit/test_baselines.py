@@ -9,7 +9,7 @@ from common.tables.timing import Timing
 from search.measure.latency import CutTimes
 from search.network.cuts import cut_of_head, enumerate_cuts, prefix_cuts
 from search.network.graph import Graph
-from search.prediction.candidates import World, predict
+from search.prediction.candidates import CostModel, predict
 from search.prediction.devices import device_profile
 from search.quantization.calibration import observe
 from search.quantization.heads import Heads
@@ -24,7 +24,7 @@ from search.wire.sampling import sample
 from tests.networks import branched_graph, pictures
 
 FRAMES = pictures(6)
-WORLD = World(parse_link("1mbit/20ms"), device_profile("quarter-core"), 1.0, 1.0)
+WORLD = CostModel(parse_link("1mbit/20ms"), device_profile("quarter-core"), 1.0, 1.0)
 
 
 class Silent:

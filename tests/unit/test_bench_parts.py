@@ -11,7 +11,7 @@ from rich.console import Console
 
 from bench.micro.opened import Bare, Opened
 from bench.micro.parts import (
-    Row,
+    PartRow,
     choose,
     copying,
     experienced_planner,
@@ -160,7 +160,7 @@ def test_the_planner_has_learnt_before_it_is_timed(bundle: Bundle) -> None:
 def test_a_row_is_a_ratio_in_microseconds() -> None:
     part, floor = Timing(1.5, 1.6, 9, 1.4, 1.7), Timing(0.5, 0.6, 9, 0.4, 0.7)
 
-    row = Row("head", part, "split", "session.run", floor, "note").to_json()
+    row = PartRow("head", part, "split", "session.run", floor, "note").to_json()
 
     assert row == {
         "part": "head",
@@ -179,14 +179,14 @@ def test_a_row_is_a_ratio_in_microseconds() -> None:
 
 
 def test_a_row_without_a_floor_has_no_ratio() -> None:
-    row = Row("planner", Timing(1.5, 1.6, 9, 1.4, 1.7)).to_json()
+    row = PartRow("planner", Timing(1.5, 1.6, 9, 1.4, 1.7)).to_json()
 
     assert (row["floor"], row["floor_us"], row["ratio"]) == (None, None, None)
 
 
 def test_every_row_is_printed() -> None:
     timing = Timing(1.5, 1.6, 9, 1.4, 1.7)
-    rows = [Row("planner", timing), Row("head", timing, "split", "session.run", timing)]
+    rows = [PartRow("planner", timing), PartRow("head", timing, "split", "session.run", timing)]
     output = io.StringIO()
     result = {"rows": [row.to_json() for row in rows], "plans": {"context": "split-4"}}
 

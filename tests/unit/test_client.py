@@ -16,7 +16,7 @@ from common.errors import (
 )
 from common.rpc import splitpoint_pb2 as pb
 from edge.link.estimate import Passage, Transit
-from edge.reporter import Reporter
+from edge.reporter import EdgeOnlyReporter
 from edge.stream.client import CloudClient
 from edge.stream.transport import InProcessTransport, Transport
 
@@ -256,7 +256,7 @@ def test_a_closed_client_opens_no_stream() -> None:
 
 class TestReporter:
     def test_reports_reach_the_cloud_before_it_closes(self) -> None:
-        reporter = Reporter(client_of(lambda m: [result(m.report.frame_id)]))
+        reporter = EdgeOnlyReporter(client_of(lambda m: [result(m.report.frame_id)]))
         for _ in range(3):
             reporter.report(pb.Report())
         reporter.close(timeout_s=60)
@@ -266,7 +266,7 @@ class TestReporter:
         def connect() -> Transport:
             raise CloudUnavailableError("not there")
 
-        reporter = Reporter(CloudClient(connect, HELLO))
+        reporter = EdgeOnlyReporter(CloudClient(connect, HELLO))
         for _ in range(3):
             reporter.report(pb.Report())
         reporter.close(timeout_s=60)
@@ -282,7 +282,7 @@ class TestReporter:
             rejection = pb.Rejection(frame_id=message.report.frame_id, reason=reason)
             return [pb.CloudMessage(rejection=rejection)]
 
-        reporter = Reporter(client_of(refuse))
+        reporter = EdgeOnlyReporter(client_of(refuse))
         for _ in range(5):
             reporter.report(pb.Report(plan_digest=PLAN))
         reporter.close(timeout_s=60)
@@ -292,7 +292,7 @@ class TestReporter:
         def connect() -> Transport:
             raise CloudUnavailableError("not there")
 
-        reporter = Reporter(CloudClient(connect, HELLO))
+        reporter = EdgeOnlyReporter(CloudClient(connect, HELLO))
         for _ in range(30):
             reporter.report(pb.Report())
         reporter.close(timeout_s=60)

@@ -27,7 +27,7 @@ from edge.stream.client import CloudClient
 from edge.stream.transport import GrpcTransport
 from search.kept import keep
 from splitpoint.cli import main
-from splitpoint.demo.frames import FITTED, JUDGING, SHOWN, Pictures, division
+from splitpoint.demo.frames import FITTED, JUDGING, SHOWN, DemoPictures, division
 from splitpoint.demo.prepare import EDGE_MEMORY, EFFORTS, LINK, Aim, parser, prepare, request_of
 from tests import tiny
 from tests.conftest import REPOSITORY
@@ -151,7 +151,7 @@ def data(tmp_path: Path) -> Path:
         for number in numbers:
             (frames / name / f"frame-{number:03d}.jpg").write_bytes(b"kept")
     tiny.build(tmp_path / "bundle")
-    pictures = Pictures(frames / "calibration", frames / "evaluation", ())
+    pictures = DemoPictures(frames / "calibration", frames / "evaluation", ())
     keep(request_of(AIM, EFFORTS["usual"], pictures), tmp_path / "bundle")
     return tmp_path
 

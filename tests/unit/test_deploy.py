@@ -13,12 +13,12 @@ from common.tasks.detections import DetectorSpec, YoloHeadSpec
 from search.export import write_plans
 from search.measure.latency import CutTimes
 from search.network.cuts import Cut, enumerate_cuts
-from search.prediction.candidates import Candidate, Judged, World, named_apart, predict
+from search.prediction.candidates import Candidate, CostModel, RankedCandidate, named_apart, predict
 from search.prediction.devices import device_profile
 from search.quantization.calibration import observe
 from search.quantization.heads import Heads
 from search.quantization.recipe import rounded
-from search.request import Found, Request
+from search.request import Request, SearchResult
 from search.wire.quantizers import wire_tensor
 from tests.networks import SIZE, branched_graph, pictures
 
@@ -62,12 +62,14 @@ def test_plans_of_one_name_keep_their_own_tails(tmp_path: Path) -> None:
         f"{name} 1.00 KB bbbbbbbb packed adapted",
     )
     link, device = parse_link("1mbit/20ms"), device_profile("this-machine")
-    world = World(link, device, 1.0, 1.0)
+    world = CostModel(link, device, 1.0, 1.0)
     kept = tuple(
-        Judged(each, predict(each, TIMES, world).latency_ms, TIMES, 98.0, 16, most_lost=2.5)
+        RankedCandidate(
+            each, predict(each, TIMES, world).latency_ms, TIMES, 98.0, 16, most_lost=2.5
+        )
         for each in (one, other)
     )
-    found = Found(
+    found = SearchResult(
         request=Request("tiny", link, device, tmp_path),
         metric="AP50",
         reference_accuracy=99.0,

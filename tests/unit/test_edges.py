@@ -20,7 +20,7 @@ from cloud.edges import (
     UnknownEdgeError,
     check_switch,
 )
-from cloud.store.samples import Source
+from cloud.store.samples import SampleSource
 from common.errors import OverloadedError
 from common.rpc import splitpoint_pb2 as pb
 from common.tasks.detections import Detections
@@ -34,7 +34,7 @@ async def nowhere(message: pb.CloudMessage) -> None:
 
 
 def edge(name: str = "door", send: Callable[[pb.CloudMessage], Any] = nowhere) -> Edge:
-    return Edge(Source(name, "box", "runtime"), "00" * 32, "1", send)
+    return Edge(SampleSource(name, "box", "runtime"), "00" * 32, "1", send)
 
 
 def answering(report: Callable[[pb.ProfileOrder], pb.ProfileReport]) -> Edge:

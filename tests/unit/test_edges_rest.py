@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from cloud.admission import Admission
 from cloud.edges import Edge, Edges, ReportedDetections
 from cloud.rest import create_app
-from cloud.store.samples import Source
+from cloud.store.samples import SampleSource
 from cloud.tails import Tails
 from common.bundle.bundle import Bundle
 from common.rpc import splitpoint_pb2 as pb
@@ -42,7 +42,7 @@ async def _nowhere(message: pb.CloudMessage) -> None:
 
 
 def _edge(name: str = "door") -> Edge:
-    return Edge(Source(name, "box", "runtime"), "00" * 32, "1", _nowhere)
+    return Edge(SampleSource(name, "box", "runtime"), "00" * 32, "1", _nowhere)
 
 
 def test_namesakes_are_listed_apart_and_marked(app: FastAPI, edges: Edges) -> None:

@@ -11,7 +11,7 @@ from grpc.aio import EOF
 
 from cloud.admission import Admission
 from cloud.service import SplitService
-from cloud.store.samples import Sample, Source
+from cloud.store.samples import Sample, SampleSource
 from cloud.store.store import Store
 from cloud.tails import Tails
 from common.rpc import splitpoint_pb2 as pb
@@ -54,7 +54,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
     store = Store(tmp_path / "store.sqlite")
     for k in range(600):  # more edges than samples count
         stages = {"preprocess": 1.0, "head": 2.0, "decode": 3.0, "tail": 4.0, "total": 10.0}
-        store.add(Sample(Source(f"edge-{k}", *KIND), "ab" * 32, 1000.0, 100, stages))
+        store.add(Sample(SampleSource(f"edge-{k}", *KIND), "ab" * 32, 1000.0, 100, stages))
     store.flush()
     yield store
     store.close()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cloud.reference_frames import FRAMES, History, HistoryMemory
+from cloud.reference_frames import FRAMES, ReferenceFrames, ReferenceMemory
 from common.errors import StaleReferenceError
 from common.rpc import splitpoint_pb2 as pb
 from common.rpc.messages import reference_to
@@ -16,11 +16,11 @@ def _frame(frame_id: int) -> pb.Frame:
     return pb.Frame(frame_id=frame_id, plan_digest=DIGEST, payloads=[pb.Payload(crc32=frame_id)])
 
 
-def _keep(history: History, frame_id: int) -> None:
+def _keep(history: ReferenceFrames, frame_id: int) -> None:
     history.keep(_frame(frame_id), [np.full(SIZE, frame_id, np.uint8)])
 
 
-def _known(history: History, frame_id: int) -> bool:
+def _known(history: ReferenceFrames, frame_id: int) -> bool:
     later = pb.Frame(plan_digest=DIGEST, reference=reference_to(_frame(frame_id)))
     try:
         found = history.find(later)
@@ -32,26 +32,26 @@ def _known(history: History, frame_id: int) -> bool:
 
 
 def test_a_streams_last_frames_are_known() -> None:
-    history = History()
+    history = ReferenceFrames()
     for frame_id in range(FRAMES + 2):
         _keep(history, frame_id)
     assert [_known(history, k) for k in (0, 1, 2, FRAMES + 1)] == [False, False, True, True]
 
 
 def test_a_frame_that_stands_alone_needs_none() -> None:
-    assert History().find(_frame(1)) is None
+    assert ReferenceFrames().find(_frame(1)) is None
 
 
 def test_streams_do_not_see_each_others_frames() -> None:
-    memory = HistoryMemory()
-    first, second = History(memory), History(memory)
+    memory = ReferenceMemory()
+    first, second = ReferenceFrames(memory), ReferenceFrames(memory)
     _keep(first, 1)
     assert not _known(second, 1)
 
 
 def test_beyond_the_bound_what_was_used_longest_ago_goes() -> None:
-    memory = HistoryMemory(most_bytes=3 * SIZE)
-    first, second = History(memory), History(memory)
+    memory = ReferenceMemory(most_bytes=3 * SIZE)
+    first, second = ReferenceFrames(memory), ReferenceFrames(memory)
     _keep(first, 1)
     _keep(second, 2)
     _keep(second, 3)
@@ -62,8 +62,8 @@ def test_beyond_the_bound_what_was_used_longest_ago_goes() -> None:
 
 
 def test_a_frame_that_comes_twice_counts_once() -> None:
-    memory = HistoryMemory()
-    history = History(memory)
+    memory = ReferenceMemory()
+    history = ReferenceFrames(memory)
     _keep(history, 1)
     _keep(history, 1)
     assert memory.size_bytes == SIZE
@@ -71,8 +71,8 @@ def test_a_frame_that_comes_twice_counts_once() -> None:
 
 @pytest.mark.parametrize("late", [False, True])
 def test_a_stream_that_ends_holds_nothing(late: bool) -> None:
-    memory = HistoryMemory()
-    history = History(memory)
+    memory = ReferenceMemory()
+    history = ReferenceFrames(memory)
     _keep(history, 1)
     history.close()
     if late:  # its worker was not done when it ended

@@ -13,21 +13,21 @@ from common.tables.timing import Timing
 from search.measure.latency import CutTimes
 from search.network.cuts import Cut
 from search.network.graph import Node
-from search.prediction.candidates import Candidate, Judged, World, predict
+from search.prediction.candidates import Candidate, CostModel, RankedCandidate, predict
 from search.prediction.devices import DeviceProfile
 from search.reports.html import Bits, html
 from search.reports.markdown import as_json, markdown, sure
-from search.request import Found, Request
+from search.request import Request, SearchResult
 from search.wire.rate_curve import RatePoint
 
-WORLD = World(parse_link("3mbit/20ms"), DeviceProfile("slow", 4.0), 2.0, 1.0)
+WORLD = CostModel(parse_link("3mbit/20ms"), DeviceProfile("slow", 4.0), 2.0, 1.0)
 HOSTILE = """<script src="http://evil.example/x.js">alert('1')</script>&amp; url(#m1) $x$ \u4f60"""
 _VOID = {"meta", "br", "hr", "img", "link", "input"}
 
 
 def _judged(
     kind: str, accuracy: float, sent: float, head_ms: float, name: str = "t", label: str = ""
-) -> Judged:
+) -> RankedCandidate:
     node = Node(name, "conv", (), (4, 2, 2))
     cut = Cut(
         (name,),
@@ -42,10 +42,10 @@ def _judged(
     candidate = Candidate(cut, (), codec, sent, encode_ms, decode_ms, memory, 1000, label=label)
     tail_ms = 0.0 if kind == "edge-only" else 20 - head_ms
     times = CutTimes(Timing(head_ms, head_ms, 9), Timing(tail_ms, tail_ms, 9))
-    return Judged(candidate, predict(candidate, times, WORLD).latency_ms, times, accuracy)
+    return RankedCandidate(candidate, predict(candidate, times, WORLD).latency_ms, times, accuracy)
 
 
-def _found(split: str = "conv_8", cut: str = "conv_8") -> Found:
+def _found(split: str = "conv_8", cut: str = "conv_8") -> SearchResult:
     kept = (
         _judged("split", 44.1, 5300, 10, split),
         _judged("cloud-only", 44.5, 21_700, 0),
@@ -56,7 +56,7 @@ def _found(split: str = "conv_8", cut: str = "conv_8") -> Found:
         RatePoint(step, 0.5, 4.0, (), sent, error)
         for step, sent, error in ((5.0, 1800, 2.5), (2.5, 5300, 0.7), (0.25, 30_600, 0.01))
     )
-    return Found(
+    return SearchResult(
         request=Request("tiny", WORLD.link, WORLD.device, Path("calibration")),
         metric="AP50",
         reference_accuracy=45.0,
@@ -71,7 +71,7 @@ def _found(split: str = "conv_8", cut: str = "conv_8") -> Found:
     )
 
 
-def _bits(found: Found, *, activation: int = 8) -> Bits:
+def _bits(found: SearchResult, *, activation: int = 8) -> Bits:
     layers = {f"conv_{index}": (2 + index, activation) for index in range(0, 6, 2)}
     return {found.kept[0].candidate.name: layers, "no such plan": layers}
 

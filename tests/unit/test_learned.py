@@ -24,10 +24,17 @@ from search.measure.latency import CutTimes
 from search.network.cuts import Cut, enumerate_cuts, prefix_cuts
 from search.network.graph import Node
 from search.pipeline import search
-from search.prediction.candidates import Candidate, World, context_file, judge, predict, with_coding
+from search.prediction.candidates import (
+    Candidate,
+    CostModel,
+    context_file,
+    judge,
+    predict,
+    with_coding,
+)
 from search.prediction.devices import DEVICES, DeviceProfile
 from search.prediction.table_calibration import (
-    Learned,
+    TableCalibration,
     cuts_of,
     learn,
     learned_device,
@@ -43,7 +50,7 @@ from search.ranking.search_run import Network, rank
 from search.reports import time_sources as origins
 from search.reports.html import html
 from search.reports.markdown import as_json, markdown
-from search.request import Found, Progress, Request
+from search.request import Progress, Request, SearchResult
 from search.strategies.baselines import cost_graph
 from search.wire.formats import FormatTable
 from search.wire.sampling import sample
@@ -86,12 +93,12 @@ def row(segment: str, median_ms: float, **others: Any) -> LatencyRow:
     return LatencyRow(**(fields | others))
 
 
-def taught(*rows: LatencyRow, device: DeviceProfile = PI) -> Learned:
+def taught(*rows: LatencyRow, device: DeviceProfile = PI) -> TableCalibration:
     return learn(rows, device, TIMES, preprocess_ms=2.0, postprocess_ms=1.0)
 
 
-def world_of(*rows: LatencyRow) -> World:
-    return World(LINK, PI, 2.0, 1.0, taught(*rows))
+def world_of(*rows: LatencyRow) -> CostModel:
+    return CostModel(LINK, PI, 2.0, 1.0, taught(*rows))
 
 
 def candidate(cut: str, codec: str | None = "packed") -> Candidate:
@@ -230,7 +237,7 @@ def test_a_profile_holds_where_the_tables_do_not_know_the_edge() -> None:
 
 def test_learning_changes_which_plan_is_the_fastest() -> None:
     both = [candidate("a"), candidate("image", "png")]
-    plain = World(LINK, PI, 2.0, 1.0)
+    plain = CostModel(LINK, PI, 2.0, 1.0)
     assert [j.candidate.cut.name for j in judge(both, TIMES, plain)] == ["a", "image"]
     slow = world_of(row("head to a", 200.0), row("letterbox", 2.0))
     assert [j.candidate.cut.name for j in judge(both, TIMES, slow)] == ["image", "a"]
@@ -296,7 +303,7 @@ def test_baselines_read_the_same_learned_times() -> None:
     rows = [row(f"head to {cut.name}", 10.0 * len(cut.head)) for cut in prefixes[1:-1]]
     rows.append(row(f"head to {whole.name}", 1000.0))
     learned = learn(rows, PI, times, preprocess_ms=1.0, postprocess_ms=1.0)
-    world = World(LINK, PI, 1.0, 1.0, learned)
+    world = CostModel(LINK, PI, 1.0, 1.0, learned)
     costs = cost_graph(graph, times, FormatTable(heads, samples, times, world), world)
     assert sum(costs.edge_ms.values()) == pytest.approx(1000.0)
     first = costs.edge_ms[graph.nodes[1].name]
@@ -383,7 +390,7 @@ def test_reports_say_where_times_come_from() -> None:
     assert "the cloud: the tables do not know it" in cloud
     assert ignored.endswith("wider than their median: 1")
     (judged,) = judge([candidate("a")], TIMES, world)
-    found = Found(
+    found = SearchResult(
         request=Request("tiny", LINK, PI, Path("calibration")),
         metric="AP50",
         reference_accuracy=45.0,

@@ -16,7 +16,7 @@ import pytest
 
 from cloud.admission import Admission
 from cloud.edges import Edges
-from cloud.reference_frames import History
+from cloud.reference_frames import ReferenceFrames
 from cloud.service import SplitService
 from cloud.tails import Tails
 from common.bundle.bundle import Bundle
@@ -54,7 +54,9 @@ class Counting(SplitService):
         self.served: list[tuple[str, int, bytes]] = []
         self.refused: list[pb.Rejection] = []
 
-    def serve(self, message: pb.EdgeMessage, arrived_s: float, history: History) -> pb.CloudMessage:
+    def serve(
+        self, message: pb.EdgeMessage, arrived_s: float, history: ReferenceFrames
+    ) -> pb.CloudMessage:
         answer = super().serve(message, arrived_s, history)
         kind = message.WhichOneof("kind") or ""
         body = getattr(message, kind)

@@ -14,13 +14,13 @@ from common.tables.timing import NO_TIME
 from common.tasks.detections import Detections
 from common.tasks.labels import CATEGORY_IDS
 from search.cache import Cache, digest
-from search.measure.accuracy import Agreement, CocoAccuracy
-from search.measure.accuracy_evaluator import FIRST_LOOK, Meter
+from search.measure.accuracy import AgreementAccuracy, CocoAccuracy
+from search.measure.accuracy_evaluator import FIRST_LOOK, AccuracyEvaluator
 from search.measure.evaluate import Evaluator
 from search.measure.latency import CutTimes
 from search.network.cuts import Cut, enumerate_cuts
 from search.network.graph import Node
-from search.prediction.candidates import Candidate, Judged
+from search.prediction.candidates import Candidate, RankedCandidate
 from search.prediction.devices import device_profile
 from search.quantization.heads import Heads
 from search.quantization.recipe import rounded
@@ -79,10 +79,12 @@ def wire_of(bits: int) -> Wire:
 
 def meter_of(
     found: Sequence[Detections], max_drop: float, cache: Cache | None = None
-) -> tuple[Meter, Recorded]:
+) -> tuple[AccuracyEvaluator, Recorded]:
     evaluator = Recorded(found)
-    source = Agreement(REFERENCE)
-    return Meter(evaluator, source, REFERENCE, max_drop, cache or Cache(), "data"), evaluator
+    source = AgreementAccuracy(REFERENCE)
+    return AccuracyEvaluator(
+        evaluator, source, REFERENCE, max_drop, cache or Cache(), "data"
+    ), evaluator
 
 
 def test_what_is_accepted_was_judged_on_all_images() -> None:
@@ -172,8 +174,8 @@ def test_the_cheapest_way_out_comes_first() -> None:
 
     heads = Heads(rounded(graph, observe(graph, pictures(4))))
     times = CutTimes(NO_TIME, NO_TIME)
-    near = Judged(candidate("near", 10), 1.0, times, 24.0, 96, most_lost=1.0)
-    far = Judged(candidate("far", 10), 1.0, times, 12.0, 96, most_lost=14.0)
+    near = RankedCandidate(candidate("near", 10), 1.0, times, 24.0, 96, most_lost=1.0)
+    far = RankedCandidate(candidate("far", 10), 1.0, times, 12.0, 96, most_lost=14.0)
     request = Request(
         model="m",
         link=parse_link("1mbit/1ms"),
@@ -231,7 +233,9 @@ def test_candidates_of_one_name_have_accuracies_of_their_own() -> None:
     assert good.name == bad.name
     evaluator = ByWire(REFERENCE)
     evaluator.spoiled_by = bad.wire
-    meter = Meter(evaluator, Agreement(REFERENCE), REFERENCE, 1.0, Cache(), "data")
+    meter = AccuracyEvaluator(
+        evaluator, AgreementAccuracy(REFERENCE), REFERENCE, 1.0, Cache(), "data"
+    )
     assert meter.is_good(good)
     assert not meter.is_good(bad)
     assert meter.candidates == [good, bad]
@@ -243,7 +247,7 @@ def test_too_few_images_are_said_to_be_too_few() -> None:
 
     heads = Heads(rounded(graph, observe(graph, pictures(4))))
     times = CutTimes(NO_TIME, NO_TIME)
-    unsure = Judged(candidate("unsure"), 1.0, times, 99.0, 16, most_lost=5.0)
+    unsure = RankedCandidate(candidate("unsure"), 1.0, times, 99.0, 16, most_lost=5.0)
     request = Request(
         model="m",
         link=parse_link("1mbit/1ms"),

@@ -9,7 +9,7 @@ from cloud import rest as cloud_rest
 from cloud.admission import Admission
 from cloud.edges import Edge, Edges
 from cloud.metrics import CloudMetrics
-from cloud.store.samples import Source
+from cloud.store.samples import SampleSource
 from cloud.store.store import Store
 from cloud.tails import Tails
 from common.bundle.bundle import Bundle
@@ -90,7 +90,7 @@ class TestCloud:
         app = cloud_rest.create_app(
             Tails(bundle), Admission(ThreadPoolExecutor(1), 1), store=store, edges=edges
         )
-        edge = Edge(Source("door", "box", "ort", 1), "00", "1", _nowhere)
+        edge = Edge(SampleSource("door", "box", "ort", 1), "00", "1", _nowhere)
         digest = _digest(bundle, tiny.SPLIT)
         edge.switched(pb.Switch(plan_digest=digest, uplink_bps=3e6, rtt_us=20_000))
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from search.allocate.low_bit import Narrower
+from search.allocate.low_bit import LowBitAllocator
 from search.network.cuts import Cut, enumerate_cuts
 from search.network.graph import Graph
 from search.quantization.calibration import Statistics, observe
@@ -52,7 +52,7 @@ def test_a_head_that_does_not_fit_gets_the_widths_of_least_error(
     cuts = enumerate_cuts(heads.network.graph)
     needs = {cut.name: sum(heads.memory_bytes(cut)) for cut in cuts}
     limit = max(needs.values()) - 300
-    narrow = Narrower(heads, sensitivity.weights, limit, rounder).narrowed(cuts)
+    narrow = LowBitAllocator(heads, sensitivity.weights, limit, rounder).narrowed(cuts)
     assert {cut.name for cut in narrow} == {name for name, need in needs.items() if need > limit}
     for cut in narrow:
         assert cut.label == f"{cut.name} {cut.widths}"
@@ -67,8 +67,8 @@ def test_cuts_that_fit_or_never_will_are_left_alone(
     heads: Heads, sensitivity: Sensitivity, rounder: Rounder
 ) -> None:
     cuts = enumerate_cuts(heads.network.graph)
-    assert Narrower(heads, sensitivity.weights, 1 << 30, rounder).narrowed(cuts) == []
-    assert Narrower(heads, sensitivity.weights, 10, rounder).narrowed(cuts) == []
+    assert LowBitAllocator(heads, sensitivity.weights, 1 << 30, rounder).narrowed(cuts) == []
+    assert LowBitAllocator(heads, sensitivity.weights, 10, rounder).narrowed(cuts) == []
 
 
 def test_rounding_together_keeps_widths_and_memory(
@@ -76,7 +76,7 @@ def test_rounding_together_keeps_widths_and_memory(
 ) -> None:
     whole = enumerate_cuts(heads.network.graph)[-1]
     limit = sum(heads.memory_bytes(whole)) - 1500
-    narrower = Narrower(heads, sensitivity.weights, limit, rounder)
+    narrower = LowBitAllocator(heads, sensitivity.weights, limit, rounder)
     (cut,) = narrower.narrowed([whole])
     before = heads.of(cut)
     better = narrower.rounded_together(cut, silent)
@@ -94,7 +94,7 @@ def test_promotion_gives_the_most_harmful_layer_more_bits_until_memory_ends(
 ) -> None:
     whole = enumerate_cuts(heads.network.graph)[-1]
     limit = sum(heads.memory_bytes(whole)) - 1500
-    narrower = Narrower(heads, sensitivity.weights, limit, rounder)
+    narrower = LowBitAllocator(heads, sensitivity.weights, limit, rounder)
     cut: Cut | None = narrower.narrowed([whole])[0]
     seen, labels = set(), set()
     while cut is not None:

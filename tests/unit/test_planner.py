@@ -13,7 +13,7 @@ from common.bundle.manifest import Plan
 from common.latency import PlanCost
 from common.link.link import Link
 from edge.link.estimate import LinkEstimator, Transit
-from edge.planning.planner import Choice, Planner, PlannerSettings
+from edge.planning.planner import PlanChoice, Planner, PlannerSettings
 from edge.planning.predictor import Served
 from tests import tiny
 
@@ -153,7 +153,7 @@ def test_plans_that_are_equal_do_not_alternate(costs: list[PlanCost]) -> None:
     assert len(tally.switched_at_s) < 12
 
 
-def served(planner: Planner, choice: Choice, *, times: int = 1, factor: float = 1.0) -> None:
+def served(planner: Planner, choice: PlanChoice, *, times: int = 1, factor: float = 1.0) -> None:
     cost = choice.expected.cost
     for _ in range(times):
         planner.served(

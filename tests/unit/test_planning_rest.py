@@ -14,9 +14,9 @@ from fastapi import FastAPI
 from cloud import rest as cloud_rest
 from cloud.admission import Admission
 from cloud.edges import Edge, Edges
-from cloud.reference_frames import History
+from cloud.reference_frames import ReferenceFrames
 from cloud.service import SplitService
-from cloud.store.samples import Source
+from cloud.store.samples import SampleSource
 from cloud.store.store import Store
 from cloud.tails import Tails
 from common.bundle.bundle import Bundle
@@ -29,7 +29,7 @@ from edge.stream.transport import InProcessTransport
 from tests import tiny
 from tests.asgi import request
 
-SOURCE = Source("door", "box 3", "onnxruntime x1", 1)
+SOURCE = SampleSource("door", "box 3", "onnxruntime x1", 1)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def error(response: httpx.Response, status: int) -> str:
 @contextmanager
 def connected(
     edges: Edges,
-    source: Source = SOURCE,
+    source: SampleSource = SOURCE,
     report: Callable[[pb.ProfileOrder], pb.ProfileReport] | None = None,
 ) -> Iterator[Edge]:
     """An edge, connected; its report is there as soon as its order was sent."""
@@ -125,8 +125,8 @@ class TestPlansInTheCloud:
     ) -> None:
         with (
             connected(edges) as door,
-            connected(edges, Source("attic", "", "")) as attic,
-            connected(edges, Source("silent", "", "")),
+            connected(edges, SampleSource("attic", "", "")) as attic,
+            connected(edges, SampleSource("silent", "", "")),
         ):
             door.switched(switch(bundle, tiny.SPLIT))
             attic.switched(pb.Switch(plan_digest=find_plan(bundle, tiny.EDGE_ONLY)))
@@ -298,7 +298,7 @@ class TestProfiles:
         self, cloud: FastAPI, edges: Edges, store: Store, bundle: Bundle
     ) -> None:
         report = pb.ProfileReport(rows=[row(bundle)])
-        with connected(edges, Source("door", "", ""), lambda _: report):
+        with connected(edges, SampleSource("door", "", ""), lambda _: report):
             error(request(cloud, "POST", "/v1/edges/door/profile"), 504)
         assert store.latency_rows() == []
 
@@ -325,7 +325,7 @@ class TestProfiles:
         report = pb.ProfileReport(rows=[row(bundle)])
         quoted = httpx.URL("http://x").copy_with(params={"e": name}).query.decode()[2:]
         path = f"/v1/edges/{quoted.replace('+', '%20').replace('/', '%2F')}/profile"
-        with connected(edges, Source(name, "box", "r"), lambda _: report):
+        with connected(edges, SampleSource(name, "box", "r"), lambda _: report):
             assert request(cloud, "POST", path).status_code == 200
 
     def test_a_cloud_without_a_store_tells_all_the_same(
@@ -346,7 +346,11 @@ def detector(bundle: Bundle, tails: Tails, *, adaptive: bool) -> Detector:
         kind = message.WhichOneof("kind")
         if kind == "hello":
             return [pb.CloudMessage(welcome=pb.Welcome(plan_digests=tails.digests))]
-        return [] if kind == "switch" else [service.serve(message, time.perf_counter(), History())]
+        return (
+            []
+            if kind == "switch"
+            else [service.serve(message, time.perf_counter(), ReferenceFrames())]
+        )
 
     hello = pb.Hello(edge_id="test", bundle_digest=bundle.digest)
     client = CloudClient(lambda: InProcessTransport(serve), hello)

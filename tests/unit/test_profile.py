@@ -14,7 +14,7 @@ from cloud import profile as cloud_profile
 from cloud.admission import Admission
 from cloud.profile import rows_of
 from cloud.rest import create_app
-from cloud.store.samples import LONGEST_US, ImpossibleTimesError, Source
+from cloud.store.samples import LONGEST_US, ImpossibleTimesError, SampleSource
 from cloud.store.store import Store
 from cloud.tails import Tails
 from common.bundle.bundle import Bundle, read_vector
@@ -30,7 +30,7 @@ from tests.asgi import request
 
 PLANS = (*tiny.ALL_PLANS, tiny.SPLIT_8, tiny.SPLIT_VIDEO)
 ENCODING = (tiny.SPLIT, tiny.SPLIT_8, tiny.SPLIT_VIDEO, tiny.CLOUD_ONLY)
-SOURCE = Source("edge7", "box", "onnxruntime x1", 1)
+SOURCE = SampleSource("edge7", "box", "onnxruntime x1", 1)
 BUDGET_S = 0.05
 
 
@@ -286,7 +286,7 @@ class TestReports:
         self, bundle: Bundle, report: pb.ProfileReport
     ) -> None:
         with pytest.raises(ImpossibleTimesError, match="what it is"):
-            rows_of(report, Source("edge7", "", ""), bundle.plans, 5.0)
+            rows_of(report, SampleSource("edge7", "", ""), bundle.plans, 5.0)
 
 
 def test_a_profile_is_told_under_tables(

@@ -24,12 +24,12 @@ from common.tables.rows import LatencyRow, to_json
 from common.tables.store_file import read_tables
 from common.tables.timing import Timing
 from search.measure.latency import CutTimes
-from search.prediction.candidates import World
+from search.prediction.candidates import CostModel
 from search.prediction.table_calibration import learn
 from search.proposal.difference import STAGES, compare, markdown, predict_again, verdict
 from search.proposal.exchange import exchange, previous_of
-from search.proposal.propose import DIFFERENCE, Asked, propose, repeat, request_of
-from search.request import Found, Progress, Reporter, Request
+from search.proposal.propose import DIFFERENCE, ProposalSpec, propose, repeat, request_of
+from search.request import Progress, Reporter, Request, SearchResult
 from tests import tiny
 
 OWN = {"cut": CutTimes(Timing(2.0, 2.0, 9), Timing(3.0, 3.0, 9))}
@@ -62,20 +62,20 @@ def row(segment: str, median_ms: float, device: str = "test", **others: Any) -> 
     return LatencyRow(**(fields | others))
 
 
-def found_of(request: Request) -> Found:
+def found_of(request: Request) -> SearchResult:
     """What a search would learn that knows the times of one cut."""
     assert request.tables is not None
     learned = learn(
         read_tables(request.tables), request.device, OWN, preprocess_ms=1.0, postprocess_ms=1.0
     )
-    return Found(
+    return SearchResult(
         request=request,
         metric="none",
         reference_accuracy=90.0,
         cuts=3,
         calibration_images=8,
         evaluation_images=(),
-        world=World(request.link, request.device, 1.0, 1.0, learned),
+        world=CostModel(request.link, request.device, 1.0, 1.0, learned),
         judged=(),
         measured=(),
         kept=(),
@@ -95,7 +95,7 @@ class Searching:
         self.asked = asked
         self.requests: list[Request] = []
 
-    def __call__(self, out: Path, request: Request, _reporter: Reporter) -> Found:
+    def __call__(self, out: Path, request: Request, _reporter: Reporter) -> SearchResult:
         self.requests.append(request)
         plans = [tiny.SPLIT_8, tiny.CLOUD_ONLY]
         tiny.build(out, plans, seed=1, weights_sha256=self.weights_sha256)
@@ -115,16 +115,16 @@ def rewrite(bundle: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 @pytest.fixture
-def asked(tmp_path: Path) -> Asked:
+def asked(tmp_path: Path) -> ProposalSpec:
     """A served bundle, searched for 3 Mbit/s, and a table that knows its head as slow."""
     tiny.build(tmp_path / "current")
     (tmp_path / "tables.json").write_text(to_json([row("head to cut", 61.0)]))
-    return Asked(
+    return ProposalSpec(
         tmp_path / "current", tmp_path / "tables.json", tmp_path / "images", tmp_path / "new"
     )
 
 
-def here(asked: Asked) -> set[str]:
+def here(asked: ProposalSpec) -> set[str]:
     return {path.name for path in asked.bundle.parent.iterdir()}
 
 
@@ -133,7 +133,7 @@ def manifest_of(bundle: Path) -> Manifest:
         return opened.manifest
 
 
-def test_a_better_bundle_is_written_with_its_difference_inside(asked: Asked) -> None:
+def test_a_better_bundle_is_written_with_its_difference_inside(asked: ProposalSpec) -> None:
     outcome = propose(asked, Silent(), Searching(20.0))
     assert outcome.written == asked.out
     with Bundle.open(asked.out) as opened:
@@ -143,7 +143,7 @@ def test_a_better_bundle_is_written_with_its_difference_inside(asked: Asked) -> 
     assert here(asked) == {"current", "new", "tables.json"}
 
 
-def test_too_small_a_gain_writes_nothing(asked: Asked) -> None:
+def test_too_small_a_gain_writes_nothing(asked: ProposalSpec) -> None:
     best = propose(asked, Silent(), Searching(1.0)).difference.old[0].now.latency_ms
     shutil.rmtree(asked.out)
     outcome = propose(asked, Silent(), Searching(0.96 * best))
@@ -152,7 +152,7 @@ def test_too_small_a_gain_writes_nothing(asked: Asked) -> None:
     assert propose(replace(asked, threshold=0.03), Silent(), Searching(0.96 * best)).written
 
 
-def test_a_zip_can_be_proposed_and_proposed_from(asked: Asked, tmp_path: Path) -> None:
+def test_a_zip_can_be_proposed_and_proposed_from(asked: ProposalSpec, tmp_path: Path) -> None:
     zip_bundle(asked.bundle, tmp_path / "current.zip")
     zipped = replace(asked, bundle=tmp_path / "current.zip", out=tmp_path / "new.zip")
     assert propose(zipped, Silent(), Searching(1.0)).written == zipped.out
@@ -160,7 +160,7 @@ def test_a_zip_can_be_proposed_and_proposed_from(asked: Asked, tmp_path: Path) -
     assert not zipped.out.with_name("new.zip.part").exists()
 
 
-def test_the_same_is_searched_for_as_the_bundle_was(asked: Asked) -> None:
+def test_the_same_is_searched_for_as_the_bundle_was(asked: ProposalSpec) -> None:
     rewrite(asked.bundle, lambda m: m["search"].update(edge_memory_bytes=5 << 20, video=True))
     search = Searching(1.0)
     propose(asked, Silent(), search)
@@ -171,20 +171,20 @@ def test_the_same_is_searched_for_as_the_bundle_was(asked: Asked) -> None:
     assert not request.no_raw_image
 
 
-def test_link_and_device_can_be_others(asked: Asked) -> None:
+def test_link_and_device_can_be_others(asked: ProposalSpec) -> None:
     rows = [row("head to cut", 61.0, "cam")]
     other = replace(asked, link=parse_link("1mbit/5ms"), device="cam")
     request = request_of(other, manifest_of(asked.bundle), rows)
     assert (str(request.link), request.device.name) == ("1mbit/5ms", "cam")
 
 
-def test_pixels_stay_where_no_plan_sends_them(asked: Asked, tmp_path: Path) -> None:
+def test_pixels_stay_where_no_plan_sends_them(asked: ProposalSpec, tmp_path: Path) -> None:
     tiny.build(tmp_path / "private", [tiny.SPLIT, tiny.EDGE_ONLY])
     rows = read_tables(asked.tables)
     assert request_of(asked, manifest_of(tmp_path / "private"), rows).no_raw_image
 
 
-def test_weights_of_seven_bits_stay_so(asked: Asked) -> None:
+def test_weights_of_seven_bits_stay_so(asked: ProposalSpec) -> None:
     rewrite(asked.bundle, lambda m: m["search"].update(device="this-machine-no-vnni"))
     other = replace(asked, device="test")
     request = request_of(other, manifest_of(asked.bundle), read_tables(asked.tables))
@@ -192,7 +192,7 @@ def test_weights_of_seven_bits_stay_so(asked: Asked) -> None:
 
 
 def test_old_plans_are_predicted_by_rows_then_own_times_then_old_predictions(
-    asked: Asked,
+    asked: ProposalSpec,
 ) -> None:
     asked.tables.write_text(
         to_json(
@@ -221,7 +221,7 @@ def test_old_plans_are_predicted_by_rows_then_own_times_then_old_predictions(
     assert now.latency_ms == pytest.approx(sum(getattr(now, f"{stage}_ms") for stage in STAGES))
 
 
-def test_the_difference_tells_what_was_assumed(asked: Asked) -> None:
+def test_the_difference_tells_what_was_assumed(asked: ProposalSpec) -> None:
     present = propose(asked, Silent(), Searching(4.0)).difference
     text = markdown(present)
     assert "- head to cut: 1.0 ms assumed, 61.0 ms served (n = 340)" in text
@@ -234,27 +234,27 @@ def test_the_difference_tells_what_was_assumed(asked: Asked) -> None:
     assert "Accuracy was measured" not in text
 
 
-def test_another_link_and_another_metric_are_told(asked: Asked) -> None:
+def test_another_link_and_another_metric_are_told(asked: ProposalSpec) -> None:
     other = replace(asked, link=parse_link("1mbit/20ms"))
     made = propose(other, Silent(), Searching(1.0, accuracy_metric="AP50")).difference
     assert "- link: 3mbit/20ms assumed, 1mbit/20ms now" in markdown(made)
     assert "Accuracy was measured in none and is now measured in AP50" in markdown(made)
 
 
-def test_a_slower_proposal_is_no_gain(asked: Asked) -> None:
+def test_a_slower_proposal_is_no_gain(asked: ProposalSpec) -> None:
     made = propose(asked, Silent(), Searching(1e6)).difference
     assert made.gain < 0
     assert "% more" in verdict(made)
 
 
-def test_a_search_without_tables_compares_with_nothing(asked: Asked) -> None:
+def test_a_search_without_tables_compares_with_nothing(asked: ProposalSpec) -> None:
     present = manifest_of(asked.bundle)
     found = found_of(request_of(asked, present, read_tables(asked.tables)))
     with pytest.raises(ValueError, match="without tables"):
         compare(present, present, replace(found, world=replace(found.world, learned=None)))
 
 
-def test_deploying_exchanges_the_bundles_and_keeps_the_old_one(asked: Asked) -> None:
+def test_deploying_exchanges_the_bundles_and_keeps_the_old_one(asked: ProposalSpec) -> None:
     old = (asked.bundle / MANIFEST).read_bytes()
     deploying = replace(asked, deploy=True)
     outcome = propose(deploying, Silent(), Searching(1.0))
@@ -313,7 +313,7 @@ def never(_out: Path, _request: Request, _reporter: Reporter) -> NoReturn:
     ],
 )
 def test_mistakes_are_told_before_the_search(
-    asked: Asked, change: dict[str, Any], error: type[SplitpointError], message: str
+    asked: ProposalSpec, change: dict[str, Any], error: type[SplitpointError], message: str
 ) -> None:
     folder = asked.bundle.parent
     zip_bundle(asked.bundle, folder / "current.zip")
@@ -329,14 +329,14 @@ def test_mistakes_are_told_before_the_search(
     assert here(asked) == before
 
 
-def test_what_is_kept_of_old_must_be_a_bundle(asked: Asked) -> None:
+def test_what_is_kept_of_old_must_be_a_bundle(asked: ProposalSpec) -> None:
     previous_of(asked.bundle).mkdir()
     with pytest.raises(BundleError, match="move it away"):
         propose(replace(asked, deploy=True), Silent(), never)
 
 
-def test_a_failed_search_and_other_weights_leave_nothing(asked: Asked) -> None:
-    def fails(out: Path, _request: Request, _reporter: Reporter) -> Found:
+def test_a_failed_search_and_other_weights_leave_nothing(asked: ProposalSpec) -> None:
+    def fails(out: Path, _request: Request, _reporter: Reporter) -> SearchResult:
         out.mkdir()
         raise NoFeasiblePlanError("nothing fits")
 

@@ -14,7 +14,7 @@ from search.network.cuts import enumerate_cuts
 from search.quantization import integer
 from search.quantization.calibration import Distribution, observe
 from search.quantization.export import SharedWeights, head_model, tail_model, write_weights
-from search.quantization.grids import Grid, least_error_range
+from search.quantization.grids import QuantParams, least_error_range
 from search.quantization.network import QuantizedGraph
 from search.quantization.recipe import rounded
 from tests.networks import SIZE, branched_graph
@@ -72,10 +72,10 @@ def test_every_tail_takes_batches_and_reproduces_torch(
 
 
 def test_grids_hold_zero_and_saturate() -> None:
-    grid = Grid.over(-1.0, 3.0)
+    grid = QuantParams.over(-1.0, 3.0)
     assert grid.dequantize(grid.quantize(np.zeros(1, np.float32)))[0] == 0
     assert grid.quantize(np.array([-9.0, 9.0], np.float32)).tolist() == [0, 255]
-    assert Grid.over(0.5, 2.0).zero_point == 0
+    assert QuantParams.over(0.5, 2.0).zero_point == 0
 
 
 def test_least_error_clips_a_lonely_outlier() -> None:

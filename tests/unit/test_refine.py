@@ -17,11 +17,11 @@ from search.network import execute
 from search.network.cuts import Cut, enumerate_cuts
 from search.network.graph import Node
 from search.quantization.calibration import observe
-from search.quantization.grids import Grid
+from search.quantization.grids import QuantParams
 from search.quantization.heads import Heads
 from search.quantization.network import QuantizedGraph
 from search.quantization.recipe import rounded
-from search.refine.cached_refiner import Remembered
+from search.refine.cached_refiner import CachedRefiner
 from search.refine.refine import Refiner
 from search.wire import tail_adaptation as adapt
 from search.wire.quantizers import stepped_tensor
@@ -118,7 +118,7 @@ class TestQuantizer:
     def test_every_code_has_a_symbol_and_symbols_follow_values(
         self, low: float, high: float, dead_zone: float, step: float, clip: float
     ) -> None:
-        grid = Grid.over(low, high)
+        grid = QuantParams.over(low, high)
         counts = np.ones(256, np.int64)
         wire = stepped_tensor(self.NODE, grid, counts, dead_zone=dead_zone, step=step, clip=clip)
         symbols = np.array(wire.to_symbol)
@@ -128,7 +128,7 @@ class TestQuantizer:
         assert (np.diff(used) >= 0).all()
 
     def test_levels_are_where_they_were_asked_for(self) -> None:
-        grid = Grid.over(-1.0, 9.0)
+        grid = QuantParams.over(-1.0, 9.0)
         values = grid.dequantize(np.arange(256).astype(np.uint8))
         counts = (values >= 0).astype(np.int64)
         wire = stepped_tensor(self.NODE, grid, counts, dead_zone=0.5, step=2.0, clip=5.0)
@@ -139,7 +139,7 @@ class TestQuantizer:
         assert wire.to_value[1] == pytest.approx(1.5, abs=0.1)  # the mean of what falls into it
 
     def test_a_signed_tensor_keeps_both_sides(self) -> None:
-        grid = Grid.over(-4.0, 4.0)
+        grid = QuantParams.over(-4.0, 4.0)
         wire = stepped_tensor(
             self.NODE, grid, np.ones(256, np.int64), dead_zone=1.0, step=1.0, clip=np.inf
         )
@@ -300,7 +300,7 @@ def test_a_refined_candidate_has_all_that_it_needs(
     )
     curve = refiner.curve(cut)
     coarse_one = curve.points[len(curve.points) // 4]
-    remembered = Remembered(
+    remembered = CachedRefiner(
         lambda: refiner, Heads(network), Cache(tmp_path, "some version"), ["a network"]
     )
     options = remembered.options(cut, curve, coarse_one.wire)

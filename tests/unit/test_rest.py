@@ -12,7 +12,7 @@ from PIL import Image
 
 from cloud import rest as cloud_rest
 from cloud.admission import Admission
-from cloud.reference_frames import History
+from cloud.reference_frames import ReferenceFrames
 from cloud.service import SplitService
 from cloud.tails import Tails
 from common.bundle.bundle import Bundle
@@ -53,7 +53,7 @@ def edge(bundle: Bundle, tails: Tails) -> Iterable[FastAPI]:
     def serve(message: pb.EdgeMessage) -> Iterable[pb.CloudMessage]:
         if message.WhichOneof("kind") == "hello":
             return [pb.CloudMessage(welcome=pb.Welcome(plan_digests=tails.digests))]
-        return [service.serve(message, 0.0, History())]
+        return [service.serve(message, 0.0, ReferenceFrames())]
 
     hello = pb.Hello(edge_id="test", bundle_digest=bundle.digest)
     detector = Detector(bundle, CloudClient(lambda: InProcessTransport(serve), hello))

@@ -14,7 +14,7 @@ from search.network.graph import Graph
 from search.quantization import integer
 from search.quantization.calibration import Distribution, Statistics, observe
 from search.quantization.export import head_model
-from search.quantization.grids import RANGES, Clipping, Grid
+from search.quantization.grids import RANGES, Clipping, QuantParams
 from search.quantization.layers import layers_of
 from search.quantization.network import Rounding
 from search.quantization.recipe import RECIPES, Recipe, recipe, rounded, rounded_together
@@ -148,7 +148,7 @@ def test_least_error_of_weights_is_never_worse_than_the_whole_range() -> None:
 
 
 def test_grids_of_few_bits_saturate_at_their_own_top() -> None:
-    grid = Grid.over(-1.0, 2.0, 2)
+    grid = QuantParams.over(-1.0, 2.0, 2)
     assert grid.top == 3
     assert grid.quantize(np.array([-9, 0, 9], np.float32)).tolist() == [0, 1, 3]
 

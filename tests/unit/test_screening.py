@@ -9,7 +9,7 @@ from common.tables.timing import Timing
 from search.measure.latency import CutTimes
 from search.network.cuts import Cut, enumerate_cuts
 from search.network.graph import IMAGE
-from search.prediction.candidates import Candidate, World
+from search.prediction.candidates import Candidate, CostModel
 from search.prediction.devices import DeviceProfile
 from search.quantization.calibration import observe
 from search.quantization.network import QuantizedGraph
@@ -21,7 +21,7 @@ from search.wire.tail_adaptation import ADAPTATION_GAIN, feature_loss
 from tests.networks import branched_graph, pictures
 
 FRAMES = pictures(16)
-SLOW = World(parse_link("10kbit/20ms"), DeviceProfile("slow", 4.0), 2.0, 1.0)
+SLOW = CostModel(parse_link("10kbit/20ms"), DeviceProfile("slow", 4.0), 2.0, 1.0)
 TIMES = CutTimes(Timing(10.0, 11.0, 9), Timing(30.0, 31.0, 9))
 
 

@@ -19,8 +19,8 @@ from search.network.graph import Node
 from search.prediction.candidates import (
     FRAME_OVERHEAD_BYTES,
     Candidate,
-    Judged,
-    World,
+    CostModel,
+    RankedCandidate,
     judge,
     pareto,
     predict,
@@ -29,7 +29,7 @@ from search.prediction.candidates import (
 )
 from search.prediction.devices import DeviceProfile, device_profile
 from search.quantization.calibration import observe
-from search.quantization.grids import Grid
+from search.quantization.grids import QuantParams
 from search.quantization.heads import Heads
 from search.quantization.network import QuantizedGraph
 from search.quantization.recipe import rounded
@@ -39,10 +39,10 @@ from search.wire.quantizers import wire_tensor
 from tests.networks import SIZE, branched_graph
 
 LINK = parse_link("1mbit/20ms")
-WORLD = World(LINK, DeviceProfile("slow", 4.0), preprocess_ms=2.0, postprocess_ms=1.0)
+WORLD = CostModel(LINK, DeviceProfile("slow", 4.0), preprocess_ms=2.0, postprocess_ms=1.0)
 TIMES = CutTimes(Timing(10.0, 11.0, 9), Timing(30.0, 31.0, 9))
 NODE = Node("t", "conv", (), (4, 2, 2))
-GRID = Grid.over(-1.0, 3.0)
+GRID = QuantParams.over(-1.0, 3.0)
 
 
 def _candidate(
@@ -75,8 +75,8 @@ def test_edge_only_does_not_wait_for_the_link() -> None:
 
 def _judged(
     latency: float, sent: float, memory: int, accuracy: float, kind: str = "split"
-) -> Judged:
-    return Judged(_candidate(kind, sent, memory), latency, TIMES, accuracy)
+) -> RankedCandidate:
+    return RankedCandidate(_candidate(kind, sent, memory), latency, TIMES, accuracy)
 
 
 def test_the_front_holds_what_nothing_beats_on_every_axis() -> None:

@@ -16,15 +16,15 @@ from search.network.graph import Node
 from search.prediction.candidates import (
     FRAME_OVERHEAD_BYTES,
     Candidate,
-    Judged,
-    World,
+    CostModel,
+    RankedCandidate,
     judge,
     predict,
 )
 from search.prediction.devices import DeviceProfile
 from search.reports.crossover import fastest
 
-WORLD = World(parse_link("1mbit/20ms"), DeviceProfile("slow", 2.0), 2.0, 1.0)
+WORLD = CostModel(parse_link("1mbit/20ms"), DeviceProfile("slow", 2.0), 2.0, 1.0)
 NODE = Node("t", "conv", (), (4, 2, 2))
 _BPS = st.floats(3, 12).map(lambda exponent: 10**exponent)
 
@@ -46,21 +46,21 @@ _COSTS = st.builds(
 )
 
 
-def _plan(index: int, costs: _Costs) -> Judged:
+def _plan(index: int, costs: _Costs) -> RankedCandidate:
     cut = Cut((f"t{index}",), (NODE,), () if costs.edge_only else (NODE,))
     codec = None if costs.edge_only else CodecSpec(name="packed")
     candidate = Candidate(cut, (), codec, costs.sent, 0.5, 0.25, 0, 0, label=f"plan {index}")
     times = CutTimes(
         Timing(costs.head_ms, costs.head_ms, 9), Timing(costs.tail_ms, costs.tail_ms, 9)
     )
-    return Judged(candidate, predict(candidate, times, WORLD).latency_ms, times)
+    return RankedCandidate(candidate, predict(candidate, times, WORLD).latency_ms, times)
 
 
-def _plans(*costs: _Costs) -> list[Judged]:
+def _plans(*costs: _Costs) -> list[RankedCandidate]:
     return [_plan(index, each) for index, each in enumerate(costs)]
 
 
-def _at(bps: float) -> World:
+def _at(bps: float) -> CostModel:
     return replace(WORLD, link=replace(WORLD.link, uplink_bps=bps))
 
 

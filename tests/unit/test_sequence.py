@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cloud.admission import Admission
-from cloud.reference_frames import FRAMES, History
+from cloud.reference_frames import FRAMES, ReferenceFrames
 from cloud.service import SplitService
 from cloud.tails import Tails
 from common.bundle.bundle import Bundle
@@ -39,7 +39,7 @@ class Cloud:
         self.streams: list[InProcessTransport] = []
 
     def connect(self) -> InProcessTransport:
-        history = History()
+        history = ReferenceFrames()
 
         def handle(message: pb.EdgeMessage) -> Iterable[pb.CloudMessage]:
             if message.WhichOneof("kind") == "hello":
@@ -159,13 +159,13 @@ class TestHistory:
         return frame
 
     def test_it_finds_what_it_kept(self) -> None:
-        history = History()
+        history = ReferenceFrames()
         history.keep(self.frame(1), self.SYMBOLS)
         assert history.find(self.after(self.frame(1))) is self.SYMBOLS
         assert history.find(self.frame(2)) is None
 
     def test_it_forgets_the_oldest(self) -> None:
-        history = History()
+        history = ReferenceFrames()
         for frame_id in range(1, FRAMES + 2):
             history.keep(self.frame(frame_id), self.SYMBOLS)
         history.find(self.after(self.frame(2)))
@@ -173,13 +173,13 @@ class TestHistory:
             history.find(self.after(self.frame(1)))
 
     def test_the_same_number_of_another_stream_is_another_frame(self) -> None:
-        history = History()
+        history = ReferenceFrames()
         history.keep(self.frame(1, crc32=5), self.SYMBOLS)
         with pytest.raises(StaleReferenceError):
             history.find(self.after(self.frame(1, crc32=6)))
 
     def test_another_plan_s_frame_is_not_found(self) -> None:
-        history = History()
+        history = ReferenceFrames()
         other = self.frame(1)
         other.plan_digest = b"\1" * 32
         history.keep(other, self.SYMBOLS)

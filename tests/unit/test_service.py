@@ -7,9 +7,9 @@ import pytest
 
 from cloud.admission import Admission
 from cloud.edges import Edge
-from cloud.reference_frames import History
+from cloud.reference_frames import ReferenceFrames
 from cloud.service import SplitService, _tells
-from cloud.store.samples import Source
+from cloud.store.samples import SampleSource
 from cloud.streams import ProtocolError
 from cloud.tails import Tails
 from common.bundle.bundle import Bundle
@@ -51,7 +51,7 @@ def test_a_frame_becomes_a_result_with_its_times(
     service: SplitService, bundle: Bundle, name: str
 ) -> None:
     arrived_s = time.perf_counter()
-    answer = service.serve(pb.EdgeMessage(frame=_frame(bundle, name)), arrived_s, History())
+    answer = service.serve(pb.EdgeMessage(frame=_frame(bundle, name)), arrived_s, ReferenceFrames())
     result = answer.result
     assert result.frame_id == 7
     assert len(result.detections.scores) > 0
@@ -63,7 +63,7 @@ def test_a_frame_becomes_a_result_with_its_times(
 def test_a_report_is_acknowledged_without_detections(service: SplitService, bundle: Bundle) -> None:
     found = pb.Detections(boxes=[1, 2, 3, 4], scores=[0.5], classes=[1])
     report = pb.Report(frame_id=9, plan_digest=_digest(bundle, tiny.EDGE_ONLY), detections=found)
-    answer = service.serve(pb.EdgeMessage(report=report), 0.0, History())
+    answer = service.serve(pb.EdgeMessage(report=report), 0.0, ReferenceFrames())
     assert answer.result.frame_id == 9
     assert len(answer.result.detections.scores) == 0
 
@@ -71,7 +71,7 @@ def test_a_report_is_acknowledged_without_detections(service: SplitService, bund
 def test_an_unknown_plan_is_rejected_and_named(service: SplitService) -> None:
     frame = pb.Frame(frame_id=3, plan_digest=bytes(32))
     rejection = service.serve(
-        pb.EdgeMessage(frame=frame), arrived_s=0.0, history=History()
+        pb.EdgeMessage(frame=frame), arrived_s=0.0, history=ReferenceFrames()
     ).rejection
     assert (rejection.frame_id, rejection.reason) == (3, pb.Rejection.REASON_UNKNOWN_PLAN)
     assert "000000000000" in rejection.message
@@ -111,11 +111,11 @@ def test_a_spoilt_frame_costs_itself_only(
     frame = _frame(bundle)
     spoil(frame)  # type: ignore[operator]
     rejection = service.serve(
-        pb.EdgeMessage(frame=frame), arrived_s=0.0, history=History()
+        pb.EdgeMessage(frame=frame), arrived_s=0.0, history=ReferenceFrames()
     ).rejection
     assert rejection.reason == pb.Rejection.REASON_BAD_PAYLOAD
     assert "\n" not in rejection.message
-    good = service.serve(pb.EdgeMessage(frame=_frame(bundle)), 0.0, History())
+    good = service.serve(pb.EdgeMessage(frame=_frame(bundle)), 0.0, ReferenceFrames())
     assert good.HasField("result")
 
 
@@ -127,7 +127,7 @@ def test_a_failure_inside_is_no_detail_for_the_peer(
 
     monkeypatch.setattr(service, "_finish", fail)
     rejection = service.serve(
-        pb.EdgeMessage(frame=_frame(bundle)), arrived_s=0.0, history=History()
+        pb.EdgeMessage(frame=_frame(bundle)), arrived_s=0.0, history=ReferenceFrames()
     ).rejection
     assert rejection.reason == pb.Rejection.REASON_INTERNAL
     assert "secret" not in rejection.message
@@ -167,14 +167,14 @@ def test_a_switch_that_makes_no_sense_ends_the_stream(switch: pb.Switch) -> None
 
 def test_a_probe_is_echoed_with_its_times(service: SplitService) -> None:
     probe = pb.Probe(frame_id=5, padding=bytes(64 << 10))
-    result = service.serve(pb.EdgeMessage(probe=probe), 12.5, History()).result
+    result = service.serve(pb.EdgeMessage(probe=probe), 12.5, ReferenceFrames()).result
     assert result.frame_id == 5
     assert result.times.arrived_us == 12_500_000
 
 
 def test_a_probe_that_is_too_large_is_rejected(service: SplitService) -> None:
     probe = pb.Probe(frame_id=5, padding=bytes((64 << 10) + 1))
-    rejection = service.serve(pb.EdgeMessage(probe=probe), 0.0, History()).rejection
+    rejection = service.serve(pb.EdgeMessage(probe=probe), 0.0, ReferenceFrames()).rejection
     assert rejection.reason == pb.Rejection.REASON_BAD_PAYLOAD
 
 
@@ -182,7 +182,7 @@ def _edge() -> Edge:
     async def send(_: pb.CloudMessage) -> None:
         pytest.fail("nothing is to be sent")
 
-    return Edge(Source("edge", "box", "onnxruntime"), "00", "test", send)
+    return Edge(SampleSource("edge", "box", "onnxruntime"), "00", "test", send)
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ from google.protobuf.message import DecodeError
 
 from cloud.admission import Admission, LaneLimits
 from cloud.edges import Edge, Edges
-from cloud.reference_frames import History
+from cloud.reference_frames import ReferenceFrames
 from cloud.service import SplitService
-from cloud.store.samples import Ledger, Source
+from cloud.store.samples import PendingMeasurements, SampleSource
 from cloud.store.store import Store
 from cloud.streams import StreamLimits, Streams
 from cloud.tails import Tails
@@ -560,7 +560,7 @@ def test_detections_survive_the_wire(bundle: Bundle, tails: Tails, tmp_path: Pat
     expected = tails.runner(message.plan_digest).finish(message).detections
     with ThreadPoolExecutor(1) as workers:
         answer = SplitService(tails, Admission(workers, 2)).serve(
-            pb.EdgeMessage(frame=message), 0.0, History()
+            pb.EdgeMessage(frame=message), 0.0, ReferenceFrames()
         )
     assert answer.result.detections == detections_to_message(expected)
 
@@ -594,9 +594,9 @@ def test_what_an_edge_tells_in_time_gets_into_the_table(
 ) -> None:
     store = Store()
     service = SplitService(tails, Admission(workers, 2), store=store)
-    ledger = Ledger(Source("edge7", "box", "r"))
+    ledger = PendingMeasurements(SampleSource("edge7", "box", "r"))
     message = frame(bundle, 1)
-    answer = service.serve(message, time.perf_counter(), History())
+    answer = service.serve(message, time.perf_counter(), ReferenceFrames())
     service._note(message, answer.result, ledger)
     later = frame(bundle, 2)
     later.frame.measured.add(

@@ -9,19 +9,25 @@ from typing import Any
 
 import pytest
 
-from cloud.store.learned import Learned, LinkSeen, Spread
-from cloud.store.samples import STAGES, ImpossibleTimesError, Ledger, Sample, Source
+from cloud.store.learned import LinkSeen, PlanMedians, Spread
+from cloud.store.samples import (
+    STAGES,
+    ImpossibleTimesError,
+    PendingMeasurements,
+    Sample,
+    SampleSource,
+)
 from cloud.store.store import HOUR_S, Store
 from common.errors import StoreError
 from common.rpc import splitpoint_pb2 as pb
-from common.tables.rows import LatencyRow, Place
+from common.tables.rows import LatencyRow, RuntimeTarget
 
-SOURCE = Source("edge7", "box", "onnxruntime x1")
-OTHER = Source("edge8", "box", "onnxruntime x1")
+SOURCE = SampleSource("edge7", "box", "onnxruntime x1")
+OTHER = SampleSource("edge8", "box", "onnxruntime x1")
 PLAN = bytes(range(32))
 
 
-def sample(total_ms: float, at_s: float = 1000.0, source: Source = SOURCE) -> Sample:
+def sample(total_ms: float, at_s: float = 1000.0, source: SampleSource = SOURCE) -> Sample:
     stages = {"head": total_ms / 2, "total": total_ms}
     return Sample(source, PLAN.hex(), at_s, 100, stages)
 
@@ -30,7 +36,7 @@ def frame(frame_id: int = 1) -> pb.Frame:
     return pb.Frame(frame_id=frame_id, plan_digest=PLAN, payloads=[pb.Payload(data=b"x" * 50)])
 
 
-def answered(ledger: Ledger, frame_id: int = 1) -> None:
+def answered(ledger: PendingMeasurements, frame_id: int = 1) -> None:
     times = pb.CloudTimes(decode_us=100, queue_us=200, tail_us=3000, postprocess_us=400)
     times.total_us = 4000
     ledger.answered(frame(frame_id), pb.Result(frame_id=frame_id, times=times))
@@ -50,7 +56,7 @@ def edge_times(**changes: float) -> pb.EdgeTimes:
 
 class TestLedger:
     def test_both_ends_make_one_sample_without_comparing_clocks(self) -> None:
-        ledger = Ledger(SOURCE)
+        ledger = PendingMeasurements(SOURCE)
         answered(ledger)
         made = ledger.sample(pb.Measurement(frame_id=1, times=edge_times()), 7.0)
         assert made.source == SOURCE
@@ -82,7 +88,7 @@ class TestLedger:
     def test_the_link_is_told_by_direction(
         self, uplink_us: int, up_ms: float, down_ms: float
     ) -> None:
-        ledger = Ledger(SOURCE)
+        ledger = PendingMeasurements(SOURCE)
         answered(ledger)
         times = edge_times(uplink_us=uplink_us, uplink_bps=3e6, rtt_us=20_500)
         made = ledger.sample(pb.Measurement(frame_id=1, times=times), 7.0)
@@ -92,11 +98,11 @@ class TestLedger:
     def test_a_report_that_went_up_a_link_is_none(self) -> None:
         times = edge_times(round_trip_us=0, uplink_us=5000)
         with pytest.raises(ImpossibleTimesError, match="up a link"):
-            Ledger(SOURCE).report(pb.Report(plan_digest=PLAN, times=times), 7.0)
+            PendingMeasurements(SOURCE).report(pb.Report(plan_digest=PLAN, times=times), 7.0)
 
     def test_a_report_has_no_link(self) -> None:
         times = edge_times(round_trip_us=0, encode_us=0, postprocess_us=700, total_us=11_000)
-        made = Ledger(SOURCE).report(pb.Report(plan_digest=PLAN, times=times), 7.0)
+        made = PendingMeasurements(SOURCE).report(pb.Report(plan_digest=PLAN, times=times), 7.0)
         assert made.uplink_bytes == 0
         assert not {"uplink", "downlink"} & made.stages_ms.keys()
         assert made.stages_ms["postprocess"] == 0.7
@@ -118,13 +124,13 @@ class TestLedger:
         ],
     )
     def test_impossible_times_are_no_sample(self, changes: dict[str, float]) -> None:
-        ledger = Ledger(SOURCE)
+        ledger = PendingMeasurements(SOURCE)
         answered(ledger)
         with pytest.raises(ImpossibleTimesError):
             ledger.sample(pb.Measurement(frame_id=1, times=edge_times(**changes)), 7.0)
 
     def test_a_frame_is_told_about_once_and_only_if_it_was_answered(self) -> None:
-        ledger = Ledger(SOURCE)
+        ledger = PendingMeasurements(SOURCE)
         answered(ledger)
         told = pb.Measurement(frame_id=1, times=edge_times())
         ledger.sample(told, 7.0)
@@ -133,7 +139,7 @@ class TestLedger:
                 ledger.sample(again, 7.0)
 
     def test_old_frames_are_forgotten(self) -> None:
-        ledger = Ledger(SOURCE)
+        ledger = PendingMeasurements(SOURCE)
         for frame_id in range(1, 101):
             answered(ledger, frame_id)
         with pytest.raises(ImpossibleTimesError):
@@ -273,8 +279,8 @@ def test_edges_of_one_kind_learn_from_each_other(store: Store) -> None:
     store.add(Sample(replace(threaded, device="oven"), "aa" * 32, 2000.0, 1, {"total": 1.0}))
     store.flush()
     assert store.learned(SOURCE.device, SOURCE.runtime, 2) == (
-        Learned("aa" * 32, 6, 10.75, 3.75, 5300),
-        Learned("bb" * 32, 6, 23.5, 0.0, 0),
+        PlanMedians("aa" * 32, 6, 10.75, 3.75, 5300),
+        PlanMedians("bb" * 32, 6, 23.5, 0.0, 0),
     )
     assert store.learned(SOURCE.device, SOURCE.runtime, 1) == ()
     store.close()
@@ -294,7 +300,7 @@ def test_links_are_told_by_edge(store: Store) -> None:
 
 def test_of_profiles_of_the_same_thing_the_newest_is_kept(store: Store) -> None:
     old = LatencyRow(
-        **Place("box", "r", 1)._asdict(),
+        **RuntimeTarget("box", "r", 1)._asdict(),
         side="edge",
         network="0" * 64,
         segment="head to cut",

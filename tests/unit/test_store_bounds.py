@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cloud.store.learned import Learned
-from cloud.store.samples import Sample, Source
+from cloud.store.learned import PlanMedians
+from cloud.store.samples import Sample, SampleSource
 from cloud.store.store import HOUR_S, Store
 from common.errors import StoreError
 from common.tables.store_file import RECENT, connect_to_read
@@ -20,7 +20,7 @@ KIND = ("box", "r", 1)
 
 
 def sample(edge: str, total_ms: float = 1.0, at_s: float = 1000.0) -> Sample:
-    return Sample(Source(edge, *KIND), PLAN, at_s, 100, {"head": total_ms, "total": total_ms})
+    return Sample(SampleSource(edge, *KIND), PLAN, at_s, 100, {"head": total_ms, "total": total_ms})
 
 
 def eventually(condition: Callable[[], bool]) -> None:
@@ -47,7 +47,7 @@ class TestManyEdgesOfOneKind:
         store = Store(path)
         store.know(bundle.plans)
         for k in range(RECENT + 20):
-            source = Source(f"edge-{k}", *KIND)
+            source = SampleSource(f"edge-{k}", *KIND)
             store.add(Sample(source, digest.hex(), 1000.0 + k, 100, {"head": 2.0, "total": 3.0}))
         store.flush()
         assert [each.n for each in store.learned(*KIND)] == [RECENT]
@@ -77,7 +77,7 @@ def test_an_edge_that_sends_much_counts_no_more_than_another(tmp_path: Path) -> 
             store.add(sample(edge, 1.0, at_s=1000.0 + k))
     store.flush()
     share = RECENT // 3
-    expected = (Learned(PLAN, 3 * share, 1.0, 0.0, 100),)
+    expected = (PlanMedians(PLAN, 3 * share, 1.0, 0.0, 100),)
     assert store.learned(*KIND) == expected
     store.close()
     again = Store(path)
@@ -89,7 +89,7 @@ def test_what_is_learned_is_of_the_newest_frames(store: Store) -> None:
     for k in range(2 * RECENT):
         store.add(sample("door", 9.0 if k < RECENT else 1.0))
     store.flush()
-    assert store.learned(*KIND) == (Learned(PLAN, RECENT, 1.0, 0.0, 100),)
+    assert store.learned(*KIND) == (PlanMedians(PLAN, RECENT, 1.0, 0.0, 100),)
 
 
 def held(path: Path) -> sqlite3.Connection:
@@ -125,7 +125,7 @@ def test_an_edge_is_greeted_while_the_store_is_busy(store: Store, tmp_path: Path
         asking.start()
         asking.join(60)
         blocked.close()
-    assert told == [(Learned(PLAN, 1, 1.0, 0.0, 100),)]
+    assert told == [(PlanMedians(PLAN, 1, 1.0, 0.0, 100),)]
 
 
 def test_writing_waits_for_no_reader(store: Store, tmp_path: Path) -> None:
@@ -160,7 +160,9 @@ def test_the_edges_seen_last_are_kept(tmp_path: Path) -> None:
 def test_one_edge_under_many_kinds_is_many_sources(tmp_path: Path) -> None:
     store = Store(tmp_path / "store.sqlite", most_sources=3)
     for k in range(20):
-        store.add(Sample(Source("door", f"box {k}", "r", 1), PLAN, 1000.0, 100, {"total": 1.0}))
+        store.add(
+            Sample(SampleSource("door", f"box {k}", "r", 1), PLAN, 1000.0, 100, {"total": 1.0})
+        )
     store.flush()
     eventually(lambda: len({row.source for row in store.table()}) == 3)
     assert store.learned("box 0", "r", 1) == ()
@@ -268,7 +270,9 @@ def test_the_summary_knows_the_groups_seen_last(
 ) -> None:
     monkeypatch.setattr("cloud.store.learned.MOST_GROUPS", 3)
     for k in range(5):
-        store.add(Sample(Source("door", f"box {k}", "r", 1), PLAN, 1000.0, 100, {"total": 1.0}))
+        store.add(
+            Sample(SampleSource("door", f"box {k}", "r", 1), PLAN, 1000.0, 100, {"total": 1.0})
+        )
     store.flush()
     known = [bool(store.learned(f"box {k}", "r", 1)) for k in range(5)]
     assert known == [False, False, True, True, True]

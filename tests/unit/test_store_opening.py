@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from cloud.store.samples import Sample, Source
+from cloud.store.samples import Sample, SampleSource
 from cloud.store.store import Store
 from common.errors import StoreError
 from common.tables.store_file import APPLICATION_ID, MIGRATIONS, SCHEMA
 
-SOURCE = Source("edge7", "box", "onnxruntime x1")
+SOURCE = SampleSource("edge7", "box", "onnxruntime x1")
 PLAN = bytes(range(32))
 
 

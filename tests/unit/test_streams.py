@@ -9,8 +9,8 @@ import pytest
 
 from cloud.streams import (
     GreetingTimeoutError,
-    Place,
     StreamLimits,
+    StreamPlace,
     Streams,
     TooManyStreamsError,
     peer_of,
@@ -30,7 +30,7 @@ def in_loop(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
     return run
 
 
-def ended(place: Place) -> str:
+def ended(place: StreamPlace) -> str:
     return str(place.ended.result()) if place.ended.done() else ""
 
 

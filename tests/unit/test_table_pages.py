@@ -11,10 +11,10 @@ from fastapi import FastAPI
 
 from cloud.admission import Admission
 from cloud.rest import create_app
-from cloud.store.samples import Sample, Source
+from cloud.store.samples import Sample, SampleSource
 from cloud.store.store import Store
 from cloud.tails import Tails
-from common.tables.rows import LatencyRow, Place
+from common.tables.rows import LatencyRow, RuntimeTarget
 from tests import tiny
 from tests.asgi import request
 
@@ -26,10 +26,10 @@ def store(tmp_path: Path) -> Iterator[Store]:
     store = Store(tmp_path / "store.sqlite")
     bundle = tiny.build(tmp_path / "bundle")
     store.know(bundle.plans)
-    store.stand_on(Place("rack", "r", 2), 0.0)
+    store.stand_on(RuntimeTarget("rack", "r", 2), 0.0)
     for digest in bundle.plans:
         for k in range(EDGES):
-            source = Source(f"edge \N{SNOWMAN} {k}", "box", "r", 1)
+            source = SampleSource(f"edge \N{SNOWMAN} {k}", "box", "r", 1)
             stages = {"preprocess": 1.0, "head": 2.0, "tail": 3.0, "total": 6.0}
             store.add(Sample(source, digest.hex(), 1000.0, 100, stages))
     store.flush()
@@ -76,7 +76,7 @@ def test_pages_make_up_the_table(cloud: FastAPI, limit: int) -> None:
 
 def test_rows_that_come_between_two_pages_shift_nothing(cloud: FastAPI, store: Store) -> None:
     first = request(cloud, "GET", "/v1/tables", params={"limit": 4}).json()
-    store.add(Sample(Source("a new edge", "box", "r", 1), "00" * 32, 1.0, 1, {"total": 1.0}))
+    store.add(Sample(SampleSource("a new edge", "box", "r", 1), "00" * 32, 1.0, 1, {"total": 1.0}))
     store.flush()
     second = request(
         cloud, "GET", "/v1/tables", params={"limit": 4, "cursor": first["next"]}

@@ -11,17 +11,17 @@ from typing import Any
 
 import pytest
 
-from cloud.store.samples import STAGES, Sample, Source
+from cloud.store.samples import STAGES, Sample, SampleSource
 from cloud.store.store import Store
 from common.bundle.bundle import Bundle
 from common.errors import StoreError
-from common.tables.rows import LatencyRow, Place, merged, profiled, segments, to_json
+from common.tables.rows import LatencyRow, RuntimeTarget, merged, profiled, segments, to_json
 from common.tables.store_file import SCHEMA, read_tables
 from common.tables.timing import Timing
 from tests import tiny
 
 CODED, CODED_8 = "cut packed+zstd DIGEST", "cut raw DIGEST"
-BOX, CLOUD = Place("box", "onnxruntime x1", 1), Place("server", "onnxruntime x2", 2)
+BOX, CLOUD = RuntimeTarget("box", "onnxruntime x1", 1), RuntimeTarget("server", "onnxruntime x2", 2)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def plain(segment: str) -> str:
 
 
 def sample(plan: bytes, at_s: float, **stages_ms: float) -> Sample:
-    source = Source("edge7", *BOX)
+    source = SampleSource("edge7", *BOX)
     return Sample(source, plan.hex(), at_s, 100, stages_ms)
 
 
@@ -182,7 +182,7 @@ def path(tmp_path: Path, bundle: Bundle) -> Path:
         store.add(sample(digests[tiny.SPLIT], 1000.0 + k, **stages, postprocess=0.1))
         store.add(sample(digests[tiny.SPLIT_8], 2000.0 + k, **stages, postprocess=0.1))
         whole = sample(digests[tiny.EDGE_ONLY], 1000.0, head=99.0, postprocess=7.0)
-        store.add(replace(whole, source=Source("edge8", "oven", "onnxruntime x1", 1)))
+        store.add(replace(whole, source=SampleSource("edge8", "oven", "onnxruntime x1", 1)))
         store.add(sample(b"u" * 32, 3000.0, head=1e5))  # a plan that nobody knows any more
     store.close()
     return path
