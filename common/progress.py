@@ -1,19 +1,28 @@
-"""Progress on a terminal: one line per stage, with a bar and the time left."""
+"""Progress: what long work calls, and how a terminal shows it, one line per stage."""
 
 import time
 from types import TracebackType
 from typing import Protocol, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
 from rich.progress import TimeElapsedColumn as Elapsed
 
 
-class Stage(Protocol):
-    """Shows how far a stage is."""
+class Progress(Protocol):
+    """Called with steps done, steps in all, and what else is worth showing."""
 
     def __call__(self, done: int, total: int, note: str = "", /) -> None:
-        """Called with steps done, steps in all, and what else is worth showing."""
+        """Show how far a stage is."""
+        ...
+
+
+class Reporter(Protocol):
+    """Where long work says how far it is."""
+
+    def stage(self, title: str, /) -> Progress:
+        """Begin a stage."""
         ...
 
 
@@ -22,7 +31,7 @@ class Stages:
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
-        self._progress = Progress(
+        self._progress = Bars(
             TextColumn("{task.description:<32}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
@@ -45,7 +54,7 @@ class Stages:
     ) -> None:
         self._progress.stop()
 
-    def stage(self, title: str) -> Stage:
+    def stage(self, title: str) -> Progress:
         """Begin a stage; call the result with steps done, steps in all, and perhaps a note."""
         task = self._progress.add_task(title, total=None, note="")
 

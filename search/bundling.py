@@ -5,8 +5,9 @@ from pathlib import Path
 
 from common.bundle.bundle import zip_bundle
 from common.places import require_bundle_place
+from common.progress import Reporter
 from search.pipeline import search
-from search.request import Reporter, Request, SearchResult
+from search.request import Request, SearchResult
 
 
 def search_to(out: Path, request: Request, reporter: Reporter) -> SearchResult:

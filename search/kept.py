@@ -17,11 +17,12 @@ from common.bundle.bundle import Bundle
 from common.bundle.manifest import Manifest
 from common.errors import BundleError
 from common.imaging.images import list_images
+from common.progress import Reporter
 from common.tables.store_file import read_tables
 from search.cache import digest
 from search.measure.latency import timing_place
 from search.pipeline import search
-from search.request import Reporter, Request
+from search.request import Request
 from search.software import software_digest
 
 _ELSEWHERE = {"cache"}

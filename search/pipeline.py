@@ -12,6 +12,7 @@ from pathlib import Path
 from common.bundle.manifest import Manifest
 from common.errors import SettingsError
 from common.places import require_bundle_place
+from common.progress import Reporter
 from common.tables.store_file import read_tables
 from search.cache import Cache
 from search.export import write_plans
@@ -23,7 +24,7 @@ from search.prepare import prepare
 from search.quantization.heads import Heads
 from search.quantization.recipe import recipe
 from search.ranking.search_run import Network, rank
-from search.request import Reporter, Request, SearchResult
+from search.request import Request, SearchResult
 from search.wire.training_data import MIN_FRAMES, require_enough
 
 

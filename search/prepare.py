@@ -12,6 +12,7 @@ from pathlib import Path
 
 from common.bundle.manifest import network_digest
 from common.machine import saturates_int8
+from common.progress import Reporter
 from common.tasks.detections import DetectorSpec, YoloHeadSpec
 from common.tasks.labels import CLASS_NAMES
 from search.cache import Cache, digest
@@ -19,14 +20,13 @@ from search.measure.frames import Frames, load_frames
 from search.measure.held_out import Division, Judging, fit_all, in_both, without_copies
 from search.network.graph import Graph
 from search.network.importer import import_module
+from search.network.losses import distillation_loss
 from search.network.passes import optimise
 from search.quantization.calibration import Statistics, observe
 from search.quantization.equalise import equalise
 from search.quantization.recipe import DEFAULT, Recipe
 from search.quantization.rounding import Rounder
 from search.quantization.sensitivity import How, Sensitivity, weigh
-from search.request import Reporter
-from search.wire.tail_adaptation import distillation_loss
 from search.zoo.darknet import DarknetModule
 from search.zoo.registry import load_model
 

@@ -3,31 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from common.bundle.manifest import JudgedBy
 from common.link.link import Link
-from search.measure.latency import CutTimes
 from search.prediction.candidates import CostModel, RankedCandidate
+from search.prediction.cut_times import CutTimes
 from search.prediction.devices import DeviceProfile
 from search.strategies import Strategy
 from search.wire.rate_curve import RatePoint
-
-
-class Progress(Protocol):
-    """Called with steps done, steps in all, and what else is worth showing."""
-
-    def __call__(self, done: int, total: int, note: str = "", /) -> None:
-        """Show how far a stage is."""
-        ...
-
-
-class Reporter(Protocol):
-    """Where a search says how far it is."""
-
-    def stage(self, title: str, /) -> Progress:
-        """Begin a stage."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import Any
 from common.bundle.manifest import CodecSpec, Manifest
 from common.errors import NoFeasiblePlanError
 from common.link.link import Link
+from common.progress import Reporter
 from search.cache import Cache
 from search.export import write_plans
 from search.measure.accuracy_evaluator import open_meter
@@ -29,7 +30,7 @@ from search.prepare import prepare
 from search.quantization.heads import Heads
 from search.quantization.recipe import recipe
 from search.ranking.search_run import Network, rank
-from search.request import Reporter, Request
+from search.request import Request
 from search.strategies.baselines import ONE_CUT, AutoSplit, cost_graph, in_eight_bits
 from search.wire.formats import FormatTable
 from search.wire.sampling import sample

@@ -34,6 +34,7 @@ from search.measure.accuracy import AgreementAccuracy, CocoAccuracy
 from search.measure.evaluate import Evaluator
 from search.measure.frames import load_frames
 from search.network.cuts import Cut, enumerate_cuts
+from search.network.losses import distillation_loss
 from search.prediction.candidates import Candidate
 from search.prepare import prepare
 from search.quantization.heads import Heads
@@ -42,7 +43,6 @@ from search.quantization.recipe import DEFAULT, RECIPES, Recipe, rounded_togethe
 from search.quantization.sensitivity import Sensitivity, fisher, measured, squared
 from search.quantization.widths import WIDTHS, Configuration, Widths, uniform
 from search.wire.quantizers import code_tensor
-from search.wire.tail_adaptation import distillation_loss
 
 UNIFORM = ((8, 8), (6, 8), (4, 8), (4, 4), (3, 8), (2, 8))
 MEAN_BITS = (4.0, 3.0, 2.5)

@@ -36,6 +36,7 @@ from search.measure.frames import load_frames
 from search.network.cuts import enumerate_cuts
 from search.network.graph import IMAGE
 from search.network.importer import import_module
+from search.network.losses import distillation_loss
 from search.network.passes import optimise
 from search.prepare import detector_of
 from search.quantization.calibration import observe
@@ -43,7 +44,6 @@ from search.quantization.export import head_model
 from search.quantization.heads import Heads
 from search.quantization.recipe import rounded
 from search.refine.refine import Refiner
-from search.wire.tail_adaptation import distillation_loss
 from search.wire.training_data import collect, collect_pairs, copies_of
 from search.zoo.registry import load_model
 

@@ -36,11 +36,12 @@ from common.version import __version__
 from search.measure.accuracy import AgreementAccuracy, CocoAccuracy
 from search.measure.evaluate import Evaluator
 from search.measure.frames import load_frames
-from search.measure.latency import CutTimes
 from search.network.cuts import enumerate_cuts
 from search.network.importer import import_module
+from search.network.losses import distillation_loss
 from search.network.passes import optimise
 from search.prediction.candidates import Candidate, CostModel
+from search.prediction.cut_times import CutTimes
 from search.prediction.devices import device_profile
 from search.prepare import detector_of
 from search.quantization.calibration import observe
@@ -52,7 +53,6 @@ from search.wire.context_fitting import ideal_bytes
 from search.wire.formats import FormatTable
 from search.wire.rate_curve import RatePoint
 from search.wire.sampling import sample
-from search.wire.tail_adaptation import distillation_loss
 from search.wire.training_data import collect, copies_of
 from search.zoo.registry import load_model
 

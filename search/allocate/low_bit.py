@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from common.errors import NoFeasiblePlanError
+from common.progress import Progress
 from search.allocate.exact import solve_exact
 from search.allocate.lagrangian import lagrangian
 from search.allocate.problem import Problem, TensorChoice
@@ -22,7 +23,6 @@ from search.quantization.rounding import Rounder
 from search.quantization.sensitivity import Errors
 from search.quantization.weights import CLIPS, round_nearest, scale_of
 from search.quantization.widths import WIDTHS
-from search.request import Progress
 
 Solver = Callable[[Problem], Mapping[str, int]]
 """From a problem to the widths of its weights, by name."""

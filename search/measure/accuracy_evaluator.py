@@ -16,6 +16,7 @@ from pathlib import Path
 
 from common.bundle.manifest import CodecSpec
 from common.machine import usable_cores
+from common.progress import Progress
 from common.tasks.detections import Detections, DetectorSpec
 from search.cache import Cache, digest
 from search.measure.accuracy import AccuracySource, AgreementAccuracy, CocoAccuracy
@@ -24,7 +25,6 @@ from search.measure.frames import Frames
 from search.network.cuts import Cut, prefix_cuts
 from search.prediction.candidates import Candidate
 from search.quantization.heads import Heads
-from search.request import Progress
 from search.wire.tail_adaptation import Wire
 
 FIRST_LOOK = 32

@@ -1,14 +1,12 @@
-"""Latency sources: how long a head takes on the edge and a tail in the cloud.
+"""Measured latency: how long a head takes on the edge and a tail in the cloud.
 
 Per-layer times do not add up once a runtime fuses operators, so the prefix and the suffix of every
 cut are timed as the models that would be deployed.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -19,28 +17,11 @@ from common.tables.timing import NO_TIME, Timing, interleave
 from search.cache import Cache
 from search.network.cuts import Cut
 from search.network.graph import IMAGE
+from search.prediction.cut_times import CutTimes
 from search.quantization.export import SharedWeights, head_model, tail_model, write_weights
 from search.quantization.network import QuantizedGraph
 
 _GROUP = 8
-
-
-@dataclass(frozen=True)
-class CutTimes:
-    """Times of the two sides of a cut, on the machine where they were measured."""
-
-    head: Timing
-    tail: Timing
-
-
-class LatencySource(Protocol):
-    """Where the search's latency table comes from."""
-
-    def times(
-        self, cuts: Sequence[Cut], progress: Callable[[int, int], None]
-    ) -> dict[str, CutTimes]:
-        """Times of every cut, by the cut's name."""
-        ...
 
 
 class MeasuredLatency:

@@ -18,8 +18,8 @@ from common.bundle.manifest import USUAL_UPLOAD, CodecSpec, Prediction, WireTens
 from common.codec import Codec, ContextModel, make_codec
 from common.link.link import Link
 from common.tables.rows import BOXES, LETTERBOX, head_to, tail_from, wire_of
-from search.measure.latency import CutTimes
 from search.network.cuts import Cut
+from search.prediction.cut_times import CutTimes
 from search.prediction.devices import DeviceProfile, SpeedModel
 from search.prediction.table_calibration import Coding, TableCalibration
 

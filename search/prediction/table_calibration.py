@@ -25,8 +25,8 @@ import numpy as np
 
 from common.errors import SettingsError
 from common.tables.rows import BOXES, LETTERBOX, LatencyRow, head_to, tail_from, trust
-from search.measure.latency import CutTimes
 from search.network.cuts import Cut
+from search.prediction.cut_times import CutTimes
 from search.prediction.devices import DEVICES, DeviceProfile, SpeedModel
 
 _MOST_WEIGHT = 100

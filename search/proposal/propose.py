@@ -24,6 +24,7 @@ from common.bundle.manifest import Manifest
 from common.errors import SettingsError, SplitpointError, WeightsError
 from common.link.link import Link
 from common.places import require_bundle_place
+from common.progress import Reporter
 from common.tables.rows import LatencyRow
 from common.tables.store_file import read_tables
 from search.bundling import search_to
@@ -31,7 +32,7 @@ from search.prediction.devices import DEVICES
 from search.prediction.table_calibration import learned_device, require_device, rows_of
 from search.proposal.difference import Difference, compare, markdown
 from search.proposal.exchange import check_exchange, exchange
-from search.request import Reporter, Request, SearchResult
+from search.request import Request, SearchResult
 
 DIFFERENCE = "difference.md"
 

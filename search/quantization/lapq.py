@@ -28,6 +28,7 @@ from common.errors import ModelError
 from common.runtime.session import Model
 from search.network import execute
 from search.network.graph import IMAGE, Graph, Node
+from search.network.losses import Loss, feature_loss
 from search.quantization.calibration import Distribution, Statistics
 from search.quantization.export import head_model
 from search.quantization.grids import QuantParams, Range
@@ -42,7 +43,6 @@ from search.quantization.network import (
 )
 from search.quantization.weights import Floats, largest, round_nearest, scale_of
 from search.quantization.widths import FULL, Configuration, Widths
-from search.wire.tail_adaptation import Loss, feature_loss
 
 ClipLoss = Callable[[Clips], float]
 Progress = Callable[[int, int, str], None]

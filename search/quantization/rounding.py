@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from common.progress import Progress
 from search.cache import Cache, digest
 from search.network.graph import Graph
+from search.network.losses import Loss, feature_loss
 from search.quantization.calibration import Statistics
 from search.quantization.lapq import head_loss, lapq
 from search.quantization.network import Clips, QuantizedConv, QuantizedGraph, quantize
 from search.quantization.recipe import DEFAULT, Recipe, rounded, rounded_together
 from search.quantization.widths import FULL, Configuration
-from search.request import Progress
-from search.wire.tail_adaptation import Loss, feature_loss
 
 _FRAMES = 32
 _CLIPPED_FRAMES = 16

@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from common.choices import one_of
 from search.network import execute
 from search.network.graph import Graph, Node
+from search.network.losses import Loss, feature_loss
 from search.quantization.calibration import Statistics
 from search.quantization.grids import QuantParams, least_error_range
 from search.quantization.network import QuantizedGraph
 from search.quantization.recipe import Recipe, rounded
 from search.quantization.widths import WIDTHS, Configuration, uniform
-from search.wire.tail_adaptation import Loss, feature_loss
 
 Progress = Callable[[int, int], None]
 Errors = dict[str, dict[int, float]]

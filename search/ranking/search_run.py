@@ -16,12 +16,14 @@ from typing import Literal
 
 from common.bundle.manifest import CodecSpec
 from common.errors import NoFeasiblePlanError
+from common.progress import Reporter
 from common.tables.store_file import read_tables
 from search.allocate.low_bit import LowBitAllocator
 from search.measure.accuracy_evaluator import open_meter
 from search.measure.held_out import Judging
-from search.measure.latency import CutTimes, MeasuredLatency
+from search.measure.latency import MeasuredLatency
 from search.network.cuts import Cut, cut_of_head, prefix_cuts
+from search.network.losses import distillation_loss
 from search.prediction.candidates import (
     Candidate,
     CostModel,
@@ -31,6 +33,7 @@ from search.prediction.candidates import (
     with_coding,
     worth_keeping,
 )
+from search.prediction.cut_times import CutTimes
 from search.prediction.table_calibration import cuts_of, learn, rows_of
 from search.prepare import Prepared
 from search.quantization.heads import Heads
@@ -40,7 +43,7 @@ from search.ranking.infeasible import no_head_fits, nothing_fits, smallest_head
 from search.refine.format_search import FormatSearch
 from search.refine.refine import cheapest
 from search.refine.screening import Screening, screened
-from search.request import Reporter, Request, SearchResult
+from search.request import Request, SearchResult
 from search.strategies.baselines import (
     BASELINES,
     ONE_CUT,
@@ -53,7 +56,6 @@ from search.wire.formats import FormatTable, fitting_cuts, promising_cuts, runna
 from search.wire.quantizers import LOSSY_IMAGE_CODECS, QUALITIES
 from search.wire.rate_curve import RatePoint
 from search.wire.sampling import sample
-from search.wire.tail_adaptation import distillation_loss
 
 _PROMOTIONS = 2
 

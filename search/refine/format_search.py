@@ -12,16 +12,18 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from common.progress import Reporter
 from search.measure.accuracy_evaluator import AccuracyEvaluator
 from search.network.cuts import Cut, cut_of_head
+from search.network.losses import distillation_loss
 from search.prediction.candidates import Candidate
 from search.prepare import Prepared
 from search.quantization.heads import Heads
 from search.refine.cached_refiner import CachedRefiner
 from search.refine.refine import Refiner, cheaper
-from search.request import Reporter, Request
+from search.request import Request
 from search.wire.rate_curve import RateCurve, RatePoint
-from search.wire.tail_adaptation import ADAPTATION_GAIN, Wire, distillation_loss
+from search.wire.tail_adaptation import ADAPTATION_GAIN, Wire
 from search.wire.training_data import collect, collect_pairs, copies_of
 
 _THREADS = 2

@@ -15,15 +15,16 @@ from typing import TypeVar
 from common.bundle.manifest import CodecSpec
 from common.codec import Codec, ContextModel, make_codec
 from common.codec.context import ContextCoded
+from common.progress import Progress, Reporter
 from search.network.cuts import Cut
+from search.network.losses import Loss
 from search.prediction.candidates import Candidate
 from search.quantization.heads import Heads
-from search.request import Progress, Reporter
 from search.wire.context_fitting import fit_context
 from search.wire.quantizers import tensor_codecs
 from search.wire.rate_curve import RateCurve, rate_curve, symbols_of
 from search.wire.sampling import code
-from search.wire.tail_adaptation import Loss, Wire, adapt_tail
+from search.wire.tail_adaptation import Wire, adapt_tail
 from search.wire.training_data import Examples, Pairs
 
 Option = TypeVar("Option")

@@ -17,14 +17,15 @@ import torch
 from numpy.typing import NDArray
 
 from common.bundle.manifest import WireTensor
-from search.measure.latency import CutTimes
 from search.network.cuts import Cut
 from search.network.execute import run
 from search.network.graph import IMAGE
+from search.network.losses import Loss
 from search.prediction.candidates import Candidate, CostModel, judge
+from search.prediction.cut_times import CutTimes
 from search.quantization.network import QuantizedGraph
 from search.wire.rate_curve import STEPS, Quantizers, symbols_of
-from search.wire.tail_adaptation import ADAPTATION_GAIN, Loss, Wire, wire_error
+from search.wire.tail_adaptation import ADAPTATION_GAIN, Wire, wire_error
 from search.wire.training_data import Examples
 
 # Beyond these, even half the bytes hardly ever make up for a slower head.

@@ -14,14 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
+from common.progress import Reporter
 from common.runtime.session import runtime_name
 from common.tables.rows import LatencyRow, RuntimeTarget, Segment, head_to, row_of, tail_from
-from search.measure.latency import CutTimes, MeasuredLatency
+from search.measure.latency import MeasuredLatency
 from search.network.cuts import enumerate_cuts
+from search.prediction.cut_times import CutTimes
 from search.prepare import Prepared
 from search.quantization.heads import Heads
 from search.quantization.layer_table import layer_table, to_csv, to_json
-from search.request import Reporter
 from search.wire.formats import MAX_TIMED_CUTS
 from search.wire.sampling import sample_values
 

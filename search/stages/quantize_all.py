@@ -18,6 +18,7 @@ from pathlib import Path
 
 from common.bundle.manifest import JudgedBy
 from common.link.link import Link
+from common.progress import Reporter
 from search.measure.accuracy_evaluator import open_meter
 from search.measure.held_out import Judging, judged_in_words
 from search.measure.latency import MeasuredLatency
@@ -30,7 +31,6 @@ from search.quantization.heads import Heads
 from search.quantization.rounding import Rounder
 from search.quantization.widths import Configuration
 from search.reports.plot import Series, plot
-from search.request import Reporter
 from search.wire.formats import FormatTable
 from search.wire.sampling import sample
 

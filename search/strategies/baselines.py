@@ -24,17 +24,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.bundle.manifest import USUAL_UPLOAD
+from common.progress import Reporter
 from common.tables.rows import head_to, tail_from
 from search.allocate.auto_split import Configuration, auto_split, below_uniform
 from search.allocate.table import FusedLayer, Table, random_errors, with_errors
-from search.measure.latency import CutTimes
 from search.network.cuts import Cut, prefix_cuts
 from search.network.graph import Graph
 from search.prediction.candidates import Candidate, CostModel
+from search.prediction.cut_times import CutTimes
 from search.quantization.heads import Heads
 from search.quantization.rounding import Rounder
 from search.quantization.widths import WIDTHS, Widths, maker_of, makes_values
-from search.request import Reporter
 from search.strategies.costs import CostGraph
 from search.strategies.min_cut import dads, qdmp
 from search.strategies.neurosurgeon import neurosurgeon

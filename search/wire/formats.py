@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from common.bundle.manifest import USUAL_UPLOAD, CodecSpec, WireTensor
 from common.codec import make_codec
 from common.link.link import Link
-from search.measure.latency import CutTimes
 from search.network.cuts import Cut
 from search.network.graph import IMAGE, Graph
 from search.prediction.candidates import Candidate, CostModel, judge
+from search.prediction.cut_times import CutTimes
 from search.quantization.heads import Heads
 from search.wire.quantizers import (
     IMAGE_CODECS,

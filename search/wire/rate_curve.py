@@ -19,10 +19,11 @@ from common.codec.context import ContextCoded
 from common.codec.context_model import MAX_MAGNITUDE
 from common.codec.quantizer import WireTable
 from search.network.cuts import Cut
+from search.network.losses import Loss
 from search.quantization.network import QuantizedGraph
 from search.wire.context_fitting import counted, fit_context, magnitudes_of
 from search.wire.quantizers import stepped_tensor
-from search.wire.tail_adaptation import Loss, Wire, wire_error
+from search.wire.tail_adaptation import Wire, wire_error
 from search.wire.training_data import Examples
 
 Progress = Callable[[int, int], None]

@@ -15,18 +15,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name that every torch user knows
 from numpy.typing import NDArray
 
 from common.bundle.manifest import WireTensor
-from common.tasks.detections import DetectorSpec, YoloHeadSpec
 from search.network.cuts import Cut
 from search.network.execute import apply
 from search.network.graph import Node
+from search.network.losses import Loss
 from search.wire.training_data import Examples
 
 Wire = tuple[WireTensor, ...]
-Loss = Callable[[Sequence[torch.Tensor], Sequence[torch.Tensor]], torch.Tensor]
 Progress = Callable[[int, int, str], None]
 
 ADAPTATION_GAIN = 2.0
@@ -35,8 +33,6 @@ BATCH = 8
 # Between two that were compared on YOLOv3-tiny's conv_8, in one run each: 2e-5 is better by some
 # percent for a fine format (loss of 1.3 before), 6e-5 for a coarse one (4.7).
 LEARNING_RATE = 3e-5
-# On YOLOv3-tiny at 6 KB, 5 against 1 brings one point of agreement (AP) with the teacher.
-_BOX_WEIGHT = 5.0
 _WARM_UP = 0.1
 # A schedule that warms up over a step or none divides by zero; a shorter run stops on its way up.
 _LEAST_STEPS = round(2 / _WARM_UP)
@@ -126,49 +122,6 @@ def wire_error(
 ) -> float:
     """Loss on held-out images of the tail as it is, behind a wire format."""
     return _TorchTail(outputs, cut, wire, _device()).held_out_loss(examples, loss)
-
-
-def distillation_loss(detector: DetectorSpec | None) -> Loss:
-    """The loss for a detector, or for any network."""
-    if detector is None:
-        return feature_loss
-    return lambda maps, teacher: sum(
-        (
-            _yolo_loss(one, other, head)
-            for one, other, head in zip(maps, teacher, detector.heads, strict=True)
-        ),
-        start=maps[0].new_zeros(()),
-    )
-
-
-def feature_loss(maps: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Mean squared error of each map (N, C, H, W), in units of the teacher's variance."""
-    errors = [
-        F.mse_loss(m, t) / t.var().clamp(min=1e-12) for m, t in zip(maps, teacher, strict=True)
-    ]
-    return torch.stack(errors).mean()
-
-
-def _yolo_loss(found: torch.Tensor, teacher: torch.Tensor, head: YoloHeadSpec) -> torch.Tensor:
-    """Per image: divergence of objectness, plus that of classes and boxes where objects are."""
-    n, _, height, width = found.shape
-    shape = n, len(head.anchors), 5 + head.classes, height, width
-    found, teacher = found.view(shape), teacher.view(shape)
-    objectness = torch.sigmoid(teacher[:, :, 4])
-    objects = _divergence(found[:, :, 4], teacher[:, :, 4]).sum()
-    classes = (_divergence(found[:, :, 5:], teacher[:, :, 5:]).sum(2) * objectness).sum()
-    centres = (torch.sigmoid(found[:, :, :2]) - torch.sigmoid(teacher[:, :, :2])) ** 2
-    sizes = (found[:, :, 2:4] - teacher[:, :, 2:4]) ** 2
-    boxes = ((centres + sizes).sum(2) * objectness).sum()
-    return (objects + classes + _BOX_WEIGHT * boxes) / n
-
-
-def _divergence(found: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """Kullback-Leibler divergence of two Bernoulli distributions given by their logits."""
-    target = torch.sigmoid(teacher)
-    cross = F.binary_cross_entropy_with_logits(found, target, reduction="none")
-    own = F.binary_cross_entropy_with_logits(teacher, target, reduction="none")
-    return cross - own
 
 
 def _device() -> torch.device:

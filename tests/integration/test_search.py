@@ -10,10 +10,11 @@ from bench.processes import Service
 from common.bundle.bundle import Bundle
 from common.errors import NoFeasiblePlanError
 from common.link.link import parse_link
+from common.progress import Progress
 from common.tasks.detections import Agreement, agreement
 from search.bundling import search_to
 from search.prediction.devices import device_profile
-from search.request import Progress, Request
+from search.request import Request
 from search.strategies import known_strategy
 from splitpoint.cli import main
 from splitpoint.demo.ways import detect, to_detections

@@ -5,17 +5,17 @@ import pytest
 
 from common.errors import SettingsError
 from common.link.link import parse_link
+from common.progress import Progress
 from common.tables.timing import Timing
-from search.measure.latency import CutTimes
 from search.network.cuts import cut_of_head, enumerate_cuts, prefix_cuts
 from search.network.graph import Graph
 from search.prediction.candidates import CostModel, predict
+from search.prediction.cut_times import CutTimes
 from search.prediction.devices import device_profile
 from search.quantization.calibration import observe
 from search.quantization.heads import Heads
 from search.quantization.recipe import RECIPES
 from search.quantization.rounding import Rounder
-from search.request import Progress
 from search.strategies import STRATEGIES, known_strategy
 from search.strategies.baselines import AutoSplit, cost_graph, edge_only, in_eight_bits
 from search.strategies.min_cut import dads

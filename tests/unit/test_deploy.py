@@ -11,9 +11,9 @@ from common.link.link import parse_link
 from common.tables.timing import Timing
 from common.tasks.detections import DetectorSpec, YoloHeadSpec
 from search.export import write_plans
-from search.measure.latency import CutTimes
 from search.network.cuts import Cut, enumerate_cuts
 from search.prediction.candidates import Candidate, CostModel, RankedCandidate, named_apart, predict
+from search.prediction.cut_times import CutTimes
 from search.prediction.devices import device_profile
 from search.quantization.calibration import observe
 from search.quantization.heads import Heads

@@ -10,10 +10,10 @@ import pytest
 from common.bundle.manifest import USUAL_UPLOAD, CodecSpec
 from common.link.link import parse_link
 from common.tables.timing import Timing
-from search.measure.latency import CutTimes
 from search.network.cuts import Cut
 from search.network.graph import Node
 from search.prediction.candidates import Candidate, CostModel, RankedCandidate, predict
+from search.prediction.cut_times import CutTimes
 from search.prediction.devices import DeviceProfile
 from search.reports.html import Bits, html
 from search.reports.markdown import as_json, markdown, sure

@@ -11,10 +11,11 @@ import pytest
 from common.bundle.bundle import Bundle
 from common.errors import BundleError, ModelError
 from common.link.link import parse_link
+from common.progress import Progress
 from common.tables.rows import LatencyRow, to_json
 from search.kept import keep, kept, search_key, search_unless_kept
 from search.prediction.devices import device_profile
-from search.request import Progress, Request
+from search.request import Request
 from tests import tiny
 from tests.affinity import one_core
 

@@ -12,6 +12,7 @@ from common.bundle.manifest import CodecSpec, WireTensor
 from common.errors import SettingsError, StoreError
 from common.imaging.images import Letterbox
 from common.link.link import parse_link
+from common.progress import Progress
 from common.tables.rows import ENOUGH, LatencyRow, head_to, segments, tail_from, to_json
 from common.tables.store_file import read_tables
 from common.tables.timing import Timing
@@ -20,7 +21,6 @@ from search.cache import Cache
 from search.export import write_plans
 from search.measure.frames import Frames
 from search.measure.held_out import Judging
-from search.measure.latency import CutTimes
 from search.network.cuts import Cut, enumerate_cuts, prefix_cuts
 from search.network.graph import Node
 from search.pipeline import search
@@ -32,6 +32,7 @@ from search.prediction.candidates import (
     predict,
     with_coding,
 )
+from search.prediction.cut_times import CutTimes
 from search.prediction.devices import DEVICES, DeviceProfile
 from search.prediction.table_calibration import (
     TableCalibration,
@@ -50,7 +51,7 @@ from search.ranking.search_run import Network, rank
 from search.reports import time_sources as origins
 from search.reports.html import html
 from search.reports.markdown import as_json, markdown
-from search.request import Progress, Request, SearchResult
+from search.request import Request, SearchResult
 from search.strategies.baselines import cost_graph
 from search.wire.formats import FormatTable
 from search.wire.sampling import sample

@@ -17,10 +17,10 @@ from search.cache import Cache, digest
 from search.measure.accuracy import AgreementAccuracy, CocoAccuracy
 from search.measure.accuracy_evaluator import FIRST_LOOK, AccuracyEvaluator
 from search.measure.evaluate import Evaluator
-from search.measure.latency import CutTimes
 from search.network.cuts import Cut, enumerate_cuts
 from search.network.graph import Node
 from search.prediction.candidates import Candidate, RankedCandidate
+from search.prediction.cut_times import CutTimes
 from search.prediction.devices import device_profile
 from search.quantization.heads import Heads
 from search.quantization.recipe import rounded

@@ -20,16 +20,17 @@ from common.errors import (
     WeightsError,
 )
 from common.link.link import parse_link
+from common.progress import Progress, Reporter
 from common.tables.rows import LatencyRow, to_json
 from common.tables.store_file import read_tables
 from common.tables.timing import Timing
-from search.measure.latency import CutTimes
 from search.prediction.candidates import CostModel
+from search.prediction.cut_times import CutTimes
 from search.prediction.table_calibration import learn
 from search.proposal.difference import STAGES, compare, markdown, predict_again, verdict
 from search.proposal.exchange import exchange, previous_of
 from search.proposal.propose import DIFFERENCE, ProposalSpec, propose, repeat, request_of
-from search.request import Progress, Reporter, Request, SearchResult
+from search.request import Request, SearchResult
 from tests import tiny
 
 OWN = {"cut": CutTimes(Timing(2.0, 2.0, 9), Timing(3.0, 3.0, 9))}

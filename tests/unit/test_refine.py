@@ -16,6 +16,7 @@ from search.cache import Cache
 from search.network import execute
 from search.network.cuts import Cut, enumerate_cuts
 from search.network.graph import Node
+from search.network.losses import Loss, distillation_loss
 from search.quantization.calibration import observe
 from search.quantization.grids import QuantParams
 from search.quantization.heads import Heads
@@ -26,7 +27,7 @@ from search.refine.refine import Refiner
 from search.wire import tail_adaptation as adapt
 from search.wire.quantizers import stepped_tensor
 from search.wire.rate_curve import rate_curve
-from search.wire.tail_adaptation import Loss, Wire, adapt_tail, distillation_loss, wire_error
+from search.wire.tail_adaptation import Wire, adapt_tail, wire_error
 from search.wire.training_data import Examples, alter, collect, collect_pairs, move
 from tests.affinity import one_core
 from tests.networks import SIZE, branched_graph, pictures

@@ -6,10 +6,11 @@ import pytest
 from common.bundle.manifest import CodecSpec
 from common.link.link import parse_link
 from common.tables.timing import Timing
-from search.measure.latency import CutTimes
 from search.network.cuts import Cut, enumerate_cuts
 from search.network.graph import IMAGE
+from search.network.losses import feature_loss
 from search.prediction.candidates import Candidate, CostModel
+from search.prediction.cut_times import CutTimes
 from search.prediction.devices import DeviceProfile
 from search.quantization.calibration import observe
 from search.quantization.network import QuantizedGraph
@@ -17,7 +18,7 @@ from search.quantization.recipe import rounded
 from search.refine.screening import Screening, promising, screened
 from search.wire.rate_curve import STEPS, Quantizers
 from search.wire.sampling import sample
-from search.wire.tail_adaptation import ADAPTATION_GAIN, feature_loss
+from search.wire.tail_adaptation import ADAPTATION_GAIN
 from tests.networks import branched_graph, pictures
 
 FRAMES = pictures(16)

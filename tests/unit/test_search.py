@@ -13,7 +13,6 @@ from common.errors import SettingsError
 from common.link.link import parse_link
 from common.sizes import parse_size
 from common.tables.timing import Timing
-from search.measure.latency import CutTimes
 from search.network.cuts import Cut, enumerate_cuts
 from search.network.graph import Node
 from search.prediction.candidates import (
@@ -27,6 +26,7 @@ from search.prediction.candidates import (
     shortlist,
     worth_keeping,
 )
+from search.prediction.cut_times import CutTimes
 from search.prediction.devices import DeviceProfile, device_profile
 from search.quantization.calibration import observe
 from search.quantization.grids import QuantParams

@@ -10,7 +10,6 @@ from common.bundle.manifest import CodecSpec
 from common.link.crossover import in_words
 from common.link.link import parse_link
 from common.tables.timing import Timing
-from search.measure.latency import CutTimes
 from search.network.cuts import Cut
 from search.network.graph import Node
 from search.prediction.candidates import (
@@ -21,6 +20,7 @@ from search.prediction.candidates import (
     judge,
     predict,
 )
+from search.prediction.cut_times import CutTimes
 from search.prediction.devices import DeviceProfile
 from search.reports.crossover import fastest
 

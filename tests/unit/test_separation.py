@@ -12,13 +12,14 @@ from PIL import Image
 import search.prepare
 from common.errors import NoFeasiblePlanError
 from common.link.link import parse_link
+from common.progress import Progress
 from search.cache import Cache, digest
 from search.measure.held_out import digests, set_aside
 from search.pipeline import search as run_search
 from search.prediction.devices import device_profile
 from search.prepare import Prepared, prepare
 from search.quantization.export import head_model
-from search.request import Progress, Request
+from search.request import Request
 from search.zoo.darknet import DarknetModule, load_darknet
 
 SIZE = 32

@@ -11,6 +11,7 @@ import pytest
 from common.errors import CalibrationError, NoFeasiblePlanError, SettingsError
 from common.imaging.images import Letterbox
 from common.link.link import parse_link
+from common.progress import Progress
 from common.tasks.detections import DetectorSpec, YoloHeadSpec
 from search.cache import Cache
 from search.measure.frames import Frames, load_frames
@@ -23,7 +24,6 @@ from search.quantization.layer_table import layer_table, to_csv, to_json
 from search.quantization.recipe import RECIPES
 from search.quantization.sensitivity import HOWS, sensitivity_of
 from search.quantization.widths import Widths
-from search.request import Progress
 from search.stages.bit_configurations import (
     INDEX,
     METHODS,
