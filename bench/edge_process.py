@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from common.bundle.bundle import Bundle
-from common.bundle.manifest import LOSSLESS_UPLOADS
+from common.codec.spec import LOSSLESS_UPLOADS
 from common.errors import SplitpointError
 from common.imaging.images import Letterbox, letterbox, read_image
 from common.latency import PlanCost, costs

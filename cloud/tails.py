@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.bundle.bundle import Bundle, open_codecs
-from common.bundle.manifest import LOSSLESS_UPLOADS, Plan, Tail
+from common.bundle.manifest import Plan, Tail
 from common.codec import Codec, ContextCoded, check
 from common.codec.quantizer import WireTable
+from common.codec.spec import LOSSLESS_UPLOADS
 from common.errors import PayloadError, UnknownPlanError
 from common.imaging.images import MAX_SIDE_PIXELS, Letterbox
 from common.rpc import splitpoint_pb2 as pb

@@ -32,8 +32,8 @@ from common.http.schemas import (
     new_app,
     plan_record,
 )
-from common.imaging.draw import annotate
 from common.imaging.images import EDGE_LIMITS, ImageLimits, decode_image
+from common.tasks.draw import annotate
 from edge.detector import DEFAULT_SCORE_THRESHOLD, Detector, find_plan
 from edge.metrics import EdgeMetrics
 from edge.planning.pilot import announcement

@@ -8,8 +8,6 @@ less the cloud's total, by the cloud's; how it falls into a way up and a way dow
 `edge.link.estimate`.
 """
 
-import math
-import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +24,7 @@ from common.rpc import splitpoint_pb2 as pb
 from common.rpc.messages import detections_from_message, microseconds, reference_to
 from common.tasks.detections import Detections
 from edge.head import EdgePlan
+from edge.planning.patience import AS_USUAL, Patience
 from edge.planning.predictor import Served
 from edge.stream.client import Answer, CloudClient
 
@@ -43,34 +42,6 @@ class FrameInput:
     pixels: NDArray[np.uint8]
     where: Letterbox
     threshold: float
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long a frame waits for the cloud.
-
-    Attributes:
-        connect_s: For a stream; as long as usual, if None.
-        answer_s: For the answer, once the frame is sent; as long as usual, if None.
-        connected_s: When waiting for a stream ends in any case, by `time.perf_counter`.
-        answered_s: When waiting for the answer ends in any case.
-    """
-
-    connect_s: float | None = None
-    answer_s: float | None = None
-    connected_s: float = math.inf
-    answered_s: float = math.inf
-
-    def for_stream_s(self) -> float | None:
-        """How long to wait for a stream from now on."""
-        return _until(self.connected_s, self.connect_s)
-
-    def for_answer_s(self) -> float | None:
-        """How long to wait for an answer from now on."""
-        return _until(self.answered_s, self.answer_s)
-
-
-AS_USUAL = Patience()
 
 
 @dataclass(frozen=True)
@@ -233,10 +204,3 @@ def _alone(client: CloudClient, message: pb.Frame, patience: Patience) -> Answer
         return _asked(client, message, patience)
     except StaleReferenceError as error:
         raise CloudFailedError(str(error)) from error
-
-
-def _until(end_s: float, seconds: float | None) -> float | None:
-    if end_s == math.inf:
-        return seconds
-    left_s = max(0.0, end_s - time.perf_counter())
-    return left_s if seconds is None else min(seconds, left_s)

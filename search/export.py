@@ -14,17 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.bundle.bundle import BundleWriter
-from common.bundle.manifest import (
-    Head,
-    HeadOutput,
-    Manifest,
-    Plan,
-    Search,
-    Tail,
-    WireTensor,
-    network_digest,
-)
+from common.bundle.manifest import Head, HeadOutput, Manifest, Plan, Search, Tail, network_digest
 from common.bundle.packed_weights import unpack_weights
+from common.codec.spec import WireTensor
 from common.runtime.session import Model, check_parity
 from common.tasks.detections import DetectorSpec
 from search.cache import digest

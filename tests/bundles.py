@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from common.bundle.bundle import BundleWriter
 from common.bundle.manifest import (
-    CodecSpec,
     Head,
     HeadOutput,
     Manifest,
@@ -17,9 +16,9 @@ from common.bundle.manifest import (
     Prediction,
     Search,
     Tail,
-    WireTensor,
     network_digest,
 )
+from common.codec.spec import CodecSpec, WireTensor
 from common.tasks.detections import DetectorSpec, YoloHeadSpec
 
 SIZE = 32

@@ -15,9 +15,9 @@ from common.latency import PlanCost, costs
 from common.link.link import Link
 from common.rpc import splitpoint_pb2 as pb
 from edge.detector import Detector, find_plan
-from edge.link.prober import Prober
 from edge.planning.pilot import Pilot
 from edge.planning.planner import Planner, PlannerSettings
+from edge.planning.prober import Prober
 from edge.stream.client import CloudClient
 from edge.stream.transport import InProcessTransport
 from tests import tiny

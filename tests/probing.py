@@ -8,7 +8,7 @@ import pytest
 
 from common.rpc import splitpoint_pb2 as pb
 from edge.link.estimate import Estimate, Passage
-from edge.link.prober import Prober
+from edge.planning.prober import Prober
 from edge.stream.client import Answer, NoAnswerError
 
 FRESH = Estimate(

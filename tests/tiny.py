@@ -19,16 +19,8 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from common.bundle.bundle import Bundle, BundleWriter
-from common.bundle.manifest import (
-    CodecSpec,
-    Head,
-    HeadOutput,
-    Plan,
-    Prediction,
-    Tail,
-    WireTensor,
-    network_digest,
-)
+from common.bundle.manifest import Head, HeadOutput, Plan, Prediction, Tail, network_digest
+from common.codec.spec import CodecSpec, WireTensor
 from common.runtime.session import Model
 from common.tables.rows import segments
 from common.tasks.detections import DetectorSpec, YoloHeadSpec

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from common.bundle.manifest import CodecSpec, Manifest
+from common.bundle.manifest import Manifest
+from common.codec.spec import CodecSpec
 from common.errors import NoFeasiblePlanError
 from common.link.link import Link
 from common.progress import Reporter

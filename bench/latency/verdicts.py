@@ -15,7 +15,7 @@ import numpy as np
 from bench.bootstrap import ratio
 from bench.latency.cell import ADAPTIVE, FIXED, TUNED, WITHIN
 from bench.targets import Target
-from common.bundle.manifest import LOSSLESS_UPLOADS
+from common.codec.spec import LOSSLESS_UPLOADS
 
 SLACK = 1.03
 LEAD = 0.8

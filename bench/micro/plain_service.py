@@ -14,7 +14,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 
 from common.bundle.bundle import Bundle
-from common.bundle.manifest import LOSSLESS_UPLOADS
+from common.codec.spec import LOSSLESS_UPLOADS
 from common.imaging.images import Letterbox, decode_image, letterbox
 from common.runtime.session import Model
 from common.tasks.detections import decode_yolo

@@ -23,7 +23,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from bench.machine import machine
-from common.bundle.manifest import CodecSpec
+from common.codec.spec import CodecSpec
 from common.progress import Stages
 from common.version import __version__
 from search.allocate.exact import solve_exact

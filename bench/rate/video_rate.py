@@ -24,10 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.machine import machine
-from common.bundle.manifest import USUAL_UPLOAD
 from common.codec import ContextCoded, make_codec
 from common.codec.base import Symbols
 from common.codec.quantizer import WireTable
+from common.codec.spec import USUAL_UPLOAD
 from common.imaging.images import letterbox
 from common.progress import Stages
 from common.runtime.session import Model

@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 
 from bench.machine import machine
 from bench.rate.rates import Curve, bd_rate, bytes_at
-from common.bundle.manifest import CodecSpec
 from common.codec import make_codec, seal
 from common.codec.base import Symbols
 from common.codec.quantizer import WireTable
+from common.codec.spec import CodecSpec
 from common.link.link import parse_link
 from common.progress import Stages
 from common.tables.timing import NO_TIME

@@ -35,12 +35,12 @@ from common.bundle.manifest import (
     Manifest,
     Plan,
     Search,
-    WireTensor,
     is_sealed,
     seal_manifest,
 )
 from common.codec import Codec, ContextModel, make_codec
 from common.codec.context import FAST
+from common.codec.spec import WireTensor
 from common.errors import BundleError, BundleVersionError, UnknownPlanError
 from common.tasks.detections import DetectorSpec
 

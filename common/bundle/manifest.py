@@ -22,28 +22,21 @@ from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from common.codec.spec import CodecSpec, Shape, WireTensor
+from common.records import Record
 from common.tasks.detections import DetectorSpec
 
 SCHEMA_VERSION = 3
 UNSEALED = "0" * 64
 """In place of a manifest's own digest while that is computed."""
 
-Shape = tuple[
-    Annotated[int, Field(ge=1, le=65536)],
-    Annotated[int, Field(ge=1, le=65536)],
-    Annotated[int, Field(ge=1, le=65536)],
-]
 _HEX = r"^[0-9a-f]{64}$"
 Sha256 = Annotated[str, Field(pattern=_HEX)]
 PlanKind = Literal["cloud-only", "split", "edge-only"]
 JudgedBy = Literal["held-out", "evaluation"]
 """Pictures that accuracy was judged on: held-out calibration pictures, or an evaluation folder."""
-
-
-class _ManifestRecord(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def _check_relative(name: str) -> str:
@@ -56,77 +49,14 @@ def _check_relative(name: str) -> str:
     return name
 
 
-class FileEntry(_ManifestRecord):
+class FileEntry(Record):
     """One file of the bundle."""
 
     size_bytes: int = Field(ge=0, le=8 << 30)
     sha256: Sha256
 
 
-class CodecSpec(_ManifestRecord):
-    """A wire codec by name; `quality` is for the lossy image codecs only."""
-
-    name: Literal["raw", "packed", "packed+zstd", "symbols+zstd", "context", "jpeg", "webp", "png"]
-    quality: int | None = Field(default=None, ge=1, le=100)
-
-    @model_validator(mode="after")
-    def _quality_where_it_means_something(self) -> Self:
-        if (self.quality is not None) != (self.name in {"jpeg", "webp"}):
-            raise ValueError("quality belongs to jpeg and webp, and they need one")
-        return self
-
-    def __str__(self) -> str:
-        return self.name if self.quality is None else f"{self.name} q{self.quality}"
-
-
-USUAL_UPLOAD = CodecSpec(name="jpeg", quality=75)
-"""What anybody would do without Splitpoint: the rival that every bundle keeps to compare with."""
-
-LOSSLESS_UPLOADS = (CodecSpec(name="raw"), CodecSpec(name="png"))
-"""Image codecs behind which the network sees every pixel as it was."""
-
-
-class WireTensor(_ManifestRecord):
-    """How one tensor of the cut travels.
-
-    Attributes:
-        name: The tensor's name in the graph; also the tail's input name.
-        shape: (C, H, W).
-        bits: Width of a symbol; symbols are below 2^bits.
-        to_symbol: 256 symbols, indexed by the head's uint8 output.
-        to_value: 2^bits float values, indexed by symbol: what the tail sees.
-        context: The file of its context model, if the codec is the context coder.
-        context_after: The same for frames of a sequence, which may look back at earlier ones.
-    """
-
-    name: str
-    shape: Shape
-    bits: int = Field(ge=1, le=8)
-    to_symbol: tuple[Annotated[int, Field(ge=0, le=255)], ...] = Field(
-        min_length=256, max_length=256
-    )
-    to_value: tuple[float, ...]
-    context: str | None = None
-    context_after: str | None = None
-
-    @model_validator(mode="after")
-    def _tables_fit_the_width(self) -> Self:
-        if len(self.to_value) != 1 << self.bits:
-            raise ValueError(f"{self.name}: to_value needs {1 << self.bits} entries")
-        if max(self.to_symbol) >= 1 << self.bits:
-            raise ValueError(f"{self.name}: a symbol does not fit into {self.bits} bits")
-        if self.context_after is not None and self.context is None:
-            raise ValueError(f"{self.name}: the first frame of a sequence needs a model too")
-        return self
-
-    @property
-    def elements(self) -> int:
-        """Number of symbols per frame."""
-        channels, height, width = self.shape
-        return channels * height * width
-
-
-class HeadOutput(_ManifestRecord):
+class HeadOutput(Record):
     """One uint8 output of a head: value = (q - zero_point) * scale."""
 
     name: str
@@ -135,7 +65,7 @@ class HeadOutput(_ManifestRecord):
     zero_point: int = Field(ge=0, le=255)
 
 
-class Head(_ManifestRecord):
+class Head(Record):
     """An int8 head: input "image" (1, 3, H, W) uint8, outputs (1, C, H, W) uint8.
 
     Attributes:
@@ -158,7 +88,7 @@ class Head(_ManifestRecord):
     vector: str
 
 
-class Tail(_ManifestRecord):
+class Tail(Record):
     """A tail: float32 inputs (N, C, H, W) named as the wire tensors; outputs the detector's maps.
 
     `files` are files that the ONNX file refers to (shared weights).
@@ -168,7 +98,7 @@ class Tail(_ManifestRecord):
     files: tuple[str, ...] = ()
 
 
-class Prediction(_ManifestRecord):
+class Prediction(Record):
     """What the search expects of a plan on its device and link; times are medians.
 
     Attributes:
@@ -198,7 +128,7 @@ class Prediction(_ManifestRecord):
     judged_by: JudgedBy | None = None
 
 
-class Plan(_ManifestRecord):
+class Plan(Record):
     """Cut + widths + wire format + the two models, with what is expected of it.
 
     Attributes:
@@ -250,7 +180,7 @@ class Plan(_ManifestRecord):
         return "edge-only" if self.tail is None else "split"
 
 
-class Search(_ManifestRecord):
+class Search(Record):
     """What the search was asked: enough to run it again.
 
     What has a default was not written by earlier versions.
@@ -292,7 +222,7 @@ class Search(_ManifestRecord):
     cloud_threads: int = Field(default=1, ge=1)
 
 
-class Manifest(_ManifestRecord):
+class Manifest(Record):
     """The whole of `manifest.json`. The first plan is the best for the link searched for.
 
     Attributes:

@@ -8,13 +8,13 @@ Shape and width come from the plan, never from the bytes.
 
 import zlib
 
-from common.bundle.manifest import CodecSpec
 from common.codec.base import Codec
 from common.codec.context import ContextCoded
 from common.codec.context_model import ContextModel
 from common.codec.image import JpegCodec, PngCodec, WebPCodec
 from common.codec.packed import Packed
 from common.codec.raw import Raw
+from common.codec.spec import CodecSpec
 from common.codec.zstd import Zstd
 from common.errors import BundleError, PayloadError
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.bundle.manifest import WireTensor
+from common.codec.spec import WireTensor
 
 
 class WireTable:

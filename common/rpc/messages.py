@@ -12,8 +12,9 @@ from typing import Final
 
 import numpy as np
 
-from common.bundle.manifest import Plan, WireTensor
+from common.bundle.manifest import Plan
 from common.codec import seal
+from common.codec.spec import WireTensor
 from common.errors import PayloadError
 from common.rpc import splitpoint_pb2 as pb
 from common.tasks.detections import MAX_CANDIDATES, Detections

@@ -22,7 +22,8 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from common.bundle.manifest import CodecSpec, Plan, Sha256, wire_digest
+from common.bundle.manifest import Plan, Sha256, wire_digest
+from common.codec.spec import CodecSpec
 from common.errors import StoreError
 from common.tables.timing import Timing
 

@@ -19,10 +19,10 @@ from common.latency import PlanCost
 from common.link.link import Link
 from common.rpc import splitpoint_pb2 as pb
 from common.rpc.messages import microseconds
-from edge.link.prober import Prober
+from edge.planning.patience import AS_USUAL, Patience
 from edge.planning.planner import DEFAULT, PlanChoice, Planner, PlannerSettings, State
 from edge.planning.predictor import Expected, Served
-from edge.runner import AS_USUAL, Patience
+from edge.planning.prober import Prober
 from edge.stream.client import CloudClient, NoAnswerError
 
 _LOG = logging.getLogger("splitpoint.edge")

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.bundle.manifest import CodecSpec
+from common.codec.spec import CodecSpec
 from common.machine import usable_cores
 from common.progress import Progress
 from common.tasks.detections import Detections, DetectorSpec

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from common.bundle.manifest import CodecSpec
 from common.codec.quantizer import WireTable
+from common.codec.spec import CodecSpec
 from common.imaging.images import Letterbox
 from common.runtime.session import Model
 from common.tasks.detections import Detections, DetectorSpec, decode_yolo

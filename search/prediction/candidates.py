@@ -14,8 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from common.bundle.manifest import USUAL_UPLOAD, CodecSpec, Prediction, WireTensor, wire_digest
+from common.bundle.manifest import Prediction, wire_digest
 from common.codec import Codec, ContextModel, make_codec
+from common.codec.spec import USUAL_UPLOAD, CodecSpec, WireTensor
 from common.link.link import Link
 from common.tables.rows import BOXES, LETTERBOX, head_to, tail_from, wire_of
 from search.network.cuts import Cut

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from common.bundle.manifest import CodecSpec
+from common.codec.spec import CodecSpec
 from common.errors import NoFeasiblePlanError
 from common.progress import Reporter
 from common.tables.store_file import read_tables

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from common.bundle.manifest import CodecSpec, WireTensor
 from common.codec import ContextModel
+from common.codec.spec import CodecSpec, WireTensor
 from search.cache import Arrays, Cache
 from search.measure.latency import timing_place
 from search.network.cuts import Cut

@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from common.bundle.manifest import CodecSpec
 from common.codec import Codec, ContextModel, make_codec
 from common.codec.context import ContextCoded
+from common.codec.spec import CodecSpec
 from common.progress import Progress, Reporter
 from search.network.cuts import Cut
 from search.network.losses import Loss

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from common.bundle.manifest import WireTensor
+from common.codec.spec import WireTensor
 from search.network.cuts import Cut
 from search.network.execute import run
 from search.network.graph import IMAGE

@@ -23,7 +23,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from common.bundle.manifest import USUAL_UPLOAD
+from common.codec.spec import USUAL_UPLOAD
 from common.progress import Reporter
 from common.tables.rows import head_to, tail_from
 from search.allocate.auto_split import Configuration, auto_split, below_uniform

@@ -8,8 +8,8 @@ import copy
 import math
 from collections.abc import Sequence
 
-from common.bundle.manifest import USUAL_UPLOAD, CodecSpec, WireTensor
 from common.codec import make_codec
+from common.codec.spec import USUAL_UPLOAD, CodecSpec, WireTensor
 from common.link.link import Link
 from search.network.cuts import Cut
 from search.network.graph import IMAGE, Graph

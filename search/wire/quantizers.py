@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from common.bundle.manifest import LOSSLESS_UPLOADS, USUAL_UPLOAD, CodecSpec, WireTensor
+from common.codec.spec import LOSSLESS_UPLOADS, USUAL_UPLOAD, CodecSpec, WireTensor
 from search.network.graph import Node
 from search.quantization.grids import QuantParams
 

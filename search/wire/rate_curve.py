@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from common.bundle.manifest import WireTensor
 from common.codec import ContextModel
 from common.codec.context import ContextCoded
 from common.codec.context_model import MAX_MAGNITUDE
 from common.codec.quantizer import WireTable
+from common.codec.spec import WireTensor
 from search.network.cuts import Cut
 from search.network.losses import Loss
 from search.quantization.network import QuantizedGraph

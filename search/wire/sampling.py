@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from common.bundle.manifest import WireTensor
 from common.codec import Codec
 from common.codec.quantizer import WireTable
+from common.codec.spec import WireTensor
 from common.runtime.session import Model
 from search.network import execute
 from search.network.graph import IMAGE, Graph

@@ -459,7 +459,7 @@ def _is_number(stem: str) -> bool:
 def _save_annotated(
     image: "NDArray[np.uint8]", file: Path, outcome: "Outcome", detector: "Detector"
 ) -> None:
-    from common.imaging.draw import annotate
+    from common.tasks.draw import annotate
 
     names = detector.bundle.manifest.detector.class_names
     caption = f"{outcome.plan.name}  {outcome.latency_ms:.0f} ms  {outcome.uplink_bytes} B"

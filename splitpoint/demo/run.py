@@ -9,10 +9,10 @@ from typing import Final
 
 from rich.console import Console
 
-from common.imaging.draw import annotate, side_by_side
 from common.imaging.images import read_image
 from common.link.link import parse_link
 from common.progress import Stages
+from common.tasks.draw import annotate, side_by_side
 from common.tasks.labels import CLASS_NAMES
 from splitpoint.demo.frames import DemoPictures, prepare_frames
 from splitpoint.demo.grid import MapCell, measure_grid

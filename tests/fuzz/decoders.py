@@ -22,10 +22,11 @@ from PIL import Image, ImageCms
 
 with atheris.instrument_imports(include=["common"]):
     from common.bundle.bundle import parse_manifest
-    from common.bundle.manifest import SCHEMA_VERSION, UNSEALED, CodecSpec, seal_manifest
+    from common.bundle.manifest import SCHEMA_VERSION, UNSEALED, seal_manifest
     from common.bundle.packed_weights import Packable, pack_weights, unpack_weights
     from common.codec import ContextModel, context, make_codec, slow_context
     from common.codec.base import Codec
+    from common.codec.spec import CodecSpec
     from common.errors import SplitpointError
     from common.imaging.images import ImageLimits, decode_image
     from common.rpc import splitpoint_pb2 as pb

@@ -21,7 +21,8 @@ from bench.micro.parts import (
 from bench.plan_choice import cheapest_split, upload
 from cloud.tails import Tails
 from common.bundle.bundle import Bundle
-from common.bundle.manifest import CodecSpec, Plan
+from common.bundle.manifest import Plan
+from common.codec.spec import CodecSpec
 from common.errors import SplitpointError
 from common.rpc import splitpoint_pb2 as pb
 from common.runtime.session import Model

@@ -9,10 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from common.bundle.bundle import Bundle, BundleWriter, open_codecs, read_vector, zip_bundle
-from common.bundle.manifest import (
-    CodecSpec,
-    Plan,
-)
+from common.bundle.manifest import Plan
+from common.codec.spec import CodecSpec
 from common.errors import BundleError, UnknownPlanError
 from tests.bundles import CUT, DETECTOR, INPUT, OUTPUT, PLAN, files, npy, write
 from tests.contexts import random_model, sparse_symbols

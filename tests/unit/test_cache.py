@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.bundle.manifest import CodecSpec
+from common.codec.spec import CodecSpec
 from common.errors import SettingsError
 from search.cache import Cache, digest
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from common.bundle.manifest import CodecSpec
 from common.codec import Codec, ContextModel, check, make_codec, seal
+from common.codec.spec import CodecSpec
 from common.errors import BundleError, PayloadError
 from common.imaging.images import letterbox, read_image
 from tests.contexts import random_model

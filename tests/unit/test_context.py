@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.bundle.manifest import CodecSpec
 from common.codec import context, make_codec, slow_context
 from common.codec.base import Shape, Symbols
 from common.codec.context import ContextCoded
 from common.codec.context_model import CLASSES, ContextModel, class_of
 from common.codec.packed import Packed
+from common.codec.spec import CodecSpec
 from common.errors import BundleError, PayloadError
 from tests.contexts import random_model, sparse_symbols
 

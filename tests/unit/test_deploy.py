@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from common.bundle.bundle import Bundle
-from common.bundle.manifest import CodecSpec
+from common.codec.spec import CodecSpec
 from common.link.link import parse_link
 from common.tables.timing import Timing
 from common.tasks.detections import DetectorSpec, YoloHeadSpec

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from common.imaging.draw import PALETTE, annotate, class_colour, side_by_side
 from common.tasks.detections import Detections
+from common.tasks.draw import PALETTE, annotate, class_colour, side_by_side
 from common.tasks.labels import CLASS_NAMES
 
 GREY = 90

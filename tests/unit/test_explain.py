@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.bundle.manifest import CodecSpec, Plan, Tail, WireTensor
+from common.bundle.manifest import Plan, Tail
+from common.codec.spec import CodecSpec, WireTensor
 from common.latency import PlanCost, costs, lines
 from common.link.crossover import Line
 from common.link.link import Link, parse_link

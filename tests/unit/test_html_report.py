@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from common.bundle.manifest import USUAL_UPLOAD, CodecSpec
+from common.codec.spec import USUAL_UPLOAD, CodecSpec
 from common.link.link import parse_link
 from common.tables.timing import Timing
 from search.network.cuts import Cut

@@ -13,7 +13,7 @@ MAY_IMPORT = {
     "search": {"common"},
     "edge": {"common"},
     "cloud": {"common"},
-    "bench": ROOMS,
+    "bench": {"common", "search", "edge", "cloud"},
     "splitpoint": {"search", "edge", "cloud", "bench", "common"},
 }
 FILES = [path for room in sorted(ROOMS) for path in sorted((ROOT / room).rglob("*.py"))]
@@ -46,3 +46,52 @@ def test_a_room_imports_only_what_it_may(path: Path) -> None:
 def test_only_search_and_bench_import_torch(path: Path) -> None:
     if path.relative_to(ROOT).parts[0] not in {"search", "bench"}:
         assert not set(imported(path)) & {"torch", "onnx", "scipy", "pandas", "cv2"}
+
+
+def modules(room: str) -> dict[str, Path]:
+    """The modules of a room by dotted name; a package is its `__init__`."""
+    return {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in (ROOT / room).rglob("*.py")
+    }
+
+
+def arrows(room: str) -> dict[str, set[str]]:
+    """Which folders, or modules beside them, of a room import which others of the same room."""
+    known = modules(room)
+
+    def place(module: str) -> str:
+        return [*module.split("."), ""][1]
+
+    found: dict[str, set[str]] = {place(module): set() for module in known}
+    for module, path in known.items():
+        for node in ast.walk(ast.parse(path.read_text(), str(path))):
+            if not isinstance(node, ast.ImportFrom) or node.module is None:
+                continue
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                target = inner if inner in known else node.module
+                if target in known and place(target) != place(module):
+                    found[place(module)].add(place(target))
+    return found
+
+
+@pytest.mark.parametrize("room", sorted(ROOMS))
+def test_folders_of_a_room_import_one_way(room: str) -> None:
+    left = arrows(room)
+    while free := [place for place, targets in left.items() if not targets & left.keys()]:
+        for place in free:
+            del left[place]
+    assert not left, f"{room}: these import each other in a circle: {sorted(left)}"
+
+
+def test_no_class_name_occurs_twice() -> None:
+    """Tests and generated code apart: a name that is met anywhere says which class it is."""
+    places: dict[str, list[str]] = {}
+    for path in FILES:
+        if "_pb2" in path.name:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(), str(path))):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(name(path))
+    assert {k: v for k, v in places.items() if len(v) > 1} == {}

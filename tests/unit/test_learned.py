@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from common.bundle.bundle import Bundle
-from common.bundle.manifest import CodecSpec, WireTensor
+from common.codec.spec import CodecSpec, WireTensor
 from common.errors import SettingsError, StoreError
 from common.imaging.images import Letterbox
 from common.link.link import parse_link

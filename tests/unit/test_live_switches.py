@@ -27,9 +27,9 @@ from common.rpc.messages import channel_options
 from common.rpc.splitpoint_pb2_grpc import add_SplitServiceServicer_to_server
 from common.tasks.detections import Detections
 from edge.detector import Detector, find_plan
+from edge.planning.patience import Patience
 from edge.planning.pilot import Pilot
 from edge.planning.planner import PlannerSettings
-from edge.runner import Patience
 from edge.stream.client import CloudClient
 from edge.stream.transport import GrpcTransport
 from tests import tiny

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.bundle.manifest import CodecSpec, WireTensor
+from common.codec.spec import CodecSpec, WireTensor
 from common.link.link import parse_link
 from common.tables.timing import NO_TIME
 from common.tasks.detections import Detections

@@ -10,7 +10,7 @@ import pytest
 
 from common.rpc.messages import MAX_PROBE_BYTES
 from edge.link.estimate import Estimate
-from edge.link.prober import CALIBRATION_BYTES, PINGS, Prober
+from edge.planning.prober import CALIBRATION_BYTES, PINGS, Prober
 from tests.probing import ACTIVE_S, FRESH, PING_S, ByHand, World, calibrated
 
 

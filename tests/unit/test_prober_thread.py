@@ -9,7 +9,7 @@ import pytest
 from common.errors import CloudUnavailableError, SplitpointError
 from common.rpc import splitpoint_pb2 as pb
 from edge.link.estimate import Passage
-from edge.link.prober import PINGS, Prober
+from edge.planning.prober import PINGS, Prober
 from edge.stream.client import Answer
 from tests.probing import ACTIVE_S, FRESH, World
 

@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.bundle.manifest import WireTensor
 from common.codec.quantizer import WireTable
+from common.codec.spec import WireTensor
 
 
 @st.composite

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from common.bundle.manifest import CodecSpec
+from common.codec.spec import CodecSpec
 from common.link.link import parse_link
 from common.tables.timing import Timing
 from search.network.cuts import Cut, enumerate_cuts

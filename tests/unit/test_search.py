@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.bundle.manifest import USUAL_UPLOAD, CodecSpec
+from common.codec.spec import USUAL_UPLOAD, CodecSpec
 from common.errors import SettingsError
 from common.link.link import parse_link
 from common.sizes import parse_size

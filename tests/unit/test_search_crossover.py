@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.bundle.manifest import CodecSpec
+from common.codec.spec import CodecSpec
 from common.link.crossover import in_words
 from common.link.link import parse_link
 from common.tables.timing import Timing
