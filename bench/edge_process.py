@@ -46,7 +46,7 @@ _PLAIN_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
-class EdgeSettings:
+class EdgeProcessSettings:
     """What an edge process is started with.
 
     Attributes:
@@ -83,7 +83,7 @@ class EdgeProcess:
         prefix: Of its command line.
     """
 
-    def __init__(self, settings: EdgeSettings, prefix: Sequence[str] = ()) -> None:
+    def __init__(self, settings: EdgeProcessSettings, prefix: Sequence[str] = ()) -> None:
         self._settings = settings
         self._prefix = list(prefix)
         self._process: subprocess.Popen[str] | None = None

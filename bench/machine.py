@@ -7,8 +7,6 @@ from importlib import metadata
 from common.codec import context
 from common.machine import cpu_name
 
-__all__ = ["cpu_name", "machine"]
-
 _PACKAGES = ("grpcio", "numpy", "onnxruntime", "pillow", "torch")
 
 

@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import grpc
 
@@ -131,7 +131,7 @@ async def _until_stopped(settings: CloudSettings, last_resort: threading.Timer) 
     stop_on_signals(stopped)
     watching = asyncio.create_task(_start_when(stopped, last_resort))
     try:
-        cut_off = await _serve(settings, stopped)
+        cut_off = await serve_until(settings, stopped)
     finally:
         watching.cancel()
     if cut_off:  # its thread would be waited for, however long it takes
@@ -139,8 +139,21 @@ async def _until_stopped(settings: CloudSettings, last_resort: threading.Timer) 
     log_event("stopped", {"pid": os.getpid()})
 
 
-async def _serve(settings: CloudSettings, stopped: asyncio.Event) -> str:
-    """Serve until stopped; returns what is still at work, if anything is."""
+async def serve_until(
+    settings: CloudSettings,
+    stopped: asyncio.Event,
+    on_ready: Callable[[dict[str, Any]], None] = lambda _ready: None,
+) -> str:
+    """Serve until stopped; returns what is still at work, if anything is.
+
+    Args:
+        settings: Of the cloud.
+        stopped: Ends it.
+        on_ready: Called with ports, plans and models once requests are served.
+
+    Raises:
+        SplitpointError: As `serve`.
+    """
     credentials = server_credentials(settings.tls)
     descriptors = raise_descriptors()
     rest_host = settings.rest_host or settings.host
@@ -154,7 +167,7 @@ async def _serve(settings: CloudSettings, stopped: asyncio.Event) -> str:
             store = await _unless(stopped, Store, settings.store)
             try:
                 process = _Process(settings, admission, store, credentials, descriptors)
-                await process.serve(stopped, listener)
+                await process.serve(stopped, listener, on_ready)
             finally:
                 await asyncio.to_thread(store.close)
         except _StoppedError as error:
@@ -184,7 +197,12 @@ class _Process:
         self._edges = Edges()
         self._streams = Streams(StreamLimits(edges=settings.max_edges))
 
-    async def serve(self, stopped: asyncio.Event, listener: socket.socket) -> None:
+    async def serve(
+        self,
+        stopped: asyncio.Event,
+        listener: socket.socket,
+        on_ready: Callable[[dict[str, Any]], None],
+    ) -> None:
         """Open the bundle and serve it."""
         settings = self._settings
         bundle = await _unless(stopped, Bundle.open, settings.bundle)
@@ -211,7 +229,7 @@ class _Process:
         try:
             await rest.ready.wait()
             await _unless(stopped, tails.warm_up)
-            await self._serve_edges(stopped, tails, metrics, listener)
+            await self._serve_edges(stopped, tails, metrics, listener, on_ready)
         finally:
             stopped.set()  # an error, too, is an end
             await asyncio.wait({serving_rest}, timeout=_GRACE_S)
@@ -222,6 +240,7 @@ class _Process:
         tails: Tails,
         metrics: CloudMetrics,
         listener: socket.socket,
+        on_ready: Callable[[dict[str, Any]], None],
     ) -> None:
         service = SplitService(
             tails,
@@ -238,6 +257,7 @@ class _Process:
             await server.start()
             ready = _ready(tails, port, port_of(listener))
             announce("ready", ready, self._settings.ready_file)
+            on_ready(ready)
             await stopped.wait()
             service.drain()
         finally:
@@ -350,7 +370,7 @@ def _warn_of_clear_rest(listener: socket.socket) -> None:
         )
 
 
-def _ready(tails: Tails, grpc_port: int, rest_port: int) -> dict[str, int | list[str]]:
+def _ready(tails: Tails, grpc_port: int, rest_port: int) -> dict[str, Any]:
     return {
         "grpc": grpc_port,
         "rest": rest_port,

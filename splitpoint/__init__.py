@@ -1,5 +1,90 @@
-"""Splitpoint: one neural network on two machines, the cut chosen by measurement."""
+"""Splitpoint: one neural network on two machines, the cut chosen by measurement.
 
+    search(...)                     a bundle of plans, from a model, images, an edge and a link
+    CloudServer(bundle)             the cloud: tails over gRPC, whole images over REST
+    EdgeDetector(bundle, cloud)     the edge: images in, detections out
+    open_bundle(path)               a bundle, checked
+
+Names are loaded when they are first used: an edge needs neither the search nor the cloud.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from common.bundle.bundle import Bundle, open_bundle
+from common.errors import (
+    AddressInUseError,
+    BundleError,
+    BundleVersionError,
+    CalibrationError,
+    CloudFailedError,
+    CloudOverloadedError,
+    CloudUnavailableError,
+    ImageError,
+    ImageTooLargeError,
+    ModelError,
+    NoFeasiblePlanError,
+    OverloadedError,
+    ParityError,
+    PayloadError,
+    PlanNotHeldError,
+    SettingsError,
+    SourceError,
+    SplitpointError,
+    StaleReferenceError,
+    StoreError,
+    UnknownPlanError,
+    WeightsError,
+)
+from common.tasks.detections import Detections
 from common.version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from splitpoint.cloud_server import CloudServer
+    from splitpoint.edge_detector import EdgeDetector
+    from splitpoint.searching import search
+
+__all__ = [
+    "AddressInUseError",
+    "Bundle",
+    "BundleError",
+    "BundleVersionError",
+    "CalibrationError",
+    "CloudFailedError",
+    "CloudOverloadedError",
+    "CloudServer",
+    "CloudUnavailableError",
+    "Detections",
+    "EdgeDetector",
+    "ImageError",
+    "ImageTooLargeError",
+    "ModelError",
+    "NoFeasiblePlanError",
+    "OverloadedError",
+    "ParityError",
+    "PayloadError",
+    "PlanNotHeldError",
+    "SettingsError",
+    "SourceError",
+    "SplitpointError",
+    "StaleReferenceError",
+    "StoreError",
+    "UnknownPlanError",
+    "WeightsError",
+    "__version__",
+    "open_bundle",
+    "search",
+]
+
+_LATER = {
+    "CloudServer": "splitpoint.cloud_server",
+    "EdgeDetector": "splitpoint.edge_detector",
+    "search": "splitpoint.searching",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a name that needs a part of its own."""
+    if name not in _LATER:
+        raise AttributeError(f"module 'splitpoint' has no attribute {name!r}")
+    return getattr(importlib.import_module(_LATER[name]), name)

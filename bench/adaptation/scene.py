@@ -13,7 +13,7 @@ from typing import Any
 import av
 from PIL import Image
 
-from bench.edge_process import EdgeProcess, EdgeSettings
+from bench.edge_process import EdgeProcess, EdgeProcessSettings
 from bench.links.shaped import ShapedLink
 from bench.processes import Service
 from bench.slow import SlowCpu
@@ -51,7 +51,7 @@ class Scene:
                 each plan as it is asked for, from which it learns nothing.
         """
         plans = [bytes.fromhex(digest) for digest in self.plans]
-        settings = EdgeSettings(
+        settings = EdgeProcessSettings(
             bundle=self.bundle,
             images=self.images,
             cloud=f"{self.wire.cloud.address}:{self.cloud.ready['grpc']}",

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.edge_process import EdgeProcess, EdgeSettings
+from bench.edge_process import EdgeProcess, EdgeProcessSettings
 from bench.links.shaped import ShapedLink
 from bench.processes import Service
 from bench.profiles import profile_both
@@ -101,7 +101,7 @@ def stage(
         stack.enter_context(cloud)
         alone = wire.left_to_edges is not None
         plain_pid = None if alone else stack.enter_context(_plain_service(wire, bundle))
-        settings = EdgeSettings(
+        settings = EdgeProcessSettings(
             bundle=bundle.root,
             images=images,
             cloud=f"{wire.cloud.address}:{cloud.ready['grpc']}",

@@ -33,7 +33,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from bench.edge_process import EdgeProcess, EdgeSettings
+from bench.edge_process import EdgeProcess, EdgeProcessSettings
 from bench.machine import machine
 from bench.plan_choice import cheapest_split
 from bench.processes import Service
@@ -287,7 +287,7 @@ def _turn(
     command = ["cloud", "--bundle", str(bundle.root), *ports]
     with Service(command, folder / "cloud.log") as cloud:
         target = StrangersTarget(cloud.ready["rest"], cloud.ready["grpc"], images[0].read_bytes())
-        settings = EdgeSettings(
+        settings = EdgeProcessSettings(
             bundle.root,
             images,
             f"{_HOST}:{target.grpc_port}",

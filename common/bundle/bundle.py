@@ -231,6 +231,15 @@ def zip_bundle(folder: Path, path: Path) -> None:
     part.replace(path)
 
 
+def open_bundle(path: Path | str) -> Bundle:
+    """Open and check a bundle: a folder, or a zip file.
+
+    Raises:
+        BundleError: If anything about it is not as its manifest says.
+    """
+    return Bundle.open(Path(path))
+
+
 def open_codecs(bundle: Bundle, plan: Plan) -> list[Codec]:
     """The codec of each of a plan's wire tensors.
 

@@ -50,25 +50,20 @@ def run(
     from common.http.log_limits import quiet_grpc
 
     quiet_grpc()
-    from bench.machine import cpu_name
-    from cloud.server import CloudSettings, serve  # heavy: only this command needs it
     from common.rpc.tls import ServerTls
-    from common.version import __version__
+    from splitpoint.cloud_server import CloudServer  # heavy: only this command needs it
 
-    serve(
-        CloudSettings(
-            bundle=bundle,
-            host=host,
-            grpc_port=grpc_port,
-            rest_host=rest_host,
-            rest_port=rest_port,
-            threads=threads,
-            workers=workers,
-            max_edges=max_edges,
-            store=store,
-            device=device or cpu_name(),
-            tls=ServerTls(tls_cert, tls_key, tls_client_ca),
-            ready_file=ready_file,
-            version=__version__,
-        )
-    )
+    CloudServer(
+        bundle,
+        host=host,
+        grpc_port=grpc_port,
+        rest_host=rest_host,
+        rest_port=rest_port,
+        threads=threads,
+        workers=workers,
+        max_edges=max_edges,
+        store=store,
+        device=device,
+        tls=ServerTls(tls_cert, tls_key, tls_client_ca),
+        ready_file=ready_file,
+    ).run()

@@ -1,9 +1,6 @@
 """`splitpoint edge`: run images through the split, play a camera, or serve REST."""
 
 import json
-import platform
-import secrets
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -24,22 +21,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from common.bundle.bundle import Bundle
-    from common.latency import PlanCost
-    from common.rpc.tls import ClientTls
+    from edge.app import EdgeSettings
     from edge.capture.sources import Camera
     from edge.detector import Detector, Outcome
-    from edge.stream.client import CloudClient
-
-
-@dataclass(frozen=True)
-class _Cloud:
-    """The way to the cloud: HOST:PORT, the link to emulate, files for TLS, what is reported."""
-
-    address: str | None
-    link: str | None
-    tls: "ClientTls"
-    report: Literal["detections", "times", "none"]
 
 
 @dataclass(frozen=True)
@@ -49,25 +33,6 @@ class _Played:
     source: str
     loop: bool
     fps: float | None
-
-
-@dataclass(frozen=True)
-class _Identity:
-    """An edge.
-
-    Attributes:
-        edge_id: Its name.
-        device: What it is; its CPU, if None.
-        threads: Of a head.
-        tables: What is known of its times.
-        memory_bytes: Limit on its heads together; that of the search, if None.
-    """
-
-    edge_id: str
-    device: str | None
-    threads: int
-    tables: Path | None
-    memory_bytes: int | None = None
 
 
 def run(
@@ -160,27 +125,33 @@ def run(
         raise SettingsError("--loop and --fps belong to --source")
     if not 0 < score_threshold <= 1:
         raise SettingsError(f"--score-threshold {score_threshold}: expected a number in (0, 1]")
-    identity = _Identity(
-        own_name() if edge_id is None else edge_id,
-        device,
-        threads,
-        tables,
-        None if memory is None else parse_size(memory),
-    )
+    from common.link.trace import link_or_trace
     from common.rpc.tls import ClientTls
+    from edge.app import EdgeSettings, open_edge, own_name
 
-    way = _Cloud(cloud, link, ClientTls(tls_ca, tls_cert, tls_key), report)
+    settings = EdgeSettings(
+        cloud=cloud,
+        link=None if link is None else link_or_trace(link),
+        tls=ClientTls(tls_ca, tls_cert, tls_key),
+        report=report,
+        plan=plan,
+        edge_id=own_name() if edge_id is None else edge_id,
+        device=device,
+        threads=threads,
+        tables=tables,
+        memory_bytes=None if memory is None else parse_size(memory),
+    )
     if not images:
         if json_file is not None or annotate is not None:
             raise SettingsError("--json and --annotate belong to images")
         played = None if source is None else _Played(source, loop, fps)
-        _serve(bundle, way, plan, identity, score_threshold, played, listen, ready_file)
+        _serve(bundle, settings, score_threshold, played, listen, ready_file)
         return
     if ready_file is not None:
         raise SettingsError("--ready-file belongs to --listen or --source")
     from common.bundle.bundle import Bundle
 
-    detector = _detector(Bundle.open(bundle), way, plan, identity)
+    detector = open_edge(Bundle.open(bundle), settings)
     try:
         detector.check_ready()  # so that the first image does not pay for connecting
         failed = _run_images(detector, images, score_threshold, json_file, annotate)
@@ -192,9 +163,7 @@ def run(
 
 def _serve(
     bundle: Path,
-    way: _Cloud,
-    plan: str | None,
-    identity: _Identity,
+    settings: "EdgeSettings",
     score_threshold: float,
     played: _Played | None,
     listen: str | None,
@@ -212,6 +181,7 @@ def _serve(
         port_of,
     )
     from common.version import __version__
+    from edge.app import open_edge
     from edge.capture.player import GRACE_S, Player, play_until_stopped
     from edge.metrics import EdgeMetrics
     from edge.rest import create_app
@@ -224,7 +194,7 @@ def _serve(
         camera, period_s = (None, 0.0) if played is None else _camera(played)
         # Callers may name any plan, so all of them are opened.
         every = listener is not None
-        detector = _detector(Bundle.open(bundle), way, plan, identity, every=every)
+        detector = open_edge(Bundle.open(bundle), settings, every_plan=every)
         stack.callback(detector.close)
         metrics = EdgeMetrics(detector, camera)
         player = None
@@ -250,117 +220,6 @@ def _camera(played: _Played) -> "tuple[Camera, float]":
     feed = open_feed(played.source)
     camera = Camera(feed, loop=played.loop, fps=played.fps)
     return camera, 1 / (played.fps or feed.rate())
-
-
-def own_name() -> str:
-    """This machine's name, as far as the cloud takes names."""
-    from common.rpc.messages import MAX_EDGE_ID_CHARACTERS
-
-    return platform.node()[:MAX_EDGE_ID_CHARACTERS] or "edge"
-
-
-def _detector(
-    bundle: "Bundle",
-    way: _Cloud,
-    plan: str | None,
-    identity: _Identity,
-    *,
-    every: bool = False,
-) -> "Detector":
-    """The detector for a fixed plan, or one that adapts among those that fit the edge together."""
-    from edge.detector import Detector, find_plan
-    from edge.head import fitting_together
-
-    client = _client(bundle, way, identity)
-    adaptive = client is not None and plan is None
-    digests = fitting_together(bundle, identity.memory_bytes)
-    if not adaptive:
-        wanted = digests[0] if plan is None else find_plan(bundle, plan)
-        if identity.memory_bytes is not None and wanted not in digests:
-            raise SettingsError(f"--plan {plan}: does not fit --memory {identity.memory_bytes}")
-        others = [digest for digest in digests if digest != wanted] if every else []
-        digests = [wanted, *others]
-    return Detector(
-        bundle,
-        client,
-        plans=digests,
-        threads=identity.threads,
-        costs=_costs(bundle, identity),
-        adaptive=adaptive,
-        report=way.report,
-        required=() if plan is None else digests[:1],
-    )
-
-
-def _costs(bundle: "Bundle", identity: _Identity) -> "list[PlanCost]":
-    """What plans cost here, as far as it is known before the first frame."""
-    from bench.machine import cpu_name
-    from common.latency import costs
-    from common.tables.store_file import read_tables
-
-    if identity.tables is None:
-        return costs(bundle.plans)
-    device = cpu_name() if identity.device is None else identity.device
-    rows = read_tables(identity.tables)
-    known = sorted({row.device for row in rows if row.side == "edge"})
-    if device not in known:
-        raise SettingsError(
-            f"{identity.tables}: nothing about device {device!r}; it knows "
-            f"{', '.join(known) or 'none'}: give --device"
-        )
-    return costs(bundle.plans, rows, device)
-
-
-def _client(bundle: "Bundle", way: _Cloud, identity: _Identity) -> "CloudClient | None":
-    """The way to the cloud, not yet opened; None without an address."""
-    from bench.machine import cpu_name
-    from common.link.trace import link_or_trace
-    from common.rpc.messages import MAX_EDGE_ID_CHARACTERS
-    from common.rpc.splitpoint_pb2 import Hello
-    from common.rpc.tls import channel_credentials
-    from common.runtime.session import runtime_name
-    from common.version import __version__
-    from edge.stream.client import CloudClient
-    from edge.stream.shaping import ShapedTransport
-    from edge.stream.transport import GrpcTransport, Transport, check_address
-
-    emulated = None if way.link is None else link_or_trace(way.link)
-    credentials = channel_credentials(way.tls)
-    device = cpu_name()[:MAX_EDGE_ID_CHARACTERS]
-    device = device if identity.device is None else identity.device
-    for option, name in (("--edge-id", identity.edge_id), ("--device", device)):
-        if not 1 <= len(name) <= MAX_EDGE_ID_CHARACTERS:
-            raise SettingsError(f"{option}: expected 1 to {MAX_EDGE_ID_CHARACTERS} characters")
-        if not name.isprintable():
-            raise SettingsError(f"{option}: expected printable characters, got {name!a}")
-    if way.address is None:
-        for option, given in (("--link", emulated), ("--tls-ca", credentials)):
-            if given is not None:
-                raise SettingsError(f"{option} is for the way to a cloud: give --cloud HOST:PORT")
-        return None
-    address = check_address(way.address)
-
-    started_s: float | None = None
-
-    def connect() -> Transport:
-        nonlocal started_s
-        transport = GrpcTransport(address, credentials)
-        if emulated is None:
-            return transport
-        # A trace goes on where it is when a lost stream is opened again.
-        started_s = time.monotonic() if started_s is None else started_s
-        return ShapedTransport(transport, emulated, start_s=started_s)
-
-    hello = Hello(
-        edge_id=identity.edge_id,
-        bundle_digest=bundle.digest,
-        software_version=__version__,
-        device=device,
-        runtime=runtime_name(identity.threads),
-        threads=identity.threads,
-        instance=secrets.randbits(64) or 1,
-    )
-    return CloudClient(connect, hello)
 
 
 def _run_images(

@@ -272,7 +272,7 @@ def _required(value: _T | None, option: str) -> _T:
 
 def _named(device: str | None) -> str:
     """What this machine is called in tables."""
-    from bench.machine import cpu_name
+    from common.machine import cpu_name
     from common.rpc.messages import MAX_EDGE_ID_CHARACTERS
 
     name = cpu_name()[:MAX_EDGE_ID_CHARACTERS] if device is None else device

@@ -59,51 +59,42 @@ def run(
     from rich.console import Console
     from rich.markdown import Markdown
 
-    from common.link.link import parse_link
     from common.places import require_file_place
     from common.progress import Stages
-    from common.sizes import parse_size
-    from common.tables.store_file import read_tables
-    from common.version import __version__
-    from search.bundling import search_to  # heavy: brings torch
     from search.measure.held_out import overlap_in_words
-    from search.prediction.devices import device_profile
-    from search.prediction.table_calibration import learned_device
     from search.reports.markdown import markdown, sure
     from search.reports.plot import check_format, plot_found
-    from search.request import Request
-    from search.strategies import known_strategy
+    from splitpoint.searching import search  # heavy: brings torch
 
-    edge = device_profile(device) if tables is None else learned_device(device, read_tables(tables))
-    request = Request(
-        model=model,
-        link=parse_link(link),
-        device=edge,
-        calibration=calibration,
-        weights=weights,
-        evaluation=evaluation,
-        annotations=annotations,
-        strategy=known_strategy(strategy),
-        quantizer=quantizer,
-        edge_memory_bytes=None if edge_memory is None else parse_size(edge_memory),
-        max_drop=max_drop,
-        no_raw_image=no_raw_image,
-        cloud_threads=cloud_threads,
-        max_images=max_images,
-        narrow_cuts=narrow_cuts,
-        refined_cuts=refined_cuts,
-        format_trials=format_trials,
-        adapt_steps=adapt_steps,
-        video=video,
-        tables=tables,
-        cache=options.cache_of(cache, no_cache),
-        software_version=__version__,
-    )
     if explain is not None:
         check_format(explain)
         require_file_place(explain)
     with Stages() as stages:
-        found = search_to(out, request, stages)
+        found = search(
+            model,
+            calibration=calibration,
+            link=link,
+            out=out,
+            device=device,
+            edge_memory=edge_memory,
+            strategy=strategy,
+            reporter=stages,
+            weights=weights,
+            evaluation=evaluation,
+            annotations=annotations,
+            quantizer=quantizer,
+            max_drop=max_drop,
+            no_raw_image=no_raw_image,
+            cloud_threads=cloud_threads,
+            max_images=max_images,
+            narrow_cuts=narrow_cuts,
+            refined_cuts=refined_cuts,
+            format_trials=format_trials,
+            adapt_steps=adapt_steps,
+            video=video,
+            tables=tables,
+            cache=options.cache_of(cache, no_cache),
+        )
     Console().print(Markdown(markdown(found)))
     warning = overlap_in_words(found.also_fitted, len(found.evaluation_images))
     if warning is not None:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from edge.app import own_name
 from splitpoint import __version__
 from splitpoint.cli import main
-from splitpoint.commands.edge import file_names, image_ids, own_name
+from splitpoint.commands.edge import file_names, image_ids
 from tests import tiny
 
 
