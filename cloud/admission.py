@@ -59,7 +59,7 @@ class _Lane:
     count: int = 0
     running: int = 0
     work_s: float = 0.05
-    """A moving average of what a call takes."""
+    """Moving average of the duration of a call, in seconds."""
 
     @property
     def able(self) -> bool:

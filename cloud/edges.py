@@ -9,7 +9,7 @@ edge says of itself here is shown under its own name; what it says of times goes
 `cloud.store.samples` and into the tables, where edges of one kind count alike. Nothing here
 outlives the edge's stream.
 
-Two edges that are connected under one name are told apart: the second is `cam#2` here and in the
+Two edges that are connected under one name are kept apart: the second is `cam#2` here and in the
 metrics, for as long as it stays. Its measurements are kept under the name without the number, as
 the number says nothing of the machine.
 """
@@ -34,7 +34,7 @@ from common.tasks.detections import Detections
 MOST_REPORTS = 16
 """Reports of one edge whose detections are kept."""
 _MOST_DETECTIONS = 2000
-"""In all of them: 48 kB."""
+"""Most detections in all of them: 48 kB."""
 _MOST_PROFILES = 4
 _MAX_REASON = 300
 _MAX_BPS = 1e12
@@ -62,7 +62,7 @@ class EdgeBusyError(SettingsError):
 
 @dataclass(frozen=True)
 class ReportedDetections:
-    """What an edge-only frame found, as its edge reported it.
+    """Detections of an edge-only frame, as its edge reported them.
 
     Attributes:
         frame_id: Of the report; unique within the edge's stream.
@@ -78,7 +78,7 @@ class ReportedDetections:
 
 
 class Profiling:
-    """How many profiles may be under way at once, of all edges."""
+    """Limit on profiles under way at once, of all edges."""
 
     def __init__(self, most: int = _MOST_PROFILES) -> None:
         self._most = most
@@ -156,13 +156,13 @@ class Edge:
         self.switches += 1
 
     def reported(self, report: pb.ProfileReport) -> None:
-        """Hand a profile to whoever ordered it; one that nobody ordered is dropped."""
+        """Hand a profile to the caller that ordered it; one that nobody ordered is dropped."""
         waiting = self._orders.pop(report.order_id, None)
         if waiting is not None and not waiting.done():
             waiting.set_result(report)
 
     def gone(self) -> None:
-        """Tell those who wait for it that it hung up."""
+        """Fail the pending orders of an edge that hung up."""
         for waiting in self._orders.values():
             if not waiting.done():
                 waiting.set_exception(EdgeFailedError(f"{self.name} hung up"))
@@ -253,7 +253,7 @@ class Edges:
         return free
 
     def all(self) -> list[Edge]:
-        """By name."""
+        """All connected edges, by name."""
         return [edge for _, edge in sorted(self._edges.items())]
 
     def has_namesake(self, edge: Edge) -> bool:

@@ -1,4 +1,4 @@
-"""The cloud's metrics: what it answered, refused and took, for GET /metrics.
+"""The cloud's metrics: frames, rejections and latencies, for GET /metrics.
 
 SplitService -> arrived, answered, switched -> counters, histograms
 Edges, Store -> read when asked             -> connected edges, their plans, what was ignored
@@ -33,12 +33,12 @@ class CloudMetrics:
     Args:
         plans: Of the bundle, by digest: other digests become no labels.
         edges: Who is connected.
-        store: Where what frames took is kept.
+        store: Where observations are kept.
         streams: Who holds a stream.
         admission: Where calls wait for a worker.
 
     Attributes:
-        registry: What /metrics tells.
+        registry: Served at /metrics.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class CloudMetrics:
             "splitpoint_cloud_frames", "Frames answered.", ["plan"], registry=registry
         )
         self._reports = Counter(
-            "splitpoint_cloud_reports", "Edge-only frames told of.", ["plan"], registry=registry
+            "splitpoint_cloud_reports", "Edge-only frames reported.", ["plan"], registry=registry
         )
         self._rejections = Counter(
             "splitpoint_cloud_rejections", "Messages refused.", ["reason"], registry=registry
@@ -78,7 +78,7 @@ class CloudMetrics:
         )
         self._stages = Histogram(
             "splitpoint_cloud_stage_seconds",
-            "What stages of answered frames took.",
+            "Observed latency of the stages of answered frames.",
             ["stage"],
             buckets=STAGE_BUCKETS_S,
             registry=registry,

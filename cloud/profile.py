@@ -3,7 +3,7 @@
     frames of each plan -> TailRunner.finish -> ms per stage: each plan in turn, round by round
     ProfileReport -> rows_of -> latency rows, if they can be true
 
-Frames come from an edge's models, which this room does not have: the caller brings them.
+Frames come from an edge's models, which this package does not have: the caller brings them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -61,7 +61,7 @@ def profile(
 def rows_of(
     report: pb.ProfileReport, source: SampleSource, plans: Mapping[bytes, Plan], now_s: float
 ) -> list[LatencyRow]:
-    """What an edge found, as rows of a latency table.
+    """Convert the profile of an edge to rows of a latency table.
 
     Args:
         report: From the edge; believed only where it can be true.
@@ -70,8 +70,8 @@ def rows_of(
         now_s: In seconds since the epoch.
 
     Raises:
-        ImpossibleTimesError: If it tells of an unknown plan or stage, of one twice, of too many, or
-            of times that cannot be. Nothing of such a report is used.
+        ImpossibleTimesError: If it has an unknown plan or stage, one twice, too many, or times that
+            cannot be. Nothing of such a report is used.
     """
     if len(report.rows) > MAX_PROFILE_ROWS:
         raise ImpossibleTimesError(f"{len(report.rows)} rows, expected at most {MAX_PROFILE_ROWS}")
@@ -108,7 +108,7 @@ def _probe(runner: TailRunner, frames: Sequence[pb.Frame]) -> Probe:
 
 
 def _timing(row: pb.StageTimes) -> Timing:
-    """What one row tells.
+    """Check one row and convert it to a Timing.
 
     Raises:
         ImpossibleTimesError: If it contradicts itself, or reason.

@@ -1,4 +1,4 @@
-"""What frames of streams held, for later frames of the same stream to look back at."""
+"""Reference frames: symbols of a stream's last frames, for its later frames to look back at."""
 
 import itertools
 import threading

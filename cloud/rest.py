@@ -89,9 +89,9 @@ def create_app(
     Args:
         tails: The opened tails.
         admission: The queue before the workers, shared with the gRPC service.
-        store: Where what frames took is kept.
+        store: Where observations are kept.
         edges: Who is connected.
-        metrics: What /metrics tells.
+        metrics: Served at /metrics.
         limits: The largest image to accept.
         bodies: Bounds of all images that are held at once.
         version: The software's version, for /docs.
@@ -141,7 +141,7 @@ def create_app(
     async def tables(
         request: Request, limit: PageLimit = 1000, cursor: PageCursor = None
     ) -> TablesResponse:
-        """What frames really took, and what that says of each device's latencies, by pages."""
+        """Observed latencies of frames, and the latency tables of each device, by pages."""
         if store is None:
             return TablesResponse(rows=[], tables=[], ignored={}, dropped=0)
         reading = readers.run(partial(read_page, store, cursor, limit))
@@ -201,7 +201,7 @@ def _serve_edges(app: FastAPI, connected: Edges, tails: Tails, store: Store | No
 
     @app.get("/v1/edges/{edge:path}/detections", responses=error_responses(404))
     async def detections(edge: str) -> ReportsResponse:
-        """What an edge's newest reported edge-only frames found, for as long as it is connected."""
+        """Detections of an edge's newest edge-only frames, for as long as it is connected."""
         found = connected.find(edge)
         return ReportsResponse(
             edge=found.name,

@@ -56,19 +56,19 @@ T = TypeVar("T")
 _LOG = logging.getLogger("splitpoint.cloud")
 _GRACE_S = 5.0
 _LAST_S = 3.0
-"""How much longer than the grace the process may live, to write what waits."""
+"""Time that the process may live beyond the grace, to write what waits."""
 _HANDSHAKE_MS = 10_000
 _IDLE_CONNECTION_MS = 30_000
 _METADATA_BYTES = 8192
 _MOST_UNREAD_BYTES = 1 << 20
 _DESCRIPTORS = 65_536
 _SPARE_DESCRIPTORS = 128
-"""For files, models, the store and REST, before gRPC gets any."""
+"""Descriptors kept for files, models, the store and REST, before gRPC gets any."""
 
 
 @dataclass(frozen=True)
 class CloudSettings:
-    """What `splitpoint cloud` was asked for.
+    """Settings of `splitpoint cloud`.
 
     Attributes:
         bundle: The bundle, a folder or its zip file.
@@ -79,7 +79,7 @@ class CloudSettings:
         threads: Threads within one inference.
         workers: Frames served at once, of all edges and REST callers.
         max_edges: Edges connected at once.
-        store: File for what frames took; None keeps it while the process runs.
+        store: File for observations; None keeps them while the process runs.
         device: What this machine is, for latency tables; its host name, if empty.
         tls: Files for TLS with edges; without any, gRPC is in the clear. REST always is.
         ready_file: Written once requests are served.
@@ -179,7 +179,7 @@ async def serve_until(
 
 
 class _Process:
-    """What the process holds once its store is open."""
+    """The cloud process once its store is open: serves gRPC and REST."""
 
     def __init__(
         self,
@@ -264,7 +264,7 @@ class _Process:
             await server.stop(_GRACE_S if stopped.is_set() else None)
 
     def _introduce(self, bundle: Bundle) -> None:
-        """Tell the store what plans are made of, and whose tail times come in."""
+        """Register the segments of plans, and what tails run on here, with the store."""
         settings = self._settings
         self._store.know(bundle.plans)
         device = settings.device or platform.node() or "cloud"
@@ -332,7 +332,7 @@ def raise_descriptors() -> int:
 
 
 async def _unless(stopped: asyncio.Event, work: Callable[..., T], *args: object) -> T:
-    """What work returns, from a thread.
+    """Run work in a thread and return its result.
 
     Raises:
         _StoppedError: If the process is asked to end first; the thread is left alone.

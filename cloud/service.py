@@ -72,7 +72,7 @@ MOST_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class _Session:
-    """What belongs to one greeted stream."""
+    """State of one greeted stream."""
 
     edge: Edge
     place: StreamPlace
@@ -90,8 +90,8 @@ class SplitService(SplitServiceServicer):
         in_flight: Frames of one edge that may be under way before its stream is no longer read.
         most_bytes: Bound on messages that wait or are served, of all streams.
         version: The software's version, for the Welcome.
-        store: Where what frames took is kept; nowhere, if None.
-        edges: Where edges are known while they are connected.
+        store: Where observations are kept; nowhere, if None.
+        edges: Registry of the edges that are connected.
         streams: Who may hold a stream.
         metrics: Where what it does is counted.
     """
@@ -126,7 +126,7 @@ class SplitService(SplitServiceServicer):
         self._draining.set()
 
     def handler(self) -> grpc.GenericRpcHandler:
-        """For `grpc.aio.Server.add_generic_rpc_handlers`: looks at messages before it parses them.
+        """Handler for `grpc.aio.Server.add_generic_rpc_handlers` that checks messages, then parses.
 
         The generated `add_SplitServiceServicer_to_server` would parse whatever comes.
         """
@@ -300,7 +300,7 @@ class SplitService(SplitServiceServicer):
     def _note(
         self, message: pb.EdgeMessage, result: pb.Result, ledger: PendingMeasurements
     ) -> None:
-        """Keep what is known of an answered message: a frame's edge tells its part later."""
+        """Keep a frame's times until the edge sends its own; store those of a report at once."""
         if message.HasField("frame"):
             ledger.answered(message.frame, result)
         elif message.HasField("report") and message.report.HasField("times"):
@@ -316,7 +316,7 @@ class SplitService(SplitServiceServicer):
             self._metrics.reported(len(found))
 
     def _learn(self, message: pb.EdgeMessage, ledger: PendingMeasurements) -> None:
-        """Keep what an edge tells of earlier frames."""
+        """Keep the measurements of earlier frames that an edge sends."""
         measured = message.frame.measured if message.HasField("frame") else message.report.measured
         if len(measured) > MAX_MEASUREMENTS:
             raise ProtocolError(
@@ -386,7 +386,7 @@ class SplitService(SplitServiceServicer):
         return pb.Result()
 
     def _check_hello(self, message: pb.EdgeMessage, certified: str | None = None) -> SampleSource:
-        """Who an edge is.
+        """Check a Hello and return the identity of its edge.
 
         Args:
             message: Its first.
@@ -459,7 +459,7 @@ def _check_name(field: str, name: str, *, least: int = 0) -> None:
 
 
 def _certificate(context: "Context") -> Mapping[str, object]:
-    """What TLS knows of the peer; empty without TLS, which gRPC's types leave out."""
+    """TLS properties of the peer; empty without TLS, which gRPC's types leave out."""
     found: Mapping[str, object] | None = context.auth_context()
     return found or {}
 

@@ -1,4 +1,4 @@
-"""Who may hold a stream: bounds on edges and on strangers who have not said who they are.
+"""Admission of streams: bounds on edges, and on peers that have not sent a Hello.
 
     connected --> waiting for a Hello --greeted--> edge --> gone
                         |                           |
@@ -27,12 +27,12 @@ from urllib.parse import unquote
 import grpc
 
 MOST_EDGES = 512
-"""Edges at once, if not told otherwise."""
+"""Most edges at once, by default."""
 _ALWAYS_PER_PEER = 8
 
 
 class StreamError(Exception):
-    """Why a stream is ended; the message tells its peer.
+    """Reason for ending a stream; the message is sent to its peer.
 
     Attributes:
         code: The stream's status.

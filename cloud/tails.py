@@ -32,7 +32,7 @@ Symbols = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Finished:
-    """What a tail made of one frame, and how long each stage took.
+    """Result of one frame: detections, symbols, and latency of each stage.
 
     `symbols` are what the payloads held, (C, H, W) each.
     """
@@ -120,7 +120,7 @@ class TailRunner:
         )
 
     def values(self, symbols: Sequence[Symbols]) -> list[NDArray[np.float32]]:
-        """What the tail sees of symbols: one (C, H, W) tensor per wire tensor."""
+        """Dequantize symbols: one (C, H, W) tensor per wire tensor, as the tail takes them."""
         return [table.values(s) for table, s in zip(self._tables, symbols, strict=True)]
 
     def symbols(self, codes: Sequence[NDArray[np.uint8]]) -> list[Symbols]:
@@ -196,7 +196,7 @@ class Tails:
 
     @property
     def digests(self) -> tuple[bytes, ...]:
-        """Of the plans that have a tail, in the bundle's order."""
+        """Digests of the plans that have a tail, in the bundle's order."""
         return tuple(self._runners)
 
     @property

@@ -1,1 +1,1 @@
-"""What both ends must agree on: words, wire, images, detections, bundles. Imports no other room."""
+"""Code that edge and cloud share: wire, images, detections, bundles. Imports no other package."""

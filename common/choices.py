@@ -9,12 +9,12 @@ Name = TypeVar("Name", bound=str)
 
 
 def one_of(name: str, known: Iterable[Name], what: str) -> Name:
-    """The known name that was meant.
+    """Return the valid name that a user gave.
 
     Args:
         name: What a user wrote.
-        known: All that there are.
-        what: They name, in the singular.
+        known: All valid names.
+        what: What the names stand for, in the singular, for the error.
 
     Raises:
         SettingsError: If it is none of them.

@@ -17,7 +17,7 @@
       ├─ StoreError            a file of measurements that cannot be used
       ├─ UnknownPlanError      a plan digest that the receiver does not hold
       ├─ CloudUnavailableError the cloud cannot be reached, or went away
-      │    ├─ CloudOverloadedError  it is there, and has no room for more now
+      │    ├─ CloudOverloadedError  it is there, and has no capacity for more now
       │    └─ CloudFailedError      it is there, and its answer cannot be used
       │         └─ PlanNotHeldError     it does not hold the tail of the plan
       ├─ OverloadedError       more work than can be taken on now; says when to try again
@@ -137,7 +137,7 @@ class CloudUnavailableError(SplitpointError):
 
 
 class CloudOverloadedError(CloudUnavailableError):
-    """The cloud turned a stream or a frame away: it has no room for more now.
+    """The cloud turned a stream or a frame away: it has no capacity for more now.
 
     Args:
         message: Why, and what to do.

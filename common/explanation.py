@@ -1,4 +1,4 @@
-"""Why a plan is in use, for people: on the edge that chose it, and in the cloud that was told.
+"""Why a plan is in use, for people: on the edge that chose it, and in the cloud that was notified.
 
 Switch (the edge's announcement) -> Explanation: plan, reason, link, what is expected of every
                                     plan, and at which bandwidths the choice changes
@@ -15,7 +15,7 @@ from common.rpc import splitpoint_pb2 as pb
 
 
 class PlanExpectation(BaseModel):
-    """What an edge expects of one plan."""
+    """Expected latency and upload of one plan on an edge."""
 
     plan: PlanKey
     latency_ms: float = Field(description="From the picture to its detections.")
@@ -24,7 +24,7 @@ class PlanExpectation(BaseModel):
 
 
 class Explanation(BaseModel):
-    """Which plan an edge uses, and why."""
+    """Plan that an edge uses, and why."""
 
     edge: str
     plan: PlanKey
@@ -42,12 +42,12 @@ class ExplainedPlans(PlansResponse):
 
 
 def explanation(edge: str, switch: pb.Switch, plans: Mapping[bytes, Plan]) -> Explanation:
-    """An announcement, explained.
+    """Explain an announcement.
 
     Args:
         edge: Who announced it.
         switch: The announcement, checked.
-        plans: Those that are known here; others have no name.
+        plans: Those of the bundle here, by digest; others have no name.
     """
     known = [each for each in switch.expected if each.plan_digest in plans]
     burst = float(switch.burst_bytes)

@@ -1,10 +1,10 @@
-"""What a plan costs apart from the link: milliseconds on either side of it, bytes across it.
+"""Costs of a plan apart from the link: milliseconds on either side of it, bytes across it.
 
     latency(plan, link) = edge + bytes / uplink + round trip + cloud
 
-Every stage takes what the search predicted, until a latency table knows better: served frames are
-believed before a profile, a profile before everything else. Edge-only has no cloud side, sends
-nothing before it answers, and knows no link.
+A stage has the latency that the search predicted, until a latency table has a row for it: enough
+served frames come before a profile, a profile before everything else. Edge-only has no cloud side,
+sends nothing before it answers, and does not depend on the link.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,8 +24,8 @@ class StageCost:
     Attributes:
         stage: As `common.tables.rows.Segment` has it.
         side: Where it runs.
-        ms: What it takes.
-        source: How that is known.
+        ms: Its latency.
+        source: Where that comes from.
         n: Runs or frames behind it; 0 of a prediction.
     """
 
@@ -38,7 +38,7 @@ class StageCost:
 
 @dataclass(frozen=True)
 class PlanCost:
-    """A plan and what it costs.
+    """A plan and its costs.
 
     Attributes:
         digest: The plan's digest.
@@ -62,11 +62,11 @@ class PlanCost:
         return self.plan.tail is not None
 
     def latency_ms(self, link: Link) -> float:
-        """Expected over a link."""
+        """Expected latency over a link, in milliseconds."""
         return self.line(link.rtt_ms).latency_ms(link.uplink_bps)
 
     def line(self, rtt_ms: float) -> Line:
-        """The same over the bandwidth of the uplink."""
+        """Expected latency as a function of the bandwidth of the uplink."""
         if not self.needs_cloud:
             return Line(self.plan.name, 0.0, self.edge_ms)
         return Line(self.plan.name, self.uplink_bytes, self.edge_ms + rtt_ms + self.cloud_ms)
@@ -124,5 +124,5 @@ def _key(row: LatencyRow) -> _Key:
 
 
 def _worth(row: LatencyRow) -> tuple[int, float]:
-    """How much a row is believed."""
+    """Sort key of a row: trust, then recency; the highest row is used."""
     return trust(row), row.last_seen_s

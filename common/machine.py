@@ -15,7 +15,7 @@ _BOARD = Path("/proc/device-tree/model")
 
 
 def cpu_name() -> str:
-    """What the processor calls itself; without a name of its own, the board that it is on."""
+    """Name of the processor; without one, of the board that it is on."""
     named = _cpu_fields().get("model name")
     if named:
         return named
@@ -52,7 +52,7 @@ def usable_cores() -> float:
 
 
 def _cpu_fields() -> dict[str, str]:
-    """Of the first processor."""
+    """Fields of the first processor in /proc/cpuinfo."""
     try:
         first, _, _ = (_PROC / "cpuinfo").read_text("utf-8", "replace").partition("\n\n")
     except OSError:
@@ -93,13 +93,13 @@ def _groups(mount: Path, path: str) -> Iterator[Path]:
 
 
 def _quota_v2(group: Path) -> float | None:
-    """Of "MICROSECONDS PERIOD", or "max PERIOD" for none."""
+    """CPU quota in cores, from "MICROSECONDS PERIOD"; None for "max PERIOD"."""
     found = re.fullmatch(r"(\d+) ([1-9]\d*)\s*", _text(group / "cpu.max"))
     return int(found[1]) / int(found[2]) if found else None
 
 
 def _quota_v1(group: Path) -> float | None:
-    """Of two files; the quota is -1 for none."""
+    """CPU quota in cores, from two files; None for a quota of -1."""
     quota = re.fullmatch(r"(\d+)\s*", _text(group / "cpu.cfs_quota_us"))
     period = re.fullmatch(r"([1-9]\d*)\s*", _text(group / "cpu.cfs_period_us"))
     return int(quota[1]) / int(period[1]) if quota and period else None

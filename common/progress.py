@@ -1,4 +1,4 @@
-"""Progress: what long work calls, and how a terminal shows it, one line per stage."""
+"""Progress of long work, shown on a terminal with one line per stage."""
 
 import time
 from types import TracebackType
@@ -19,7 +19,7 @@ class Progress(Protocol):
 
 
 class Reporter(Protocol):
-    """Where long work says how far it is."""
+    """Receiver of progress reports from long work."""
 
     def stage(self, title: str, /) -> Progress:
         """Begin a stage."""

@@ -1,1 +1,1 @@
-"""The store: what frames took, kept in SQLite."""
+"""The store: observations of served frames, kept in SQLite."""

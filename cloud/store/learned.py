@@ -1,11 +1,11 @@
-"""What a store knows of plans on edges of one kind, and of the links of all edges.
+"""Summaries of a store: observations of plans by kind of edge, and the links of all edges.
 
-    samples as they are written --> Summary: of each kind of edge and plan, the newest of each edge
-                                        |
+    samples as written --> PlanSummary: of each kind of edge and plan, the newest of each edge
+                                |
                publish(): medians of what changed --> known(): a look-up, in any thread
 
-An edge that connects is told what plans took on others of its kind, so that its first choice is no
-guess. Edges connect at any time and many at once, so the answer is ready before they ask: no
+An edge that connects is sent the medians of plans on others of its kind, so that its first choice
+is no guess. Edges connect at any time and many at once, so the answer is ready before they ask: no
 database is read for it. Medians are of the newest samples only: a device that was replaced or
 throttled is soon seen as it is now.
 """
@@ -23,12 +23,12 @@ from common.tables.rows import RuntimeTarget
 from common.tables.store_file import KEY, RECENT, newest_by_kind
 
 MOST_GROUPS = 1024
-"""Pairs of a kind of edge and a plan that a summary knows: those seen last."""
+"""Pairs of a kind of edge and a plan that a summary holds: those seen last."""
 
 
 @dataclass(frozen=True)
 class PlanMedians:
-    """What frames of one plan took on edges of one kind, in medians.
+    """Medians of the observations of one plan on edges of one kind.
 
     Attributes:
         plan: The plan's digest, in hex.
@@ -46,7 +46,7 @@ class PlanMedians:
 
 
 class Spread(NamedTuple):
-    """How a quantity is spread."""
+    """Spread of a quantity: 10th percentile, median, 90th percentile."""
 
     p10: float
     median: float
@@ -73,7 +73,7 @@ class LinkSeen:
 
 
 class _Costs(NamedTuple):
-    """What one frame cost; as `PlanMedians` has it."""
+    """Costs of one frame; fields are those of `PlanMedians`."""
 
     edge_ms: float
     cloud_ms: float
@@ -119,7 +119,7 @@ class _FrameGroup:
 
 
 class PlanSummary:
-    """What plans take by kind of edge, kept up to date sample by sample and bounded in size.
+    """Newest samples and published medians of plans, by kind of edge; bounded in size.
 
     One thread adds samples and publishes; any thread may look up what was published.
     """
@@ -131,7 +131,7 @@ class PlanSummary:
         self._known: dict[RuntimeTarget, tuple[PlanMedians, ...]] = {}
 
     def known(self, place: RuntimeTarget) -> tuple[PlanMedians, ...]:
-        """What plans took on edges of one kind, by digest, as it was last published."""
+        """Medians of plans on edges of one kind, by digest, as last published."""
         return self._known.get(place, ())
 
     def add(self, sample: Sample) -> None:
@@ -156,7 +156,7 @@ class PlanSummary:
         self.publish()
 
     def forget(self, source: SampleSource) -> None:
-        """Leave out what was learnt from one edge."""
+        """Leave out the samples of one edge."""
         place = RuntimeTarget(source.device, source.runtime, source.threads)
         for plan in [*self._plans.get(place, ())]:
             group = self._groups.get((place, plan))
@@ -165,7 +165,7 @@ class PlanSummary:
             self._changed.add((place, plan))
 
     def publish(self) -> None:
-        """Work out the medians of all that has changed; `known` tells them from now on."""
+        """Compute the medians of all that has changed; `known` returns them from now on."""
         places = set()
         for place, plan in self._changed:
             group = self._groups.get((place, plan))
@@ -196,7 +196,7 @@ class PlanSummary:
 
 
 def links(database: sqlite3.Connection) -> list[LinkSeen]:
-    """The links of all edges that know theirs."""
+    """The links of all edges that have estimated theirs."""
     plans: defaultdict[str, list[tuple[float, tuple[str, ...]]]] = defaultdict(list)
     for *key, last_s in database.execute(
         f"SELECT {KEY}, MAX(at_s) FROM samples GROUP BY {KEY}"  # noqa: S608 - constants
@@ -215,7 +215,7 @@ def links(database: sqlite3.Connection) -> list[LinkSeen]:
 def _newest_links(
     database: sqlite3.Connection, keys: Sequence[tuple[float, tuple[str, ...]]]
 ) -> list[tuple[float, float, float]]:
-    """When one edge's newest frames were, in seconds, and what it knew of its link; newest first.
+    """Newest frames of one edge: (at_s, uplink_bps, rtt_ms) each, newest first.
 
     Args:
         database: The store.
@@ -235,7 +235,7 @@ def _newest_links(
 
 
 def _costs_of(sample: Sample) -> _Costs:
-    """As the columns of `PlanSummary.load`."""
+    """Costs of a sample, by the same sums as the columns of `PlanSummary.load`."""
     ms = sample.stages_ms
     edge_ms = sum(ms.get(stage, 0.0) for stage in ("preprocess", "head", "encode", "other"))
     if "decode" not in ms:

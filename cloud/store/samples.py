@@ -1,4 +1,4 @@
-"""Samples: what served frames really took, believed only where it can be true.
+"""Samples: observed latencies of served frames, accepted only where they can be true.
 
     edge's Measurement + the cloud's own times of that frame --sample_of--> Sample --> store
 
@@ -28,10 +28,10 @@ STAGES = (
     "other",
     "total",
 )
-"""In the order of the path; `other` is hand-overs between threads, `total` leaves capture out."""
+"""Stages along the path; `other` is hand-overs between threads, `total` excludes capture."""
 
 LONGEST_US = 600_000_000
-"""What a stage can take at the most."""
+"""Longest duration of a stage that is accepted."""
 
 _REMEMBERED = 64
 _SLACK_US = 2_000
@@ -41,7 +41,7 @@ _FASTEST_BPS = 1e12
 
 @dataclass(frozen=True)
 class SampleSource:
-    """Who measured.
+    """Edge, device and runtime that measured a sample.
 
     Attributes:
         edge: The edge's name.
@@ -63,10 +63,10 @@ class Sample:
     Attributes:
         source: Who measured.
         plan: Digest of the plan, in hex.
-        at_s: When it was learnt, in seconds since the epoch by the cloud's clock.
+        at_s: When it was received, in seconds since the epoch by the cloud's clock.
         uplink_bytes: Size of the Frame message; 0 for edge-only.
         stages_ms: Milliseconds by stage, of `STAGES`; those that the plan lacks are left out.
-        uplink_bps: The uplink as the edge estimated it before this frame; None if it did not know.
+        uplink_bps: The uplink as the edge estimated it before this frame; None without one.
         rtt_ms: The round trip of a small message, likewise.
     """
 
@@ -91,7 +91,7 @@ class _Served:
 
 
 class PendingMeasurements:
-    """The frames of one stream that the edge has yet to tell about.
+    """Answered frames of one stream whose measurements the edge has yet to send.
 
     Args:
         source: Who sends them.
@@ -109,7 +109,7 @@ class PendingMeasurements:
             self._served.popitem(last=False)
 
     def sample(self, measurement: pb.Measurement, now_s: float) -> Sample:
-        """What a frame took, from both ends; each frame can be told about once.
+        """Build the Sample of a frame from both ends' times; each frame is measured once.
 
         Raises:
             ImpossibleTimesError: If no such frame was answered here, or the times cannot be true.
@@ -134,7 +134,7 @@ class PendingMeasurements:
         return _sample(self.source, served.plan, now_s, served.uplink_bytes, edge, on_edge | stages)
 
     def report(self, report: pb.Report, now_s: float) -> Sample:
-        """What an edge-only frame took.
+        """Build the Sample of an edge-only frame.
 
         Raises:
             ImpossibleTimesError: If its times cannot be true.
@@ -147,7 +147,7 @@ class PendingMeasurements:
 
 
 def _uplink_us(edge: pb.EdgeTimes, link_us: int) -> int:
-    """The way up; the whole link of an edge that does not tell the ways apart."""
+    """Time of the uplink; of the whole link where the edge does not separate it."""
     if edge.uplink_us > link_us + _SLACK_US:
         raise ImpossibleTimesError(f"{edge.uplink_us} us up a link that took {link_us} us")
     return min(edge.uplink_us, link_us) or link_us

@@ -1,9 +1,9 @@
-"""The store: what frames took, in SQLite, and the latency tables that come of it.
+"""The store: observations of frames, in SQLite, and the latency tables made of them.
 
     Sample --queue--> writer thread --batches--> samples (newest, raw)  --roll-up--> hours
                            |                            |
-            learned() <-- Summary,      table(): of each edge, plan and stage,
-                          in memory     latency_rows(): of each segment, with put(): profiled
+        learned() <-- PlanSummary,      table(): of each edge, plan and stage,
+                      in memory         latency_rows(): of each segment, with put(): profiled
                                         elsewhere; links(), hours()
 
 What is in the file, `common.tables.store_file` says. One writer thread writes samples; serving a
@@ -65,7 +65,7 @@ _WAIT_S = 0.5
 _MOST_EDGES = 1000
 _UPKEEP_S = 60.0
 _LATE_S = 60.0
-"""How long after its end an hour is summed up: its last samples may still wait to be written."""
+"""Delay before a full hour is summed up: its last samples may still wait to be written."""
 _STEP = 1000
 """Rows that one step of upkeep deletes: some ten milliseconds."""
 
@@ -238,7 +238,7 @@ class Store:
     def stand_on(self, place: RuntimeTarget, now_s: float) -> None:
         """Say what this cloud itself runs on, from now on.
 
-        What tails took on another machine is no longer told as this one's.
+        Observations of tails on another machine no longer count as this one's.
 
         Args:
             place: This cloud.
@@ -273,7 +273,7 @@ class Store:
             database.executemany(query, [tuple(row.model_dump().values()) for row in rows])
 
     def latency_rows(self) -> list[LatencyRow]:
-        """The latency table: what was put here, and what the newest served frames took.
+        """The latency table: rows that were put here, and observations of the newest frames.
 
         Stages on the edge belong to the edge's device, those in the cloud to what it stands on.
         """
@@ -281,7 +281,7 @@ class Store:
             return latency_rows(database)
 
     def learned(self, device: str, runtime: str, threads: int) -> tuple[PlanMedians, ...]:
-        """What plans took on edges of this kind; a look-up in memory, fit for an event loop."""
+        """Medians of plans on edges of this kind; a look-up in memory, fit for an event loop."""
         return self._summary.known(RuntimeTarget(device, runtime, threads))
 
     def links(self) -> list[LinkSeen]:
@@ -327,7 +327,7 @@ class Store:
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        """A transaction of somebody who wants to know if it fails."""
+        """A transaction that raises to its caller if it fails."""
         with self._lock:
             try:
                 with self._database:
@@ -355,7 +355,7 @@ class Store:
         self._let_go()
 
     def _let_go(self) -> None:
-        """Choose the sources that are too many: their samples go in steps, what they taught now."""
+        """Choose the sources that are too many: their samples go in steps, the summary now."""
         while len(self._sources) > self._most_sources:
             source, _ = self._sources.popitem(last=False)
             self._leaving[source] = None
@@ -628,7 +628,7 @@ def _by_stage(columns: NDArray[np.float64]) -> Iterator[tuple[str, NDArray[np.fl
 
 
 def _quantile(values: NDArray[np.float64], share: float) -> float:
-    """As `numpy.percentile` of sorted values, which takes ten times as long for few of them."""
+    """Quantile of sorted values, as `numpy.percentile`, which is ten times slower for few."""
     place = share * (len(values) - 1)
     below = int(place)
     low, high = values[below], values[min(below + 1, len(values) - 1)]

@@ -1,9 +1,9 @@
 """Pages of the latency tables, for `GET /v1/tables`: a store may hold more than one answer should.
 
     rows of sources, plans and stages, in order | rows of segments, in order
-    ^ no cursor       ^ cursor: the last row that was told, as text that callers give back
+    ^ no cursor       ^ cursor: the last row that was sent, as text that callers give back
 
-A cursor names a row and not a number of rows, so that nothing is left out or told twice when rows
+A cursor names a row and not a number of rows, so that nothing is left out or sent twice when rows
 come and go between two pages.
 """
 
@@ -26,11 +26,11 @@ _Stage = tuple[str, str, str, _Threads, str, str]
 """Edge, device, runtime, threads, plan and stage of a row."""
 
 _Segment = tuple[str, str, _Threads, str, str, str, str, str]
-"""As `LatencyRow.key`."""
+"""Key of a row, `LatencyRow.key`."""
 
 
 class _Cursor(BaseModel):
-    """The last row that was told; none of either kind before the first."""
+    """The last row that was sent; none of either kind before the first."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -98,7 +98,7 @@ def _text(cursor: _Cursor) -> str:
 
 
 def _parsed(cursor: str) -> _Cursor:
-    """The key of the last row that was told.
+    """The key of the last row that was sent.
 
     Raises:
         SettingsError: If it is none.

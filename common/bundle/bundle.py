@@ -124,7 +124,7 @@ class Bundle:
             ) from None
 
     def file(self, name: str) -> Path:
-        """Where a file of the manifest lies."""
+        """Path of a file of the manifest."""
         return self.root / name
 
     def close(self) -> None:

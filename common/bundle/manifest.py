@@ -30,7 +30,7 @@ from common.tasks.detections import DetectorSpec
 
 SCHEMA_VERSION = 3
 UNSEALED = "0" * 64
-"""In place of a manifest's own digest while that is computed."""
+"""Placeholder for a manifest's own digest while that is computed."""
 
 _HEX = r"^[0-9a-f]{64}$"
 Sha256 = Annotated[str, Field(pattern=_HEX)]
@@ -99,7 +99,7 @@ class Tail(Record):
 
 
 class Prediction(Record):
-    """What the search expects of a plan on its device and link; times are medians.
+    """Predictions of the search for a plan on its device and link; times are medians.
 
     Attributes:
         accuracy: In percent of the search's metric, on the pictures that judge.
@@ -129,7 +129,7 @@ class Prediction(Record):
 
 
 class Plan(Record):
-    """Cut + widths + wire format + the two models, with what is expected of it.
+    """Cut + widths + wire format + the two models, with predictions.
 
     Attributes:
         name: For people; no two plans of a bundle need to differ by it alone.
@@ -174,16 +174,16 @@ class Plan(Record):
 
     @property
     def kind(self) -> PlanKind:
-        """Which side of the network is left out, if any."""
+        """Cloud-only without a head, edge-only without a tail, else split."""
         if self.head is None:
             return "cloud-only"
         return "edge-only" if self.tail is None else "split"
 
 
 class Search(Record):
-    """What the search was asked: enough to run it again.
+    """Settings of the search: enough to run it again.
 
-    What has a default was not written by earlier versions.
+    Fields with a default were not written by earlier versions.
 
     Attributes:
         model: Name in the zoo.

@@ -25,7 +25,7 @@ from common.errors import BundleError, PayloadError
 Weights = NDArray[np.int8]
 
 MAX_ELEMENTS: Final = 1 << 28
-"""Of all tensors together: a directory may not ask for more memory than that."""
+"""Most elements of all tensors together: a directory may not ask for more memory."""
 
 _MAGIC: Final = b"SPPW"
 _HEADER: Final = struct.Struct("<4sHI")

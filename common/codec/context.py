@@ -1,4 +1,4 @@
-"""Context coding: symbols behind a range coder whose probabilities follow what is already known.
+"""Context coding: symbols behind a range coder whose probabilities depend on symbols already coded.
 
     byte 0      0: packed symbols follow; 1: range-coded symbols follow; 2: the same, of a frame
                 that is coded after an earlier one
@@ -6,7 +6,7 @@
 
 Features are sparse, and what is active nearby, in any channel, says what will be active here. The
 positions are coded row by row, at each position its channels in order. Before a symbol of channel
-c is coded, its *activity* is known to both ends:
+c is coded, both ends can compute its *activity*:
 
     activity(c) = bias(c) + sum over neighbours n, channels k of weight(n, k, c) x magnitude(n, k)
 
@@ -54,7 +54,7 @@ class ContextCoded:
 
     Args:
         model: Of the tensor.
-        after: Of the tensor where the frame before is known; None if it is never looked at.
+        after: Of the tensor where an earlier frame is available; None if none is ever used.
     """
 
     def __init__(self, model: ContextModel, after: ContextModel | None = None) -> None:
@@ -63,11 +63,11 @@ class ContextCoded:
         self._packed = Packed()
 
     def encode(self, symbols: Symbols, bits: int) -> bytes:
-        """As `Codec.encode`."""
+        """Encode without an earlier frame; see `Codec.encode`."""
         return self.encode_after(symbols, bits, None)
 
     def decode(self, data: bytes, shape: Shape, bits: int) -> Symbols:
-        """As `Codec.decode`."""
+        """Decode without an earlier frame; see `Codec.decode`."""
         return self.decode_after(data, shape, bits, None)
 
     def encode_after(self, symbols: Symbols, bits: int, previous: Symbols | None) -> bytes:

@@ -20,9 +20,9 @@ SHIFT: Final = 3
 """Class of an activity a: (a + OFFSET) >> SHIFT, kept within the classes."""
 MAX_MAGNITUDE: Final = 3
 NEIGHBOURS: Final = ((0, 0), (0, -1), (-1, -1), (-1, 0), (-1, 1))
-"""Where each neighbour lies, as (row, column) from the position that is coded."""
+"""Offset (row, column) of each neighbour from the position that is coded."""
 BEFORE: Final = tuple((down, right) for down in (-1, 0, 1) for right in (-1, 0, 1))
-"""The same of the neighbours in the frame before."""
+"""Offset (row, column) of each neighbour in the frame before."""
 
 _HEADER: Final = struct.Struct("<4sHHHI")
 _MAGIC: Final = b"SPCX"
@@ -42,7 +42,7 @@ def even_tables(levels: int) -> NDArray[np.uint16]:
 
 @dataclass(frozen=True, eq=False)
 class ContextModel:
-    """What is known about the symbols of one tensor before a frame is seen.
+    """Static probability model of one tensor's symbols, fixed before a frame is seen.
 
     Attributes:
         weights: (T, C, C) int8, in 1/32 nat: neighbour, its channel, the channel that is coded. The
@@ -104,7 +104,7 @@ class ContextModel:
         return len(self.magnitudes)
 
     def to_bytes(self) -> bytes:
-        """As a file of the bundle: a header, then the parts, little-endian."""
+        """Serialise as a file of the bundle: a header, then the parts, little-endian."""
         header = _HEADER.pack(_MAGIC, 1, self.levels, len(self.before), self.channels)
         parts = (self.bias.astype("<i2"), self.magnitudes, self.cumulative.astype("<u2"))
         return header + b"".join(part.tobytes() for part in (*parts, self.before, self.weights))

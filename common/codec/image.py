@@ -1,9 +1,9 @@
 """JPEG, WebP and PNG: the codecs of the cut at the input, where the symbols are the pixels.
 
-An upload of the whole image is the rival that every split is measured against, so these are written
-as a usual user would write them, by Pillow. A payload is checked by the bytes of its own header
-before Pillow sees it: format, size, and that it holds one plain picture. Metadata, animations and
-repeated scans have no use here, and are how a small file makes a decoder work or allocate a lot.
+An upload of the whole image is the baseline of every split, so these are written as a usual user
+would write them, by Pillow. A payload is checked by the bytes of its own header before Pillow sees
+it: format, size, and that it holds one plain picture. Metadata, animations and repeated scans have
+no use here, and are how a small file makes a decoder work or allocate a lot.
 """
 
 import io
@@ -45,7 +45,7 @@ class _ImageCodec:
         self._options = options
 
     def encode(self, symbols: Symbols, bits: int) -> bytes:
-        """As `Codec.encode`, for (3, H, W) RGB pixels of 8 bits.
+        """Encode (3, H, W) RGB pixels of 8 bits; see `Codec.encode`.
 
         Raises:
             PayloadError: If it is no such image, or one that the format cannot hold.
@@ -61,7 +61,7 @@ class _ImageCodec:
         return file.getvalue()
 
     def decode(self, data: bytes, shape: Shape, bits: int) -> Symbols:
-        """As `Codec.decode`, for (3, H, W) RGB pixels of 8 bits."""
+        """Decode to (3, H, W) RGB pixels of 8 bits; see `Codec.decode`."""
         self._check_pixels(shape, bits)
         _, height, width = shape
         longest = 2 * math.prod(shape) + _HEADER_BYTES

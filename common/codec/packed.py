@@ -28,7 +28,7 @@ class Packed:
         return -(-count * bits // 8)
 
     def encode(self, symbols: Symbols, bits: int) -> bytes:
-        """As `Codec.encode`."""
+        """Pack symbols into `bits` bits each; see `Codec.encode`."""
         if bits == 8:
             return symbols.tobytes()
         group = _group(bits)
@@ -39,7 +39,7 @@ class Packed:
         return packed.tobytes()[: self.size(symbols.size, bits)]
 
     def decode(self, data: bytes, shape: Shape, bits: int) -> Symbols:
-        """As `Codec.decode`."""
+        """Unpack symbols of `bits` bits each; see `Codec.decode`."""
         count = math.prod(shape)
         if len(data) != self.size(count, bits):
             raise PayloadError(

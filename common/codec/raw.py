@@ -16,18 +16,18 @@ class Raw:
         return count
 
     def encode(self, symbols: Symbols, bits: int) -> bytes:  # noqa: ARG002 - the interface's
-        """As `Codec.encode`."""
+        """Write one byte per symbol; see `Codec.encode`."""
         return symbols.tobytes()
 
     def decode(self, data: bytes, shape: Shape, bits: int) -> Symbols:
-        """As `Codec.decode`."""
+        """Read one byte per symbol; see `Codec.decode`."""
         if len(data) != math.prod(shape):
             raise PayloadError(f"expected {math.prod(shape)} symbols, found {len(data)} bytes")
         return below(np.frombuffer(data, np.uint8).reshape(shape), bits)
 
 
 def below(symbols: Symbols, bits: int) -> Symbols:
-    """The symbols, once they are known to be below 2^bits.
+    """Return the symbols after checking that they are below 2^bits.
 
     Raises:
         PayloadError: If one is not.

@@ -1,8 +1,7 @@
 """Context coding without a compiler: the same bytes as `_context.c`, fifty times slower.
 
-An edge without a built extension still works with every cloud. Encoding knows all symbols, so the
-activities of the whole tensor are one matrix product per neighbour; decoding learns them one by
-one.
+An edge without a built extension still works with every cloud. Encoding has all symbols, so the
+activities of the whole tensor are one matrix product per neighbour; decoding gets them one by one.
 """
 
 import numpy as np
@@ -87,7 +86,7 @@ def decode(data: bytes, previous: Symbols | None, model: ContextModel, shape: Sh
 def activities(
     symbols: Symbols, previous: Symbols | None, model: ContextModel
 ) -> NDArray[np.int16]:
-    """What the neighbours of each element say of it, (C, H, W), modulo 2^16.
+    """Compute the activity of each element from its neighbours, (C, H, W), modulo 2^16.
 
     Single precision is exact: whole numbers, and far fewer than 2^24 even if all were the largest.
     """
@@ -107,7 +106,7 @@ def activities(
 def _from_before(
     previous: Symbols | None, model: ContextModel, shape: tuple[int, ...]
 ) -> NDArray[np.float32]:
-    """What the frame before says of each element (C, H, W)."""
+    """Compute the part of each activity (C, H, W) that the frame before contributes."""
     total = np.zeros(shape, np.float32)
     if previous is None:
         return total

@@ -1,4 +1,4 @@
-"""How a tensor travels, as a plan says it: the quantizer's tables and the codec's name."""
+"""Wire format of a tensor in a plan: the quantizer's tables and the codec's name."""
 
 from typing import Annotated, Literal, Self
 
@@ -31,14 +31,14 @@ class CodecSpec(Record):
 
 
 USUAL_UPLOAD = CodecSpec(name="jpeg", quality=75)
-"""What anybody would do without Splitpoint: the rival that every bundle keeps to compare with."""
+"""Baseline upload without Splitpoint, kept in every bundle for comparison."""
 
 LOSSLESS_UPLOADS = (CodecSpec(name="raw"), CodecSpec(name="png"))
 """Image codecs behind which the network sees every pixel as it was."""
 
 
 class WireTensor(Record):
-    """How one tensor of the cut travels.
+    """Wire format of one tensor of the cut: bit width, quantizer tables, context models.
 
     Attributes:
         name: The tensor's name in the graph; also the tail's input name.

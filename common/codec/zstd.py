@@ -41,14 +41,14 @@ class Zstd:
         self._contexts = _Contexts()
 
     def encode(self, symbols: Symbols, bits: int) -> bytes:
-        """As `Codec.encode`."""
+        """Compress symbols, or pack them where that is no larger; see `Codec.encode`."""
         frame = self._contexts.compressor.compress(self._content.encode(symbols, bits))
         if len(frame) < self._packed.size(symbols.size, bits):
             return _ZSTD + frame
         return _PACKED + self._packed.encode(symbols, bits)
 
     def decode(self, data: bytes, shape: Shape, bits: int) -> Symbols:
-        """As `Codec.decode`."""
+        """Decode compressed or packed symbols, by the first byte; see `Codec.decode`."""
         mode, body = data[:1], data[1:]
         if mode == _PACKED:
             return self._packed.decode(body, shape, bits)

@@ -61,9 +61,9 @@ DEFAULT_CONNECTIONS: Final = ConnectionLimits()
 
 
 def connections_by_descriptors() -> int:
-    """How many connections the process's soft limit on file descriptors leaves room for.
+    """Number of connections that the soft limit on file descriptors allows.
 
-    Half of them: a cloud's edges, or an edge's cloud and camera, need some as well.
+    Half of the descriptors: a cloud's edges, or an edge's cloud and camera, need some as well.
     """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
@@ -282,7 +282,7 @@ class GuardedProtocol(H11Protocol):
 
     @property
     def dispensable(self) -> int | None:
-        """How soon it gives way to a new one, 0 first; None, if its request is being worked on."""
+        """Eviction rank, 0 first; None while its request is being worked on."""
         if not self._busy:
             return 0
         if self._blocked_s is not None:

@@ -1,6 +1,6 @@
-"""What every request passes before its route, and every answer after it, on both ends.
+"""Guards on both ends: checks of every request before its route, headers of every answer.
 
-    request -> not from another site's page -> no query parameter that is not known -> route
+    request -> not from another site's page -> no unknown query parameter -> route
     answer  <- its content is what its type says, and no page may frame it or add to it
 
 A browser lets any page send requests to any address, and hides only the answers. So whatever a POST
@@ -57,10 +57,10 @@ def refuse_cross_site(request: Request) -> None:
 
 
 def refuse_unknown_parameters(request: Request) -> None:
-    """Require that the route knows every query parameter, and that each is given once.
+    """Require that the route has every query parameter, and that each is given once.
 
     Raises:
-        SettingsError: If not; names what is not known, and what is.
+        SettingsError: If not; names the unknown parameters and the valid ones.
     """
     given = request.query_params
     if not given:

@@ -29,7 +29,7 @@ Refusal = Literal["bodies", "bytes", "slow"]
 
 REFUSALS: Final[tuple[Refusal, ...]] = ("bodies", "bytes", "slow")
 _STEP_BYTES = 256 << 10
-"""By how much the share of a body without a Content-Length grows."""
+"""Step by which the share of a body without a Content-Length grows."""
 _GAIN = 0.1
 
 
@@ -314,7 +314,7 @@ async def _hung_up(request: Request) -> None:
 
 
 def _declared_bytes(request: Request, limit_bytes: int) -> int | None:
-    """What a request says of its body; None, if it does not say how long it is.
+    """Return the Content-Length of a request's body; None if it has no valid one.
 
     Raises:
         ImageError: If it is a form.

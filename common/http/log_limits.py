@@ -1,11 +1,11 @@
-"""Limits on log lines, so that a stranger cannot fill a disk, and no stack trace for his doing.
+"""Limits on log lines, so that a client cannot fill a disk; its faults leave no stack trace.
 
     record -> kind (logger, level, what it says less numbers) -> the first of a kind pass
                                                               -> the others are counted
 
-Whoever reaches a port can cause lines: by connecting, by hanging up, by sending garbage. Of each
-kind of line the first few of a minute are written; the last of them is followed by a line that says
-so, and once the minute is over another one says how many were held back.
+Any client that reaches a port can cause lines: by connecting, by hanging up, by sending garbage. Of
+each kind of line the first few of a minute are written; the last of them is followed by a line that
+says so, and once the minute is over another one says how many were held back.
 """
 
 import errno
@@ -23,7 +23,7 @@ from typing import Final
 LINES: Final = 120
 """Lines of a kind that pass in each interval: a player says one a second."""
 TRACES: Final = 5
-"""Of them, where each has a stack trace."""
+"""Lines of a kind that pass in each interval where each has a stack trace."""
 INTERVAL_S: Final = 60.0
 
 _MOST_KINDS = 512
@@ -64,7 +64,7 @@ class LogLimit(logging.Filter):
         self._kinds: OrderedDict[tuple[str, int, str], _Kind] = OrderedDict()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether a line passes; takes the stack trace out of one that tells of a peer's doing."""
+        """Whether a line passes; removes the stack trace of an error that a peer caused."""
         if record.name == _SUMMARY:
             return True
         _shorten(record)

@@ -1,4 +1,4 @@
-"""What the metrics of both ends share: buckets, labels and the route that Prometheus asks.
+"""Metrics code that both ends share: buckets, labels and the route that Prometheus scrapes.
 
     edge.metrics, cloud.metrics -> CollectorRegistry -> GET /metrics -> Prometheus
 
@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 from common.http.intake import REFUSALS, Intake, Turns
 
 STAGE_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-"""From a codec's half millisecond to a large frame over a thin link."""
+"""Bucket bounds, from a codec's half millisecond to a large frame over a slow link."""
 
 Value = tuple[Mapping[str, str], float]
 
@@ -42,7 +42,7 @@ class ScrapedMetrics(Collector):
 
 
 def gauge(name: str, text: str, values: Iterable[Value]) -> Metric:
-    """What something is now, by labels; nothing at all without a value."""
+    """Build a gauge of current values by labels; it has no samples without a value."""
     family = GaugeMetricFamily(name, text)
     for labels, value in values:
         family.add_sample(name, dict(labels), value)
@@ -50,12 +50,12 @@ def gauge(name: str, text: str, values: Iterable[Value]) -> Metric:
 
 
 def total(name: str, text: str, value: float) -> Metric:
-    """What something else has counted; the name is without `_total`."""
+    """Build a counter from a count kept elsewhere; the name is without `_total`."""
     return CounterMetricFamily(name, text, value=value)
 
 
 def counted(name: str, text: str, values: Iterable[Value]) -> Metric:
-    """What something else has counted, by labels; the name is without `_total`."""
+    """Build a counter by labels from counts kept elsewhere; the name is without `_total`."""
     family = CounterMetricFamily(name, text)
     for labels, value in values:
         family.add_sample(f"{name}_total", dict(labels), value)

@@ -1,4 +1,4 @@
-"""What the REST apps of both ends share: an image in, detections out, errors as one JSON shape.
+"""REST code that both ends share: an image in, detections out, errors as one JSON shape.
 
     POST body -> common.http.intake -> decode -> detect -> DetectResponse
     SplitpointError -> {"error": {"type": ..., "message": ...}} with its http_status
@@ -67,7 +67,7 @@ class ImageSize(BaseModel):
 
 
 class PlanName(BaseModel):
-    """Which plan served a request."""
+    """Name, kind and digest of a plan."""
 
     name: str
     kind: PlanKind
@@ -95,13 +95,13 @@ class DetectResponse(BaseModel):
     latency_ms: float = Field(description="End to end in this process, as measured.")
     uplink_bytes: int = Field(description="Bytes sent to the cloud for this frame.")
     expected_ms: float | None = Field(
-        default=None, description="What `latency_ms` was expected to be, where a planner knows."
+        default=None, description="Predicted `latency_ms`, where a planner has a prediction."
     )
     reason: str = Field(default="", description="Why this plan.")
 
 
 class PlanRecord(PlanName):
-    """A plan, with what the search expects of it."""
+    """A plan, with the predictions of the search."""
 
     codec: str | None
     predicted: Prediction
@@ -122,7 +122,7 @@ class PlanKey(BaseModel):
 
 
 class TableRow(BaseModel):
-    """What one stage of one plan took on one edge, measured while serving."""
+    """Observed latency of one stage of one plan on one edge, measured while serving."""
 
     edge: str
     device: str
@@ -141,9 +141,9 @@ class TableRow(BaseModel):
 class TablesResponse(BaseModel):
     """A page of the latency tables, with what did not get into them; `rows` come first."""
 
-    rows: list[TableRow] = Field(description="What frames took, by edge, plan and stage.")
+    rows: list[TableRow] = Field(description="Observed latencies, by edge, plan and stage.")
     tables: list[LatencyRow] = Field(
-        description="What segments take, by device: simulated, profiled and served."
+        description="Latencies of segments, by device: simulated, profiled and served."
     )
     ignored: dict[str, int] = Field(description="By edge: measurements that could not be true.")
     dropped: int = Field(description="Measurements that could not be written.")
@@ -177,7 +177,7 @@ class EdgesResponse(BaseModel):
 
 
 class ProfileResponse(BaseModel):
-    """What an edge found when it timed its plans."""
+    """Latency rows that an edge measured when it timed its plans."""
 
     rows: list[LatencyRow]
 
@@ -189,7 +189,7 @@ class Health(BaseModel):
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong: a name for programs, a line for people."""
+    """Description of an error: a name for programs, a line for people."""
 
     type: str
     message: str
@@ -279,7 +279,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def on_unknown(_: Request, error: Exception) -> JSONResponse:
-        # The stack trace goes to the log; a caller learns only that it was not their fault.
+        # The stack trace goes to the log; a caller sees only that it was not their fault.
         return answer(
             500, "InternalError", f"the server failed ({type(error).__name__}); see its log"
         )

@@ -1,8 +1,8 @@
-"""What every serving process does alike: bind a port, run uvicorn, say that it is ready.
+"""Startup that all serving processes share: bind a port, run uvicorn, announce readiness.
 
 Ports are bound before models are opened, so a taken port is reported at once; and a ready file
-appears only when requests are served, so whoever starts a process waits for a file, never for a
-time. Connections are bounded by `common.http.connections`.
+appears only when requests are served, so the caller that starts a process waits for a file, never
+for a time. Connections are bounded by `common.http.connections`.
 """
 
 import asyncio
@@ -175,7 +175,7 @@ def retract(ready_file: Path | None) -> None:
 def check_ready_file(ready_file: Path | None) -> None:
     """Require that a ready file can be written later; one that an earlier process left is removed.
 
-    Whoever waits for the file does not see this.
+    A caller that waits for the file does not see this.
 
     Raises:
         SettingsError: If it cannot be.

@@ -1,4 +1,4 @@
-"""From a picture's own colour space to sRGB, which networks are trained on.
+"""Conversion of a picture's own colour space to sRGB, which networks are trained on.
 
 A profile costs nothing where it changes nothing: it is tried on a few thousand colours once, and
 what comes out within a rounding of what went in is sRGB, whatever it calls itself.
@@ -21,7 +21,7 @@ _SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 
 @lru_cache(maxsize=_CACHED)
 def srgb_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """How pixels of a profile become sRGB; None if they are, or if the profile is of no use.
+    """Build the transform to sRGB; None if pixels are sRGB, or the profile is of no use.
 
     A damaged profile, or one of another colour space than the picture's, is of no use: viewers
     show such a picture as if it had none. So is one with `mpet` elements, whose number, and with

@@ -1,4 +1,4 @@
-"""What an image file says before anything of it is decoded, and the part of it that makes pixels.
+"""Headers of image files: facts read before decoding, and the part that makes pixels.
 
     bytes -> read_header -> Header: format, size, orientation, profile, scans, `data` for Pillow
 
@@ -51,7 +51,7 @@ _TIFF_ORDERS = {b"II*\0": ("<", False), b"MM\0*": (">", False)} | {
     b"II+\0": ("<", True),
     b"MM\0+": (">", True),
 }
-# None, fax, LZW, deflate and PackBits. What others cost is not told by the size of the picture.
+# None, fax, LZW, deflate and PackBits. The cost of others does not depend on the picture's size.
 _TIFF_COMPRESSIONS = {1, 2, 3, 4, 5, 8, 32773, 32946}
 _TIFF_NAMES = {6: "JPEG", 7: "JPEG", 34925: "LZMA", 50000: "Zstandard", 50001: "WebP"}
 _TIFF_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 6: 1, 7: 1, 8: 2, 9: 4, 13: 4, 16: 8, 17: 8, 18: 8}
@@ -360,7 +360,7 @@ def _tags(data: bytes, order: str, *, big: bool) -> Iterator[_Tag]:
 
 
 def _directory(data: bytes, order: str, *, big: bool) -> tuple[int, int, str, int]:
-    """Where the first directory lies, its number of tags, how one is laid out, where they begin."""
+    """Offset of the first directory, number and layout of its tags, offset of the tags."""
     (at,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
     if at >= len(data):
         raise ImageError("the image is damaged: its directory lies behind its end")
@@ -398,7 +398,7 @@ def _tag_bytes(data: bytes, order: str, tag: _Tag | None, *, big: bool) -> bytes
 
 
 def _with_tags(data: bytes, order: str, kept: list[_Tag], *, big: bool) -> bytes:
-    """The same file with a directory of some of its tags, and no other picture behind it."""
+    """Copy a TIFF with a directory of some of its tags, and no other picture behind it."""
     at, count, layout, begin = _directory(data, order, big=big)
     room = begin - at + count * struct.calcsize(layout) + (8 if big else 4)
     directory = struct.pack(order + ("Q" if big else "H"), len(kept))

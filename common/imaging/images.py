@@ -1,4 +1,4 @@
-"""From bytes or a file to the network's input: where a frame begins.
+"""Decoding of images: from bytes or a file to the network's input.
 
     bytes -> read_header -> decode_image -> (H, W, 3) RGB uint8 -> letterbox -> (3, h, w) -> head
 
@@ -230,7 +230,7 @@ def list_images(folder: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class Letterbox:
-    """Where an image lies in the network's input: scaled to fit, centred, padded.
+    """Placement of an image in the network's input: scaled to fit, centred, padded.
 
     Attributes:
         image_width: Of the source, in pixels.
@@ -349,7 +349,7 @@ def _check_header(header: Header, limits: ImageLimits) -> None:
 
 
 def _decode(header: Header, limits: ImageLimits) -> tuple[int, NDArray[np.uint8]]:
-    """Memory that it took, and the pixels."""
+    """Memory used by the decoder, in bytes, and the pixels."""
     with _OPENERS[header.format](io.BytesIO(header.data)) as image:
         decoded_bytes = _check_picture(image, header, limits)
         image.load()

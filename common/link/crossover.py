@@ -22,8 +22,9 @@ class Line:
     Attributes:
         name: Of the plan, for people.
         uplink_bytes: What travels before the answer can come.
-        fixed_ms: What it takes at any bandwidth.
-        overhead_bytes: How many of `uplink_bytes` are framing, of which people are not told.
+        fixed_ms: The part of the latency that no bandwidth changes.
+        overhead_bytes: Part of `uplink_bytes` that texts for people leave out: framing. Negative
+            for bytes that they add: a burst.
     """
 
     name: str
@@ -32,7 +33,7 @@ class Line:
     overhead_bytes: float = 0.0
 
     def latency_ms(self, uplink_bps: float) -> float:
-        """At one bandwidth."""
+        """Latency in milliseconds at one bandwidth."""
         return self.fixed_ms + self.uplink_bytes * 8e3 / uplink_bps
 
 
@@ -91,12 +92,12 @@ def rate_in_words(bps: float, digits: int = 2) -> str:
 
 
 def _crossing_bps(lean: Line, quick: Line) -> float:
-    """Where a plan of more bits and less fixed time overtakes another."""
+    """Bandwidth above which a plan of more bits and less fixed time is the faster one."""
     return 8e3 * (quick.uplink_bytes - lean.uplink_bytes) / (lean.fixed_ms - quick.fixed_ms)
 
 
 def _digits(bounds: Sequence[float]) -> int:
-    """How many digits tell all of them apart; two at the least."""
+    """Fewest significant digits, at least two, that keep all bounds distinct."""
     for digits in range(2, _MOST_DIGITS):
         if len({_rate(bound, digits) for bound in bounds}) == len(bounds):
             return digits

@@ -3,7 +3,7 @@
 A link may change: a `LinkTrace` says which link holds from when on, and a message that is on its
 way while the rate changes goes on at the new one. The arithmetic is pure: times come in and go out
 as numbers, so it is tested without waiting, and the emulated transport (`edge.stream.shaping`) only
-waits until the time that it is told.
+waits until the time that it is given.
 """
 
 import math
@@ -139,7 +139,7 @@ class LinkTrace:
 
 
 Rates = Callable[[float], tuple[float, float]]
-"""Of a time: the rate then, in bit/s, and until when, strictly later, it holds."""
+"""Function of a time: the rate then, in bit/s, and until when, strictly later, it holds."""
 
 
 class TokenBucket:
@@ -161,7 +161,10 @@ class TokenBucket:
         self._updated_s = -math.inf
 
     def departure_s(self, now_s: float, size_bytes: int) -> float:
-        """When the last bit of a message handed over at `now_s` leaves; calls are in time order."""
+        """Departure time of the last bit of a message handed over at `now_s`.
+
+        Calls are in time order.
+        """
         if self._updated_s == -math.inf:
             self._updated_s = now_s
         self._earn(max(now_s, self._updated_s))
@@ -179,7 +182,7 @@ class TokenBucket:
         self._updated_s = until_s
 
     def _paid_s(self) -> float:
-        """When the debt, if any, will be paid and something can leave."""
+        """Time at which the debt, if any, is paid and something can leave."""
         at_s, debt = self._updated_s, max(0.0, -self._tokens)
         while True:
             rate_bps, end_s = self._rates(at_s)

@@ -122,7 +122,7 @@ def _link(row: Sequence[str], where: str) -> Link | None:
 
 
 def _bps(mbit: float) -> float:
-    """As it was written, without what 2.788 x 10^6 is off in binary."""
+    """Bit/s as written, rounded: 2.788 x 10^6 is not exact in binary."""
     return round(mbit * 1e6, 3)
 
 

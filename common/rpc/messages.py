@@ -26,11 +26,11 @@ MAX_EDGE_ID_CHARACTERS = 128
 DIGEST_BYTES = 32
 MAX_PROBE_BYTES = 64 << 10
 MAX_DETECTIONS: Final = MAX_CANDIDATES
-"""Of one frame: no more enter non-maximum suppression, so no honest end finds more."""
+"""Most detections of a frame: no more enter NMS, so no honest end finds more."""
 MAX_MEASUREMENTS: Final = 16
-"""Of one message."""
+"""Most measurements in one message."""
 MAX_EXPECTATIONS: Final = 256
-"""Of one Switch."""
+"""Most expectations in one Switch."""
 
 _KEEPALIVE_MS = 10_000
 _LEAST_LARGEST_BYTES = 256 << 10
@@ -118,7 +118,7 @@ def detections_from_message(message: pb.Detections, classes: int) -> Detections:
 
 
 def reference_to(frame: pb.Frame) -> pb.Reference:
-    """How a later frame names this one."""
+    """Build the reference by which a later frame names this one."""
     sums = b"".join(payload.crc32.to_bytes(4, "little") for payload in frame.payloads)
     return pb.Reference(frame_id=frame.frame_id, crc32=seal(sums))
 

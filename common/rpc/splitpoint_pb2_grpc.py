@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class SplitServiceStub:
-    """Where an edge meets the cloud.
+    """Service of the cloud for its edges.
     """
 
     def __init__(self, channel):
@@ -43,7 +43,7 @@ class SplitServiceStub:
 
 
 class SplitServiceServicer:
-    """Where an edge meets the cloud.
+    """Service of the cloud for its edges.
     """
 
     def Stream(self, request_iterator, context):
@@ -70,7 +70,7 @@ def add_SplitServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class SplitService:
-    """Where an edge meets the cloud.
+    """Service of the cloud for its edges.
     """
 
     @staticmethod

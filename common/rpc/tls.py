@@ -39,7 +39,7 @@ class ClientTls:
 
 
 def server_credentials(files: ServerTls) -> grpc.ServerCredentials | None:
-    """What a server needs; None without any file: it then serves in the clear.
+    """Build the credentials of a server; None without any file: it then serves in cleartext.
 
     Raises:
         SettingsError: If a file is missing, cannot be read, or does not go with the others.
@@ -57,7 +57,7 @@ def server_credentials(files: ServerTls) -> grpc.ServerCredentials | None:
 
 
 def channel_credentials(files: ClientTls) -> grpc.ChannelCredentials | None:
-    """What a client needs; None without any file: it then speaks in the clear.
+    """Build the credentials of a client; None without any file: it then uses cleartext.
 
     Raises:
         SettingsError: If a file is missing, cannot be read, or does not go with the others.

@@ -34,7 +34,7 @@ class Port:
 
 
 def runtime_name(threads: int) -> str:
-    """What models run in here, as latency tables call it."""
+    """Name of the runtime in latency tables: its version, the machine, the threads."""
     return f"onnxruntime {onnxruntime.__version__} {platform.machine()} x{threads}"
 
 
@@ -131,9 +131,9 @@ def _mapped_errors(what: str, *others: type[Exception]) -> Iterator[None]:
 
 
 def _cause(message: str) -> str:
-    """What is wrong, on one line, from a message of ONNX Runtime.
+    """Extract the cause, on one line, from a message of ONNX Runtime.
 
-    Of what is too long the middle is left out: a message begins with a node or a place in C++ and
+    The middle of a long message is left out: a message begins with a node or a place in C++ and
     ends with the cause.
     """
     newer = _newer_than_runtime(message[-_MOST_READ:])
@@ -146,7 +146,7 @@ def _cause(message: str) -> str:
 
 
 def _newer_than_runtime(message: str) -> str | None:
-    """What to do about a model of a newer format or operator set than this runtime reads."""
+    """Remedy for a model of a newer format or operator set than this runtime reads, else None."""
     here = f"this ONNX Runtime ({onnxruntime.__version__}) reads"
     cure = "install a newer onnxruntime, or export the model again with an older one"
     if found := _NEWER_IR.search(message):

@@ -1,1 +1,1 @@
-"""Latency tables: what each segment of each plan takes on each device."""
+"""Latency tables: latency of each segment of each plan on each device."""

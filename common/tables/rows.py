@@ -1,4 +1,4 @@
-"""Latency tables: what each segment of each plan takes on each device, and how that is known.
+"""Latency tables: latency of each segment of each plan on each device, and its source.
 
     (device, runtime, threads) x (network, segment, bits)
         -> n, median, p90, 95 % interval, source, last seen
@@ -31,12 +31,12 @@ Side = Literal["edge", "cloud"]
 Source = Literal["simulated", "profiled", "served"]
 
 StageTimes = Mapping[bytes, Mapping[str, Timing]]
-"""By digest of a plan and stage of its path: what it took."""
+"""Observed times by digest of a plan and stage of its path."""
 
 ENOUGH = 20
-"""Served frames that are believed before a profile."""
+"""Served frames that take precedence over a profile."""
 MAX_PROFILE_ROWS = 2048
-"""That one ProfileReport may carry."""
+"""Most rows that one ProfileReport may carry."""
 
 LETTERBOX, BOXES = "letterbox", "boxes"
 """Segments that every plan of a network shares."""
@@ -47,7 +47,7 @@ _WIDTHS_CHARACTERS = 8
 
 
 class RuntimeTarget(NamedTuple):
-    """What something runs on.
+    """Device, runtime and thread count that latencies belong to.
 
     Attributes:
         device: The machine, as its operator calls it.
@@ -77,7 +77,7 @@ class LatencyRow(BaseModel):
         p90_ms: Their 90th percentile.
         low_ms: Lower end of the median's 95 % interval.
         high_ms: Its upper end.
-        source: How it is known.
+        source: Where it comes from.
         last_seen_s: When the newest of them was, in seconds since the epoch.
     """
 
@@ -106,7 +106,7 @@ class LatencyRow(BaseModel):
 
     @property
     def key(self) -> tuple[str, str, int, Side, str, str, str, Source]:
-        """What there is one row of in a table."""
+        """Identity of the row: a table has at most one row of each key."""
         return (
             *(self.device, self.runtime, self.threads),
             *(self.side, self.network, self.segment, self.bits, self.source),
@@ -150,7 +150,7 @@ def tail_from(cut: str) -> str:
 
 
 def wire_of(cut: str, codec: CodecSpec | None, digest: str) -> str:
-    """What is encoded and decoded; "encode " or "decode " in front names a segment.
+    """Name of what is encoded and decoded; with "encode " or "decode " in front, of a segment.
 
     Args:
         cut: Names of the cut's tensors, joined by "+".
@@ -183,7 +183,7 @@ def profiled(
     """The rows of a profile of plans; what several plans share becomes one row.
 
     Args:
-        times: What was timed.
+        times: The measured times.
         plans: All of these plans, by digest.
         side: Which side of them; stages of the other are left out.
         place: Where it was timed.
@@ -234,7 +234,7 @@ def merged(*tables: Iterable[LatencyRow]) -> list[LatencyRow]:
 
 
 def trust(row: LatencyRow) -> int:
-    """How much a row is believed: `ENOUGH` served frames, then a profile, few frames, the rest."""
+    """Trust in a row, 3 to 0: `ENOUGH` served frames, a profile, few frames, a simulation."""
     if row.source == "served":
         return 3 if row.n >= ENOUGH else 1
     return {"profiled": 2, "simulated": 0}[row.source]

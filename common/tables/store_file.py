@@ -26,7 +26,7 @@ from common.tables.rows import LatencyRow, RuntimeTarget, Segment, Side, merged,
 from common.tables.timing import Timing
 
 APPLICATION_ID: Final = 1397771348
-"""Tells a store from the SQLite files of other programs ("SPLT")."""
+"""Distinguishes a store from the SQLite files of other programs ("SPLT")."""
 
 _FIRST_WITH_AN_ID = 3
 _TABLES = ("samples", "hours", "profiles", "segments", "about")
@@ -125,7 +125,7 @@ MIGRATIONS: Final = (
     CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT NOT NULL);
     """,
     # Segments belong to networks, which older rows do not name. Segments are written anew by each
-    # start of a cloud, and samples are told by plans' digests, so both stay of use. The index holds
+    # start of a cloud, and samples name plans by digest, so both stay of use. The index holds
     # all of a sample: the newest of one source and plan are many, and lie apart in the table.
     """
     PRAGMA application_id = 1397771348;
@@ -185,19 +185,19 @@ MOST_PROFILES: Final = 50_000
 PROFILE_COLUMNS: Final = tuple(LatencyRow.model_fields)
 
 _MOST_BYTES = 1 << 20
-"""Of one value or row that is read: a file may be anybody's."""
+"""Most bytes of one value or row that is read: a file may be anybody's."""
 _CACHE_KIB = 32 << 10
-"""Of pages while a table is made: samples of one plan lie between those of others."""
+"""Page cache while a table is made: samples of one plan lie between those of others."""
 
 _MAGIC = b"SQLite format 3\0"
 _STAGES = ("preprocess", "head", "encode", "decode", "tail", "postprocess")
 
 
 _Seen = tuple[Any, ...]
-"""When, in seconds since the epoch, and what each of `_STAGES` took, or None."""
+"""Time of a sample, in seconds since the epoch, and latency of each of `_STAGES`, or None."""
 
 _Times = NDArray[np.float64]
-"""(N, 2): when, in seconds since the epoch, and what one stage took, in ms."""
+"""(N, 2): time of a sample, in seconds since the epoch, and latency of one stage, in ms."""
 
 
 def read_tables(path: Path) -> list[LatencyRow]:
@@ -263,7 +263,7 @@ def is_ours(database: sqlite3.Connection) -> bool:
 
 
 def latency_rows(database: sqlite3.Connection) -> list[LatencyRow]:
-    """All rows of a store of this schema: what was put there, and what frames took."""
+    """All rows of a store of this schema: those put there, and those of served frames."""
     columns = ", ".join(PROFILE_COLUMNS)
     kept = database.execute(
         f"SELECT {columns} FROM profiles ORDER BY last_seen_s DESC LIMIT {MOST_PROFILES}"  # noqa: S608 - constants
@@ -273,7 +273,7 @@ def latency_rows(database: sqlite3.Connection) -> list[LatencyRow]:
 
 
 def schema_of(database: sqlite3.Connection) -> int:
-    """How many migrations a file has gone through."""
+    """Schema version of a file: the number of migrations that it has gone through."""
     (version,) = database.execute("PRAGMA user_version").fetchone()
     return int(version)
 
@@ -338,7 +338,7 @@ def newest_by_kind(
 
 
 def _served(database: sqlite3.Connection) -> list[LatencyRow]:
-    """Rows of what frames took: the newest samples of all plans that share a segment."""
+    """Rows of served frames: the newest samples of all plans that share a segment."""
     segments = _segments(database)
     taken: dict[tuple[RuntimeTarget, Segment], list[_Times]] = defaultdict(list)
     for side, place, plan, samples in _newest(database):
@@ -358,7 +358,7 @@ def _served(database: sqlite3.Connection) -> list[LatencyRow]:
 
 
 def _segments(database: sqlite3.Connection) -> dict[str, list[Segment]]:
-    """The segments of each plan that was ever known."""
+    """Segments of each plan in the store, by digest."""
     found: dict[str, list[Segment]] = defaultdict(list)
     rows = database.execute("SELECT plan, stage, side, network, segment, bits FROM segments")
     for plan, stage, side, network, name, bits in rows:

@@ -1,10 +1,10 @@
-"""Timing on a machine that is shared and noisy, and what may be said of the times.
+"""Timing on a machine that is shared and noisy, with confidence intervals.
 
     calls -> rounds of all calls, one after the other -> runs in ms -> Timing: median, p90, interval
 
 What is to be compared is interleaved, so that a slow spell hits all alike and caches are as cold as
-between frames. A median is told with the 95 % interval that its order statistics give, which takes
-no distribution for granted.
+between frames. A median comes with the 95 % interval that its order statistics give, which takes no
+distribution for granted.
 """
 
 import math
@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 Probe = Callable[[], Sequence[float]]
-"""Something that runs once and says what each of its stages took, in ms."""
+"""Callable that runs once and returns the latency of each of its stages, in ms."""
 
 _FEWEST_WITH_OUTLIERS = 8
 _FAR_OUT = 3.0
@@ -32,7 +32,7 @@ class Timing(NamedTuple):
         p90_ms: Their 90th percentile.
         n: How many count.
         low_ms: Lower end of the median's 95 % interval.
-        high_ms: Its upper end; infinite where nothing is known of it.
+        high_ms: Its upper end; infinite where there is no estimate of it.
         outliers: Runs that were left out.
     """
 
@@ -120,7 +120,7 @@ def interleave_until_tight(
     budget_s: float = math.inf,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Timing]:
-    """Time calls, one after the other in every round, until their medians are known well.
+    """Time calls, one after the other in every round, until their medians are precise.
 
     Arguments are those of `probe_until_tight`.
     """
@@ -146,7 +146,7 @@ def probe_until_tight(
     budget_s: float = math.inf,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[list[Timing]]:
-    """Run probes, one after the other in every round, until the times are known well.
+    """Run probes, one after the other in every round, until their medians are precise.
 
     Args:
         probes: Each gives as many times in every round.
@@ -214,7 +214,7 @@ def _round(probes: Sequence[Probe]) -> list[Sequence[float]]:
 
 
 def _summarised(rounds: Sequence[Sequence[Sequence[float]]]) -> list[list[Timing]]:
-    """Of rounds of probes of stages, a Timing by probe and stage."""
+    """Summarise rounds of probes of stages as a Timing per probe and stage."""
     return [
         [Timing.of_runs(runs) for runs in zip(*probed, strict=True)]
         for probed in zip(*rounds, strict=True)

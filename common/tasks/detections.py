@@ -1,4 +1,4 @@
-"""From the network's output maps to boxes: where a frame ends.
+"""Detections: from the network's output maps to boxes.
 
     maps -> decode_yolo -> Detections -> Result, COCO file, REST answer, drawing
 
@@ -57,7 +57,7 @@ class YoloHeadSpec(_Spec):
 
 
 class DetectorSpec(_Spec):
-    """What a detector's output maps mean; part of a bundle's manifest.
+    """Meaning of a detector's output maps; part of a bundle's manifest.
 
     Attributes:
         kind: The family that says how maps are decoded.
@@ -99,7 +99,7 @@ class DetectorSpec(_Spec):
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """What was found in one image, by falling score.
+    """Detections of one image, by falling score.
 
     Attributes:
         boxes: (N, 4) corners x1, y1, x2, y2 in pixels of the source image.
@@ -147,7 +147,7 @@ class Detections:
         ]
 
     def to_json(self, class_names: Sequence[str]) -> list[dict[str, Any]]:
-        """For a REST answer: `class_name`, `category_id`, `score` and `bbox` [x, y, w, h].
+        """Records of a REST answer: `class_name`, `category_id`, `score` and `bbox` [x, y, w, h].
 
         Raises:
             ModelError: If a class has no name.
@@ -178,9 +178,9 @@ class Detections:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How many detections two lists share, how many only the expected or only the found one has.
+    """Counts of detections that two lists share, or only the expected or the found one has.
 
-    Those of several images add up.
+    Counts of several images add up.
     """
 
     matched: int = 0
