@@ -1,12 +1,12 @@
-"""The cache: what a search worked out once, kept by what it was worked out from.
+"""The cache: results of the stages of a search, found by the digest of their inputs.
 
     folder/statistics-3f2a….npz      arrays of one stage, found by the digest of all its inputs and
                                      of the software that made it (software.py)
 
 A search that is killed takes up where it was, and one with another link or limit reuses whatever
 does not depend on them. An artefact is written under another name first and moved into place, so it
-is whole or not there; one that cannot be read is made again. Nothing is pickled. What was not used
-for the longest time goes when the folder grows over its limit.
+is whole or not there; one that cannot be read is made again. Nothing is pickled. Artefacts least
+recently used are removed when the folder grows over its limit.
 """
 
 import contextlib
@@ -74,7 +74,7 @@ class Cache:
     def arrays(
         self, stage: str, inputs: Sequence[Any], compute: Callable[[], Mapping[str, NDArray[Any]]]
     ) -> Arrays:
-        """Arrays by name.
+        """Arrays by name, from the cache or computed.
 
         Args:
             stage: What they are.
@@ -94,7 +94,7 @@ class Cache:
         return made
 
     def json(self, stage: str, inputs: Sequence[Any], compute: Callable[[], Any]) -> Any:
-        """Anything that JSON can hold; arguments as for `arrays`."""
+        """A JSON value, from the cache or computed; arguments as for `arrays`."""
         path = self._path(stage, inputs, compute, ".json")
         if path is not None:
             with contextlib.suppress(OSError, ValueError):
@@ -113,7 +113,7 @@ class Cache:
         return self._folder / f"{stage}-{key[:32]}{suffix}"
 
     def _keep(self, path: Path, data: bytes) -> None:
-        """A full disk costs the next search its time, not this one its result."""
+        """Write an artefact if it is within the limit; errors of the disk are ignored."""
         if len(data) > self._limit_bytes:
             return
         with contextlib.suppress(OSError):
@@ -131,7 +131,7 @@ class Cache:
 
 
 def _read(path: Path) -> bytes:
-    """An artefact, which counts as used now."""
+    """Read an artefact and mark it as used now."""
     data = path.read_bytes()
     with contextlib.suppress(OSError):  # in a folder that may only be read, nothing is evicted
         os.utime(path)
@@ -139,7 +139,7 @@ def _read(path: Path) -> bytes:
 
 
 def _evict(folder: Path, limit_bytes: int, newest: Path) -> None:
-    """Remove what was not used for the longest time until the rest is within the limit.
+    """Remove the artefacts least recently used until the rest is within the limit.
 
     Whatever is not named as an artefact stays, and is not counted. Another process may remove the
     same files meanwhile, or have one open, which it then reads to its end.
@@ -190,7 +190,7 @@ def digest(*parts: Any) -> str:
 
 
 def _feed(update: Callable[[bytes], None], value: Any) -> None:
-    """Every value with its kind and its length in front, so that no two sequences look alike."""
+    """Feed a value, its kind and length in front, so that no two sequences look alike."""
     if isinstance(value, np.ndarray):
         update(f"array {value.dtype.str} {value.shape} ".encode())
         update(np.ascontiguousarray(value).tobytes())

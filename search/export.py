@@ -73,7 +73,7 @@ def _write(
 ) -> Manifest:
     graph = networks.network.graph
     weights = SharedWeights.of(graph.nodes)
-    # By what they do: two heads, or two tails, may share a name.
+    # By digest: two heads, or two tails, may share a name.
     heads: dict[str, Head] = {}
     tails: dict[str, Tail] = {}
     names = _Names()
@@ -123,7 +123,7 @@ def _write(
 
 
 def _bits(networks: Heads, found: SearchResult) -> Bits:
-    """Bits of the convolutions of each plan's head, and of what they make."""
+    """Bits of the weights and outputs of the convolutions of each plan's head."""
     return {
         judged.candidate.name: {
             node.name: (network.convs[node.name].bits, network.grids[node.name].bits)
@@ -136,13 +136,13 @@ def _bits(networks: Heads, found: SearchResult) -> Bits:
 
 
 class _Names:
-    """Names of files: those that are wished for, told apart where two things share one."""
+    """Unique file names: the one wished for, plus a piece of the digest if it is taken."""
 
     def __init__(self) -> None:
         self._taken: dict[str, str] = {}
 
     def of(self, wished: str, key: str) -> str:
-        """The name of what has this digest."""
+        """Name of the artefact with this digest."""
         name = wished
         if self._taken.get(name, key) != key:
             name = f"{wished}-{key[:8]}"
@@ -151,7 +151,7 @@ class _Names:
 
 
 def _tail_digest(cut: Cut) -> str:
-    """Of what a tail computes: the network's own has no weights of its own."""
+    """Digest of a tail: its tensors, and its weights if these were adapted."""
     adapted = cut.tail if cut.adapted_to else ()
     return digest(cut.tensors, [(node.name, node.weight, node.bias) for node in adapted])
 

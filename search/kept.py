@@ -1,4 +1,4 @@
-"""A bundle that was made already is not searched for again, unless it would be another one now.
+"""Reuse of bundles: a search is skipped if it would make the bundle that is there already.
 
     request, pictures by content -+
     code and libraries -----------+-> search_key -> BUNDLE.key, beside the bundle
@@ -26,20 +26,20 @@ from search.request import Request
 from search.software import software_digest
 
 _ELSEWHERE = {"cache"}
-"""Fields of a request that change nothing about the bundle."""
+"""Fields of a request that the bundle does not depend on."""
 
 
 def search_unless_kept(
     request: Request, bundle: Path, reporter: Reporter, *, again: bool = False
 ) -> Manifest:
-    """The bundle of an earlier run, if the same search would make it now; else search.
+    """Reuse the bundle of an earlier run if the same search would make it now; else search.
 
     A search that is killed leaves its cache, and the bundle as it was.
 
     Args:
         request: What to search for.
-        bundle: The bundle's folder; `bundle.key` beside it holds what it was made for.
-        reporter: Says how far it is.
+        bundle: The bundle's folder; `bundle.key` beside it holds its key.
+        reporter: Reports progress.
         again: Whether to search in any case.
 
     Raises:
@@ -67,7 +67,7 @@ def search_unless_kept(
 
 
 def kept(request: Request, bundle: Path) -> Manifest | None:
-    """The manifest of a bundle that is whole and that the same search would make now."""
+    """Manifest of a bundle that is whole and that the same search would make now, or None."""
     try:
         key, _, digest_of_bundle = _key_file(bundle).read_text().strip().partition(" ")
         with Bundle.open(bundle) as opened:
@@ -78,7 +78,7 @@ def kept(request: Request, bundle: Path) -> Manifest | None:
 
 
 def keep(request: Request, bundle: Path) -> None:
-    """Note what a bundle was made for, so that it is kept.
+    """Write the key of a bundle, so that it is reused.
 
     Raises:
         BundleError: If it is no bundle.
@@ -94,12 +94,12 @@ def search_key(request: Request) -> str:
         if field.name not in _ELSEWHERE
     }
     if request.tables is not None:
-        values["tables"] = read_tables(request.tables)  # a store's bytes change with nothing said
+        values["tables"] = read_tables(request.tables)  # a store's bytes may change, its rows not
     return digest(values, software_digest(), timing_place())
 
 
 def _content(value: object) -> object:
-    """What a field says: of paths what they lead to, whatever they are called."""
+    """Content of a field: its value, or the digests of the file or pictures at a path."""
     if not isinstance(value, Path):
         return value
     if value.is_dir():

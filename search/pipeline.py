@@ -1,6 +1,6 @@
 """The search: from a trained network and a set of limits to a bundle of plans.
 
-    prepare (prepare.py) -> 8-bit network -> cuts -> ranking (rank.py) -> bundle
+    prepare (prepare.py) -> 8-bit network -> cuts -> ranking (search_run.py) -> bundle
 
 Plans are judged on pictures that nothing was fitted to (held_out.py): those of an evaluation
 folder, or else a part of the calibration pictures. Every stage reports its progress.
@@ -63,7 +63,7 @@ def search(request: Request, out: Path, reporter: Reporter) -> tuple[Manifest, S
 
 
 def _divide(request: Request, frames: Frames) -> Division:
-    """Which calibration pictures fit and which judge, before anything is fitted."""
+    """Divide the calibration pictures into fitting and judging ones, before any fitting."""
     refined = request.refined_cuts and request.strategy == "splitpoint"
     if request.evaluation is None:
         least = MIN_FRAMES if refined else MIN_IMAGES
@@ -74,7 +74,7 @@ def _divide(request: Request, frames: Frames) -> Division:
 
 
 def _check(request: Request) -> None:
-    """Options that contradict each other, before anything is read."""
+    """Refuse options that contradict each other, before anything is read."""
     if request.annotations is not None and request.evaluation is None:
         raise SettingsError("--annotations needs --evaluation, the folder of the annotated images")
     if request.strategy == "cloud-only" and request.no_raw_image:

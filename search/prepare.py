@@ -1,9 +1,9 @@
-"""Preparation: what every stage of the search starts from.
+"""Preparation: the inputs of every stage of the search.
 
     model -> graph -> calibration images (some held out) -> statistics
 
-Each stage can be run on its own (`splitpoint profile`, `allocate`, `quantize`); what another one
-has worked out before is found in the cache.
+Each stage can be run on its own (`splitpoint profile`, `allocate`, `quantize`); the results
+of earlier ones come from the cache.
 """
 
 from collections.abc import Callable
@@ -35,7 +35,7 @@ _SENSITIVITY_FRAMES = 16
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A network that was seen on calibration images.
+    """A network with its statistics on calibration images.
 
     Attributes:
         graph: The network, optimised.
@@ -43,7 +43,7 @@ class Prepared:
         weights_sha256: Digest of the weights file.
         calibration: The images that everything is fitted to, each once.
         statistics: Distributions of its tensors on them.
-        cache: Where what is worked out is kept.
+        cache: For the results of stages.
         origin: Digest of the graph and the images that it was fitted to.
         held_out: Calibration images that were set aside to judge; None if all of them fit.
     """
@@ -64,7 +64,7 @@ class Prepared:
 
     @property
     def network(self) -> str:
-        """Digest of the network, which latency tables know it by."""
+        """Digest of the network, as in latency tables."""
         return network_digest(self.weights_sha256, self.detector)
 
     def judging(self, evaluation: Path | None, reporter: Reporter, max_images: int) -> Judging:
@@ -72,7 +72,7 @@ class Prepared:
 
         Args:
             evaluation: The folder; None only if images were held out.
-            reporter: Says how far it is.
+            reporter: Reports progress.
             max_images: Pictures used at the most.
 
         Raises:
@@ -87,7 +87,7 @@ class Prepared:
         return Judging(frames, "evaluation", in_both(frames, self.calibration))
 
     def rounder(self, how: Recipe = DEFAULT, *, reduced_range: bool | None = None) -> Rounder:
-        """Quantizes the network by a recipe.
+        """Make a `Rounder` that quantizes the network by a recipe.
 
         Args:
             how: The recipe.
@@ -140,7 +140,7 @@ def prepare(
         model: Name in the zoo.
         calibration: Folder of images.
         cache: For the statistics.
-        reporter: Says how far it is.
+        reporter: Reports progress.
         weights: A weights file, if not the cached one.
         max_images: Images used at the most.
         equalised: Whether channels are rescaled between convolutions first.
@@ -179,7 +179,7 @@ def prepare(
 
 
 def detector_of(module: DarknetModule) -> DetectorSpec:
-    """How the maps of a zoo model become boxes."""
+    """Specification of a zoo model as a detector: its input, heads and classes."""
     height, width = module.input_size
     return DetectorSpec(
         kind="yolov3",

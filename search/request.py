@@ -1,4 +1,4 @@
-"""What a search is asked, and what it found: the two ends of the pipeline."""
+"""Request and result of a search: the two ends of the pipeline."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from search.wire.rate_curve import RatePoint
 
 @dataclass(frozen=True)
 class Request:
-    """What to search for.
+    """Settings of a search.
 
     Attributes:
         model: Name in the zoo.
@@ -28,7 +28,7 @@ class Request:
         annotations: COCO instances file of the evaluation images; without, accuracy is agreement
             with the floating-point network.
         edge_memory_bytes: Limit on weights + peak activations of the head.
-        strategy: Who chooses: "splitpoint", or a baseline of search/strategies.
+        strategy: "splitpoint", or a baseline of search/strategies.
         quantizer: Name of the recipe by which layers of few bits are quantized; None for the usual
             one of the strategy.
         max_drop: Largest loss of accuracy, in points of the accuracy's metric, that a plan may have
@@ -44,7 +44,7 @@ class Request:
         context_steps: Steps of fitting context models to a cut; half as many to each format.
         tables: Latency tables of devices and of the cloud; without, all times are this machine's,
             multiplied by the device's slowdown.
-        cache: Folder for what is worked out on the way, so that it need not be again.
+        cache: Folder for the results of stages, which later searches reuse.
         software_version: Written into the bundle.
     """
 
@@ -75,10 +75,10 @@ class Request:
 
 @dataclass(frozen=True, eq=False)
 class SearchResult:
-    """What a search learnt.
+    """Result of a search.
 
     Attributes:
-        request: What was asked.
+        request: The request.
         metric: What accuracies are measured in.
         reference_accuracy: Of the floating-point network.
         cuts: How many the network has.

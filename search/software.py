@@ -1,11 +1,11 @@
-"""The software that makes a result, as digests: a result of other software is another result.
+"""Digests of the software that makes a result: other software makes another result.
 
     search/ and common/, all of their sources -+
     versions of libraries and of Python --------+-> software_digest()
     the function that computes a stage -------------> function_digest()
 
-Which modules a stage depends on is not worked out: what it calls may reach it as an argument, and
-a module too few would serve a stale result. So any edit of the two packages makes every result
+The modules that a stage depends on are not determined: what it calls may reach it as an argument,
+and a module too few would serve a stale result. So any edit of the two packages makes every result
 again, which costs developers time and users of one version nothing.
 """
 
@@ -52,7 +52,7 @@ def code_digest(root: Path) -> str:
 
 
 def library_versions() -> Iterator[str]:
-    """What a result may depend on beside our code, as "NAME VERSION"."""
+    """Versions of libraries and of Python that a result may depend on, as "NAME VERSION"."""
     for name in _LIBRARIES:
         try:
             yield f"{name} {metadata.version(name)}"

@@ -112,7 +112,7 @@ def candidate_ranks(table: Table, widths: tuple[int, ...] = WIDTHS) -> list[int]
 def below_uniform(
     configurations: Sequence[Configuration], table: Table, bits: int = 2
 ) -> list[Configuration]:
-    """Those with less error than the whole network at `bits`: only they are worth simulating."""
+    """Configurations of less error than the whole network at `bits`: no others need simulating."""
     limit = uniform_error(table, bits)
     return [configuration for configuration in configurations if configuration.error < limit]
 

@@ -37,13 +37,13 @@ from search.allocate.problem import (
 )
 
 RELATIVE_GAP = 1e-6
-"""How far from the optimum a solution may be, unless time runs out."""
+"""Largest relative distance of a solution from the optimum, unless time runs out."""
 _USUAL_ROW = 1e2
-"""Of the memory of the largest tensor, and of the time limit."""
+"""Size to which the memory of the largest tensor, and the time limit, are scaled."""
 _TOLERANCE = 1e-5
-"""Of a sum in such a row: several times that of HiGHS."""
+"""Tolerance of a sum in such a row: several times that of HiGHS."""
 _USUAL_COST = 1e3
-"""Of the best known solution, so that HiGHS' absolute gap of 1e-6 never ends a search."""
+"""Scaled cost of the best known solution: HiGHS' absolute gap of 1e-6 never ends a search."""
 
 
 def solve_exact(problem: Problem, *, time_limit_s: float = 10.0) -> Allocation:
@@ -98,7 +98,7 @@ class _Program:
     def minimise(
         self, costs: Sequence[Sequence[float]], scale: float, time_limit_s: float
     ) -> Allocation | None:
-        """The allocation of least cost, if one was found; `scale` is about what it costs."""
+        """The allocation of least cost, if one was found; `scale` is its approximate cost."""
         columns = len(self._owner)
         objective = np.append(_flat(costs) * (_USUAL_COST / scale if scale > 0 else 1.0), 0.0)
         with _without_stdout():
@@ -171,7 +171,7 @@ class _Program:
 
 
 def _why_nothing(problem: Problem, time_limit_s: float) -> str:
-    """Memory and time can each be kept, but not together: how much time the memory needs."""
+    """Error message: the least edge time of widths that fit in memory, or a solver timeout."""
     timeless = _Program(replace(problem, time_limit_ms=None))
     times = [[c.time_ms(i) for i in range(len(c.widths))] for c in timeless.choices]
     fastest = timeless.minimise(times, problem.time_limit_ms or 1.0, time_limit_s)
@@ -182,7 +182,7 @@ def _why_nothing(problem: Problem, time_limit_s: float) -> str:
 
 @contextmanager
 def _without_stdout() -> Iterator[None]:
-    """Keep off the output what HiGHS 1.12 prints by mistake (ERGO-Code/HiGHS, issue 2783)."""
+    """Suppress what HiGHS 1.12 prints by mistake (ERGO-Code/HiGHS, issue 2783)."""
     output = os.dup(1)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)

@@ -1,8 +1,8 @@
 """Allocation under one memory limit by a Lagrange multiplier, as the original Auto-Split does it.
 
 Minimise the sum of D_i(b_i) subject to the sum of s_i b_i <= limit: for a multiplier, each tensor
-takes on its own the width of least D_i(b) + multiplier * s_i b. What comes out lies on the lower
-convex hull of error over memory: nothing has less error in as many bits, but solutions between two
+takes on its own the width of least D_i(b) + multiplier * s_i b. The result lies on the lower convex
+hull of error over memory: nothing has less error in as many bits, but solutions between two
 corners of the hull are never found. `exact` finds those.
 
 Y. Shoham and A. Gersho, "Efficient bit allocation for an arbitrary set of quantizers", IEEE
@@ -27,7 +27,7 @@ from search.allocate.problem import (
 )
 
 STEPS = 15
-"""Of the walk through the bracket."""
+"""Number of steps of the walk through the bracket."""
 
 
 def lagrangian(choices: Sequence[TensorChoice], limit_bits: float) -> tuple[int, ...]:
@@ -75,7 +75,7 @@ def multiplier(choices: Sequence[TensorChoice], limit_bits: float) -> float:
 
 
 def lagrangian_problem(problem: Problem) -> Allocation:
-    """Weights and activations one after the other, as the original does.
+    """Allocate activations, then weights, as the original does.
 
     For each average width, activations get that average over their *sum*, weights what their peak
     leaves, then activations are raised where it is free. Of the averages the best counts; so does
@@ -125,7 +125,7 @@ def _one_after_the_other(problem: Problem, limit_bits: int) -> Allocation:
 
 
 class _Table:
-    """The choices as arrays (choices, widths); what a choice lacks has an infinite error."""
+    """The choices as arrays (choices, widths); missing widths have an infinite error."""
 
     def __init__(self, choices: Sequence[TensorChoice]) -> None:
         most = max((len(choice.widths) for choice in choices), default=1)

@@ -25,7 +25,7 @@ from search.quantization.weights import CLIPS, round_nearest, scale_of
 from search.quantization.widths import WIDTHS
 
 Solver = Callable[[Problem], Mapping[str, int]]
-"""From a problem to the widths of its weights, by name."""
+"""Function from a problem to the widths of its weights, by name."""
 
 
 def exact(problem: Problem) -> Mapping[str, int]:
@@ -34,16 +34,16 @@ def exact(problem: Problem) -> Mapping[str, int]:
 
 
 def relaxed(problem: Problem) -> Mapping[str, int]:
-    """What a Lagrange multiplier finds, as the original does."""
+    """Widths found by a Lagrange multiplier, as in the original Auto-Split."""
     chosen = lagrangian(problem.weights, problem.memory_bits or 0)
     return {choice.name: bits for choice, bits in zip(problem.weights, chosen, strict=True)}
 
 
 class LowBitAllocator:
-    """Makes heads fit.
+    """Allocator of weight widths with which heads fit into memory.
 
     Args:
-        heads: Where the networks are known.
+        heads: Integer networks by cut; narrowed ones are added.
         errors: Of each convolution's weights, at every width.
         memory_bytes: Limit on weights and peak activations.
         rounder: Rounds the weights together.
@@ -153,5 +153,5 @@ class LowBitAllocator:
 
 
 def _context_bytes(network: QuantizedGraph, cut: Cut) -> int:
-    """About what the context models of a cut's tensors take on the edge."""
+    """Estimated edge memory of the context models of a cut's tensors."""
     return sum(6 * network.graph[name].shape[0] ** 2 + 8192 for name in cut.tensors)

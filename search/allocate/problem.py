@@ -1,8 +1,9 @@
 """The allocation problem: a width for every weight and activation of the head, within limits.
 
-It knows nothing of networks: a `TensorChoice` is a tensor with an error at each width, a `Problem`
-is a set of them with the limits that they share. Weights stay in memory for good; an activation
-counts only while it is alive, so what the activations need is the peak over the steps of execution.
+It does not depend on networks: a `TensorChoice` is a tensor with an error at each width, a
+`Problem` is a set of them with the limits that they share. Weights stay in memory for good; an
+activation counts only while it is alive, so the memory of the activations is their peak over the
+steps of execution.
 
     weights at their widths  +  peak of live activations  +  overhead  <=  memory
 
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from common.errors import NoFeasiblePlanError, SettingsError
 
 _TIME_SLACK = 1e-6
-"""Times are sums of measurements: a limit is kept to this relative precision."""
+"""Relative tolerance of the time limit: times are sums of measurements."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ class Allocation:
 def evaluate(
     problem: Problem, weights: Mapping[str, int], activations: Mapping[str, int]
 ) -> Allocation:
-    """What widths (bits per element, by name) cost, whether they satisfy the limits or not."""
+    """Compute error, memory and time of widths (bits per element, by name), feasible or not."""
     chosen = [(choice, choice.widths.index(weights[choice.name])) for choice in problem.weights]
     memory = sum(choice.bits(index) for choice, index in chosen)
     held = [(c, c.widths.index(activations[c.name])) for c in problem.activations]
@@ -143,7 +144,7 @@ def evaluate(
 
 
 def select(problem: Problem, index_of: Callable[[TensorChoice], int]) -> Allocation:
-    """The allocation that takes of each choice the width of the index that a rule gives."""
+    """Allocation that takes, for each choice, the width whose index `index_of` returns."""
     return evaluate(
         problem,
         {choice.name: choice.widths[index_of(choice)] for choice in problem.weights},
@@ -208,7 +209,7 @@ def check_limits(problem: Problem) -> None:
     """Make sure that memory alone, and time alone, can be kept.
 
     Raises:
-        NoFeasiblePlanError: Which limits cannot be kept, by how much, and which tensor is largest.
+        NoFeasiblePlanError: With the limits that cannot be kept, the excess and the largest tensor.
     """
     excesses = [too_large(*row) for row in _exceeded(problem, narrowest(problem))]
     fastest = select(
@@ -223,7 +224,7 @@ def check_limits(problem: Problem) -> None:
 def too_large(
     what: str, needed_bits: int, limit_bits: float, choices: Sequence[TensorChoice]
 ) -> str:
-    """One line: what the narrowest widths need, what there is, and the cheapest way out."""
+    """One-line message: bytes needed at the narrowest widths, the limit, and the bytes missing."""
     needed, limit = math.ceil(needed_bits / 8), math.floor(limit_bits / 8)
     text = f"{what}: {needed:,} bytes at the narrowest widths, limit {limit:,}"
     if choices:
@@ -233,7 +234,7 @@ def too_large(
 
 
 def too_slow(least_ms: float, limit_ms: float, given: str = "") -> str:
-    """One line: the least time, the limit, and the cheapest way out."""
+    """One-line message: the least time, the limit, and the time missing."""
     return (
         f"edge time: {least_ms:.3f} ms at the fastest widths{given}, limit {limit_ms:.3f}: "
         f"allow {least_ms - limit_ms:.3f} ms more"
@@ -243,7 +244,7 @@ def too_slow(least_ms: float, limit_ms: float, given: str = "") -> str:
 def _exceeded(
     problem: Problem, allocation: Allocation
 ) -> list[tuple[str, int, int, Sequence[TensorChoice]]]:
-    """The memory limits not kept: what needs memory, how much, the limit, and the tensors in it."""
+    """Memory limits exceeded, each as (subject, bits needed, limit, its tensors)."""
     weights, peak = allocation.weight_bits, allocation.peak_bits
     total = weights + peak + problem.overhead_bits
     alive = [problem.activations[index] for index in {i for step in problem.live for i in step}]

@@ -1,4 +1,4 @@
-"""What Auto-Split knows of a network: its layers, and the error of each at every width.
+"""Auto-Split's input: the layers of a network, and the error of each at every width.
 
 The error of a layer at b bits is the squared error of a linear quantizer, summed over its weights
 (or its output) and divided by the elements of all weights (or outputs) of the network. Errors of
@@ -70,7 +70,7 @@ class Table:
 
     @property
     def image_bits(self) -> int:
-        """The raw image: the upload that a cut must beat."""
+        """Bits of the raw image, the upload that a cut must beat."""
         return IMAGE_WIDTH * self.image_elements
 
     @cached_property

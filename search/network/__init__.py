@@ -1,1 +1,1 @@
-"""The network: a graph of operators, where it comes from, what runs it, where it may be cut."""
+"""The network: its graph, importer, optimisation passes, execution, cuts and losses."""

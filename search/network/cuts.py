@@ -40,12 +40,12 @@ class Cut:
 
     @property
     def label(self) -> str:
-        """Its name, and the widths of its head where these are not 8 bits."""
+        """Name of the cut, and the widths of its head where these are not 8 bits."""
         return f"{self.name} {self.widths}" if self.widths else self.name
 
     @property
     def kind(self) -> str:
-        """As `common.bundle.manifest.Plan.kind`."""
+        """Kind of the plan: "cloud-only", "split" or "edge-only"."""
         if not self.head:
             return "cloud-only"
         return "split" if self.tail else "edge-only"
@@ -90,7 +90,7 @@ def enumerate_cuts(graph: Graph, *, max_tensors: int = 4) -> list[Cut]:
 
 
 def undominated(graph: Graph, cuts: Sequence[Cut]) -> list[Cut]:
-    """Without cuts that send what the cloud can make for nothing from what another one sends.
+    """Drop cuts whose tensors the cloud can derive from another cut's without multiplications.
 
     Pooling, upsampling, slices and joins cost no multiplications. So of heads with the same
     convolutions one that holds more of these, and sends no fewer elements for it, spends time and

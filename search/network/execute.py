@@ -1,4 +1,4 @@
-"""Running a graph in torch, whole or in parts: the reference that everything else is held against.
+"""Running a graph in torch, whole or in parts: the reference that all else is compared with.
 
 A head and a tail run the same kernels on the same values as the whole network, so putting them
 together gives the whole network's outputs exactly.
@@ -7,7 +7,7 @@ together gives the whole network's outputs exactly.
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name that every torch user knows
+import torch.nn.functional as F  # noqa: N812 - torch's usual alias
 
 from common.errors import ModelError
 from search.network.graph import Activation, Graph, Node

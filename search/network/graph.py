@@ -108,7 +108,7 @@ class Graph:
 
     @cached_property
     def consumers(self) -> dict[str, tuple[str, ...]]:
-        """For each tensor, the nodes that read it, in topological order."""
+        """Names of the nodes that read each tensor, in topological order."""
         readers: dict[str, list[str]] = {node.name: [] for node in self.nodes}
         for node in self.nodes:
             for name in dict.fromkeys(node.inputs):
@@ -145,7 +145,7 @@ class Graph:
         return peak
 
     def renamed(self) -> "Graph":
-        """The same graph with nodes named by operator and rank; the input is "image"."""
+        """Return a copy with nodes named by operator and rank; the input is "image"."""
         names = {
             node.name: f"{node.op}_{rank - 1}" if node.op != "input" else IMAGE
             for rank, node in enumerate(self.nodes)

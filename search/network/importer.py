@@ -1,7 +1,7 @@
-"""From a torch module to the graph, by `torch.export`.
+"""Import of a torch module into the graph, by `torch.export`.
 
-`torch.export` traces the module into ATen operators with static shapes; each known operator becomes
-one node. An operator that is not known is refused by name: nothing is dropped in silence.
+`torch.export` traces the module into ATen operators with static shapes; each supported operator
+becomes one node. Any other operator is refused by name: nothing is dropped in silence.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ def import_module(module: torch.nn.Module, input_size: tuple[int, int]) -> Graph
 
     Raises:
         ModelError: If the module cannot be exported or holds an operator that the graph does not
-            know.
+            support.
     """
     if module.training:
         raise ModelError("the module is in training mode: call .eval() first")
@@ -55,7 +55,7 @@ def import_module(module: torch.nn.Module, input_size: tuple[int, int]) -> Graph
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what torch logs and prints of a failure, which is in the error that it raises."""
+    """Suppress torch's logs and output on a failure; the error that it raises has them."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

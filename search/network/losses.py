@@ -8,12 +8,12 @@ the teacher saw there; for other networks, the squared error of the maps in unit
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name that every torch user knows
+import torch.nn.functional as F  # noqa: N812 - torch's usual alias
 
 from common.tasks.detections import DetectorSpec, YoloHeadSpec
 
 Loss = Callable[[Sequence[torch.Tensor], Sequence[torch.Tensor]], torch.Tensor]
-"""Of one network's maps, (N, C, H, W) each, against another's; a scalar, per image."""
+"""Loss of one network's maps, (N, C, H, W) each, against another's; a scalar, per image."""
 
 # On YOLOv3-tiny at 6 KB, 5 against 1 brings one point of agreement (AP) with the teacher.
 _BOX_WEIGHT = 5.0

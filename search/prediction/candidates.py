@@ -3,8 +3,8 @@
     latency = preprocess + head + encode + bytes / uplink + rtt + decode + tail + postprocess
 
 Head and tail times come from a latency source, bytes and coding times from coding calibration
-images. What was learned of a segment where it is served is taken as it is; other work is multiplied
-by the slowdown of its side (devices.py). Edge-only sends nothing before it answers.
+images. Segments with a row in a latency table take its median; other times are multiplied by the
+slowdown of their side (devices.py). Edge-only sends nothing before it answers.
 """
 
 import hashlib
@@ -24,11 +24,11 @@ from search.prediction.cut_times import CutTimes
 from search.prediction.devices import DeviceProfile, SpeedModel
 from search.prediction.table_calibration import Coding, TableCalibration
 
-# What a frame takes on the wire beside its payloads: message fields, gRPC and HTTP/2 framing.
+# Bytes of a frame on the wire beside its payloads: message fields, gRPC and HTTP/2 framing.
 FRAME_OVERHEAD_BYTES = 100
 _DIGITS = 8
 _FASTER = 32.0
-"""How much faster than asked for a link may turn out, and still have its plan in the bundle."""
+"""Factor over the link asked for up to which the bundle holds the best plans."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +45,8 @@ class Candidate:
         weight_bytes: Edge memory for weights.
         activation_bytes: Edge memory for activations, at their peak.
         contexts: One model per wire tensor if the codec is the context coder.
-        contexts_after: The same for frames of a sequence.
-        label: Of the wire format, where its width does not tell it from others.
+        contexts_after: One model per wire tensor for frames of a sequence.
+        label: Of the wire format, where its width alone is ambiguous.
     """
 
     cut: Cut
@@ -63,7 +63,7 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """For people; two candidates may share one until `named_apart` tells them apart."""
+        """Display name; two candidates may share one until `named_apart` makes them unique."""
         if self.codec is None:
             return " ".join(filter(None, ("edge-only", self.cut.widths, self.label)))
         if not self.cut.head:
@@ -78,7 +78,7 @@ class Candidate:
 
     @cached_property
     def codecs(self) -> list[Codec]:
-        """One per wire tensor."""
+        """Codecs, one per wire tensor."""
         if self.codec is None:
             return []
         none = (None,) * len(self.wire)
@@ -87,7 +87,7 @@ class Candidate:
 
     @cached_property
     def named_wire(self) -> tuple[WireTensor, ...]:
-        """The wire as a plan has it: with the files of its context models."""
+        """Wire tensors as a plan has them: with the files of their context models."""
         named = list(self.wire)
         for field, models in (("context", self.contexts), ("context_after", self.contexts_after)):
             for index, model in enumerate(models):
@@ -97,7 +97,7 @@ class Candidate:
 
     @cached_property
     def coding(self) -> str:
-        """What its coding is called in latency tables; see `common.tables.rows.wire_of`."""
+        """Name of its coding in latency tables; see `common.tables.rows.wire_of`."""
         return wire_of(self.cut.name, self.codec, wire_digest(self.named_wire, self.codec))
 
 
@@ -108,14 +108,14 @@ def context_file(model: ContextModel) -> str:
 
 @dataclass(frozen=True)
 class CostModel:
-    """What a prediction depends on beside the plan: times in ms on this machine, link, device.
+    """Inputs of a prediction that all plans share: link, device, times, latency tables.
 
     Attributes:
         link: Between edge and cloud.
         device: The edge.
         preprocess_ms: Letterboxing an image on this machine.
         postprocess_ms: Making boxes of maps on this machine.
-        learned: What latency tables say of the device and of the cloud, if there are any.
+        learned: Calibration of device and cloud by latency tables, if there are any.
     """
 
     link: Link
@@ -126,21 +126,21 @@ class CostModel:
 
     @property
     def edge(self) -> SpeedModel:
-        """How long work takes on the device."""
+        """Speed model of the device."""
         return SpeedModel(self.device.slowdown) if self.learned is None else self.learned.edge.pace
 
     @property
     def cloud(self) -> SpeedModel:
-        """How long work takes in the cloud."""
+        """Speed model of the cloud."""
         return SpeedModel() if self.learned is None else self.learned.cloud.pace
 
 
 @dataclass(frozen=True)
 class OwnCosts:
-    """What one plan takes on this machine, and what it sends.
+    """Times of one plan on this machine, its bytes on the wire, its edge memory.
 
     Attributes:
-        coding: What its coding is called in latency tables; see `common.tables.rows.wire_of`.
+        coding: Name of its coding in latency tables; see `common.tables.rows.wire_of`.
         cut: Names of the tensors that travel, joined by "+".
         codec: What codes them; None for edge-only.
         head_ms: Of its head.
@@ -167,16 +167,16 @@ class RankedCandidate:
     """A candidate with its prediction.
 
     Attributes:
-        candidate: What was judged.
+        candidate: The candidate.
         latency_ms: Predicted.
         times: Of its cut.
         accuracy: None while it was not measured.
         judged_on: Images that the accuracy was measured on.
-        uplink_ms: Of the latency, what its bytes take.
+        uplink_ms: The part of the latency in which its bytes are sent.
         most_lost: Upper end of the one-sided interval of the lost accuracy, in points; infinite
-            while it is not known.
-        digest: Of what it finds and how it is coded, by which it is told from candidates of other
-            searches; empty if nothing was measured.
+            until it is measured.
+        digest: Digest of all that decides its detections and of what it sends, which
+            distinguishes it from candidates of other searches; empty if nothing was measured.
     """
 
     candidate: Candidate
@@ -190,11 +190,11 @@ class RankedCandidate:
 
     @property
     def axes(self) -> tuple[float, float, float, float]:
-        """What a plan should have little of: latency, bytes, edge memory, lost accuracy.
+        """Objectives to minimise: latency, bytes, edge memory, negated accuracy.
 
-        The latency is that over a link many times as fast as was asked for. Over slower ones bytes
-        only add to it: who has less of both is faster over all of them, and the edge chooses anew
-        when its link changes.
+        The latency is that over a link `_FASTER` times as fast as the one asked for. Over slower
+        links bytes only add to it: a plan with less of both is faster over all of them, and the
+        edge chooses anew when its link changes.
         """
         fast_ms = self.latency_ms - self.uplink_ms * (1 - 1 / _FASTER)
         sent = 0.0 if self.candidate.codec is None else self.candidate.payload_bytes
@@ -222,7 +222,7 @@ def predict(candidate: Candidate, times: CutTimes, world: CostModel) -> Predicti
 
 
 def predicted(costs: OwnCosts, world: CostModel) -> Prediction:
-    """As `predict`, of any plan whose costs are known."""
+    """Latency by stage from a plan's own costs; accuracy is left at zero."""
     edge, cloud = world.edge, world.cloud
     codec, edge_only = "" if costs.codec is None else costs.codec.name, costs.codec is None
     stages = {
@@ -248,7 +248,7 @@ def predicted(costs: OwnCosts, world: CostModel) -> Prediction:
 
 
 def with_coding(world: CostModel, candidates: Iterable[Candidate]) -> CostModel:
-    """The world with what tables say of codecs, compared with candidates that they name."""
+    """Return `world` with slowdowns of codecs, from tables and the candidates that they cover."""
     if world.learned is None:
         return world
     coded = []
@@ -283,9 +283,10 @@ def shortlist(
 ) -> list[Candidate]:
     """The candidates whose accuracy is worth measuring.
 
-    Accuracy is the dear part of a search. A narrower wire format of the same cut is faster and less
-    accurate, so for every width the fastest few are kept, at the link asked for and at a quarter
-    and four times of its bandwidth. All ways of leaving the split out are kept.
+    Accuracy is the most expensive measurement of a search. A narrower wire format of the same cut
+    is faster and less accurate, so for every width the fastest few are kept, at the link asked for
+    and at a quarter and four times of its bandwidth. All cloud-only and edge-only candidates are
+    kept.
     """
     keep = [c for c in candidates if c.cut.kind != "split"]
     for factor in (1.0, 0.25, 4.0):
@@ -305,7 +306,7 @@ def shortlist(
 def named_apart(
     candidates: Sequence[Candidate], digests: Mapping[Candidate, str]
 ) -> list[Candidate]:
-    """The candidates, those of one name with a piece of their digests behind their labels.
+    """Return the candidates, equal names made unique by a piece of each digest.
 
     Args:
         candidates: All different.
@@ -324,7 +325,7 @@ def _labelled(candidate: Candidate, suffix: str) -> Candidate:
 
 
 def pareto(judged: Sequence[RankedCandidate]) -> list[RankedCandidate]:
-    """Those that no other one beats or equals on every axis."""
+    """The Pareto front: candidates that no other one beats or equals on every axis."""
     front: list[RankedCandidate] = []
     for each in sorted(judged, key=lambda j: j.axes):
         if not any(_dominates(other, each) for other in front):

@@ -1,4 +1,4 @@
-"""Times of cuts: what every prediction of latency starts from."""
+"""Times of cuts: the base of every prediction of latency."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class CutTimes:
 
 
 class LatencySource(Protocol):
-    """Where the search's latency table comes from."""
+    """Source of the times of cuts."""
 
     def times(
         self, cuts: Sequence[Cut], progress: Callable[[int, int], None]

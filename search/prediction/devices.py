@@ -2,7 +2,7 @@
 
 Times are measured here and multiplied by `slowdown`. A profile with a slowdown stands for a share
 of one of this machine's cores (a CPU quota), not for another architecture: measure on the device
-itself where that matters (learned.py).
+itself where that matters (table_calibration.py).
 
     own time x pace of the device or of the cloud -> time there
 """
@@ -31,12 +31,12 @@ class DeviceProfile:
 
 @dataclass(frozen=True)
 class SpeedModel:
-    """How long work takes somewhere, given how long it takes on this machine.
+    """Speed of a device or of the cloud, relative to this machine.
 
     Attributes:
-        slowdown: Time there over time here, of work that nothing more is known of.
-        known_ms: What was measured there, by segment; see `common.tables.rows.segments`.
-        coding: Slowdown of coding by name of the codec, where it is known.
+        slowdown: Time there over time here, unless one of the others applies.
+        known_ms: Times measured there, by segment; see `common.tables.rows.segments`.
+        coding: Slowdown of coding, by name of the codec.
     """
 
     slowdown: float = 1.0

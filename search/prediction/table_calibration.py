@@ -1,19 +1,18 @@
-"""What latency tables teach the search: how fast an edge and a cloud are against this machine.
+"""Calibration of predictions by latency tables: speeds of an edge and a cloud.
 
     rows of the device --best row of each segment--> its own time, taken as it is
     "head to CUT" rows / own times of the same cuts --weighted median--> slowdown of all else
     "tail from CUT" rows likewise for the cloud; "encode" and "decode" rows by codec
 
 Rows of other networks, by their digest, are left out first. The search times every cut on this
-machine. A table tells of a few segments what they take where
-they are served; a segment that a table knows is predicted with the table's median, and any other
-with its own time here multiplied by the slowdown of that side. Ratios are pooled as logarithms,
-so that twice as slow and twice as fast cancel out.
+machine. A table has observed latencies of a few segments where they are served; such a segment is
+predicted with the table's median, and any other with its own time here multiplied by the slowdown
+of that side. Ratios are pooled as logarithms, so that twice as slow and twice as fast cancel out.
 
-Of several rows of a segment one is believed: what was served (`ENOUGH` frames or more) before
-what was profiled, that before fewer served frames, these before a simulation; then weights of
-8 bits, as the cuts are timed with; then the newest. Heads of other widths run in the same 8-bit
-containers and teach as much, but a simulated one may not: no width is claimed to be faster.
+Of several rows of a segment one is used: served frames (`ENOUGH` or more) before a profile, that
+before fewer served frames, these before a simulation; then weights of 8 bits, as the cuts are
+timed with; then the newest. Heads of other widths run in the same 8-bit containers and count as
+much, but simulated ones are left out: no width is claimed to be faster.
 """
 
 import math
@@ -46,14 +45,14 @@ class Coding:
 
 @dataclass(frozen=True)
 class SideCalibration:
-    """What tables say of one side.
+    """Calibration of one side, edge or cloud.
 
     Attributes:
-        pace: What follows from it.
-        rows: The row believed of each segment.
-        paired: Segments whose own time is known, so that they tell a ratio.
-        low: Slowdown that a quarter of the ratios are below.
-        high: Slowdown that a quarter of them are above.
+        pace: The speed model that follows from the rows.
+        rows: The row used of each segment.
+        paired: Number of segments with a time on this machine too, and so with a ratio.
+        low: Lower quartile of the slowdown.
+        high: Upper quartile of the slowdown.
     """
 
     pace: SpeedModel
@@ -63,19 +62,19 @@ class SideCalibration:
     high: float = 1.0
 
     def sources(self) -> Counter[str]:
-        """How many segments are served, profiled and simulated."""
+        """Number of segments by source: served, profiled, simulated."""
         return Counter(row.source for row in self.rows.values())
 
 
 @dataclass(frozen=True)
 class TableCalibration:
-    """What tables say of an edge and of the cloud.
+    """Calibration of an edge and of the cloud.
 
     Attributes:
         device: Name of the edge.
-        edge: Of it; without rows if only its profile is known.
+        edge: Of the edge; without rows if it has a profile only.
         cloud: Of the cloud.
-        ignored: Rows whose median may be anything: their interval is wider than it.
+        ignored: Number of rows left out because their interval is wider than their median.
     """
 
     device: str
@@ -84,7 +83,7 @@ class TableCalibration:
     ignored: int
 
     def with_coding(self, coded: Sequence[Coding]) -> "TableCalibration":
-        """The same with slowdowns of codecs that some of the candidates and the rows share."""
+        """Add slowdowns of the codecs of segments that candidates and rows share."""
         edge = ((each.codec, each.encode, each.encode_ms) for each in coded)
         cloud = ((each.codec, each.decode, each.decode_ms) for each in coded)
         return replace(
@@ -102,10 +101,10 @@ def rows_of(
     Args:
         network: Its digest; see `common.bundle.manifest.network_digest`.
         rows: Of the tables.
-        device: An edge that they, or a profile, have to know.
+        device: An edge that must be in these rows, or have a profile.
 
     Raises:
-        SettingsError: If neither knows it.
+        SettingsError: If it is in neither.
     """
     found = [row for row in rows if row.network == network]
     if device is not None and device.name not in (*devices_of(found), *DEVICES):
@@ -117,22 +116,22 @@ def rows_of(
 
 
 def devices_of(rows: Iterable[LatencyRow]) -> list[str]:
-    """The edges that tables know."""
+    """Names of the edges in the rows, sorted."""
     return sorted({row.device for row in rows if row.side == "edge"})
 
 
 def learned_device(
     name: str, rows: Sequence[LatencyRow], *, reduced_range: bool | None = None
 ) -> DeviceProfile:
-    """A device of the tables, or a profile.
+    """Look up a device of the tables, or a profile.
 
     Args:
         name: Of the device.
         rows: Of the tables.
-        reduced_range: As `DeviceProfile.reduced_range`; without, as the profile of that name says.
+        reduced_range: Overrides `DeviceProfile.reduced_range`, unless None.
 
     Raises:
-        SettingsError: If neither knows it.
+        SettingsError: If it is in neither.
     """
     known = devices_of(rows)
     if name not in known and name not in DEVICES:
@@ -145,10 +144,10 @@ def learned_device(
 
 
 def require_device(name: str, rows: Sequence[LatencyRow]) -> None:
-    """Require that tables know an edge.
+    """Require that an edge is in the rows.
 
     Raises:
-        SettingsError: If they do not.
+        SettingsError: If it is not.
     """
     known = devices_of(rows)
     if name not in known:
@@ -159,7 +158,7 @@ def require_device(name: str, rows: Sequence[LatencyRow]) -> None:
 
 
 def cuts_of(rows: Iterable[LatencyRow], cuts: Iterable[Cut]) -> list[Cut]:
-    """The cuts that rows tell of."""
+    """The cuts whose head or tail has a row."""
     told = {row.segment for row in rows}
     return [cut for cut in cuts if {head_to(cut.name), tail_from(cut.name)} & told]
 
@@ -172,11 +171,11 @@ def learn(
     preprocess_ms: float,
     postprocess_ms: float,
 ) -> TableCalibration:
-    """Compare tables with what this machine takes.
+    """Calibrate by comparing tables with times on this machine.
 
     Args:
         rows: Of the tables.
-        device: The edge; its slowdown holds where no row tells another.
+        device: The edge; its slowdown holds unless rows give another.
         times: Of cuts on this machine, by name.
         preprocess_ms: Letterboxing on this machine.
         postprocess_ms: Making boxes on this machine.
@@ -202,13 +201,13 @@ def _lesson(
     small_ms: Mapping[str, float],
     otherwise: float,
 ) -> SideCalibration:
-    """What rows of one side teach.
+    """Calibrate one side by its rows.
 
     Args:
         rows: Of that side.
         own_ms: Times of models on this machine, by segment.
-        small_ms: Times of what is left to compare by if the rows tell of no such model.
-        otherwise: Slowdown if the rows tell nothing.
+        small_ms: Times of other segments here, compared if no model has a row.
+        otherwise: Slowdown if there is nothing to compare.
     """
     best = _believed(rows)
     known_ms = {name: row.median_ms for name, row in best.items()}
@@ -222,7 +221,7 @@ def _lesson(
 def _with_coding(
     lesson: SideCalibration, coded: Iterable[tuple[str, str, float]]
 ) -> SideCalibration:
-    """With slowdowns by codec, from (codec, segment, own ms) of candidates."""
+    """Add slowdowns by codec, from (codec, segment, own ms) of candidates."""
     ratios: dict[str, dict[str, tuple[float, float]]] = {}
     for codec, segment, own_ms in coded:
         ratios.setdefault(codec, {}).update(_ratios(lesson.rows, {segment: own_ms}))
@@ -250,7 +249,7 @@ def _is_head(row: LatencyRow) -> bool:
 def _ratios(
     rows: Mapping[str, LatencyRow], own_ms: Mapping[str, float]
 ) -> dict[str, tuple[float, float]]:
-    """By segment, the logarithm of its slowdown, and how much that counts."""
+    """Logarithm of the slowdown and its weight, by segment."""
     return {
         name: (math.log(row.median_ms / own), float(min(max(1, row.n), _MOST_WEIGHT)))
         for name, own in own_ms.items()

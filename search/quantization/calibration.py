@@ -35,7 +35,7 @@ class Distribution:
 
     @property
     def mean(self) -> float:
-        """Of all values, to the width of a bin."""
+        """Mean of all values, to the width of a bin."""
         return float(np.dot(self.counts, self.centres) / self.counts.sum())
 
     @property
@@ -53,7 +53,7 @@ class Statistics:
     after: dict[str, Distribution]
 
     def to_arrays(self) -> dict[str, NDArray[np.float64]]:
-        """As arrays to keep: low, high and the counts of each."""
+        """Convert to arrays for the cache: low, high and counts of each distribution."""
         return {
             f"{side}:{name}": np.concatenate([[each.low, each.high], each.counts])
             for side, table in (("before", self.before), ("after", self.after))
@@ -62,7 +62,7 @@ class Statistics:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[np.float64]]) -> "Statistics":
-        """From what `to_arrays` gave."""
+        """Restore the statistics from the arrays of `to_arrays`."""
         sides: dict[str, dict[str, Distribution]] = {"before": {}, "after": {}}
         for key, values in arrays.items():
             side, _, name = key.partition(":")

@@ -89,7 +89,7 @@ class _Problem:
         return best[0], best[1]
 
     def _better(self, known: _Solution, start: Floats, scale: Floats, *, passes: int) -> _Solution:
-        """For each channel the known solution, or where a descent led if that is better."""
+        """Per channel, keep the better of a known solution and the result of a descent."""
         found, error = self._descend(start, scale, passes=passes)
         better = error < known[2]
         return (

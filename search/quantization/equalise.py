@@ -33,14 +33,14 @@ _SETTLED = 1e-3
 
 
 def equalise(graph: Graph) -> Graph:
-    """The same function with channels of equal reach wherever two convolutions allow it.
+    """Rescale channels to equal reach between convolutions; the function stays as it was.
 
     Args:
         graph: The network, optimised. Nodes keep their names.
 
     Returns:
-        A graph whose outputs are the same up to floating-point rounding. Observe it anew: what
-        `search.quantization.calibration.observe` found on `graph` does not hold for it.
+        A graph whose outputs are the same up to floating-point rounding. Calibrate it anew: the
+        statistics of `graph` do not hold for it.
     """
     pairs = tuple(equalisable_pairs(graph))
     convs = {node.name: _Conv(node) for pair in pairs for node in pair}

@@ -30,7 +30,7 @@ OPSET = 19
 IR_VERSION = 10
 WEIGHTS_FILE = "weights.bin"
 OUTSIDE = "packed"
-"""Where a head says that its weights are: whoever opens it must hand them over."""
+"""Location that a head gives for external weights; the caller supplies them when it is loaded."""
 
 _ALIGNMENT = 64
 
@@ -97,7 +97,7 @@ class _Builder:
     def quantize(
         self, source: str, grid: QuantParams, output: str, *, saturates: bool = True
     ) -> str:
-        """Codes of values; where values may lie above a grid of few bits, they are cut off."""
+        """Codes of values; where values may lie above a grid of few bits, they are clipped."""
         if not saturates or grid.bits == 8:
             return self.add("QuantizeLinear", (source, *self._grid(grid)), output)
         wide = self.add("QuantizeLinear", (source, *self._grid(grid)), f"{output}.wide")
@@ -321,7 +321,7 @@ def _combine(builder: _Builder, node: Node, inputs: Sequence[str], output: str) 
 
 
 def _move(builder: _Builder, node: Node, source: str, output: str) -> str:
-    """Operators that only move data: the same on codes as on values."""
+    """Add an operator that only moves data, the same for codes as for values."""
     attributes = node.attributes
     if node.op == "max_pool":
         return builder.add(

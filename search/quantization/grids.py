@@ -1,8 +1,8 @@
 """Grids: where the codes of a tensor lie on the axis of its values.
 
 Unsigned, uniform, and zero is always a point, so that padding and what a ReLU cuts off are exact.
-What a grid covers is a choice between rounding (a wide range has wide steps) and clipping; the
-functions here make it in the ways that the literature knows, from a histogram.
+The range of a grid trades rounding errors (a wide range has wide steps) for clipping errors; the
+functions here choose it from a histogram, by the methods of the literature.
 """
 
 import math
@@ -38,7 +38,7 @@ class QuantParams:
 
     @classmethod
     def over(cls, low: float, high: float, bits: int = 8) -> "QuantParams":
-        """The grid whose points cover [low, high], one end perhaps by less than half a step."""
+        """Grid over [low, high] and zero; one end may be missed by up to half a step."""
         low, high, top = min(low, 0.0), max(high, 0.0), (1 << bits) - 1
         scale = float(np.float32((high - low) / top))
         return cls(scale, int(np.clip(np.rint(-low / scale), 0, top)), bits)
@@ -54,12 +54,12 @@ class QuantParams:
 
 
 def whole_range(distribution: Distribution, _bits: int) -> Range:
-    """From the smallest to the largest value seen."""
+    """Smallest and largest value observed."""
     return distribution.low, distribution.high
 
 
 def percentile_range(distribution: Distribution, _bits: int) -> Range:
-    """What is left after one value in 10,000 is cut off, half of them at each end."""
+    """Range that clips one value in 10,000, half of them at each end."""
     total = np.cumsum(distribution.counts) / distribution.counts.sum()
     cut = (1 - _PERCENTILE / 100) / 2
     low = distribution.centres[int(np.searchsorted(total, cut))]

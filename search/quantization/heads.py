@@ -2,8 +2,7 @@
 
 All heads are prefixes of one network of 8 bits, but where memory is short: a cut whose weights do
 not fit at 8 bits gets a network of its own, the same but for the integers of some convolutions. The
-grids of its tensors are those of the others, so whatever is known of codes, samples and wire
-formats is true of it, too.
+grids of its tensors are those of the others, so their samples and wire formats hold for it, too.
 """
 
 from dataclasses import replace
@@ -31,7 +30,7 @@ class Heads:
         return self._narrow[cut.name, cut.widths] if cut.widths else self.network
 
     def narrowed(self, cut: Cut, network: QuantizedGraph, name: str = "") -> Cut:
-        """The cut with another network.
+        """Register a network for a cut's head; return the cut with the name of its widths.
 
         Args:
             cut: Where the network is divided.
@@ -43,14 +42,14 @@ class Heads:
         return named
 
     def fresh_name(self, cut: Cut, network: QuantizedGraph) -> str:
-        """The mean width of a cut's weights, told from that of the cut's other networks."""
+        """Mean width of a cut's weights, with a "+" for each network that has the name already."""
         name = _mean_width(cut, network)
         while (cut.name, name) in self._narrow:
             name += "+"
         return name
 
     def digest(self, cut: Cut) -> str:
-        """Of the codes that a cut's head makes of an image, whatever they are."""
+        """Digest of a cut's head: grids and integer weights of its network, and its tensors."""
         network = self.of(cut)
         if network not in self._digests:
             self._digests[network] = digest(network.grids, network.before, network.convs)

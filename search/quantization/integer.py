@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name that every torch user knows
+import torch.nn.functional as F  # noqa: N812 - torch's usual alias
 from numpy.typing import NDArray
 
 from common.errors import ModelError
@@ -87,7 +87,7 @@ def _conv(network: QuantizedGraph, node: Node, codes: Codes) -> Codes:
 
 
 def _add(inputs: list[Codes], sources: list[QuantParams], target: QuantParams) -> Codes:
-    """In units of the target's step from the start, as the runtime's kernel does it."""
+    """Add codes in units of the target's step, as the runtime's kernel does."""
     ratios = [np.float32(source.scale) / np.float32(target.scale) for source in sources]
     offset = np.float32(target.zero_point) - sum(
         np.float32(source.zero_point) * ratio for source, ratio in zip(sources, ratios, strict=True)

@@ -1,4 +1,4 @@
-"""LAPQ: where grids end, decided by the loss of the network and for all tensors of a head at once.
+"""LAPQ: clip points chosen by the loss of the network, for all tensors of a head at once.
 
     statistics --least Lp error, p by the loss--> start --Powell's method--> Clips
 
@@ -52,14 +52,14 @@ NORMS = (2.0, 2.5, 3.0, 3.5, 4.0)
 _BATCH = 4
 _SAMPLES = 2048
 _SHARES = np.linspace(1.0, 0.04, 33)
-"""Parts of the whole range that are tried as a range."""
+"""Fractions of the whole range that are tried as clip points."""
 
 _MOST_OCTAVES = 0.5
-"""How far the first sweep may move a clip point, as the logarithm to base 2 of its factor."""
+"""Largest move of a clip point in the first sweep: logarithm to base 2 of its factor."""
 
 _LEAST_OCTAVES = 0.03
 _LINE_TOLERANCE = 0.1
-"""Of a line search, as a part of its reach."""
+"""Tolerance of a line search, as a fraction of its reach."""
 
 
 def lapq(
@@ -145,7 +145,7 @@ def head_loss(
 
 
 def start_by_norm(at_norm: Callable[[float], Clips], loss: ClipLoss) -> Clips:
-    """Clip points at the p of least loss: a sampled one, or where a parabola has its minimum.
+    """Clip points at the p of least loss: a sampled one, or the minimum of a parabola.
 
     Args:
         at_norm: Clip points of least Lp error by p.
@@ -163,7 +163,7 @@ def start_by_norm(at_norm: Callable[[float], Clips], loss: ClipLoss) -> Clips:
 
 
 def parabola_minimum(places: Sequence[float], values: Sequence[float]) -> float | None:
-    """Where the parabola of least squares has its minimum; None if not between the places."""
+    """Minimum of the least-squares parabola; None if it has none between the places."""
     square, linear, _ = np.polyfit(places, values, 2)
     if square <= 0:
         return None
@@ -174,7 +174,7 @@ def parabola_minimum(places: Sequence[float], values: Sequence[float]) -> float 
 def lp_range(distribution: Distribution, bits: int, p: float) -> Range:
     """The range of least Lp norm of the rounding error on the histogram.
 
-    As `grids.least_error_range`, which is p = 2.
+    `grids.least_error_range` is the case p = 2.
     """
     values, counts = distribution.centres.astype(np.float32), distribution.counts
     best, least = (distribution.low, distribution.high), np.inf
@@ -209,7 +209,7 @@ def _maps(graph: Graph, sent: dict[str, torch.Tensor]) -> list[torch.Tensor]:
 
 
 def _input_samples(head: Graph, frames: NDArray[np.uint8]) -> dict[str, Floats]:
-    """By convolution, (C_in, n) values that it reads in floating point, spread over the frames."""
+    """Sample each convolution's input in floating point, (C_in, n), spread over the frames."""
     convs = [node for node in head.nodes if node.op == "conv"]
     read = tuple({node.inputs[0] for node in convs})
     each = -(-_SAMPLES // len(frames))
@@ -296,7 +296,7 @@ class _Space:
     def of(
         cls, graph: Graph, statistics: Statistics, widths: Configuration, fetch: Sequence[str]
     ) -> "_Space":
-        """That of the head which makes the tensors `fetch`."""
+        """Search space of the head that makes the tensors `fetch`."""
         rest = choose_clips(graph, statistics, widths, clipping="mse", weight_clipping="mse")
         prefix = graph.ancestors(fetch)
         head = tuple(node for node in prefix if node.op != "input" and not moves_values(node))

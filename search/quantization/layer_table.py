@@ -1,4 +1,4 @@
-"""The layer table: what is known of every layer, one row each, as CSV and as JSON.
+"""The layer table: properties of every layer, one row each, as CSV and as JSON.
 
 Ranks are places in the execution order, volumes are elements, and minimum, maximum, mean and
 standard deviation are those of the weights and, on calibration images, of the output.
@@ -34,8 +34,8 @@ class LayerRow:
         rank: Place in the execution order, from zero.
         name: Of the layer and of its output.
         op: What it computes; a fused activation is named behind it.
-        predecessors: What it reads.
-        successors: Who reads it; empty for the network's outputs.
+        predecessors: Layers, or the image, that it reads.
+        successors: Layers that read it; empty for the network's outputs.
         volume_in: Elements read.
         volume_out: Elements of the output.
         volume_weights: Weights, without biases.

@@ -1,9 +1,9 @@
-"""Layers one at a time: what a convolution is really given, and what it should make of it.
+"""Samples of convolutions, one at a time: the inputs after rounding, the sums before it.
 
     codes of the input -> patches (n, groups, K)      target (n, C): its sums in floating point
 
 Layers come in the order of execution, each with what the rounded layers before it give, so that
-whoever rounds a layer can make up for the errors of the earlier ones.
+rounding a layer can compensate for the errors of the earlier ones.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

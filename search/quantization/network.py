@@ -37,11 +37,11 @@ Rounding = Literal["nearest", "adaround", "descent"]
 
 @dataclass(frozen=True, eq=False)
 class Clips:
-    """Where grids end.
+    """Clip points of all grids.
 
     Attributes:
         after: (low, high) of every tensor that has a grid of its own.
-        before: The same of sums that a table turns into a tensor.
+        before: (low, high) of the sums of every node whose activation is a table.
         weights: By convolution, (C_out,) largest magnitudes.
     """
 
@@ -50,7 +50,7 @@ class Clips:
     weights: Mapping[str, Floats]
 
     def to_arrays(self) -> dict[str, NDArray[np.floating]]:
-        """As arrays to keep."""
+        """Convert to arrays for the cache."""
         arrays: dict[str, NDArray[np.floating]] = {}
         for side in _CLIP_SIDES:
             for name, clip in getattr(self, side).items():
@@ -59,7 +59,7 @@ class Clips:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[np.floating]]) -> "Clips":
-        """From what `to_arrays` gave."""
+        """Restore the clip points from the arrays of `to_arrays`."""
         sides: dict[str, dict[str, NDArray[np.floating]]] = {side: {} for side in _CLIP_SIDES}
         for key, values in arrays.items():
             side, _, name = key.partition(":")
@@ -90,7 +90,7 @@ class QuantizedConv:
 
     @property
     def stored_bytes(self) -> int:
-        """Weights packed, scales and biases."""
+        """Bytes of packed weights, scales and biases."""
         return (self.weight.size * self.bits + 7) // 8 + self.scale.nbytes + self.bias.nbytes
 
     @property
@@ -108,7 +108,7 @@ class QuantizedGraph:
         grids: Grid of every tensor.
         before: Grid of a convolution's sums, for convolutions whose activation is a table.
         convs: Integer weights by convolution.
-        refused: Why a node has no integer form, for nodes that have none; a head may not hold them.
+        refused: Reasons by node, for nodes without an integer form; a head may not hold them.
     """
 
     graph: Graph
@@ -148,8 +148,8 @@ def choose_clips(
         graph: The network, optimised.
         statistics: Distributions of its tensors on calibration images.
         widths: Bits by node.
-        clipping: How, for activations.
-        weight_clipping: How, for weights of fewer than 8 bits.
+        clipping: Method for activations.
+        weight_clipping: Method for weights of fewer than 8 bits.
     """
     choose = RANGES[clipping]
     after: dict[str, Range] = {}
@@ -223,7 +223,7 @@ def moves_values(node: Node) -> bool:
 
 
 def _below(node: Node, clips: Clips) -> QuantParams:
-    """The grid of sums: what a leaky ReLU would put above the tensor's range is cut off here."""
+    """Grid of sums; values that a leaky ReLU would put above the tensor's range are clipped."""
     (low, high), top = clips.before[node.name], clips.after[node.name][1]
     leaky = node.activation is not None and node.activation.kind == "leaky_relu"
     return QuantParams.over(low, min(high, top) if leaky and top > 0 else high)

@@ -28,7 +28,7 @@ EIGHT_BITS: Configuration = MappingProxyType({})
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is rounded.
+    """Settings of post-training quantization.
 
     Attributes:
         clipping: How ranges of activations are chosen.

@@ -1,4 +1,4 @@
-"""Reconstruction: integers of convolutions chosen by what they do to calibration images.
+"""Reconstruction: integers of convolutions chosen by their error on calibration images.
 
 Layer by layer in the order of execution, each on what the rounded layers before it really give:
 weights of few bits are rounded together, and the mean error is taken out of every bias.

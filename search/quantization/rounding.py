@@ -1,7 +1,7 @@
-"""Rounding: networks at any widths, by a recipe, and kept once they are made.
+"""Rounding of a network to any widths by a recipe, with results cached.
 
 Rounding to the nearest takes no time. Rounding together takes seconds to a minute and depends on
-everything before it, so its result is found again by the digest of all of that.
+everything before it, so its result is cached by the digest of all of that.
 """
 
 from collections.abc import Sequence
@@ -75,9 +75,9 @@ class Rounder:
     def together(
         self, network: QuantizedGraph, tensors: Sequence[str], progress: Progress
     ) -> QuantizedGraph:
-        """The same with ranges and weights that make up for each other's errors.
+        """Improve ranges and weights so that they compensate for each other's errors.
 
-        A head of 8 bits throughout stays as it is: it loses next to nothing to make up for.
+        A head of 8 bits throughout stays as it is: it loses next to nothing.
 
         Args:
             network: Rounded to the nearest.

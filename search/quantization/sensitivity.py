@@ -1,10 +1,10 @@
 """Sensitivity: what rounding one layer does to the network's output, for every layer and width.
 
-    measured   the loss of the network's maps with this layer alone rounded: the truth, for its cost
+    measured   the loss of the network's maps with this layer alone rounded: exact, but expensive
     fisher     sum of E[g^2] times the squared rounding error, g the gradient of the loss: the
                diagonal of the Fisher information (Theis et al., "Faster gaze prediction with dense
                networks and Fisher pruning", 2018), half of it the loss to second order
-    squared    the squared rounding error per element of the network: what the original decides by
+    squared    the squared rounding error per element of the network: the original's criterion
 
 All three are sums over layers when it comes to a whole configuration. They order configurations;
 accuracy is measured.
@@ -30,14 +30,14 @@ from search.quantization.widths import WIDTHS, Configuration, uniform
 
 Progress = Callable[[int, int], None]
 Errors = dict[str, dict[int, float]]
-"""By layer and width."""
+"""Errors by layer and width."""
 
 _BATCH = 4
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What each layer's weights, and the tensor that it makes, add to the error at each width."""
+    """Error that each layer's weights, and its output tensor, add at each width."""
 
     weights: Errors
     activations: Errors
@@ -51,7 +51,7 @@ class Sensitivity:
         )
 
     def to_arrays(self) -> dict[str, NDArray[np.float64]]:
-        """As arrays to keep: the errors of each layer at `WIDTHS`."""
+        """Convert to arrays for the cache: the errors of each layer at `WIDTHS`."""
         return {
             f"{side}:{name}": np.array([errors[bits] for bits in WIDTHS])
             for side in _SIDES
@@ -60,7 +60,7 @@ class Sensitivity:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[np.float64]]) -> "Sensitivity":
-        """From what `to_arrays` gave."""
+        """Restore the errors from the arrays of `to_arrays`."""
         sides: dict[str, Errors] = {side: {} for side in _SIDES}
         for key, values in arrays.items():
             side, _, name = key.partition(":")
@@ -263,7 +263,7 @@ def _with_weight(
 def _outputs_with(
     graph: Graph, changed: Node, tensor: torch.Tensor, values: dict[str, torch.Tensor]
 ) -> list[torch.Tensor]:
-    """The maps if one tensor is another; only what depends on it is computed."""
+    """Maps with one tensor replaced; only what depends on it is computed."""
     current = {changed.name: tensor}
     with torch.inference_mode():
         for node in graph.nodes:

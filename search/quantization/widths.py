@@ -40,7 +40,7 @@ _FILE = TypeAdapter(dict[str, Widths])
 
 
 def uniform(graph: Graph, weight: int = 8, activation: int = 8) -> dict[str, Widths]:
-    """The same widths for every convolution, and the activation's for all that make new values."""
+    """Equal widths for all nodes that make values: one for weights, one for activations."""
     widths = Widths(weight=weight, activation=activation)
     return {node.name: widths for node in graph.nodes if makes_values(node.op)}
 
@@ -51,7 +51,7 @@ def makes_values(op: str) -> bool:
 
 
 def maker_of(graph: Graph, name: str) -> str:
-    """The node whose grid a tensor has: its own, or of what it moves the values of."""
+    """Name of the node whose grid a tensor has: its own, or the source of the moved values."""
     node = graph[name]
     while not makes_values(node.op) and node.inputs:
         node = graph[node.inputs[0]]
@@ -62,8 +62,8 @@ def read_widths(path: Path, graph: Graph) -> dict[str, Widths]:
     """Read a configuration.
 
     Raises:
-        SettingsError: If it cannot be read, names a layer that the network does not have, or asks
-            for a width that there is not.
+        SettingsError: If it cannot be read, names a layer that the network does not have, or has
+            an invalid width.
     """
     try:
         found = _FILE.validate_python(yaml.safe_load(path.read_text("utf-8")))

@@ -1,4 +1,4 @@
-"""Who chooses: our own search, or what a published system or a plain habit would do instead."""
+"""Strategies that choose a plan: our own search, published systems and simple baselines."""
 
 from typing import Literal, get_args
 

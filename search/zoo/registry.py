@@ -1,4 +1,4 @@
-"""The models that the zoo knows by name: where the search gets its trained network from."""
+"""The zoo's models by name, each with the sources of its trained weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -97,7 +97,7 @@ def load_model(
         input_size: Height and width of the input, if not the cfg's.
 
     Raises:
-        ModelError: If the name is not known.
+        ModelError: If there is none of that name.
         WeightsError: If there are no weights, or not this network's.
     """
     from search.zoo.darknet import load_darknet  # brings torch, which listing models does not need
