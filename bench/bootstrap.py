@@ -1,4 +1,4 @@
-"""Bootstrap 95 % intervals of what was measured (Efron 1979), from a fixed seed."""
+"""Bootstrap 95 % intervals of measurements (Efron 1979), from a fixed seed."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,18 +12,18 @@ Values = NDArray[np.float64]
 
 
 def percentile(values: Values, percent: float) -> dict[str, float]:
-    """A percentile under "value", its interval from "low" to "high"."""
+    """Percentile under "value", its interval from "low" to "high"."""
     picks = np.random.default_rng(_SEED).integers(0, len(values), (_RESAMPLES, len(values)))
     resampled = np.percentile(values[picks], percent, axis=1)
     return _with_ends(float(np.percentile(values, percent)), resampled)
 
 
 def ratio(ours: Values, theirs: Values, of: Callable[..., Any] = np.median) -> dict[str, float]:
-    """Of two statistics under "value", its interval from "low" to "high".
+    """Ratio of two statistics under "value", its interval from "low" to "high".
 
     Args:
         ours: One value for each round.
-        theirs: The same; if there are as many, those of the same rounds, resampled together.
+        theirs: One value for each round; if as many as `ours`, both are resampled as pairs.
         of: The statistic, such as `numpy.mean`.
     """
     rng = np.random.default_rng(_SEED)

@@ -1,10 +1,10 @@
-"""An edge of its own process for measurements: the product's detector, driven line by line.
+"""An edge in its own process for measurements: the product's detector, driven line by line.
 
     EdgeProcess.detect -> JSON line -> [process, perhaps slowed and behind a shaped link]
                        <- JSON line <- Detector.detect -> gRPC -> cloud
 
-Pictures are decoded before anything is timed, as a camera would hand them over, and what drives the
-process takes next to nothing of its share of a core.
+Pictures are decoded before anything is timed, as a camera would hand them over, and the driver
+takes next to nothing of the process's share of a core.
 """
 
 import argparse
@@ -42,12 +42,12 @@ from edge.stream.transport import GrpcTransport, Transport
 
 _STOP_S = 10.0
 _PLAIN_TIMEOUT_S = 10.0
-"""As long as a stream waits for an answer, too."""
+"""Timeout of the plain service, equal to that of a stream."""
 
 
 @dataclass(frozen=True)
 class EdgeProcessSettings:
-    """What an edge process is started with.
+    """Settings of an edge process.
 
     Attributes:
         bundle: The bundle.
@@ -58,8 +58,8 @@ class EdgeProcessSettings:
         link: Emulated in the process; the real one, if None.
         adaptive: Whether a planner chooses and learns.
         plans: Digests of the plans to open; all, if empty.
-        pilots: Planners beside, by name, each with a stream of its own and digests of plans to
-            choose from: for decisions to compare in one and the same process.
+        pilots: Additional planners by name, each with a stream of its own and digests of plans to
+            choose from, so that decisions are compared in one process.
         plain: HOST:PORT of a `bench.micro.plain_service`.
     """
 
@@ -79,8 +79,8 @@ class EdgeProcess:
     """A running edge process, for the length of a `with` block; calls are one after the other.
 
     Args:
-        settings: What it is started with.
-        prefix: Of its command line.
+        settings: Settings of the process.
+        prefix: Prefix of its command line.
     """
 
     def __init__(self, settings: EdgeProcessSettings, prefix: Sequence[str] = ()) -> None:
@@ -119,7 +119,7 @@ class EdgeProcess:
         self._stop()
 
     def _stop(self) -> None:
-        """It ends when its input does."""
+        """Close the input of the process, which ends it; kill it after a timeout."""
         process = self._started
         try:
             process.communicate(timeout=_STOP_S)
@@ -149,20 +149,20 @@ class EdgeProcess:
 
     @property
     def pid(self) -> int:
-        """Of the process."""
+        """Process id."""
         return self._started.pid
 
     def load(self, threads: int, seconds: float) -> dict[str, Any]:
-        """Have several threads detect for a while; counts what was answered, wrongly or not.
+        """Have several threads detect for a while; counts answers, failures and wrong detections.
 
-        Under "sent" are all frames that the cloud answered, those among them that tell first what
-        each plan finds; under "rested" those that the edge answered because the cloud took too
-        long, which may have served them, too.
+        "sent" counts all frames that the cloud answered, among them the first of each plan, whose
+        detections the others are compared with; "rested" those that the edge answered because
+        the cloud took too long, which may have served them, too.
         """
         return self._ask({"op": "load", "threads": threads, "seconds": seconds})
 
     def state(self, pilot: str | None = None) -> dict[str, Any]:
-        """What a planner believes."""
+        """State of a planner: its plan, estimates and counters."""
         return self._ask({"op": "state", "pilot": pilot})
 
     @property
@@ -192,7 +192,7 @@ def _text(link: Link) -> str:
 
 
 class _Edge:
-    """The process's side."""
+    """Edge side of the protocol, in the process itself."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         bundle = Bundle.open(arguments.bundle)
@@ -295,7 +295,7 @@ class _Edge:
         }
 
     def _plain(self, image: int) -> dict[str, Any]:
-        """As a user's script would: scale down, JPEG q75, POST over a connection that stays."""
+        """Detect like a user's script: scale down, JPEG q75, POST over a persistent connection."""
         if self._connection is None:
             self._connection = http.client.HTTPConnection(
                 self._plain_address, timeout=_PLAIN_TIMEOUT_S
@@ -375,7 +375,7 @@ def _digest(detections: Detections) -> str:
 
 
 def main() -> None:
-    """The process."""
+    """Run the edge process."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--cloud", required=True)

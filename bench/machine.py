@@ -1,4 +1,4 @@
-"""What a measurement was made on, for its record."""
+"""Description of the machine and software of a measurement, for its record."""
 
 import os
 import platform

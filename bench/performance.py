@@ -1,4 +1,4 @@
-"""docs/performance.md, from the committed results: no figure in it is typed.
+"""Generator of docs/performance.md from the committed results: no figure in it is typed.
 
     python -m bench.performance [--results bench/results] [--out docs/performance.md]
 
@@ -35,7 +35,7 @@ _LOST = (
     "Why points are lost. One reason: the planner's stream has its turn once a round, while fixed "
     "plans share one: TCP has forgotten its window by then, and a picture waits for a round trip "
     "more (see what TCP forgets, below; links of these benches keep windows since this run). The "
-    "rest is not explained cell by cell; how much is noise, the same plan under two names tells. "
+    "rest is not explained cell by cell; how much is noise, the same plan under two names shows. "
     "Where the link is quick for the edge, pictures win: the head takes longer than it saves on "
     "the wire, so the planner sends pictures, and their bytes. The cloud's time is the tail's: "
     "behind this cut it is still most of the network, and a later cut takes the edge longer."
@@ -90,7 +90,7 @@ def _adaptation(result: dict[str, Any]) -> Lines:
         f"{machine['cpu']}; edge at {share['asked']:g} of a core ({share['measured']:.2f} "
         f"measured); round trip {result['rtt_ms']:g} ms; TCP's congestion control "
         f"{result['congestion_control']}; {len(result['plans'])} plans. "
-        "[feedback.md](feedback.md) tells what is measured."
+        "[feedback.md](feedback.md) describes the measurements."
     )
     yield ""
     yield from _targets(adaptation_report.targets(result))
@@ -111,7 +111,7 @@ def _adaptation(result: dict[str, Any]) -> Lines:
         ),
     )
     yield ""
-    yield "![A drive: the link, its estimate, and what frames took](adaptation.svg)"
+    yield "![A drive: the link, its estimate, and frame latencies](adaptation.svg)"
 
 
 def _parts(result: dict[str, Any]) -> Lines:

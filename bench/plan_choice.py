@@ -1,4 +1,4 @@
-"""Plans of a bundle that stand for all others of their kind."""
+"""Plans of a bundle that represent their kind in benchmarks."""
 
 from collections.abc import Collection, Mapping
 
@@ -10,10 +10,9 @@ _QUALITY = 75
 
 
 def cheapest_split(plans: Mapping[bytes, Plan], codecs: Collection[str]) -> bytes | None:
-    """The split plan of fewest bytes with one of these codecs.
+    """Split plan of fewest bytes with one of these codecs; None without any.
 
-    Of those that are at most a point less accurate than the most accurate of them; None without
-    any.
+    Only plans at most a point less accurate than the most accurate of them count.
     """
     able = {digest: plan for digest, plan in plans.items() if _is(plan, "split", codecs)}
     if not able:
@@ -24,7 +23,7 @@ def cheapest_split(plans: Mapping[bytes, Plan], codecs: Collection[str]) -> byte
 
 
 def upload(plans: Mapping[bytes, Plan], codec: str) -> bytes | None:
-    """The upload by an image codec whose quality is nearest to 75; None without any."""
+    """Upload by an image codec whose quality is nearest to 75; None without any."""
     able = {digest: plan for digest, plan in plans.items() if _is(plan, "cloud-only", [codec])}
     return min(able, key=lambda digest: _off_usual(able[digest]), default=None)
 

@@ -28,7 +28,7 @@ class Service:
 
     Args:
         command: Arguments of `splitpoint`, without `--ready-file`.
-        log: Where its output goes.
+        log: File for its output.
         prefix: A command that runs the rest of its arguments in its own place, such as
             `ip netns exec NAME`; see `bench.slow` and `bench.links.shaped`.
     """
@@ -92,7 +92,7 @@ class Service:
 
 @contextlib.contextmanager
 def ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the block as Ctrl-C does, so that nothing it started outlives it."""
+    """End the block on SIGTERM as on Ctrl-C, so that no process it started outlives it."""
 
     def leave(number: int, _frame: FrameType | None) -> NoReturn:
         raise SystemExit(128 + number)

@@ -12,14 +12,14 @@ def profile_both(
     """Profile edges, perhaps slowed, and the cloud, which is not.
 
     Args:
-        bundle: Whose plans are timed.
-        edges: What each edge is called in the tables, and the prefix of its profile's command
-            line; see `bench.slow`.
-        tables: Where they are written.
-        budget_s: For each of them, at the most.
+        bundle: Bundle whose plans are timed.
+        edges: Prefix of the profile's command line by name of the edge in the tables; see
+            `bench.slow`.
+        tables: File to write.
+        budget_s: Largest duration of each profile.
 
     Raises:
-        subprocess.CalledProcessError: If a profile fails; it has said why.
+        subprocess.CalledProcessError: If a profile fails; it has printed the reason.
     """
     command = [sys.executable, "-m", "splitpoint.cli", "profile", "--bundle", str(bundle)]
     command += ["--tables", str(tables), "--budget", f"{budget_s:g}"]

@@ -1,4 +1,4 @@
-"""Every way to run the network, over bandwidths and slow edges: who is the fastest where.
+"""Latency of every way to run the network, over bandwidths and slow edges.
 
     splitpoint bench latency --images DIR --annotations FILE --calibration DIR --json OUT
     python -m bench.run_latency ...                # the same
@@ -51,7 +51,7 @@ PROFILE_S, QUICK_PROFILE_S = 40.0, 8.0
 
 
 def measure(arguments: argparse.Namespace, stages: Stages) -> dict[str, Any]:
-    """All cells, then all traces."""
+    """Measure all cells, then all traces."""
     grid = LatencyGrid(arguments.shares, arguments.mbits, RTT_MS, MAX_DROP)
     bundle, who = _contenders(arguments, grid, stages)
     images = list_images(arguments.images)
@@ -85,7 +85,7 @@ def measure(arguments: argparse.Namespace, stages: Stages) -> dict[str, Any]:
 
 
 def _groups(grid: LatencyGrid, real: ShapedLink | None) -> Iterator[tuple[float, Sequence[float]]]:
-    """Bandwidths that the same processes serve: all of a share, if the wire can change."""
+    """Group bandwidths by the processes that serve them: all of a share, if the wire can change."""
     for share in grid.shares:
         if real is not None:
             yield share, grid.mbits
@@ -136,7 +136,7 @@ def _described(
 def _contenders(
     arguments: argparse.Namespace, grid: LatencyGrid, stages: Stages
 ) -> tuple[Bundle, dict[str, Any]]:
-    """The bundle of all contenders, searched for if there is none yet."""
+    """Open the bundle of all contenders; search for it if there is none yet."""
     folder: Path = arguments.contenders
     told = folder.with_suffix(".json")
     try:
@@ -153,7 +153,7 @@ def _contenders(
         calibration=arguments.calibration,
         evaluation=arguments.images,
         annotations=arguments.annotations,
-        # For the whole grid, so that a later run of more of it needs no other search.
+        # The whole grid, so that a later run of more of it needs no other search.
         grid=LatencyGrid(SHARES, MBITS, grid.rtt_ms, grid.max_drop),
         cache=cache_folder("search"),
         version=__version__,
@@ -214,10 +214,10 @@ def _parsed(words: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Refuse, before minutes have passed, what cannot be measured.
+    """Validate the arguments before minutes have passed.
 
     Raises:
-        SettingsError: If there is such a thing.
+        SettingsError: If something cannot be measured.
     """
     unknown = set(arguments.traces) - set(TRACES)
     if unknown:

@@ -36,7 +36,7 @@ from typing import Final
 from common.errors import SplitpointError
 
 SIGNALS: Final = 0
-"""In place of a version of cgroups: processes are stopped and continued one by one."""
+"""Used instead of a version of cgroups: processes are stopped and continued one by one."""
 
 _MOUNTS = Path("/proc/mounts")
 _THAWED_S = 0.5e-3
@@ -61,13 +61,13 @@ _numbers = itertools.count()
 
 @dataclass(frozen=True)
 class Freezer:
-    """How a version of cgroups stops all processes of a group.
+    """Files and values by which a version of cgroups freezes all processes of a group.
 
     Attributes:
-        mounted: The type and an option of the mount that its groups are made in.
-        file: Of a group, to be written to.
-        frozen: What stops its processes.
-        thawed: What lets them go on.
+        mounted: Type and an option of the mount that its groups are made in.
+        file: File of a group to write to.
+        frozen: Value that freezes its processes.
+        thawed: Value that thaws them.
     """
 
     mounted: tuple[str, str]
@@ -80,7 +80,7 @@ FREEZERS = {
     2: Freezer(("cgroup2", ""), "cgroup.freeze", "1", "0"),
     1: Freezer(("cgroup", "freezer"), "freezer.state", "FROZEN", "THAWED"),
 }
-"""By version of cgroups, the better one first."""
+"""Freezers by version of cgroups, the preferred one first."""
 
 
 class SlowCpuError(SplitpointError):
@@ -92,9 +92,9 @@ class SlowCpu:
     """A share of the CPU for processes that start inside.
 
     Attributes:
-        share: Of every core that they use; 0.25 is a quarter.
-        measured: What a busy loop got.
-        prefix: Of the command line of a process that shall start inside.
+        share: Share of every core that they use; 0.25 is a quarter.
+        measured: Share that a busy loop got.
+        prefix: Prefix of the command line of a process that shall start inside.
     """
 
     share: float
@@ -102,7 +102,7 @@ class SlowCpu:
     prefix: tuple[str, ...]
 
     def take(self, pid: int) -> None:
-        """Let a process that runs already go on inside, with all of its threads.
+        """Move a running process inside, with all of its threads.
 
         Raises:
             SlowCpuError: If it cannot.
@@ -118,11 +118,11 @@ class SlowCpu:
 def slowed(
     share: float, versions: Sequence[int] = tuple(FREEZERS), *, strict: bool = True
 ) -> Iterator[SlowCpu]:
-    """Share of the CPU for all processes that start inside.
+    """Limit all processes that start inside to a share of the CPU.
 
     Args:
-        share: Of every core that they use, from 0.01 to below 1.
-        versions: Of cgroups, or `SIGNALS`; the first that this machine has is used.
+        share: Share of every core that they use, from 0.01 to below 1.
+        versions: Versions of cgroups, or `SIGNALS`; the first that this machine has is used.
         strict: Whether a share that is not kept is an error; else it is only measured.
 
     Raises:
@@ -134,7 +134,7 @@ def slowed(
     prefix = ("sh", "-c", _ENTER, str(folder / _PROCESSES))
     try:
         pace = [sys.executable, "-m", "bench.slow", str(folder), str(version), f"{share:g}"]
-        # Of its own session: Ctrl-C is its parent's to take, and ends it by that.
+        # A session of its own: Ctrl-C goes to the parent, which then ends it.
         pacer = subprocess.Popen(pace, start_new_session=True)  # noqa: S603 - our own
         try:
             yield SlowCpu(share, _checked(share, prefix) if strict else _measured(prefix), prefix)
@@ -156,14 +156,14 @@ def _pace(folder: Path, version: int, share: float, parent: int) -> None:
         thawed_s = time.perf_counter()
         time.sleep(moment_s)
         freeze()
-        # What it really was decides how long the rest has to be: sleeps take longer than asked.
+        # The measured time decides the length of the rest: sleeps take longer than requested.
         rest_s = (time.perf_counter() - thawed_s) * (1 / share - 1)
         time.sleep(rest_s)
     thaw()
 
 
 def _switches(folder: Path, version: int) -> tuple[Callable[[], object], Callable[[], object]]:
-    """Thaws, and freezes, all processes inside."""
+    """Return two calls that thaw and freeze all processes inside."""
     if version == SIGNALS:
         return (
             lambda: _signal(folder, signal.SIGCONT),
@@ -186,7 +186,7 @@ def _signal(folder: Path, number: signal.Signals) -> None:
 
 
 def _make(versions: Sequence[int]) -> tuple[Path, int]:
-    """A new cgroup, and its version."""
+    """Create a cgroup; returns its folder and version."""
     if os.geteuid() != 0 and SIGNALS not in versions:
         raise SlowCpuError("a slow edge needs root: run this as root, or without one")
     try:
@@ -219,7 +219,7 @@ def _make_cgroup(versions: Sequence[int]) -> tuple[Path, int]:
 
 
 def _root(kind: str, option: str) -> Path | None:
-    """Where such cgroups are mounted."""
+    """Mount point of cgroups of this type and option; None if they are not mounted."""
     mounts = [line.split() for line in _MOUNTS.read_text().splitlines()] if _MOUNTS.exists() else []
     for _, place, type_, options, *_ in mounts:
         if type_ == kind and (not option or option in options.split(",")):
@@ -228,7 +228,7 @@ def _root(kind: str, option: str) -> Path | None:
 
 
 def _checked(share: float, prefix: Sequence[str]) -> float:
-    """The share that was measured: within 20 % of what was asked, after a few tries."""
+    """Measure the share until it is within 20 % of the requested one, in a few tries."""
     for _ in range(_TRIES):
         measured = _measured(prefix)
         if abs(measured - share) <= _OFF * share:
@@ -247,7 +247,7 @@ def _measured(prefix: Sequence[str]) -> float:
 
 
 def _remove(folder: Path, version: int) -> None:
-    """Remove the cgroup; what still runs inside goes back to where it would be without."""
+    """Remove the cgroup; processes still inside move back to its parent."""
     if version == SIGNALS:
         _signal(folder, signal.SIGCONT)
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Is a slow edge slow in proportion? What work takes at a share of a core, by freezes and by quota.
+"""Check that a slow edge is slow in proportion: time of work by freezes and by a CPU quota.
 
     python -m bench.slow_check [--share 0.1] [--json OUT]
 
@@ -61,7 +61,7 @@ print(100_000 / best / 1e3)
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--share", type=float, default=0.1, help="of a core")
+    parser.add_argument("--share", type=float, default=0.1, help="share of a core")
     parser.add_argument("--json", type=Path, default=_RESULT, help="where the result goes")
     arguments = parser.parse_args()
     result = {
@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def check(share: float) -> list[dict[str, Any]]:
-    """What each length of work took, the two ways in turn."""
+    """Measure the time of each length of work, the two ways in turn."""
     command = [sys.executable, "-S", "-c", _LOOPS]
     loops = subprocess.check_output(command, text=True).strip()  # noqa: S603 - our own
     took: dict[str, dict[float, list[float]]] = {}
@@ -112,7 +112,7 @@ def _summary(times: Sequence[float]) -> dict[str, float]:
 
 @contextlib.contextmanager
 def _quota(share: float) -> Iterator[tuple[str, ...]]:
-    """What `docker run --cpus` does; gives the prefix of a command line.
+    """Set a CPU quota like `docker run --cpus`; gives the prefix of a command line.
 
     Raises:
         SplitpointError: If this machine lets no quota be set.

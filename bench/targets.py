@@ -1,16 +1,16 @@
-"""What must be reached, and whether it was: one line each, by the worst case that was measured."""
+"""Targets and whether they are met: one line each, by the worst case that was measured."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Target:
-    """Something that must be reached.
+    """A target of a benchmark, and its worst measured case.
 
     Attributes:
-        what: In words.
-        worst: The worst case that was measured.
-        where: Which case that was.
+        what: The target in words.
+        worst: The worst value that was measured.
+        where: The case of the worst value.
         met: Whether it is good enough.
     """
 
@@ -21,5 +21,5 @@ class Target:
 
     @property
     def line(self) -> str:
-        """For people."""
+        """The target as one line of text."""
         return f"{'met' if self.met else 'MISSED'}: {self.what}: {self.worst} ({self.where})"

@@ -1,1 +1,1 @@
-"""How well the planner adapts."""
+"""Benchmark of the planner's adaptation."""

@@ -1,4 +1,4 @@
-"""How well the planner adapts: predictions, steps, drift, outages and switches under load.
+"""Benchmark of the planner: predictions, steps, drift, outages and switches under load.
 
     python -m bench.adaptation --bundle DIR --images DIR --video FILE --json OUT [--plot FILE]
 
@@ -7,21 +7,21 @@ packets between two network namespaces (`bench.links.shaped`). Needs root and Li
 
 | part | what is measured |
 |---|---|
-| profile | `splitpoint profile` of all sides, edges slow and not: where predictions start |
+| profile | `splitpoint profile` of all sides, edges slow and not: the first predictions |
 | predictions | every plan in turn: error of the profile alone and of the planner; 95 % intervals; |
-| | on pictures that have nothing to do with each other, and on frames of a video; |
+| | on unrelated pictures, and on frames of a video; |
 | | also with the whole core for the edge, which then is as steady as a machine of its own |
 | steady | regret of the planner against every fixed plan, frame by frame in turn, by bandwidth |
 | steps | frames and seconds until a better plan is in use after the bandwidth steps by four |
 | traces | a drive and a drift: regret against the best plan at every moment, and fixed plans; |
 | | three times each, in turn; the run of the median regret is drawn |
-| outage | the longest that a frame took while nothing passed |
+| outage | longest latency of a frame while nothing passed |
 | load | two threads while plans switch: failed, wrong and doubled frames |
 
 All other parts play the video, as a camera would.
 
-The best plan at every moment of a trace is what no planner could beat: each plan's own median time
-on either side, as measured, plus the time its bytes take at the trace's bandwidth then.
+The best plan at every moment of a trace is a bound for any planner: each plan's own median time on
+either side, as measured, plus the time its bytes take at the trace's bandwidth then.
 """
 
 import argparse
@@ -51,7 +51,7 @@ PARTS = ("predictions", "steady", "steps", "traces", "outage", "load")
 
 
 def _parts(scene: Scene, result: dict[str, Any], *, quick: bool) -> dict[str, Callable[[], Any]]:
-    """All parts, in order; steps need what predictions have measured, traces what steady links."""
+    """All parts, in order; steps use the results of predictions, traces those of steady links."""
 
     def traces() -> dict[str, Any]:
         fixed = [statistics.mode(row["best"] for row in result["steady"])]
@@ -74,7 +74,7 @@ def _parts(scene: Scene, result: dict[str, Any], *, quick: bool) -> dict[str, Ca
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """All parts."""
+    """Measure the parts that were asked for."""
     bundle = Bundle.open(arguments.bundle)
     names = arguments.plans or [plan.name for plan in bundle.plans.values()]
     digests = [find_plan(bundle, name) for name in names]
@@ -129,7 +129,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _earlier(path: Path, made: dict[str, Any]) -> dict[str, Any]:
-    """What was measured before of the same plans, for parts that are not measured again."""
+    """Read earlier results of the same plans, for parts that are not measured again."""
     try:
         found: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -142,15 +142,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--images", type=Path, required=True)
-    parser.add_argument("--video", type=Path, required=True, help="to play as a camera would")
-    parser.add_argument("--video-frames", type=int, default=48, help="of it, every fifth")
+    parser.add_argument("--video", type=Path, required=True, help="video to play like a camera")
+    parser.add_argument(
+        "--video-frames", type=int, default=48, help="frames of the video, every fifth"
+    )
     parser.add_argument("--send", type=int, default=24, help="pictures to send, spread evenly")
     parser.add_argument(
-        "--plans", type=lambda text: text.split(","), help="names; all of the bundle, if not given"
+        "--plans",
+        type=lambda text: text.split(","),
+        help="names of plans; default: all of the bundle",
     )
     parser.add_argument("--quick", action="store_true", help="a few minutes, for a first look")
     parser.add_argument("--parts", type=lambda text: text.split(","), default=list(PARTS))
-    parser.add_argument("--profile", type=float, default=90.0, help="seconds for either side")
+    parser.add_argument("--profile", type=float, default=90.0, help="seconds to profile each side")
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--plot", type=Path, help="also draw the drive (.svg or .png)")
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The measurements of `bench.adaptation`, each on its own."""
+"""Measurements of `bench.adaptation`, one function each."""
 
 import itertools
 import threading
@@ -25,14 +25,14 @@ _LOOKS, _PLAUSIBLE = 4, 1.3
 _NEAR = 0.05
 _JUMP_S, _LOAD_S = 8.0, 30.0
 _REPORT_S = 0.03
-"""For what an edge still has to send when a frame is answered."""
+"""Pause for the report that an edge sends after a frame is answered."""
 _SEED = 0
 
 
 def predictions(
     scene: Scene, rounds: int, picture: Callable[[int], int], device: str = PILOT
 ) -> dict[str, Any]:
-    """Every plan in turn on a steady link; what was expected of each frame, and what it took."""
+    """Prediction errors of every plan, in turn on a steady link, and coverage of intervals."""
     scene.wire.change(link(3.0))
     rows: dict[str, list[dict[str, Any]]] = {digest: [] for digest in scene.plans}
     progress = scene.stages.stage("predictions")
@@ -71,7 +71,7 @@ def steady(scene: Scene, frames: int) -> list[dict[str, Any]]:
     progress = scene.stages.stage("steady links")
     for done, mbit in enumerate(STEADY_MBIT, 1):
         scene.wire.change(link(mbit))
-        # In one process, since the caches of another one would be colder.
+        # All in one process: another process would start with colder caches.
         with scene.edge(beside=True) as edge:
             looks = [
                 {d: _took(edge, scene.frame(k), d) for d in scene.plans} for k in range(_LOOKS)
@@ -86,7 +86,7 @@ def steady(scene: Scene, frames: int) -> list[dict[str, Any]]:
             order = np.random.default_rng(_SEED)
             for k in range(frames):
                 image = scene.frame(k)
-                # In another order every time: a frame takes longer behind some than behind others.
+                # A new order every time: latency depends on which frame went before.
                 for turn in order.permutation(1 + len(theirs)):
                     if turn == len(theirs):
                         ours.append(answered(edge.detect(image, pilot=PILOT)))
@@ -182,8 +182,8 @@ def on_trace(
 ) -> dict[str, Any]:
     """The planner over a trace, and fixed plans over the same, in turn; several times.
 
-    What each plan takes by itself is measured before every turn, since a machine is not always
-    equally fast.
+    The times of each plan by itself are measured before every turn, since the speed of a machine
+    varies.
     """
     trace = read_trace(FOLDER / f"{name}.csv")
     progress = scene.stages.stage(f"trace {name}")
@@ -246,11 +246,11 @@ def on_trace(
 
 @dataclass(frozen=True)
 class _Told:
-    """A run over a trace, as the model tells it.
+    """Model times of a run over a trace.
 
     Attributes:
-        chosen_ms: What all frames would have taken by the plans that were chosen.
-        best_ms: What each would have by the best plan.
+        chosen_ms: Total latency of all frames by the plans that were chosen.
+        best_ms: Latency of each frame by the best plan.
     """
 
     chosen_ms: float
@@ -268,25 +268,25 @@ class _Told:
 
 @dataclass(frozen=True)
 class HindsightModel:
-    """What plans would take at a moment of a trace, by their own measured times.
+    """Model of every plan's latency at a moment of a trace, from its own measured times.
 
     Attributes:
         plans: `own_ms` and `uplink_bytes` of each.
-        at: The link at a moment; None in an outage.
+        at: Returns the link at a moment; None in an outage.
     """
 
     plans: dict[str, dict[str, float]]
     at: Callable[[float], Link | None]
 
     def latency_ms(self, name: str, at_s: float) -> float:
-        """Of one plan; a frame that meets an outage is charged the link before it."""
+        """Latency of one plan; in an outage, or without uplink, its own time alone."""
         plan, now = self.plans[name], self.at(at_s)
         if not plan["uplink_bytes"] or now is None:
             return plan["own_ms"]
         return plan["own_ms"] + now.rtt_ms + plan["uplink_bytes"] * 8e3 / now.uplink_bps
 
     def best_ms(self, at_s: float) -> float:
-        """Of the best plan."""
+        """Latency of the best plan."""
         return min(self.latency_ms(name, at_s) for name in self.plans)
 
 
@@ -314,7 +314,7 @@ def outage(scene: Scene, seconds: float) -> dict[str, Any]:
 
 
 def load(scene: Scene, switches: int, most_s: float) -> dict[str, Any]:
-    """Two threads at once while the bandwidth jumps, until plans have switched so often."""
+    """Two threads at once while the bandwidth jumps, until `switches` switches of plans."""
     ended = threading.Event()
 
     def jump() -> None:
@@ -357,7 +357,7 @@ def off(expected: float, measured: float) -> float:
 
 
 def _excess(ours: Values, theirs: Values, of: Callable[..., Any]) -> dict[str, float]:
-    """What ours are above theirs, as a share, with its interval over paired frames."""
+    """Relative excess of our latencies over theirs, with its interval over paired frames."""
     return {end: each - 1 for end, each in ratio(ours, theirs, of).items()}
 
 

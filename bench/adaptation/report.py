@@ -1,4 +1,4 @@
-"""What `bench.adaptation` found, in lines and as a picture.
+"""Report of `bench.adaptation`: lines of text and a plot.
 
 python -m bench.adaptation.report bench/results/adaptation.json
 
@@ -20,7 +20,7 @@ _COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#
 
 
 def report(result: dict[str, Any]) -> None:
-    """The figures that were asked for."""
+    """Print the results and the targets."""
     console = Console()
     rows = [
         (kind, name, row)
@@ -63,7 +63,7 @@ def report(result: dict[str, Any]) -> None:
 
 
 def targets(result: dict[str, Any]) -> Iterator[Target]:
-    """What must be reached, of the parts that were measured; always the worst case."""
+    """Targets of the parts that were measured, each judged by the worst case."""
     for kind, part in result.get("predictions", {}).items():
         plans = part["plans"]
         for key, what, limit in (
@@ -115,7 +115,7 @@ def _each(shares: Sequence[float]) -> str:
 
 
 def plot(trace: dict[str, Any], path: Path) -> None:
-    """Bandwidth over a trace as it was and as it was believed, and what every frame took."""
+    """Plot actual and estimated bandwidth over a trace, and the latency of every frame."""
     series = trace["series"]
     at_s = [row["at_s"] for row in series]
     figure = Figure(figsize=(9, 5.5), layout="constrained")
@@ -144,7 +144,7 @@ def plot(trace: dict[str, Any], path: Path) -> None:
 
 
 def _lateness(step: dict[str, Any]) -> tuple[bool, int]:
-    """Whether the better plan was late, and after how many frames it was there."""
+    """Whether the better plan was late, and the number of frames before it."""
     return step["frames"] > 10 and step["seconds"] > 2, step["frames"]
 
 

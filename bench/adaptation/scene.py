@@ -1,4 +1,4 @@
-"""What `bench.adaptation` measures with: a cloud, a link of real packets, and slowed edges."""
+"""Setup of `bench.adaptation`: a cloud, a link of real packets, and slowed edges."""
 
 import json
 import statistics
@@ -29,7 +29,7 @@ _CAMERA = (640, 480)
 
 @dataclass
 class Scene:
-    """What every part works with."""
+    """Inputs, processes and link shared by all parts."""
 
     bundle: Path
     plans: dict[str, Plan]
@@ -46,9 +46,9 @@ class Scene:
         """A new edge with a planner; slow, from when it is ready, unless it is the whole core's.
 
         Args:
-            device: What it is called.
-            beside: Whether the planner, then a pilot called `device`, stands beside a way to use
-                each plan as it is asked for, from which it learns nothing.
+            device: Name of the device.
+            beside: Whether the planner is a pilot called `device` of a process that also runs any
+                plan on demand; the planner gets no observations from those frames.
         """
         plans = [bytes.fromhex(digest) for digest in self.plans]
         settings = EdgeProcessSettings(
@@ -67,11 +67,11 @@ class Scene:
             yield process
 
     def frame(self, k: int) -> int:
-        """Which of the pictures is frame k of the video."""
+        """Index of the picture that is frame k of the video."""
         return self.stills + k % (len(self.images) - self.stills)
 
     def name(self, digest: str) -> str:
-        """Of a plan."""
+        """Name of a plan."""
         return self.plans[digest].name
 
     def get(self, path: str) -> str:
@@ -86,12 +86,12 @@ class Scene:
         return done.stdout
 
     def switches(self, edge: str) -> int:
-        """How often the cloud heard an edge announce a plan."""
+        """Number of plan switches that the cloud counted for an edge."""
         edges = json.loads(self.get("/v1/edges"))["edges"]
         return next(int(each["switches"]) for each in edges if each["edge"] == edge)
 
     def frames_served(self) -> int:
-        """By the cloud, since it started."""
+        """Number of frames that the cloud has served since it started."""
         lines = self.get("/metrics").splitlines()
         served = (line for line in lines if line.startswith("splitpoint_cloud_frames_total{"))
         return sum(round(float(line.split()[-1])) for line in served)
@@ -128,5 +128,5 @@ def answered(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def median(values: Any) -> float:
-    """As a float of Python's."""
+    """Median as a built-in float."""
     return float(statistics.median(map(float, values)))

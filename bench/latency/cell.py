@@ -3,9 +3,8 @@
 Whatever else the machine does hits all alike; every round has an order of its own, since a frame
 takes longer behind one that left other things in the caches. Strategies that use the same plan
 share its frames: sent twice they would differ by noise only, and the least of two noisy medians
-flatters a rival. Between two turns edge and link rest for as long as an edge's last report takes,
-and longer behind the adaptive planner, which may probe: both would else stand in another strategy's
-way.
+flatters a baseline. Between two turns edge and link rest for the duration of an edge's last report,
+and longer behind the adaptive planner, which may probe: both would else delay another strategy.
 """
 
 import math
@@ -30,10 +29,10 @@ from common.link.link import Link
 
 ADAPTIVE, FIXED = "Splitpoint, adaptive", "Splitpoint, fixed plan"
 TUNED = "upload of tuned codec and quality"
-"""The best that sending pictures can do: of the uploads that our own search keeps, the fastest."""
+"""Strategy: the fastest of the image uploads that our own search keeps."""
 FLOAT, PLAIN = "edge-only, floating point", "plain FastAPI, JPEG q75"
 WITHIN = 1.0
-"""Points of AP against floating point that a rival may lose and still be one."""
+"""Points of AP against floating point that a baseline may lose at most."""
 RTT_MS = 20.0
 _LEAST_FRAMES = 5
 _FAR, _FAR_FRAMES = 1.5, 10
@@ -41,22 +40,22 @@ _WARM_UP = 2
 _SETTLE = 10
 _REPORT_BYTES, _REPORT_CPU_S = 3000, 0.002
 PROBE_S = 0.15
-"""For what a planner sends once a frame is answered."""
+"""Pause for the probes that a planner sends after a frame is answered."""
 _SEED = 0
 
 
 @dataclass
 class Contender:
-    """What some strategies do in one cell.
+    """One way to run frames in a cell, shared by the strategies that choose it.
 
     Attributes:
         roles: Strategies with the settings that each is meant for: "A", "B", or "AB".
         ask: Sends one picture.
         plan: The plan, if it has one that does not change.
-        accurate: Whether it may be the best: it loses no more accuracy than a rival may.
-        pid: Of the process that serves it.
-        rows: One for each frame that was answered.
-        errors: One line for each that was not.
+        accurate: Whether it may be the best: it loses at most `WITHIN` points.
+        pid: Id of the process that serves it.
+        rows: One row for each frame that was answered.
+        errors: One line for each frame that was not.
     """
 
     roles: dict[str, str]
@@ -77,17 +76,17 @@ class Contender:
         return {**row, "cloud_cpu_ms": cpu_ms(self.pid) - before_ms}
 
     def keep(self, row: dict[str, Any]) -> None:
-        """Count a frame."""
+        """Record the row or the error of a frame."""
         if "error" in row:
             self.errors.append(row["error"])
         else:
             self.rows.append(row)
 
     def has_enough(self, others: "Sequence[Contender]", budget_s: float) -> bool:
-        """Whether more frames would change nothing: it is far from the best, or took its time.
+        """Whether it needs no more frames: it is far from the best, or its budget is spent.
 
-        What is close in some setting is measured longer; of a strategy that is half as slow again
-        as an accurate one a few frames tell as much.
+        A contender that is close to the best in some setting is measured longer; for one that is
+        half as slow again as an accurate one, a few frames are enough.
         """
         if len(self.rows) < _LEAST_FRAMES:
             return False
@@ -108,11 +107,11 @@ class Contender:
 
     @property
     def settings(self) -> str:
-        """That some of its strategies are meant for."""
+        """Settings that its strategies are meant for."""
         return "".join(self.roles.values())
 
     def median_ms(self) -> float:
-        """Of the frames so far."""
+        """Median latency of the frames so far."""
         return float(statistics.median(row["latency_ms"] for row in self.rows))
 
 
@@ -124,13 +123,13 @@ def link_of(mbit: float) -> Link:
 def measure_cell(
     stage: BenchStage, cell: Cell, frames: int, budget_s: float
 ) -> list[dict[str, Any]]:
-    """All contenders of a cell in turn; returns a row for each strategy.
+    """Measure all contenders of a cell in turn; returns a row for each strategy.
 
     Args:
-        stage: What runs.
-        cell: Its bandwidth.
-        frames: Of each contender.
-        budget_s: For the frames of one contender, beyond the first few.
+        stage: The running processes.
+        cell: The cell, whose bandwidth the link has.
+        frames: Frames of each contender.
+        budget_s: Time for the frames of one contender, beyond the first few.
     """
     contenders, infeasible = who_runs(stage, cell)
     rest_s = _REPORT_BYTES * 8e-6 / cell.mbit + _REPORT_CPU_S / cell.share
@@ -196,7 +195,7 @@ def who_runs(stage: BenchStage, cell: Cell) -> tuple[list[Contender], list[dict[
 
 
 def rows_of(stage: BenchStage, contender: Contender) -> list[dict[str, Any]]:
-    """What a contender came to, for each of its strategies."""
+    """Result rows of a contender, one for each of its strategies."""
     summary = {
         "plan": contender.plan,
         "frames": len(contender.rows),
@@ -212,7 +211,7 @@ def rows_of(stage: BenchStage, contender: Contender) -> list[dict[str, Any]]:
 
 
 def reference_accuracy(bundle: Bundle) -> float:
-    """Of the network in floating point: that of a plan plus what it lost."""
+    """Accuracy of the floating-point network: a plan's accuracy plus its drop."""
     predicted = next(iter(bundle.plans.values())).predicted
     return predicted.accuracy + predicted.accuracy_drop
 
@@ -253,7 +252,7 @@ def _accuracy(stage: BenchStage, contender: Contender, plans: dict[str, int]) ->
 
 
 def _fits(plan: Plan) -> str:
-    """Settings whose memory a plan keeps."""
+    """Settings whose memory limit a plan keeps."""
     memory = plan.predicted.edge_memory_bytes
     return "".join(name for name, limit in MEMORY.items() if limit is None or memory <= limit)
 

@@ -48,11 +48,11 @@ PUBLISHED = ("neurosurgeon", "dads", "auto-split")
 """QDMP cuts where DADS does: both find the same minimum, one of them faster."""
 
 SHARES = (1.0, 0.25, 0.1)
-"""Of a core: what published strategies choose for."""
+"""Shares of a core that published strategies choose for."""
 MBITS = (0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 16.0, 32.0, 64.0)
 
 MEMORY = {"A": None, "B": 4 << 20}
-"""Settings: bytes of memory on the edge."""
+"""Memory limit on the edge in bytes, by setting; None for no limit."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class LatencyGrid:
-    """What is compared.
+    """Grid of the comparison: shares of a core and bandwidths, with common limits.
 
     Attributes:
-        shares: Of a core, on the edge.
-        mbits: Bandwidths.
+        shares: Shares of a core, on the edge.
+        mbits: Bandwidths in Mbit/s.
         rtt_ms: Round trip.
         max_drop: Accuracy that our own search may lose, in points.
     """
@@ -80,7 +80,7 @@ class LatencyGrid:
     max_drop: float
 
     def cells(self) -> list[Cell]:
-        """All of them."""
+        """All cells of the grid."""
         return [Cell(share, mbit) for share in self.shares for mbit in self.mbits]
 
 
@@ -165,20 +165,20 @@ def build(
 
 
 def key_of(setting: str, cell: Cell) -> str:
-    """How a cell is called in JSON."""
+    """Key of a cell in JSON."""
     return f"{setting} {cell.share:g} {cell.mbit:g}"
 
 
 class _Others:
-    """What others would deploy: all of it from tables that are measured once.
+    """Plans that published strategies would deploy, from tables that are measured once.
 
     Args:
-        request: Of our own search.
+        request: Request of our own search.
         grid: The cells.
         network: The network.
-        judging: The pictures that judge.
+        judging: The pictures that accuracy is measured on.
         world: Times that all plans share.
-        reporter: Says how far it is.
+        reporter: Receives progress.
     """
 
     def __init__(
@@ -220,7 +220,7 @@ class _Others:
         self._auto_split = AutoSplit(network.heads, rounder, pixels, reporter)
 
     def choices(self, name: str) -> dict[str, RankedCandidate | str]:
-        """What a published strategy deploys in every cell, or why it has nothing."""
+        """Plan that a published strategy deploys in every cell, or the reason why it has none."""
         cells = [(setting, cell) for setting in MEMORY for cell in self._grid.cells()]
         chosen: dict[str, RankedCandidate | str] = {}
         progress = self._reporter.stage(f"choosing as {name}")
@@ -235,7 +235,7 @@ class _Others:
         return chosen
 
     def judged(self, candidate: Candidate, world: CostModel) -> RankedCandidate:
-        """A candidate with its accuracy, measured if it was not."""
+        """Candidate with its accuracy, measured on first use."""
         known = self._meter.measured(candidate)
         (predicted,) = judge([candidate], self._times, world)
         return replace(
@@ -260,7 +260,7 @@ class _Others:
         return self.judged(candidate, world)
 
     def _as_auto_split(self, memory: int | None, world: CostModel) -> RankedCandidate | str:
-        """Its fastest configuration that loses no more than ours may; it knows such a limit."""
+        """Fastest configuration within our accuracy limit; Auto-Split has such a limit, too."""
         table = self.table.at(world)
         for each in self._auto_split.candidates(2, memory, table, self._times, world):
             if self._meter.is_good(each):
@@ -269,7 +269,7 @@ class _Others:
 
 
 def _named_apart(kept: dict[str, RankedCandidate]) -> dict[str, RankedCandidate]:
-    """Plans by digest, with names of which no two are equal."""
+    """Plans by digest, with names made unique."""
     digests = {judged.candidate: digest for digest, judged in kept.items()}
     named = named_apart(list(digests), digests)
     return {

@@ -1,4 +1,4 @@
-"""Pictures of what `bench.run_latency` found: latency by bandwidth, stages, accuracy by bytes."""
+"""Plots of `bench.run_latency`: latency by bandwidth, stages, accuracy by bytes."""
 
 import math
 from collections.abc import Collection, Sequence
@@ -29,7 +29,7 @@ _COLOURS = ("#4477aa", "#66ccee", "#228833", "#ccbb44", "#aa3377", "#bbbbbb", "#
 
 
 def plot_latency(result: dict[str, Any], share: float, path: Path) -> None:
-    """Median latency over bandwidth, both settings, behind it the fastest that are accurate."""
+    """Plot median latency over bandwidth in both settings, with the fastest accurate strategy."""
     figure = Figure(figsize=(13, 5), layout="constrained")
     axes: Sequence[Axes] = figure.subplots(1, len(result["memory"]), sharey=True)
     by_setting = {setting: measured(result, share, setting) for setting in result["memory"]}
@@ -62,7 +62,7 @@ def plot_latency(result: dict[str, Any], share: float, path: Path) -> None:
 
 
 def _styles(result: dict[str, Any], cells: Sequence[Sequence[Row]]) -> dict[str, dict[str, Any]]:
-    """How each strategy is drawn: alike in all panels, dotted if it is inaccurate in any cell."""
+    """Line style of each strategy: alike in all panels, dotted if it is inaccurate in any cell."""
     least: dict[str, float] = {}
     for row in (row for rows in cells for row in rows):
         name = row["strategy"]
@@ -81,12 +81,12 @@ def _styles(result: dict[str, Any], cells: Sequence[Sequence[Row]]) -> dict[str,
 
 
 def _fastest_ms(rows: Sequence[Row], names: Collection[str]) -> list[float]:
-    """The least median of some strategies in a cell; nothing if none of them was measured."""
+    """Least median of some strategies in a cell; empty if none of them was measured."""
     return sorted(row["p50_ms"]["value"] for row in rows if row["strategy"] in names)[:1]
 
 
 def plot_stages(result: dict[str, Any], path: Path) -> None:
-    """Where the time goes, strategy by strategy, in one cell of each share."""
+    """Plot the median time of each stage by strategy, in one cell of each share."""
     every = shares(result)
     figure = Figure(figsize=(11, 3.6 * len(every)), layout="constrained")
     axes = figure.subplots(len(every), 1, squeeze=False)[:, 0]
@@ -109,7 +109,7 @@ def plot_stages(result: dict[str, Any], path: Path) -> None:
 
 
 def plot_accuracy(result: dict[str, Any], path: Path) -> None:
-    """Accuracy over bytes of every plan."""
+    """Plot accuracy over bytes of every plan."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axis = figure.subplots()
     for kind, colour in (("cloud-only", "#4477aa"), ("split", "#ee6677"), ("edge-only", "#228833")):

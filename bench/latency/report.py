@@ -1,4 +1,4 @@
-"""What `bench.run_latency` found: tables and pictures beside its JSON.
+"""Report of `bench.run_latency`: tables and plots beside its JSON.
 
 python -m bench.latency.report bench/results/run_latency.json      # draw them again
 
@@ -34,7 +34,7 @@ _COLUMNS = ("p50_ms", "p90_ms", "p99_ms")
 
 
 def write_all(result: dict[str, Any], path: Path) -> None:
-    """The JSON, and beside it CSV, Markdown and pictures."""
+    """Write the JSON, and beside it CSV, Markdown and plots."""
     path.write_text(json.dumps(result, indent=1) + "\n")
     write_csv(result, path.with_suffix(".csv"))
     for share in shares(result):
@@ -45,7 +45,7 @@ def write_all(result: dict[str, Any], path: Path) -> None:
 
 
 def write_csv(result: dict[str, Any], path: Path) -> None:
-    """One row for each cell and strategy."""
+    """Write one row for each cell and strategy."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         head = ["share", "mbit", "strategy", "settings", "plan", "frames", "failed"]
@@ -59,7 +59,7 @@ def write_csv(result: dict[str, Any], path: Path) -> None:
 
 
 def markdown(result: dict[str, Any], stem: str) -> str:
-    """The whole report; pictures lie beside it."""
+    """The whole report in Markdown, which links plots beside it."""
     lines = ["# Latency, strategy by strategy", "", *setup(result), ""]
     for share in shares(result):
         for setting, memory in result["memory"].items():
@@ -79,7 +79,7 @@ def markdown(result: dict[str, Any], stem: str) -> str:
 
 
 def setup(result: dict[str, Any]) -> list[str]:
-    """What was measured, on what."""
+    """Lines that describe the machine and the settings of the measurement."""
     made, images = result["machine"], len(result["images"])
     slow = ", ".join(f"{s} ({v['measured']:.2f} measured)" for s, v in result["shares"].items())
     congestion = result["congestion_control"] or "as the machine prefers"
@@ -122,7 +122,7 @@ def _grid_cell(row: Row | None, all_rows: list[Row]) -> str:
 
 
 def verdict_table(result: dict[str, Any]) -> list[str]:
-    """The adaptive planner beside all others, cell by cell."""
+    """Table that compares the adaptive planner with all others, cell by cell."""
     words = (
         f"Others fit the setting and lose {WITHIN:g} AP at most; among them are our own fixed plan "
         "and the image upload whose codec and quality our search has tuned, which are no rivals. "
@@ -149,7 +149,7 @@ def verdict_table(result: dict[str, Any]) -> list[str]:
 
 
 def planning(result: dict[str, Any]) -> list[str]:
-    """What the planner itself costs: where it used one plan throughout, beside that plan fixed."""
+    """Table of the planner's own cost: cells where it used one plan, against that plan fixed."""
     words = (
         "What planning costs: where the adaptive planner used one plan throughout, its median "
         "latency over that plan's own, and what it takes longer outside all stages."
@@ -176,7 +176,7 @@ def planning(result: dict[str, Any]) -> list[str]:
 
 
 def trace_table(result: dict[str, Any]) -> list[str]:
-    """Every strategy over every trace."""
+    """Table of every strategy over every trace."""
     lines = [
         "Each strategy from the start of the same trace, frames without a pause.",
         "",
@@ -197,7 +197,7 @@ def trace_table(result: dict[str, Any]) -> list[str]:
 
 
 def work_table(result: dict[str, Any]) -> list[str]:
-    """CPU time on either side."""
+    """Table of CPU time on either side."""
     lines = [
         "Mean CPU time of a frame, over all bandwidths, in ms.",
         "",
@@ -225,7 +225,7 @@ def _nothing_found(result: dict[str, Any]) -> list[str]:
 
 
 def print_table(result: dict[str, Any]) -> None:
-    """The verdicts, on the terminal."""
+    """Print the verdicts and targets on the terminal."""
     table = Table("core", "setting", "Mbit/s", "adaptive ms", "best other", "ms", "ratio", "plan")
     for row in verdicts(result):
         numbers = (f"{row['share']:g}", row["setting"], f"{row['mbit']:g}")

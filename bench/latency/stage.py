@@ -1,9 +1,9 @@
-"""The processes that `bench.run_latency` measures: of one share of a core, for all of its cells.
+"""Processes that `bench.run_latency` measures, for all cells of one share of a core.
 
     [slowed] edge process -> wire -> cloud
                                   -> plain service
 
-The edge runs whatever plan it is told, and for each setting it has a planner that chooses by
+The edge runs the plan named in a request, and for each setting it has a planner that chooses by
 itself: in the same process, since another one's caches would be colder. It becomes slow once it is
 ready, and nothing is reported unless the share that it gets was measured first.
 """
@@ -28,26 +28,27 @@ from common.tables.rows import LatencyRow
 from common.tables.store_file import read_tables
 
 _PLAIN_PORT = 18_080
-"""In a namespace of its own, where no other port is taken."""
+"""Port of the plain service, in a namespace of its own where no other port is taken."""
 _PLAIN_START_S = 60.0
 
 
 @dataclass(frozen=True)
 class BenchStage:
-    """What runs while the cells of a share are measured.
+    """Running processes and inputs for the cells of one share of a core.
 
     Attributes:
-        bundle: The contenders'.
-        digests: Its plans by name.
-        who: Which strategy uses which plan; see `bench.latency.contenders.build`.
-        wire: Between edges and cloud.
+        bundle: Bundle of all contenders.
+        digests: Digests of its plans by name.
+        who: Plans by strategy; see `bench.latency.contenders.build`.
+        wire: Link between edges and cloud.
         images: Pictures that the edges have.
         rows: Latency tables of both sides, profiled before anything is measured.
-        device: What the edge is called in them.
-        share: Of a core, as measured; 1 is a whole one.
+        device: Name of the edge in them.
+        share: Share of a core, as measured; 1 is a whole one.
         edge: Runs plans, and has a pilot for each setting.
-        cloud_pid: Of the cloud.
-        plain_pid: Of the plain service; None on an emulated link, which HTTP does not pass.
+        cloud_pid: Process id of the cloud.
+        plain_pid: Process id of the plain service; None on an emulated link, which HTTP
+            does not pass.
     """
 
     bundle: Bundle
@@ -76,13 +77,13 @@ def stage(
     """Start all processes of a share, for the length of the block.
 
     Args:
-        wire: Between edges and cloud.
-        bundle: Of all contenders.
-        who: Which strategy uses which plan.
-        images: To send.
-        share: Of a core that the edges get.
-        folder: For logs and tables.
-        profile_s: For the profile of either side, at the most.
+        wire: Link between edges and cloud.
+        bundle: Bundle of all contenders.
+        who: Plans by strategy.
+        images: Pictures to send.
+        share: Share of a core that the edges get.
+        folder: Folder for logs and tables.
+        profile_s: Largest duration of the profile of either side.
 
     Raises:
         SlowCpuError: If the edge cannot be slowed, or its share is not kept.
@@ -135,7 +136,7 @@ def stage(
 
 @contextmanager
 def _plain_service(wire: ShapedLink, bundle: Bundle) -> Iterator[int]:
-    """The rival; gives its pid."""
+    """Start the baseline service for the length of the block; gives its pid."""
     command = [*wire.cloud.prefix, sys.executable, "-m", "bench.micro.plain_service"]
     command += ["--bundle", str(bundle.root), "--host", wire.cloud.address]
     command += ["--port", str(_PLAIN_PORT)]

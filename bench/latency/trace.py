@@ -1,7 +1,7 @@
 """Every strategy over the same changing link, one after the other, each from the trace's start.
 
 Frames follow each other without a pause. A frame that fails is counted and shown; the time that it
-took to fail is gone for its strategy.
+took to fail is lost for its strategy.
 """
 
 import math
@@ -21,16 +21,16 @@ from common.link.trace import read_trace
 def measure_trace(
     stage: BenchStage, share: float, name: str, seconds: float, progress: Callable[[int, int], None]
 ) -> list[dict[str, Any]]:
-    """All strategies over a trace; returns a row for each.
+    """Measure all strategies over a trace; returns a row for each.
 
     Published strategies and the fixed plan choose for the trace's median bandwidth: a choice that
-    is made once cannot know more.
+    is made once cannot follow the trace.
 
     Args:
-        stage: What runs.
-        share: Of a core, on the edge.
-        name: Of the trace.
-        seconds: Of it.
+        stage: The running processes.
+        share: Share of a core, on the edge.
+        name: Name of the trace.
+        seconds: Duration of it.
         progress: Called after each contender.
     """
     trace = read_trace(FOLDER / f"{name}.csv")

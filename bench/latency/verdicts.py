@@ -1,9 +1,9 @@
-"""Who won in each cell of `bench.run_latency`, and which targets that meets.
+"""Winners of each cell of `bench.run_latency`, and the targets that are met.
 
-A *rival* is a strategy that is not ours, answered every frame and lost at most `WITHIN` points of
-AP against floating point. *All others* are the rivals and what our own search gives those who do
-not adapt: a fixed plan, and the tuned upload, which is told of apart: who sends pictures of fixed
-quality does not have it, but could.
+A baseline ("rival" in rows and tables) is a strategy that is not ours, answered every frame and
+lost at most `WITHIN` points of AP against floating point. *All others* are the baselines and the
+plans of our own search without adaptation: a fixed plan, and the tuned upload. The tuned upload is
+reported separately, since users who upload pictures of fixed quality lack it, but could have it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,7 +29,7 @@ Row = dict[str, Any]
 
 
 def shares(result: dict[str, Any]) -> list[float]:
-    """Of a core, the largest first."""
+    """Shares of a core, the largest first."""
     return sorted({row["share"] for row in result["cells"]}, reverse=True)
 
 
@@ -43,7 +43,7 @@ def measured(result: dict[str, Any], share: float, setting: str) -> dict[float, 
 
 
 def is_able(row: Row, reference: float) -> bool:
-    """Whether it answered every frame and keeps the accuracy."""
+    """Whether a strategy answered every frame and keeps the accuracy."""
     return not row["failed"] and bool(row["accuracy"] >= reference - WITHIN)
 
 
@@ -57,7 +57,7 @@ def accurate(rows: Sequence[Row], reference: float) -> list[Row]:
 
 
 def verdicts(result: dict[str, Any]) -> list[Row]:
-    """The adaptive planner beside the best others, for every cell and setting."""
+    """Compare the adaptive planner with the best others, for every cell and setting."""
     found = (
         ({"share": share, "setting": setting, "mbit": mbit}, _verdict(result, rows))
         for share in shares(result)
@@ -71,7 +71,7 @@ def codec_bytes(result: dict[str, Any], accuracy: float) -> float | None:
     """Least bytes of any lossy image upload that was searched and is at least as accurate.
 
     If none is, those of the most accurate one, which are too few: an upload as accurate as this
-    would take more. Lossless ones take so many that to be compared with them would flatter.
+    would take more. Lossless uploads take so many bytes that comparing with them would flatter us.
     """
     plans, kinds = result["plans"], result["kinds"]
     lossy = [
@@ -117,7 +117,7 @@ def same_plan(result: dict[str, Any], share: float) -> list[tuple[Row, Row]]:
 
 
 def targets(result: dict[str, Any]) -> Iterator[Target]:
-    """What must be reached; always by the worst case."""
+    """Targets, each judged by the worst case."""
     rows = [row for row in verdicts(result) if row["share"] in TARGETED]
     if not rows:
         return
@@ -219,7 +219,7 @@ def _verdict(result: dict[str, Any], rows: Sequence[Row]) -> Row | None:
 
 
 def _pictures(result: dict[str, Any], rows: Sequence[Row]) -> str:
-    """How many cells sent pictures more often than tensors."""
+    """Count the cells that sent pictures more often than tensors, in words."""
     count = sum(result["kinds"][row["plan"]] == "cloud-only" for row in rows)
     return f"{count} of {len(rows)} send mostly pictures"
 

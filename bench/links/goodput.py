@@ -1,4 +1,4 @@
-"""What a TCP connection gets of a link: goodput each way and round trip, by its receiver's clock.
+"""Goodput of a TCP connection each way, by its receiver's clock, and its round trip.
 
     python -m bench.links.goodput serve ADDRESS                               until its input ends
     python -m bench.links.goodput measure ADDRESS PORT UP_BYTES DOWN_BYTES    prints
@@ -34,7 +34,7 @@ _PATIENCE_S = 60.0
 
 @dataclass(frozen=True)
 class MeasuredGoodput:
-    """What one TCP connection got: goodput without headers, and the median round trip idle."""
+    """Goodput of one TCP connection without headers, and its median round trip when idle."""
 
     uplink_bps: float
     downlink_bps: float
@@ -96,14 +96,14 @@ def measure(address: str, port: int, up_bytes: int, down_bytes: int) -> Measured
 
 
 def connected(address: str, port: int) -> socket.socket:
-    """A connection to who serves there."""
+    """Open a connection to the server at an address."""
     link = socket.create_connection((address, port), _PATIENCE_S)
     link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return link
 
 
 def round_trip_ms(link: socket.socket, size: int = 0) -> float:
-    """From sending so many bytes until the other end has answered that it has them all."""
+    """Time from sending `size` bytes until the other end has confirmed all of them."""
     start_s = time.perf_counter()
     link.sendall(_REQUEST.pack(b"U", size) + bytes(size))
     _receive(link, _SECONDS.size)
@@ -128,7 +128,7 @@ def serve(listener: socket.socket) -> None:
 
 
 def _timed(link: socket.socket, size: int) -> float:
-    """Receive so many bytes; seconds that the last three quarters of them took."""
+    """Receive `size` bytes; returns the seconds of the last three quarters of them."""
     skip, start_s, received = int(size * _SKIP), 0.0, 0
     while received < size:
         chunk = link.recv(min(_CHUNK, size - received))
@@ -137,7 +137,7 @@ def _timed(link: socket.socket, size: int) -> float:
         if received < skip <= received + len(chunk):
             start_s, skip = time.perf_counter(), received + len(chunk)
         received += len(chunk)
-    # As if exactly so much had been skipped.
+    # Scaled as if exactly `size * _SKIP` bytes had been skipped.
     rest = (size - skip) or 1
     return (time.perf_counter() - start_s) * size * (1 - _SKIP) / rest
 
@@ -157,11 +157,11 @@ def _receive(link: socket.socket, size: int) -> bytes:
 
 
 def main() -> None:
-    """The two commands of the head of this module."""
+    """Run one of the two commands described in the module docstring."""
     if sys.argv[1] == "serve":
         with socket.create_server((sys.argv[2], 0)) as listener:
             threading.Thread(target=serve, args=(listener,), daemon=True).start()
-            print(listener.getsockname()[1], flush=True)  # noqa: T201 - for who started it
+            print(listener.getsockname()[1], flush=True)  # noqa: T201 - for the parent process
             sys.stdin.read()
     else:
         address, *numbers = sys.argv[2:]

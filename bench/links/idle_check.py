@@ -1,11 +1,12 @@
-"""What does TCP forget over a pause? Messages that come close together, and after a rest.
+"""Effect of pauses on TCP: latency of messages that come close together, and after a rest.
 
     python -m bench.links.idle_check [--link 16mbit/20ms] [--json OUT]
 
 A connection that has sent nothing for longer than its timeout, a fifth of a second or more, begins
 again with a window of ten packets (RFC 6928, 14.6 KB): what is larger waits for another round trip.
-Linux does so by default; `sysctl net.ipv4.tcp_slow_start_after_idle=0` lets it remember. Both, over
-the same shaped link, in turn: milliseconds from sending until the other end has answered.
+Linux does so by default; `sysctl net.ipv4.tcp_slow_start_after_idle=0` keeps the window. Both are
+measured over the same shaped link, in turn: milliseconds from sending until the other end has
+answered.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from common.version import __version__
 SIZES = (5_000, 10_000, 20_000, 40_000, 60_000)
 PAUSES_S = (0.05, 0.6)
 HEAD = ("KB", "pause, s", "forgets, ms", "remembers, ms")
-"""Of the columns of `by_size`."""
+"""Headings of the columns of `by_size`."""
 _RESULT = Path(__file__).parents[1] / "results" / "idle_check.json"
 _ROUNDS, _WARM = 15, 4
 _CHECK = (
@@ -81,11 +82,11 @@ def check(address: str, port: int) -> None:
         }
         for (pause_s, size, forgets), each in took.items()
     ]
-    print(json.dumps(rows))  # noqa: T201 - for who started it
+    print(json.dumps(rows))  # noqa: T201 - for the parent process
 
 
 def by_size(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """A line for every size and pause: where the window is forgotten, and where it is kept."""
+    """One line for every size and pause: latency with the window forgotten, and with it kept."""
     found = {(row["size_bytes"], row["pause_s"], row["forgets"]): row["ms"] for row in rows}
     return [
         (

@@ -1,4 +1,4 @@
-"""Are links what they are asked to be? The three emulations, asked against measured.
+"""Check of the three link emulations: requested against measured goodput and round trips.
 
     python -m bench.links.link_check [--json OUT]
 
@@ -6,8 +6,8 @@
     tbf          network namespaces, a veth pair, the kernel's token bucket; adds no delay
     relay        network namespaces, TUN devices, our own process between them
 
-Goodput counts what an application gets: messages in process, bytes of one TCP connection else, so
-that the wires lose 3 to 5 % to headers. Round trips are of an idle link, medians.
+Goodput is what an application receives: messages in process, bytes of one TCP connection otherwise,
+so that the wires lose 3 to 5 % to headers. Round trips are medians on an idle link.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def in_process(link: Link) -> MeasuredGoodput:
-    """One transport behind an emulated link: pings, then messages up, then messages down."""
+    """Measure a transport behind an emulated link: pings, then messages up, then messages down."""
     came_up: list[float] = []
     size = int(link.downlink_bps * _TRANSFER_S / 8 / _MESSAGES)
     answers = [CloudMessage(rejection=Rejection(message="x" * size))] * _MESSAGES
@@ -99,7 +99,7 @@ def _round_trip_ms(transport: ShapedTransport) -> float:
 
 
 def _goodput_bps(times_s: Sequence[float], size_bytes: int) -> float:
-    """Of messages that came at these times, without the first ones."""
+    """Goodput of messages from their arrival times, without the first ones."""
     rest = times_s[_SKIP:]
     return (len(rest) - 1) * size_bytes * 8 / (rest[-1] - rest[0])
 

@@ -25,20 +25,20 @@ from dataclasses import asdict, dataclass
 _TUNSETIFF, _IFF_TUN, _IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 _PR_SET_TIMERSLACK = 29
 _MTU = 65536
-# As a home router's queue: 200 ms of the rate, and room for a few packets on the slowest links.
+# Queue of a home router: 200 ms of the rate, but at least a few packets on the slowest links.
 _QUEUE_S, _LEAST_QUEUE_BYTES = 0.2, 32_000.0
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """What packets meet; the same delay, jitter and loss both ways.
+    """Link conditions for packets; delay, jitter and loss are the same both ways.
 
     Attributes:
-        uplink_bps: From edge to cloud; 0 lets nothing pass.
-        downlink_bps: From cloud to edge.
-        delay_ms: One way.
-        jitter_ms: The most that the delay strays, uniformly; order is kept.
-        loss: Share of packets that vanish.
+        uplink_bps: Rate from edge to cloud; 0 lets nothing pass.
+        downlink_bps: Rate from cloud to edge.
+        delay_ms: One-way delay.
+        jitter_ms: Largest deviation of the delay, uniform; order is kept.
+        loss: Share of packets that are dropped.
     """
 
     uplink_bps: float
@@ -48,7 +48,7 @@ class Conditions:
     loss: float = 0.0
 
     def to_json(self) -> str:
-        """One line."""
+        """Conditions as one line of JSON."""
         return json.dumps(asdict(self))
 
 
@@ -60,13 +60,13 @@ class Lane:
         self._waiting: deque[bytes] = deque()
         self._waiting_bytes = 0
         self._flying: deque[tuple[float, bytes]] = deque()
-        # Of the packet at the front: what is still to be sent, and since when at this rate.
+        # Bytes of the packet at the front still to be sent, counted from a time at this rate.
         self._left_bytes = self._since_s = 0.0
         self._last_s = -math.inf
         self._bytes_per_s = self._delay_s = self._jitter_s = self._loss = 0.0
 
     def change(self, now_s: float, rate_bps: float, conditions: Conditions) -> None:
-        """Go on under other conditions; what is left of the packet at the front, too."""
+        """Apply other conditions, also to the rest of the packet at the front."""
         self._advance(now_s)
         self._left_bytes -= (now_s - self._since_s) * self._bytes_per_s
         self._since_s = now_s
@@ -76,7 +76,7 @@ class Lane:
         self._loss = conditions.loss
 
     def put(self, now_s: float, packet: bytes) -> None:
-        """A packet comes in; it may be lost, or find the queue full."""
+        """Enqueue a packet, unless it is lost or the queue is full."""
         self._advance(now_s)
         room = max(_LEAST_QUEUE_BYTES, _QUEUE_S * self._bytes_per_s)
         if self._random.random() < self._loss or self._waiting_bytes + len(packet) > room:
@@ -87,7 +87,7 @@ class Lane:
         self._waiting_bytes += len(packet)
 
     def take(self, now_s: float) -> list[bytes]:
-        """The packets that have arrived."""
+        """Return the packets that have arrived by now."""
         self._advance(now_s)
         arrived = []
         while self._flying and self._flying[0][0] <= now_s:
@@ -95,11 +95,11 @@ class Lane:
         return arrived
 
     def next_s(self) -> float:
-        """When `take` will have something to do."""
+        """Time of the next event that `take` has to handle."""
         return min(self._sent_s(), self._flying[0][0] if self._flying else math.inf)
 
     def _advance(self, now_s: float) -> None:
-        """Let go what has been sent by now."""
+        """Move the packets that have been sent by now from the queue into flight."""
         while (sent_s := self._sent_s()) <= now_s:
             packet = self._waiting.popleft()
             self._waiting_bytes -= len(packet)
@@ -110,7 +110,7 @@ class Lane:
                 self._left_bytes, self._since_s = len(self._waiting[0]), sent_s
 
     def _sent_s(self) -> float:
-        """When the last bit of the packet at the front is sent."""
+        """Time at which the last bit of the packet at the front is sent."""
         if not self._waiting or not self._bytes_per_s:
             return math.inf
         return self._since_s + self._left_bytes / self._bytes_per_s

@@ -42,7 +42,7 @@ _EDGE, _CLOUD = "10.77.0.2", "10.77.0.1"
 _BURST, _QUEUE = "16kb", "200ms"
 _CONGESTION, _USUAL = "/proc/sys/net/ipv4/tcp_congestion_control", ("cubic", "reno")
 SLOW_START_AFTER_IDLE = Path("/proc/sys/net/ipv4/tcp_slow_start_after_idle")
-"""Of the network namespace of whoever reads or writes it."""
+"""Setting of the network namespace of the process that reads or writes it."""
 _STOP_S = 5.0
 _numbers = itertools.count()
 
@@ -56,8 +56,8 @@ class End:
     """One end of the wire.
 
     Attributes:
-        address: By which the other end reaches it.
-        prefix: Of the command line of a process that shall stand there.
+        address: Address by which the other end reaches it.
+        prefix: Prefix of the command line of a process that shall run there.
         namespace: Its network namespace.
     """
 
@@ -68,13 +68,13 @@ class End:
 
 @dataclass(frozen=True)
 class ShapedLink:
-    """Both ends, and the wire between.
+    """Both ends of a link, and the wire between.
 
     Attributes:
         edge: One end.
         cloud: The other.
-        change: Let the wire be like another link from now on; None is an outage.
-        congestion: How TCP controls it, in words; None if as this machine prefers.
+        change: Gives the wire the conditions of another link; None is an outage.
+        congestion: TCP's congestion control, in words; None for this machine's default.
         left_to_edges: The link that every edge process has to emulate by itself, because there is
             no such wire; None if there is.
     """
@@ -90,16 +90,16 @@ class ShapedLink:
 def shaped(
     link: Link, wire: Wire = "relay", *, jitter_ms: float = 0.0, loss: float = 0.0
 ) -> Iterator[ShapedLink]:
-    """Two namespaces with such a link between them, for the length of the block.
+    """Create two namespaces with a shaped link between them, for the length of the block.
 
     Args:
         link: Bandwidth and round trip at first.
         wire: What it is made of; see the table of this module.
-        jitter_ms: The most that the delay one way strays; relay only.
+        jitter_ms: Largest deviation of the one-way delay; relay only.
         loss: Share of packets lost each way; relay only.
 
     Raises:
-        ShapingError: If this machine cannot, or does not let us.
+        ShapingError: If this machine does not support it, or does not permit it.
     """
     _check_machine()
     if wire == "tbf" and (jitter_ms or loss):
@@ -164,7 +164,7 @@ def _end(stack: ExitStack, namespace: str, address: str) -> End:
 
 
 def _congestion(*ends: End) -> str:
-    """Have both ends control congestion alike; gives how."""
+    """Set the same congestion control at both ends; returns it in words."""
     for end in ends:
         _run(*end.prefix, "sh", "-c", f"echo 0 > {SLOW_START_AFTER_IDLE}")
     for name in _USUAL:
@@ -183,7 +183,7 @@ def _up(end: End, device: str) -> None:
 
 
 def _veth(edge: End, cloud: End) -> Callable[[Link | None], None]:
-    """A veth pair; returns what changes the buckets at its ends."""
+    """Create a veth pair; returns a function that sets the token buckets at its ends."""
     peer = ("peer", "name", "wire", "netns", cloud.namespace)
     _run("ip", "link", "add", "wire", "netns", edge.namespace, "type", "veth", *peer)
     for end in (edge, cloud):
@@ -219,7 +219,7 @@ class _Relay:
         self._expect("ready")
 
     def change(self, link: Link | None) -> None:
-        """From now on, and for what waits."""
+        """Apply the conditions of another link, also to packets in the queue."""
         up, down, rtt_ms = (0.0, 0.0, 0.0) if link is None else _numbers_of(link)
         asked = Conditions(up, down, rtt_ms / 2, self._jitter_ms, self._loss)
         if self._process.stdin is not None:
@@ -233,7 +233,7 @@ class _Relay:
             raise ShapingError("the relay between the TUN devices ended")
 
     def _stop(self) -> None:
-        """It ends when its input does."""
+        """Close the input of the process, which ends it; kill it after a timeout."""
         try:
             self._process.communicate(timeout=_STOP_S)
         except subprocess.TimeoutExpired:

@@ -9,7 +9,7 @@
     outage   3 Mbit/s, with 5 s of nothing after 12 s of 30
     drift    a slow sine of the log of the bandwidth between 0.8 and 12 Mbit/s, 90 s
 
-All are made of formulas and seeded noise, none is a recording; all repeat.
+All are made of formulas and seeded noise, none is a recording; all are cyclic.
 """
 
 import argparse
@@ -32,19 +32,19 @@ FOLDER = Path(__file__).parents[1] / "traces"
 _DRIVE_SEED = 7
 _DRIVE_S, _DRIVE_MBIT = 120.0, (0.6, 25.0)
 _DRIVE_MEAN_MBIT = 5.0
-# Of the log of the bandwidth: how long it remembers, and how far it strays from its mean.
+# Log of the bandwidth: time constant of its autocorrelation, and its standard deviation.
 _DRIVE_MEMORY_S, _DRIVE_SPREAD = 8.0, 0.9
 _FADES_PER_S, _FADE_S, _FADE = 0.05, (0.3, 1.5), 0.2
 
 
 def step() -> LinkTrace:
-    """A quarter of the bandwidth, and back."""
+    """Step down to a quarter of the bandwidth, and back."""
     fast, slow = Link(6e6, 6e6, 20.0), Link(1.5e6, 1.5e6, 20.0)
     return LinkTrace(((0.0, fast), (20.0, slow), (40.0, fast)), 60.0)
 
 
 def outage() -> LinkTrace:
-    """Five seconds of nothing."""
+    """Outage of five seconds on a 3 Mbit/s link."""
     link = Link(3e6, 3e6, 20.0)
     return LinkTrace(((0.0, link), (12.0, None), (17.0, link)), 30.0)
 
@@ -62,7 +62,7 @@ def drift(seconds: float = 90.0, every_s: float = 0.5) -> LinkTrace:
 
 
 def drive(seed: int = _DRIVE_SEED) -> LinkTrace:
-    """A drive; another seed is another drive."""
+    """Drive through a city on LTE; each seed gives another one."""
     rng = np.random.default_rng(seed)
     low, high = map(math.log, _DRIVE_MBIT)
     mean = math.log(_DRIVE_MEAN_MBIT)
@@ -89,9 +89,9 @@ TRACES: Mapping[str, Callable[[], LinkTrace]] = MappingProxyType(
 
 @contextlib.contextmanager
 def replayed(wire: ShapedLink, trace: LinkTrace) -> Iterator[float]:
-    """Let a wire follow a trace; gives when it began, by `time.monotonic`.
+    """Let a wire follow a trace; gives the start by `time.monotonic`.
 
-    In the end the wire is as the trace begins.
+    Afterwards the wire has the conditions of the trace's beginning.
     """
     ended, started_s = threading.Event(), time.monotonic()
 
@@ -112,7 +112,7 @@ def replayed(wire: ShapedLink, trace: LinkTrace) -> Iterator[float]:
 
 
 def main() -> None:
-    """Write them all."""
+    """Write all traces as CSV files."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder for the CSV files")
     folder = parser.parse_args().out
@@ -122,7 +122,7 @@ def main() -> None:
 
 
 def _link(log_mbit: float, rtt_ms: float) -> Link:
-    """The same both ways, as rounded as a person would write it."""
+    """Symmetric link, with rate and round trip rounded for the CSV file."""
     rate_bps = round(math.exp(log_mbit) * 1e3) * 1e3
     return Link(rate_bps, rate_bps, round(rtt_ms, 1))
 

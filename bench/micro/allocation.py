@@ -1,4 +1,4 @@
-"""How long the exact program takes, and how much less error it leaves than the Lagrangian.
+"""Benchmark of bit width allocation: time and error of the exact program and the Lagrangian.
 
     python -m bench.micro.allocation --json OUT
 
@@ -28,7 +28,7 @@ LAYERS = 100
 def main() -> None:
     """Measure, print and write the result."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--networks", type=int, default=30, help="how many are solved")
+    parser.add_argument("--networks", type=int, default=30, help="number of networks")
     parser.add_argument("--json", type=Path, required=True, help="where the result goes")
     arguments = parser.parse_args()
     rows = [_solved(seed) for seed in range(arguments.networks)]

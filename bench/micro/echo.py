@@ -1,4 +1,4 @@
-"""A bare gRPC stream that echoes, in a process of its own: the least that a stream can cost."""
+"""A bare gRPC stream that echoes, in a process of its own: lower bound of a stream's cost."""
 
 import asyncio
 import queue
@@ -50,7 +50,7 @@ async def _serve() -> None:
     server.add_generic_rpc_handlers((service,))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    print(port, flush=True)  # noqa: T201 - for who started it
+    print(port, flush=True)  # noqa: T201 - for the parent process
     await asyncio.to_thread(sys.stdin.read)
     await server.stop(None)
 

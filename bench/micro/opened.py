@@ -1,4 +1,4 @@
-"""A plan opened on both sides, and the bare runtime: what `bench.micro.parts` times."""
+"""A plan opened on both sides, and the bare runtime, for `bench.micro.parts` to time."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,11 +28,11 @@ class Opened:
 
     Args:
         bundle: The bundle.
-        digest: Of the plan.
+        digest: Digest of the plan.
         picture: (H, W, 3) RGB.
 
     Attributes:
-        codes: What the head makes of the picture, (C, H, W) uint8 each; the pixels without a head.
+        codes: Output codes of the head, (C, H, W) uint8 each; the pixels without a head.
     """
 
     def __init__(self, bundle: Bundle, digest: bytes, picture: NDArray[np.uint8]) -> None:
@@ -52,15 +52,15 @@ class Opened:
             self.codes = [output[0] for output in outputs]
 
     def symbols(self) -> list[NDArray[np.uint8]]:
-        """What travels of the codes."""
+        """Symbols of the codes, as they travel."""
         return [table.symbols(code) for table, code in zip(self.tables, self.codes, strict=True)]
 
     def encode(self) -> list[pb.Payload]:
-        """As `EdgePlan.cut` does it behind the head."""
+        """Encode the codes like `EdgePlan.cut` does behind the head."""
         return self.edge.encode(self.symbols())
 
     def decode(self, payloads: Sequence[pb.Payload]) -> list[NDArray[np.float32]]:
-        """As `TailRunner.finish` does it before the tail."""
+        """Decode payloads like `TailRunner.finish` does before the tail."""
         values = []
         parts = zip(payloads, self.plan.wire, self.codecs, self.tables, strict=True)
         for payload, wire, codec, table in parts:
@@ -69,7 +69,7 @@ class Opened:
         return values
 
     def inputs(self) -> dict[str, NDArray[np.float32]]:
-        """What the tail reads, (1, C, H, W) each."""
+        """Inputs of the tail, (1, C, H, W) each."""
         values = [table.values(s) for table, s in zip(self.tables, self.symbols(), strict=True)]
         return {wire.name: v[None] for wire, v in zip(self.plan.wire, values, strict=True)}
 
@@ -79,7 +79,7 @@ class Bare:
 
     Args:
         source: The model.
-        weights: Tensors by name that it expects from outside.
+        weights: External initialisers by name.
     """
 
     def __init__(self, source: Path, weights: Mapping[str, Array] = MappingProxyType({})) -> None:
@@ -87,7 +87,7 @@ class Bare:
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
-        # They must live as long as the session.
+        # The values must live as long as the session.
         self._weights = [onnxruntime.OrtValue.ortvalue_from_numpy(w) for w in weights.values()]
         options.add_external_initializers(list(weights), self._weights)
         self.session = onnxruntime.InferenceSession(
@@ -95,7 +95,7 @@ class Bare:
         )
 
     def run_ms(self, inputs: Mapping[str, Array]) -> float:
-        """What one run takes."""
+        """Time of one run."""
         started_s = perf_counter()
         self.session.run(None, inputs)
         return (perf_counter() - started_s) * 1e3

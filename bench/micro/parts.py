@@ -1,4 +1,4 @@
-"""Every part of a frame's path by itself, as a ratio to the least that it could take.
+"""Every part of a frame's path by itself, as a ratio to a lower bound of its time.
 
     python -m bench.micro.parts --bundle DIR --images DIR [--json OUT]
 
@@ -10,11 +10,12 @@
     planner                       by itself
 
 A part and its floor take turns, so that whatever else the machine does hits both alike. Parts are
-called as the product calls them; of a head and a tail those times count that the product tells. All
-rows come from the first picture of the folder; only the batch is of the first four.
+called as the product calls them; heads and tails count the times that the product reports. All rows
+come from the first picture of the folder; only the batch is of the first four.
 
 Copies of a few hundred kilobytes take twice as long when other work has pushed them out of the
-caches: ratios to a copy tell an order of magnitude, those to a session or an echo tell percents.
+caches: ratios to a copy are good to an order of magnitude, those to a session or an echo to
+percents.
 """
 
 import argparse
@@ -63,22 +64,22 @@ _BATCH = 4
 _PROBE_BYTES = (1024, 4096)
 _FRAMES_BEFORE = 100
 _LINK_BYTES = (100, 10_000)
-"""Of messages, small and large, that have taught the planner its link."""
+"""Sizes of the messages, small and large, from which the link of the planner is estimated."""
 _TOLERANCE, _WARM_UP, _LEAST, _MOST, _BUDGET_S = 0.02, 5, 100, 1000, 8.0
 _LEAST_MESSAGES = 500
 
 
 @dataclass(frozen=True)
 class PartRow:
-    """One part beside its floor.
+    """One part and its lower bound.
 
     Attributes:
-        part: What is timed.
-        timing: What it takes.
-        plan: The plan that it is part of, if it is one's.
-        floor: What it is compared with; None if with nothing.
-        least: What that takes.
-        note: What else there is to say.
+        part: Name of the part.
+        timing: Time of the part.
+        plan: Plan that the part belongs to, if any.
+        floor: Name of the lower bound; None if there is none.
+        least: Time of the lower bound.
+        note: Remark.
     """
 
     part: str
@@ -90,13 +91,13 @@ class PartRow:
 
     @property
     def ratio(self) -> float | None:
-        """Part over floor."""
+        """Time of the part over that of its lower bound."""
         if self.least is None or self.least.median_ms <= 0:
             return None
         return self.timing.median_ms / self.least.median_ms
 
     def to_json(self) -> dict[str, Any]:
-        """In microseconds."""
+        """Row as JSON, times in microseconds."""
         timing, least = self.timing, self.least
         return {
             "part": self.part,
@@ -115,7 +116,7 @@ class PartRow:
 
 
 def choose(plans: Mapping[bytes, Plan]) -> dict[str, bytes]:
-    """The plans that are measured, by what they stand for.
+    """Plans to measure, by the codec that they stand for.
 
     Raises:
         SplitpointError: If there is no split plan with the context coder.
@@ -132,7 +133,7 @@ def choose(plans: Mapping[bytes, Plan]) -> dict[str, bytes]:
 
 
 def measure(arguments: argparse.Namespace, stages: Stages) -> dict[str, Any]:
-    """All rows, with what they were measured on."""
+    """Measure all rows, and describe the machine, bundle and pictures."""
     with Bundle.open(arguments.bundle) as bundle:
         chosen = choose(bundle.plans)
         paths = list_images(arguments.images)[:_BATCH]
@@ -174,7 +175,7 @@ def _letterbox_row(picture: NDArray[np.uint8], size: tuple[int, int]) -> PartRow
 
 
 def codec_rows(opened: Opened) -> Iterator[PartRow]:
-    """Look-up and encoding, then decoding and look-up, of one plan."""
+    """Rows of one plan: look-up and encoding, then decoding and look-up."""
     name, codec = opened.plan.name, str(opened.plan.codec)
     payloads = opened.encode()
     values = opened.decode(payloads)
@@ -192,7 +193,7 @@ def _head_row(opened: Opened) -> PartRow:
 
     def floor() -> float:
         took_ms = bare.run_ms(inputs)
-        opened.encode()  # as behind the part: both begin with the same in the caches
+        opened.encode()  # like the part does: both begin with the same caches
         return took_ms
 
     part, least = _told(lambda: opened.edge.cut(opened.frame).head_ms, floor)
@@ -200,7 +201,7 @@ def _head_row(opened: Opened) -> PartRow:
 
 
 def _tail_rows(opened: Opened) -> Iterator[PartRow]:
-    """The tail, and the boxes behind it."""
+    """Rows of the tail, and of decoding boxes behind it."""
     plan, where, detector = opened.plan, opened.where, opened.detector
     model = Model(opened.tail_file)
     runner = TailRunner(plan, opened.edge.digest, detector, opened.codecs, model)
@@ -214,7 +215,7 @@ def _tail_rows(opened: Opened) -> Iterator[PartRow]:
     def floor() -> float:
         values = runner.values(symbols)
         took_ms = bare.run_ms({n: v[None] for n, v in zip(names, values, strict=True)})
-        boxes()  # as behind the part: both begin with the same in the caches
+        boxes()  # like the part does: both begin with the same caches
         return took_ms
 
     part, least = _told(lambda: runner.run(symbols, where, DEFAULT_SCORE_THRESHOLD).tail_ms, floor)
@@ -225,7 +226,7 @@ def _tail_rows(opened: Opened) -> Iterator[PartRow]:
 
 
 def _batch_row(opened: Sequence[Opened]) -> PartRow:
-    """Frames one after the other beside all in one batch, which has to be joined first."""
+    """Row of frames one after the other, against one batch that has to be joined first."""
     model, name = Model(opened[0].tail_file), opened[0].plan.name
     frames = [each.inputs() for each in opened]
     part = f"tail of {len(frames)} frames in turn"
@@ -248,11 +249,11 @@ def takes_batches(model: Model) -> bool:
 
 
 def _planner_rows(bundle: Bundle) -> Iterator[PartRow]:
-    """What a frame waits for, and what is done once it is answered."""
+    """Rows of the planner: the choice of a frame's plan, and the predictions after its answer."""
     planner = experienced_planner(bundle)
 
     def foresee() -> None:
-        planner.probed(0.0)  # something was learnt
+        planner.probed(0.0)  # an observation, which invalidates the predictions
         planner.foresee(perf_counter())
 
     choice, foresight = _timed([lambda: planner.choose(perf_counter()), foresee])
@@ -262,7 +263,7 @@ def _planner_rows(bundle: Bundle) -> Iterator[PartRow]:
 
 
 def experienced_planner(bundle: Bundle) -> Planner:
-    """A planner of all plans that has seen frames take about what was predicted, up to now."""
+    """Planner of all plans, with observations close to its predictions up to now."""
     search = bundle.manifest.search
     link = Link(search.uplink_bps, search.uplink_bps, search.rtt_ms)
     estimator, rng = LinkEstimator(), np.random.default_rng(0)
@@ -290,7 +291,7 @@ def experienced_planner(bundle: Bundle) -> Planner:
 
 
 def _stream_rows(bundle: Bundle) -> Iterator[PartRow]:
-    """A message there and its answer back, through the product and through nothing but gRPC."""
+    """Rows of a message and its answer, through the product and through bare gRPC."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         command = ["cloud", "--bundle", str(bundle.root), "--grpc-port", "0", "--rest-port", "0"]
@@ -313,7 +314,7 @@ def _stream_rows(bundle: Bundle) -> Iterator[PartRow]:
 
 
 def copying(arrays: Sequence[Array]) -> Callable[[], None]:
-    """A call that copies the arrays' bytes into memory which is there already."""
+    """Return a call that copies the arrays' bytes into memory allocated before."""
     pairs = [(np.empty_like(array), array) for array in arrays]
 
     def copy() -> None:
@@ -335,7 +336,7 @@ def _timed(calls: Sequence[Callable[[], object]], *, least: int = _LEAST) -> lis
 
 
 def _told(part: Callable[[], float], floor: Callable[[], float]) -> tuple[Timing, Timing]:
-    """Of calls that tell in ms what is to be counted of them."""
+    """Timings of calls that return their own time in ms."""
     (first,), (second,) = probe_until_tight(
         [lambda: (part(),), lambda: (floor(),)],
         tolerance=_TOLERANCE,
@@ -356,7 +357,7 @@ def _us(ms: float) -> float:
 
 
 def print_rows(result: dict[str, Any], console: Console) -> None:
-    """For people."""
+    """Print the rows as a table."""
     table = Table("part", title="Parts of a frame's path, medians", title_justify="left")
     for column in ("us", "95 % interval"):
         table.add_column(column, justify="right")

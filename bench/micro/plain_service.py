@@ -1,8 +1,8 @@
-"""What a user would write without Splitpoint: FastAPI, a JPEG upload, ONNX Runtime, boxes as JSON.
+"""A service as written without Splitpoint: FastAPI, a JPEG upload, ONNX Runtime, boxes as JSON.
 
     python -m bench.micro.plain_service --bundle DIR --port N
 
-A rival for our own path of image uploads, which is thus shown to be no straw man. It runs the same
+A baseline for our own path of image uploads, to show that this is no straw man. It runs the same
 floating-point network with the same threads and decodes boxes with the same code; only the server
 around them is the usual one.
 """
@@ -26,7 +26,7 @@ _STOP_S = 2
 
 
 def create_app(bundle: Bundle) -> FastAPI:
-    """The app, as short as such apps are."""
+    """Create the app."""
     detector = bundle.manifest.detector
     plan = next(p for p in bundle.plans.values() if p.codec in LOSSLESS_UPLOADS)
     if plan.tail is None:
@@ -50,7 +50,7 @@ def create_app(bundle: Bundle) -> FastAPI:
 
 
 def main() -> None:
-    """Serve."""
+    """Run the service."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--host", default="127.0.0.1")

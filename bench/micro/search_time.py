@@ -1,4 +1,4 @@
-"""How long a search takes, cold and with what is kept from earlier ones, stage by stage.
+"""Time of a search by stage, with a cold cache and with results of earlier searches.
 
     python -m bench.micro.search_time --images DIR --annotations FILE --calibration DIR --json OUT
 
@@ -33,8 +33,10 @@ def main() -> None:
     parser.add_argument("--annotations", type=Path, required=True, help="their COCO instances file")
     parser.add_argument("--calibration", type=Path, required=True, help="images to calibrate on")
     parser.add_argument("--model", default="yolov3-tiny", help="model of the zoo")
-    parser.add_argument("--edge-memory", default="8MiB", help="on the edge")
-    parser.add_argument("--max-images", type=int, default=64, help="used of each folder")
+    parser.add_argument("--edge-memory", default="8MiB", help="memory limit on the edge")
+    parser.add_argument(
+        "--max-images", type=int, default=64, help="most images used of each folder"
+    )
     parser.add_argument("--json", type=Path, required=True, help="where the result goes")
     arguments = parser.parse_args()
     result = _measure(arguments)
@@ -119,7 +121,7 @@ class _Clock:
         return self._stages.stage(title)
 
     def seconds(self, end: float) -> dict[str, float]:
-        """By stage; what has the same title is added up."""
+        """Seconds by stage; stages of the same title are added up."""
         total: dict[str, float] = {}
         ends = [began for _, began in self._began[1:]] + [end]
         for (title, began), until in zip(self._began, ends, strict=True):

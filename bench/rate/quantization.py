@@ -1,4 +1,4 @@
-"""What rounding a head costs: recipes compared, sensitivities checked, widths allocated.
+"""Benchmark of quantization: recipes compared, sensitivities checked, widths allocated.
 
     python -m bench.rate.quantization --images DIR --annotations FILE --calibration DIR --json OUT
 
@@ -68,8 +68,12 @@ def main() -> None:
     parser.add_argument("--annotations", type=Path, required=True, help="their COCO instances file")
     parser.add_argument("--calibration", type=Path, required=True, help="images to calibrate on")
     parser.add_argument("--cut", default="conv_8", help="name of the cut")
-    parser.add_argument("--configurations", type=int, default=30, help="random ones to order")
-    parser.add_argument("--max-images", type=int, default=1000, help="used of each folder")
+    parser.add_argument(
+        "--configurations", type=int, default=30, help="number of random configurations"
+    )
+    parser.add_argument(
+        "--max-images", type=int, default=1000, help="most images used of each folder"
+    )
     parser.add_argument("--json", type=Path, required=True, help="where the result goes")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, Stages() as stages:
@@ -82,7 +86,7 @@ def main() -> None:
 
 
 class _QuantizationBench:
-    """One cut, rounded in every way."""
+    """Measurements of one cut, quantized in every way."""
 
     def __init__(self, arguments: argparse.Namespace, folder: Path, stages: Stages) -> None:
         self._arguments = arguments
@@ -121,7 +125,7 @@ class _QuantizationBench:
         }
 
     def run(self) -> dict[str, Any]:
-        """Everything, as JSON."""
+        """Measure everything; returns the result as JSON."""
         return {
             "machine": machine(),
             "software_version": __version__,
@@ -153,13 +157,13 @@ class _QuantizationBench:
         return rounder.together(network, self._cut.tensors, lambda _done, _total, _note="": None)
 
     def _roughly(self, widths: Configuration) -> QuantizedGraph:
-        """Rounded to the nearest with biases corrected on few images: quick, to order by."""
+        """Quantize by rounding to nearest, biases corrected on few images: quick, for ranking."""
         network = self._prepared.rounder(_QUICK).nearest(widths)
         pixels = self._calibration.pixels[:_QUICK_FRAMES]
         return rounded_together(network, self._cut.tensors, pixels, _QUICK)
 
     def _judge(self, network: QuantizedGraph, cut: Cut | None = None) -> dict[str, float]:
-        """Accuracy of the head with the tail in floating point, and the time it took."""
+        """Accuracy of the head with the tail in floating point, and the time of evaluation."""
         wire = tuple(code_tensor(self._graph[n], network.grids[n]) for n in self._cut.tensors)
         candidate = Candidate(cut or self._cut, wire, CodecSpec(name="raw"), 0, 0, 0, 0, 0)
         start = time.perf_counter()
@@ -237,7 +241,7 @@ class _QuantizationBench:
         }
 
     def _random_configurations(self) -> tuple[list[float], list[dict[str, Widths]]]:
-        """Widths drawn for each layer, and the AP that they lose."""
+        """Draw widths for each layer at random, and measure the AP that they lose."""
         rng = np.random.default_rng(0)
         drops, drawn = [], []
         progress = self._stages.stage("measuring random configurations")

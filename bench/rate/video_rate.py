@@ -1,13 +1,13 @@
-"""What looking back at earlier frames saves on videos, also when frames are lost.
+"""Bytes saved on videos by coding after an earlier frame, also when frames are lost.
 
     python -m bench.rate.video_rate --calibration DIR --videos FILE... --json OUT
 
 Context models of one wire format of YOLOv3-tiny are fitted on the still calibration images, those
-that look back on sequences made of them by a little motion; no frame of a video is learnt from.
-Then every frame of each video is coded alone, after the frame before, after the frame three back
-(as with answers still under way), and with one frame in ten lost at random. Every payload is
-decoded again with what the cloud would remember. Beside them JPEG, and H.264 by x264 without
-delay, of the same letterboxed frames.
+that look back on sequences made of them by a little motion; no model is fitted to a video. Then
+every frame of each video is coded alone, after the frame before, after the frame three back (as
+with answers still under way), and with one frame in ten lost at random. Every payload is decoded
+again with the frame that the cloud would have. Baselines are JPEG, and H.264 by x264 without delay,
+of the same letterboxed frames.
 """
 
 import argparse
@@ -58,8 +58,10 @@ def main() -> None:
     parser.add_argument("--calibration", type=Path, required=True, help="images to calibrate on")
     parser.add_argument("--videos", type=Path, nargs="+", required=True)
     parser.add_argument("--cut", default="conv_8", help="name of a cut of one tensor")
-    parser.add_argument("--bytes", type=float, default=5500, help="most of a format's bytes")
-    parser.add_argument("--max-images", type=int, default=1000, help="used for calibration")
+    parser.add_argument("--bytes", type=float, default=5500, help="largest size of the wire format")
+    parser.add_argument(
+        "--max-images", type=int, default=1000, help="most images used for calibration"
+    )
     parser.add_argument("--json", type=Path, required=True, help="where the result goes")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, Stages() as stages:
@@ -134,7 +136,7 @@ def _run(arguments: argparse.Namespace, folder: Path, stages: Stages) -> dict[st
 
 
 def _measure(codec: ContextCoded, symbols: Sequence[Symbols], bits: int) -> dict[str, Any]:
-    """Mean bytes by what is looked back at, and times of one core."""
+    """Mean bytes and coding times on one core, by the earlier frame that is looked back at."""
     lost = np.random.default_rng(0).random(len(symbols)) < LOST
     delivered = [int(k) for k in np.flatnonzero(~lost)]
     ways: dict[str, Callable[[int], int | None]] = {
@@ -169,7 +171,7 @@ def _measure(codec: ContextCoded, symbols: Sequence[Symbols], bits: int) -> dict
 
 
 def _rivals(pixels: Sequence[NDArray[np.uint8]]) -> dict[str, float]:
-    """Mean bytes of the frames themselves."""
+    """Mean bytes of the baselines: the frames as JPEG and as H.264."""
     jpeg = make_codec(USUAL_UPLOAD)
     sizes = [len(jpeg.encode(frame, 8)) for frame in pixels]
     encoder = av.CodecContext.create("libx264", "w")

@@ -1,11 +1,11 @@
-"""What a frame costs on the wire and keeps of the accuracy: split plans against JPEG and WebP.
+"""Bytes on the wire against accuracy: split plans compared with JPEG and WebP.
 
     python -m bench.rate.wire_rate --images DIR --annotations FILE --calibration DIR --json OUT
 
 For one cut of YOLOv3-tiny: wire formats along its rate curve, each with context models and an
 adapted tail of its own, evaluated as deployed (8-bit head, real payloads, ONNX tail); JPEG and WebP
 of the same letterboxed frames over their qualities; how the context coder compares with Zstandard
-and with its own model's ideal code length; and how long coding takes on one core. Everything is
+and with its own model's ideal code length; and the time of coding on one core. Everything is
 fitted and adapted on the calibration images alone. The result names the machine and all images.
 """
 
@@ -72,7 +72,9 @@ def main() -> None:
     parser.add_argument("--calibration", type=Path, required=True, help="images to calibrate on")
     parser.add_argument("--cut", default="conv_8", help="name of the cut")
     parser.add_argument("--adapt-steps", type=int, default=300)
-    parser.add_argument("--max-images", type=int, default=1000, help="used of each folder")
+    parser.add_argument(
+        "--max-images", type=int, default=1000, help="most images used of each folder"
+    )
     parser.add_argument("--json", type=Path, required=True, help="where the result goes")
     parser.add_argument("--plot", type=Path, help="where the plot goes (.svg, .png or .pdf)")
     arguments = parser.parse_args()
@@ -89,7 +91,7 @@ def main() -> None:
 
 
 class _Bench:
-    """One cut, measured from all sides."""
+    """Measurements of one cut."""
 
     def __init__(self, arguments: argparse.Namespace, folder: Path, stages: Stages) -> None:
         self._arguments = arguments
@@ -122,7 +124,7 @@ class _Bench:
         self._agreement = AgreementAccuracy(reference)
         self._reference = self._judge(reference)
         times = {cut.name: CutTimes(NO_TIME, NO_TIME) for cut in cuts}
-        # So thin a link that the codec with the fewest bytes is the fastest.
+        # The link is so slow that the codec with the fewest bytes is the fastest.
         world = CostModel(parse_link("1kbit/0ms"), device_profile("this-machine"), 0.0, 0.0)
         samples = sample(network, [], self._calibration.pixels, stages.stage("sampling the wire"))
         self._table = FormatTable(heads, samples, times, world)
@@ -147,7 +149,7 @@ class _Bench:
         self._formats: list[dict[str, Any]] = []
 
     def run(self) -> dict[str, Any]:
-        """Everything, as JSON."""
+        """Measure everything; returns the result as JSON."""
         self._measure_uploads()
         candidates = self._measure_formats()
         typical = candidates[len(candidates) // 2]
@@ -166,7 +168,7 @@ class _Bench:
         }
 
     def plot(self, path: Path) -> None:
-        """Bytes against AP."""
+        """Plot bytes against AP."""
         series = [
             Series("JPEG", tuple(self._curve("jpeg"))),
             Series("WebP", tuple(self._curve("webp"))),
@@ -276,7 +278,7 @@ class _Bench:
 
 
 def _spread(points: Sequence[RatePoint]) -> list[RatePoint]:
-    """The points just below the target sizes."""
+    """Points of the curve just below the target sizes."""
     chosen = []
     for target in TARGET_BYTES:
         fitting = [point for point in points if point.payload_bytes <= target]

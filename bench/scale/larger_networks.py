@@ -1,6 +1,6 @@
-"""How the search's stages take larger and larger networks.
+"""Scaling of the search's stages with the size of the network.
 
-Only those that depend on a network's structure, for the zoo's networks with random weights:
+Only stages that depend on a network's structure, for the zoo's networks with random weights:
 structure alone decides how long they take, so no weights need be fetched. Costs of the minimum cut
 and errors of the allocation are made up, from a seed.
 """
@@ -36,13 +36,13 @@ from search.zoo.registry import load_model, zoo_model
 NETWORKS = ("yolov3-tiny", "yolov3", "yolov3-spp")
 _ROUNDS = 3
 _HEADER = struct.pack("<iiiQ", 0, 2, 0, 0)
-"""Of a Darknet weights file: version 0.2.0, no images seen."""
+"""Header of a Darknet weights file: version 0.2.0, no images seen."""
 _CHUNK = 1 << 20
 T = TypeVar("T")
 
 
 def measure_search(stages: Stages) -> dict[str, Any]:
-    """How long the search's stages take, by network."""
+    """Measure the time of the search's stages, by network."""
     rows = []
     progress = stages.stage("searching larger networks")
     for done, name in enumerate(NETWORKS, 1):
@@ -58,7 +58,7 @@ def measure_search(stages: Stages) -> dict[str, Any]:
 
 
 def _network_row(name: str) -> dict[str, Any]:
-    """Medians of all stages for one network."""
+    """Median times of all stages for one network."""
     with random_weights(name) as weights:
         read_s, graph = _median_s(lambda: read_graph(name, weights))
     cuts_s, (cuts, kept) = _median_s(lambda: _cuts(graph))
@@ -83,7 +83,7 @@ def _network_row(name: str) -> dict[str, Any]:
 
 @contextmanager
 def random_weights(name: str, seed: int = 0) -> Iterator[Path]:
-    """A weights file as long as a network's own; removed in the end.
+    """Write a weights file as long as a network's own, removed after the block.
 
     All values are positive, because variances are among them.
     """
@@ -102,13 +102,13 @@ def random_weights(name: str, seed: int = 0) -> Iterator[Path]:
 
 
 def read_graph(name: str, weights: Path) -> Graph:
-    """From a weights file to the graph that the search works on."""
+    """Read a weights file into the graph that the search works on."""
     module = load_model(name, weights=weights)
     return optimise(import_module(module, module.input_size))
 
 
 def made_up_costs(graph: Graph, seed: int) -> CostGraph:
-    """About the times of a slow edge, a fast cloud and a 3 Mbit/s uplink at 1 bit per element."""
+    """Random costs like those of a slow edge, a fast cloud and 3 Mbit/s at 1 bit per element."""
     rng = np.random.default_rng(seed)
 
     def around(value: float) -> float:
@@ -125,7 +125,7 @@ def made_up_costs(graph: Graph, seed: int) -> CostGraph:
 
 
 def made_up_problem(graph: Graph, seed: int) -> Problem:
-    """A width for the weights and the output of every convolution.
+    """Allocation problem: a width for the weights and the output of every convolution.
 
     Sizes are the network's, errors made up as in `bench.micro.allocation`: fourfold with each bit.
     """
@@ -152,13 +152,13 @@ def _choice(rng: np.random.Generator, name: str, elements: int) -> TensorChoice:
 
 
 def _cuts(graph: Graph) -> tuple[int, int]:
-    """How many there are, and how many of them are worth looking at."""
+    """Numbers of all cuts, and of the undominated ones."""
     cuts = enumerate_cuts(graph)
     return len(cuts), len(undominated(graph, cuts))
 
 
 def _median_s(call: Callable[[], T]) -> tuple[float, T]:
-    """Median time of a few calls, and what the last one gave."""
+    """Median time of a few calls, and the result of the last one."""
     times_s = []
     for _ in range(_ROUNDS):
         took_s, result = _timed_s(call)
@@ -173,7 +173,7 @@ def _timed_s(call: Callable[[], T]) -> tuple[float, T]:
 
 
 def print_search(found: Mapping[str, Any], console: Console) -> None:
-    """For people."""
+    """Print the times as a table."""
     title = f"The search's stages in seconds, random weights, medians of {found['rounds']}"
     table = Table("network", title=title, title_justify="left")
     columns = {

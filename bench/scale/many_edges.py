@@ -1,11 +1,11 @@
-"""One cloud and more and more edges: what it serves, and what that costs.
+"""Scaling of one cloud with the number of edges: throughput, latency and CPU time.
 
 A real `splitpoint cloud`, and N streams to it, each with one frame in flight over a gRPC channel of
 its own. The streams are threads of this process, which does nothing else meanwhile; their frames
-were cut before. On the same machine the cloud does not get what they take, so that is told too
-(`load_cpu_ms`), and so is what others took (`others_cores`), which should be nothing. Two plans
-take turns: the cheapest split plan with the context coder and the JPEG upload. A turn counts from
-when every stream has had an answer: then as many frames wait as ever will.
+were cut before. They take CPU time from the cloud on the same machine, so it is reported
+(`load_cpu_ms`), and so is that of other processes (`others_cores`), which should be none. Two plans
+take turns: the cheapest split plan with the context coder and the JPEG upload. A turn counts once
+every stream has had an answer, when the queue is at its steady length.
 """
 
 import argparse
@@ -49,7 +49,7 @@ _PAUSE_S = 0.05
 
 @dataclass(frozen=True)
 class Answered:
-    """One frame: when its answer was read, by `time.perf_counter`, and how long it took."""
+    """One frame: the time its answer was read, by `time.perf_counter`, and its latency."""
 
     at_s: float
     latency_ms: float
@@ -60,12 +60,12 @@ class Turn:
     """One plan's turn.
 
     Attributes:
-        seconds: That counted.
-        answered: Frames that were answered in them.
+        seconds: Duration that counts.
+        answered: Frames that were answered in that time.
         errors: One line for each frame that was not answered, of the whole turn.
         cloud_cpu_ms: CPU time of the cloud.
         load_cpu_ms: CPU time of this process.
-        all_cpu_ms: CPU time of the whole machine, and what its host took from it.
+        all_cpu_ms: CPU time of the whole machine, and the time stolen by its host.
     """
 
     seconds: float
@@ -77,13 +77,13 @@ class Turn:
 
     @property
     def others_ms(self) -> float:
-        """CPU time of whoever else was at work, who should have been nobody."""
+        """CPU time of all other processes, which should be none."""
         return max(0.0, self.all_cpu_ms - self.cloud_cpu_ms - self.load_cpu_ms)
 
 
 @dataclass
 class Load:
-    """What the streams of one turn share; appending to a list is atomic."""
+    """State shared by the streams of one turn; appending to a list is atomic."""
 
     had_one: list[threading.Event]
     ended: threading.Event = field(default_factory=threading.Event)
@@ -95,8 +95,8 @@ class Stream:
     """One edge that has nothing to do but send and wait.
 
     Args:
-        client: Its way to the cloud.
-        number: Which stream it is, from zero; each begins with another picture.
+        client: Client of the cloud.
+        number: Number of the stream, from zero; each begins with another picture.
     """
 
     def __init__(self, client: CloudClient, number: int) -> None:
@@ -116,7 +116,7 @@ class Stream:
             load.had_one[self._number].set()  # a stream that broke must not be waited for
 
     def _send(self, frame: pb.Frame, load: Load) -> None:
-        """As an edge does: the next frame tells the cloud what this one took."""
+        """Send a frame like an edge does: the next frame reports the times of this one."""
         message = pb.Frame()
         message.CopyFrom(frame)  # a message belongs to its stream
         sent_s = time.perf_counter()
@@ -134,7 +134,7 @@ class Stream:
 
 
 def measure_edges(arguments: argparse.Namespace, stages: Stages) -> dict[str, Any]:
-    """Throughput and latency by number of streams and plan."""
+    """Measure throughput and latency by number of streams and plan."""
     with Bundle.open(arguments.bundle) as bundle, ExitStack() as stack:
         chosen = choose(bundle)
         frames = {way: _frames(bundle, d, arguments.images) for way, d in chosen.items()}
@@ -187,7 +187,7 @@ def choose(bundle: Bundle) -> dict[str, bytes]:
 
 
 def summary(turns: Sequence[Turn]) -> dict[str, Any]:
-    """What the turns of one plan came to; without an answer, only how many frames failed."""
+    """Summary of the turns of one plan; without any answer, only the number of failed frames."""
     errors = [error for turn in turns for error in turn.errors]
     told = {"failed": len(errors), "errors": list(dict.fromkeys(errors))[:3]}
     latencies_ms = [each.latency_ms for turn in turns for each in turn.answered]
@@ -215,7 +215,7 @@ def _connect(address: str, bundle_digest: bytes, number: int) -> CloudClient:
 
 
 def _frames(bundle: Bundle, digest: bytes, images: Path) -> list[pb.Frame]:
-    """What an edge would send of pictures spread over the folder."""
+    """Frames as an edge would send them, of pictures spread over the folder."""
     opened = open_plans(bundle, [digest])[digest]
     detector = bundle.manifest.detector
     paths = list_images(images)
@@ -272,7 +272,7 @@ def _resident_mib(pid: int) -> float:
 
 
 def print_edges(found: Mapping[str, Any], console: Console) -> None:
-    """For people."""
+    """Print the rows as a table."""
     table = Table("edges", "way", title="One cloud, many edges", title_justify="left")
     columns = {
         "frames_per_s": "frames/s",

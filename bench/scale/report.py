@@ -1,9 +1,9 @@
-"""How the cloud serves more and more edges, and how the search takes larger and larger networks.
+"""Benchmark of scaling: the cloud with more edges, the search with larger networks.
 
     python -m bench.scale.report --bundle DIR --images DIR [--seconds 4] [--streams 1,2,4,8]
     python -m bench.scale.report --only search              # what is not measured again is kept
 
-`bench.scale.many_edges` and `bench.scale.larger_networks` say what is measured, and how.
+`bench.scale.many_edges` and `bench.scale.larger_networks` describe the measurements.
 """
 
 import argparse
@@ -27,9 +27,11 @@ def _numbers(text: str) -> tuple[int, ...]:
 def main() -> None:
     """Measure, print and write the result."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--bundle", type=Path, help="that the cloud serves")
+    parser.add_argument("--bundle", type=Path, help="bundle that the cloud serves")
     parser.add_argument("--images", type=Path, help="pictures to send")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each plan and number")
+    parser.add_argument(
+        "--seconds", type=float, default=4.0, help="seconds for each plan and number of edges"
+    )
     parser.add_argument("--streams", type=_numbers, default=STREAMS, help="numbers of edges")
     parser.add_argument("--only", choices=_PARTS, help="measure one of both, keep the other")
     parser.add_argument("--json", type=Path, default=_RESULT, help="where the result goes")

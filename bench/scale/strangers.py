@@ -1,4 +1,4 @@
-"""An honest edge beside strangers: what it is left when others flood, dawdle or send bombs.
+"""Latency of an honest edge while strangers flood the cloud, dawdle or send bombs.
 
     python -m bench.scale.strangers --bundle BUNDLE --images IMAGES [--json OUT]
 
@@ -54,7 +54,7 @@ HEAD: Final = (
     *("beside", "answered", "failed", "median, ms", "p99, ms", "cloud, MiB"),
     *("/livez at worst, ms", "strangers met"),
 )
-"""Of the columns of `by_kind`."""
+"""Headings of the columns of `by_kind`."""
 
 _RESULT = Path(__file__).parents[1] / "results" / "strangers.json"
 _HOST = "127.0.0.1"
@@ -69,12 +69,12 @@ _LIVE_S = 0.2
 
 @dataclass
 class Strangers:
-    """What strangers of one kind met, and when they have come.
+    """State of the strangers of one kind: answers they got, and whether they are at work.
 
     Attributes:
-        met: How often each answer, by status code or by what became of the connection.
+        met: Number of answers by status code, or by how the connection ended.
         come: Set once they are at work, or have failed.
-        error: Why they are not, if they failed.
+        error: Reason of their failure, if they failed.
     """
 
     met: Counter[str] = field(default_factory=Counter)
@@ -90,8 +90,8 @@ class StrangersTarget:
     """The cloud that strangers come to.
 
     Attributes:
-        rest_port: Of its REST API, on loopback.
-        grpc_port: For edges.
+        rest_port: Port of its REST API, on loopback.
+        grpc_port: Port for edges.
         picture: An encoded image that it would serve.
     """
 
@@ -177,7 +177,7 @@ KINDS: Final[dict[str, Kind]] = {
 
 
 def scan_bomb(scans: int = _SCANS) -> bytes:
-    """A progressive JPEG whose last scan comes so many times."""
+    """Progressive JPEG whose last scan is repeated `scans` times."""
     noise = np.random.default_rng(0).integers(0, 256, (1500, 2000, 3), np.uint8)
     file = io.BytesIO()
     smooth = Image.fromarray(noise).resize((4000, 3000), Image.Resampling.BICUBIC)
@@ -189,7 +189,7 @@ def scan_bomb(scans: int = _SCANS) -> bytes:
 
 @contextlib.contextmanager
 def beside(kind: Kind | None, target: StrangersTarget) -> Iterator[Strangers]:
-    """Strangers of a kind, for the length of the block, in a thread of their own."""
+    """Run strangers of a kind in a thread of their own, for the length of the block."""
     strangers = Strangers()
     if kind is None:
         yield strangers
@@ -212,7 +212,7 @@ def beside(kind: Kind | None, target: StrangersTarget) -> Iterator[Strangers]:
 async def _act(kind: Kind, target: StrangersTarget, strangers: Strangers) -> None:
     try:
         await kind(target, strangers)
-    except Exception as error:  # noqa: BLE001 - told once the turn is over
+    except Exception as error:  # noqa: BLE001 - raised once the turn is over
         strangers.error = error
     finally:
         strangers.come.set()
@@ -227,7 +227,7 @@ def _work(loop: asyncio.AbstractEventLoop, task: "asyncio.Task[None]") -> None:
 
 
 def measure(arguments: argparse.Namespace, stages: Stages) -> dict[str, Any]:
-    """Latencies of the honest edge alone and beside each kind of stranger, in turns."""
+    """Measure latencies of the honest edge alone and beside each kind of stranger, in turns."""
     images = list_images(arguments.images)
     images = images[:: max(1, len(images) // _PICTURES)][:_PICTURES]
     kinds: dict[str, Kind | None] = {"alone": None, **KINDS}
@@ -256,7 +256,7 @@ def measure(arguments: argparse.Namespace, stages: Stages) -> dict[str, Any]:
 def summary(
     title: str, turns: Sequence[dict[str, Any]], alone: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """One kind of stranger: percentiles over all turns, and their ratios to the edge alone."""
+    """Row of one kind of stranger: percentiles over all turns, and ratios to the edge alone."""
     met: Counter[str] = Counter()
     for turn in turns:
         met.update(turn["met"])
@@ -316,7 +316,7 @@ def _turn(
 
 
 class _Live:
-    """Asks /livez again and again, and keeps the worst answer's time."""
+    """Polls /livez and keeps the longest time of an answer."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -344,7 +344,7 @@ class _Live:
 async def _post(
     target: StrangersTarget, body: bytes, declared_bytes: int | None = None
 ) -> tuple[str, float]:
-    """Send an image; the status, or what became of the connection, and when to come again."""
+    """Send an image; returns the status or "disconnected", and seconds until a retry."""
     length = len(body) if declared_bytes is None else declared_bytes
     head = f"POST /v1/detect HTTP/1.1\r\nContent-Length: {length}\r\n".encode()
     try:
@@ -412,7 +412,7 @@ def by_kind(rows: Iterable[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
 
 
 def print_strangers(found: dict[str, Any], console: Console) -> None:
-    """For people."""
+    """Print the rows as a table."""
     table = Table(*HEAD, title="An honest edge beside strangers", title_justify="left")
     for cells in by_kind(found["rows"]):
         table.add_row(*cells)

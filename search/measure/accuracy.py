@@ -1,4 +1,4 @@
-"""Accuracy sources: how good the detections of a plan are.
+"""Accuracy sources: accuracy of the detections of a plan.
 
 With annotations, COCO average precision (AP over IoU 0.50 to 0.95). Without, *agreement*: the
 detections of the floating-point network stand in for the truth, and AP at IoU 0.50 says how well a
@@ -44,7 +44,7 @@ class AccuracySource(Protocol):
     def drop(
         self, reference: Sequence[Detections], detections: Sequence[Detections], level: float
     ) -> tuple[float, float]:
-        """What is lost against a reference, judged on the first images, as many as are given.
+        """Accuracy lost against a reference, on the first `len(detections)` images.
 
         Returns:
             (lower end of the confidence interval of that level, its middle) in points.
@@ -54,7 +54,7 @@ class AccuracySource(Protocol):
     def most_lost(
         self, reference: Sequence[Detections], detections: Sequence[Detections], level: float
     ) -> float:
-        """What is lost at the most against a reference, judged on all images.
+        """Upper confidence bound of the accuracy lost against a reference, on all images.
 
         Returns:
             The end of the one-sided confidence interval of that level, in points.
@@ -90,19 +90,19 @@ class CocoAccuracy:
         self._judge = _Judge(truth, [ids[name] for name in file_names])
 
     def accuracy(self, detections: Sequence[Detections]) -> float:
-        """As `AccuracySource.accuracy`."""
+        """Implement `AccuracySource.accuracy`."""
         return self._judge.accuracy(detections)
 
     def drop(
         self, reference: Sequence[Detections], detections: Sequence[Detections], level: float
     ) -> tuple[float, float]:
-        """As `AccuracySource.drop`."""
+        """Implement `AccuracySource.drop`."""
         return self._judge.drop(reference, detections, level)
 
     def most_lost(
         self, reference: Sequence[Detections], detections: Sequence[Detections], level: float
     ) -> float:
-        """As `AccuracySource.most_lost`."""
+        """Implement `AccuracySource.most_lost`."""
         return self._judge.most_lost(reference, detections, level)
 
 
@@ -153,24 +153,24 @@ class AgreementAccuracy:
         self._judge = _Judge(truth, image_ids, iou=0.5, pooled=pooled)
 
     def accuracy(self, detections: Sequence[Detections]) -> float:
-        """As `AccuracySource.accuracy`."""
+        """Implement `AccuracySource.accuracy`."""
         return self._judge.accuracy(detections)
 
     def drop(
         self, reference: Sequence[Detections], detections: Sequence[Detections], level: float
     ) -> tuple[float, float]:
-        """As `AccuracySource.drop`."""
+        """Implement `AccuracySource.drop`."""
         return self._judge.drop(reference, detections, level)
 
     def most_lost(
         self, reference: Sequence[Detections], detections: Sequence[Detections], level: float
     ) -> float:
-        """As `AccuracySource.most_lost`."""
+        """Implement `AccuracySource.most_lost`."""
         return self._judge.most_lost(reference, detections, level)
 
 
 class _Judge:
-    """Average precision by one truth, and what is lost of it.
+    """Average precision against one ground truth, and losses of it.
 
     Args:
         truth: The objects.
@@ -194,7 +194,7 @@ class _Judge:
         self._matched: list[tuple[Sequence[Detections], WeightedAp | None]] = []
 
     def accuracy(self, detections: Sequence[Detections]) -> float:
-        """AP in percent, on the first images, as many as are given."""
+        """AP in percent on the first `len(detections)` images."""
         found = self._weighted(detections)
         return 0.0 if found is None else found.ap(iou=self._iou)
 
@@ -221,7 +221,7 @@ class _Judge:
         return drop_bound(whole, found, level=level, iou=self._iou)
 
     def _weighted(self, detections: Sequence[Detections]) -> WeightedAp | None:
-        """Detections matched with the truth; None if there are none. The last few are kept."""
+        """Match detections with the truth, cached for the last few; None without detections."""
         for known, weighted in self._matched:
             if len(known) == len(detections) and all(map(operator.is_, known, detections)):
                 return weighted
@@ -243,7 +243,7 @@ def _coco(dataset: dict[str, Any]) -> COCO:
 def _evaluated(
     truth: COCO, image_ids: Sequence[int], detections: Sequence[Detections]
 ) -> COCOeval | None:
-    """Detections matched with the truth; None if there are none."""
+    """Match detections with the truth; None without detections."""
     found = [
         detection
         for image_id, each in zip(image_ids, detections, strict=True)

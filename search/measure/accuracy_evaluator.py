@@ -1,12 +1,12 @@
-"""The meter: accuracies of candidates as deployed, each measured once, bad ones on few images.
+"""Accuracy evaluator: candidates as deployed, each measured once, bad ones on few images.
 
 A plan keeps the limit on lost accuracy if the upper end of a one-sided bootstrap interval of its
-loss (confidence.py) is within it: few images are no excuse for a loss that nobody has seen. A
-candidate that loses too much mostly shows it soon. After 32, 64, 128, ... images a two-sided
+loss (`search.measure.intervals`) is within it, so few images never hide a loss. A candidate that
+loses too much mostly shows it soon. After 32, 64, 128, ... images a two-sided
 interval is taken; if even its lower end is above what may be lost, the upper end cannot be below,
 and the rest of the images is saved. What is accepted was always judged on all of them.
 
-What was measured is known by the digest of what decides it; two candidates may share a name.
+Results are keyed by the digest of everything that decides them; two candidates may share a name.
 """
 
 import math
@@ -30,9 +30,9 @@ from search.wire.tail_adaptation import Wire
 FIRST_LOOK = 32
 """Images before the first interval; the next looks are at twice as many each."""
 GIVE_UP_LEVEL = 0.99
-"""Of the interval by whose lower end a candidate is given up."""
+"""Level of the interval by whose lower end a candidate is given up."""
 KEEP_LEVEL = 0.9
-"""Of the one-sided interval by whose upper end a candidate is kept."""
+"""Level of the one-sided interval by whose upper end a candidate is kept."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,13 @@ class MeasuredAccuracy:
 
 
 class AccuracyEvaluator:
-    """Accuracies by what candidates do.
+    """Measured accuracies of candidates, keyed by their digests.
 
     Args:
         evaluator: Runs candidates.
         source: Judges what they find.
         reference: What the floating-point network finds on the evaluator's images.
-        max_drop: What may be lost, in points of the source's metric.
+        max_drop: Largest loss allowed, in points of the source's metric.
         cache: For accuracies.
         judged_on: Digest of the network, the images and their annotations.
     """
@@ -91,26 +91,26 @@ class AccuracyEvaluator:
 
     @property
     def candidates(self) -> list[Candidate]:
-        """All that were measured."""
+        """Candidates measured so far."""
         return [candidate for candidate, _ in self._known.values()]
 
     def of(self, cut: Cut) -> list[Candidate]:
-        """Those of a cut with the widths that it has."""
+        """Measured candidates of a cut with its widths."""
         return [c for c in self.candidates if c.cut.label == cut.label]
 
     def measured(self, candidate: Candidate) -> MeasuredAccuracy:
-        """The accuracy of a candidate, measured now if it was not."""
+        """Accuracy of a candidate, measured on first use."""
         key = self.digest(candidate)
         if key not in self._known:
             self._known[key] = candidate, self._judge(candidate)
         return self._known[key][1]
 
     def drop(self, candidate: Candidate) -> float:
-        """How much a candidate loses, in points."""
+        """Accuracy that a candidate loses, in points."""
         return self.best - self.measured(candidate).accuracy
 
     def is_good(self, candidate: Candidate) -> bool:
-        """Whether a candidate surely loses no more than may be lost."""
+        """Whether the upper confidence bound of a candidate's loss is within the limit."""
         return self.measured(candidate).most_lost <= self._max_drop
 
     def first_good(self, cut: Cut, wires: Sequence[Wire], progress: Progress) -> int:
@@ -128,7 +128,7 @@ class AccuracyEvaluator:
         return len(wires)
 
     def measure(self, candidates: Sequence[Candidate], progress: Progress) -> None:
-        """Measure many; candidates of one cut follow each other."""
+        """Measure several candidates, those of one cut in succession."""
         for done, candidate in enumerate(sorted(candidates, key=lambda c: c.cut.label), 1):
             self.measured(candidate)
             progress(done, len(candidates))
@@ -170,7 +170,7 @@ def open_meter(
     cache: Cache,
     origin: str,
 ) -> tuple[AccuracyEvaluator, float]:
-    """A meter, and the median time of postprocessing in ms on this machine.
+    """Open an evaluator; also returns the median postprocessing time in ms on this machine.
 
     Args:
         heads: The integer networks.

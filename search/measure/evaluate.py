@@ -69,14 +69,14 @@ class Evaluator:
         write_weights(folder, self._weights)
 
     def detections(self, candidate: Candidate, images: range | None = None) -> list[Detections]:
-        """What the candidate finds on each image, or on some of them."""
+        """Detections of a candidate on each image, or on some of them."""
         self._open(candidate.cut)
         indices = images if images is not None else range(len(self._frames))
         with ThreadPoolExecutor(self._workers) as workers:
             return list(workers.map(lambda index: self._detect(candidate, index), indices))
 
     def identity(self, candidate: Candidate) -> str:
-        """Digest of all that decides what a candidate finds on an image.
+        """Digest of everything that decides a candidate's detections.
 
         Codecs of images may lose something; those of tensors, context models and all, do not.
         """
@@ -89,7 +89,7 @@ class Evaluator:
         )
 
     def digest(self, candidate: Candidate) -> str:
-        """Digest of all that decides what a candidate finds, and of what it sends."""
+        """Digest of everything that decides a candidate's detections and payloads."""
         models = candidate.contexts, candidate.contexts_after
         return digest(
             self.identity(candidate),
@@ -111,12 +111,12 @@ class Evaluator:
         return sum(sizes) / len(self._frames)
 
     def codes(self, candidate: Candidate) -> list[list[NDArray[np.uint8]]]:
-        """What the candidate's head makes of each image: (C, H, W) codes per tensor."""
+        """Output codes of the candidate's head for each image, (C, H, W) per tensor."""
         self._open(candidate.cut)
         return [[each[0] for each in codes] for codes in self._all_codes()]
 
     def reference(self, cloud_only: Cut) -> tuple[list[Detections], float]:
-        """What the floating-point network finds, and the median time of postprocessing in ms."""
+        """Detections of the floating-point network, and the median postprocessing time in ms."""
         self._open(cloud_only)
         image = image_tensor(self._network.graph[IMAGE])
         raw = Candidate(cloud_only, (image,), CodecSpec(name="raw"), 0, 0, 0, 0, 0)
@@ -159,7 +159,7 @@ class Evaluator:
             self._tail = Model(path, threads=1)
 
     def _codes_of(self, index: int) -> list[NDArray[np.uint8]]:
-        """What the open cut's head makes of one image, kept for the next candidate of the cut."""
+        """Codes of the open cut's head for one image, cached for the next candidate of the cut."""
         frame = self._frames[index][None]
         if self._runner is None:
             return [frame]

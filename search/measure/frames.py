@@ -18,7 +18,7 @@ _TOLD = 3
 
 @dataclass(frozen=True, eq=False)
 class Frames:
-    """N images as the network sees them.
+    """N letterboxed images, as the network gets them.
 
     Attributes:
         names: File names.

@@ -22,16 +22,16 @@ from search.measure.frames import MIN_IMAGES, Frames
 
 MIN_JUDGING = 16
 JUDGING_SHARE = 4
-"""One in so many calibration pictures judges."""
+"""One calibration picture in this many is held out to judge plans."""
 
 
 @dataclass(frozen=True, eq=False)
 class Division:
-    """Calibration pictures, each once.
+    """Calibration pictures without duplicates, divided into fitting and judging ones.
 
     Attributes:
-        fitting: What everything is fitted to.
-        judging: What is set aside; None if all of them fit.
+        fitting: Pictures that everything is fitted to.
+        judging: Pictures held out to judge plans; None if all are used for fitting.
     """
 
     fitting: Frames
@@ -40,7 +40,7 @@ class Division:
 
 @dataclass(frozen=True, eq=False)
 class Judging:
-    """The pictures that judge.
+    """Pictures that accuracy is measured on.
 
     Attributes:
         frames: The pictures.
@@ -75,14 +75,14 @@ def overlap_in_words(also_fitted: Sequence[str], images: int) -> str | None:
 
 
 def judged_in_words(judged_by: JudgedBy, images: int) -> str:
-    """Which pictures judged, and how many."""
+    """Name the source and number of the evaluation pictures, for reports."""
     if judged_by == "held-out":
         return f"{images} held-out calibration pictures"
     return f"{images} pictures of the evaluation folder"
 
 
 def without_copies(frames: Frames) -> Frames:
-    """Each picture once, under the first of its names."""
+    """Remove duplicate pictures; each keeps the first of its names."""
     first: dict[str, int] = {}
     for index, each in enumerate(digests(frames)):
         first.setdefault(each, index)
@@ -90,12 +90,12 @@ def without_copies(frames: Frames) -> Frames:
 
 
 def fit_all(frames: Frames) -> Division:
-    """Nothing is set aside."""
+    """Use all pictures for fitting."""
     return Division(frames)
 
 
 def set_aside(frames: Frames, *, least_fitting: int = MIN_IMAGES, video: bool = False) -> Division:
-    """Set a quarter aside, at least 16.
+    """Hold out a quarter of the pictures, at least 16.
 
     Args:
         frames: Calibration pictures without copies.
@@ -126,7 +126,7 @@ def set_aside(frames: Frames, *, least_fitting: int = MIN_IMAGES, video: bool = 
 
 
 def set_aside_if_enough(frames: Frames) -> Division:
-    """As `set_aside`; of too few pictures all fit, for they cannot judge later, either."""
+    """Hold pictures out with `set_aside`, or use all for fitting if they are too few to judge."""
     enough = len(frames.names) >= MIN_IMAGES + MIN_JUDGING
     return set_aside(frames) if enough else fit_all(frames)
 
@@ -140,7 +140,7 @@ def in_both(judging: Frames, fitting: Frames) -> tuple[str, ...]:
 
 
 def digests(frames: Frames) -> list[str]:
-    """SHA-256 of what the network sees of each picture."""
+    """SHA-256 of the letterboxed pixels of each picture."""
     return [digest(picture) for picture in frames.pixels]
 
 

@@ -1,4 +1,4 @@
-"""Confidence: how sure a loss of average precision is when there are few images to judge it by.
+"""Confidence intervals of a loss of average precision measured on few images.
 
     COCOeval.evaluate() -> WeightedAp -> AP for any weights of the images -> bootstrap interval
 
@@ -53,7 +53,7 @@ class _Category:
 
     @classmethod
     def of(cls, results: Sequence[dict[str, Any] | None], ious: int) -> Self:
-        """From pycocotools' results, one per image; None where there is nothing at all."""
+        """Build from pycocotools' results, one per image; None for an image without any."""
         objects = np.zeros(len(results))
         scores, images = [np.empty(0)], [np.empty(0, np.intp)]
         matched, ignored = [np.empty((ious, 0), bool)], [np.empty((ious, 0), bool)]
@@ -123,7 +123,7 @@ class WeightedAp:
 
     @classmethod
     def of(cls, evaluation: COCOeval, *, pooled: bool = False) -> Self:
-        """From an evaluation on which `evaluate` was called; `accumulate` is not needed.
+        """Build from an evaluation after `evaluate`; `accumulate` is not needed.
 
         Args:
             evaluation: The matches of detections and objects, category by category.
@@ -131,7 +131,7 @@ class WeightedAp:
                 detection of its category, but AP is no mean over categories then.
 
         Raises:
-            ValueError: If it was not.
+            ValueError: If `evaluate` was not called.
         """
         results, settings = evaluation.evalImgs, evaluation.params
         if not results:
@@ -162,13 +162,13 @@ class WeightedAp:
             iou: One of the evaluation's IoUs; None for the mean over all of them.
 
         Raises:
-            ValueError: If the weights or the IoU are not so.
+            ValueError: If the weights or the IoU are none of these.
         """
         one = np.ones(len(self.image_ids)) if weights is None else np.asarray(weights, float)
         return float(self.aps(one[None], iou)[0])
 
     def aps(self, weights: Floats, iou: float | None = None) -> Floats:
-        """AP in percent for each row of weights, as `ap`.
+        """AP in percent for each row of weights; see `ap`.
 
         Args:
             weights: (B, I) non-negative.
@@ -220,7 +220,7 @@ class WeightedAp:
 
 
 def _together(results: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
-    """One image's results of several categories as those of one."""
+    """Merge one image's results of several categories into one category."""
     known = [result for result in results if result is not None]
     if not known:
         return None
@@ -245,7 +245,7 @@ def drop_interval(
     seed: int = 0,
     iou: float | None = None,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of how much AP a candidate loses, in percentage points.
+    """Percentile bootstrap interval of the AP that a candidate loses, in percentage points.
 
     Args:
         reference: Of the floating-point network.
@@ -279,10 +279,10 @@ def drop_bound(
     seed: int = 0,
     iou: float | None = None,
 ) -> float:
-    """Upper end of a one-sided percentile bootstrap interval of how much AP a candidate loses.
+    """Upper end of a one-sided percentile bootstrap interval of the AP that a candidate loses.
 
-    It is never below the drop on the images themselves. Of a candidate that finds the same as the
-    reference it is 0.
+    It is never below the drop on the images themselves, and 0 for a candidate whose detections
+    equal the reference's.
 
     Args:
         reference: As for `drop_interval`.
@@ -305,15 +305,15 @@ def drop_bound(
 
 
 def images_needed(images: int, drop: float, bound: float, limit: float) -> int | None:
-    """About how many images would show that a drop is within a limit, if it is as it seems.
+    """Estimate the number of images needed to show that the measured drop is within a limit.
 
     The distance of the bound from the drop shrinks with the square root of the number of images.
 
     Args:
-        images: How many there are.
-        drop: On them.
+        images: Number of images measured so far.
+        drop: Measured drop on them.
         bound: Upper end of the drop's interval.
-        limit: What may be lost.
+        limit: Largest drop allowed.
 
     Returns:
         The number, rounded up to two digits; None if no number of images would.

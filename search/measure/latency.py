@@ -1,4 +1,4 @@
-"""Measured latency: how long a head takes on the edge and a tail in the cloud.
+"""Measured latency of heads on the edge and of tails in the cloud.
 
 Per-layer times do not add up once a runtime fuses operators, so the prefix and the suffix of every
 cut are timed as the models that would be deployed.
@@ -59,7 +59,7 @@ class MeasuredLatency:
     def times(
         self, cuts: Sequence[Cut], progress: Callable[[int, int], None]
     ) -> dict[str, CutTimes]:
-        """As `LatencySource.times`; a few cuts are open at a time, to bound memory."""
+        """Implement `LatencySource.times`; a few cuts are open at a time, to bound memory."""
         weights = SharedWeights.of(self._network.graph.nodes)
         write_weights(self._folder, weights)
         table: dict[str, CutTimes] = {}
@@ -105,7 +105,7 @@ class MeasuredLatency:
 
 
 def timing_place() -> tuple[str, float, str, bool]:
-    """What times depend on beside the software, for the keys of those that are kept.
+    """Properties of the machine that times depend on, for the cache keys of times.
 
     Processor, cores that this process may use, runtime, and whether the context coder is compiled:
     a cache that is carried to another machine gives none of this one's times there.

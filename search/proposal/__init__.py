@@ -1,1 +1,1 @@
-"""Proposals: a new bundle from what served frames took."""
+"""Proposals: a new bundle based on observed latencies."""

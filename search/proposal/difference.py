@@ -1,7 +1,7 @@
-"""The difference between a bundle that is served and one that was searched with what it taught.
+"""Difference between the served bundle and one searched with the latencies observed meanwhile.
 
-    old plans --known segments, own times x pace--> what they take now --+
-    new plans, predicted by the same times ------------------------------+--> gain, stage by stage
+    old plans --known segments, own times x pace--> prediction now --+
+    new plans, predicted by the same times --------------------------+--> gain, stage by stage
 
 Predictions of an old bundle are not compared as they stand: they were made for another link, by
 other times. Each of its plans is predicted anew, in this order: segments that the tables know take
@@ -31,8 +31,8 @@ class RepredictedPlan:
     """A plan of the old bundle, predicted anew.
 
     Attributes:
-        plan: With what its search assumed.
-        now: What is expected now.
+        plan: The plan, with the prediction of its own search.
+        now: Prediction by the present times.
     """
 
     plan: Plan
@@ -41,13 +41,13 @@ class RepredictedPlan:
 
 @dataclass(frozen=True)
 class Assumption:
-    """What an old search took a segment to need, and what it does.
+    """Time that an old search assumed for a segment, and the time expected now.
 
     Attributes:
-        segment: Whose time it is.
-        assumed_ms: By the old search.
-        now_ms: What is expected now.
-        row: What says so; None if nothing measured does.
+        segment: Name of the segment.
+        assumed_ms: Time assumed by the old search.
+        now_ms: Time expected now.
+        row: Measured row that it is based on; None if there is none.
     """
 
     segment: str
@@ -67,10 +67,10 @@ class Difference:
     Attributes:
         old: Plans of the present bundle, the fastest now first.
         new: Plans of the new search, the fastest first.
-        asked: What the present bundle was searched for.
-        found_for: What the new one was searched for.
-        link: On which both are compared.
-        learned: Where the times come from.
+        asked: Search settings of the present bundle.
+        found_for: Search settings of the new one.
+        link: Link on which both are compared.
+        learned: Calibration of the latency tables that the times come from.
         first: Name of the plan that the present bundle's edges begin with.
     """
 
@@ -89,7 +89,7 @@ class Difference:
         return (present_ms - self.new[0].predicted.latency_ms) / present_ms
 
     def assumptions(self) -> list[Assumption]:
-        """What was assumed of the old plans' segments, the most wrong first."""
+        """Assumed and expected times of the old plans' segments, largest difference first."""
         found: dict[tuple[str, str], Assumption] = {}
         for again in self.old:
             for segment in segments(again.plan):
@@ -100,12 +100,12 @@ class Difference:
 
 
 def compare(present: Manifest, proposed: Manifest, found: SearchResult) -> Difference:
-    """Compare a bundle with what a search with latency tables has found.
+    """Compare a bundle with the result of a search with latency tables.
 
     Args:
         present: The bundle that is served.
-        proposed: What the search wrote.
-        found: What it learnt.
+        proposed: Manifest written by the search.
+        found: Result of the search.
 
     Raises:
         ValueError: If the search had no tables.
@@ -131,12 +131,12 @@ def compare(present: Manifest, proposed: Manifest, found: SearchResult) -> Diffe
 def predict_again(
     plan: Plan, asked: Search, found: SearchResult, alike: Candidate | None = None
 ) -> Prediction:
-    """What a plan takes in the world of another search.
+    """Predict a plan's latency with the cost model of another search.
 
     Args:
-        plan: Of an older bundle.
-        asked: What that was searched for.
-        found: What the other search learnt.
+        plan: Plan of an older bundle.
+        asked: Search settings of that bundle.
+        found: Result of the other search.
         alike: The other search's candidate of the same wire format.
     """
     before, cut = plan.predicted, "+".join(plan.cut)
@@ -161,7 +161,7 @@ def predict_again(
 
 
 def _coding(plan: Plan) -> str:
-    """What a plan's coding is called in latency tables."""
+    """Name of a plan's coding in latency tables."""
     return wire_of("+".join(plan.cut), plan.codec, wire_digest(plan.wire, plan.codec))
 
 
@@ -202,7 +202,7 @@ def markdown(difference: Difference) -> str:
 
 
 def verdict(difference: Difference) -> str:
-    """The two best plans, in a sentence."""
+    """One sentence that compares the two best plans."""
     best, new = difference.old[0], difference.new[0]
     return (
         f"On {difference.link} {new.name} takes {new.predicted.latency_ms:.1f} ms; "
@@ -212,7 +212,7 @@ def verdict(difference: Difference) -> str:
 
 
 def _change(gain: float) -> str:
-    """A gain of latency in words."""
+    """Latency gain in words."""
     return f"{gain:.1%} less" if gain >= 0 else f"{-gain:.1%} more"
 
 
@@ -227,7 +227,7 @@ def _assumption(again: RepredictedPlan, segment: Segment, learned: TableCalibrat
 
 
 def _old_slowdowns(asked: Search) -> tuple[float, float]:
-    """Of edge and cloud; bundles of earlier versions do not say theirs, but had a profile."""
+    """Slowdowns of edge and cloud in an old search; before they were stored, by device profile."""
     profile = DEVICES.get(asked.device)
     usual = 1.0 if profile is None else profile.slowdown
     return asked.edge_slowdown or usual, asked.cloud_slowdown
@@ -265,7 +265,7 @@ def _assumed(difference: Difference) -> Sequence[str]:
 
 
 def _metrics(difference: Difference) -> Iterable[str]:
-    """A warning where accuracies do not compare."""
+    """Warning if the accuracy metrics of both bundles differ."""
     old, new = difference.asked.accuracy_metric, difference.found_for.accuracy_metric
     if old != new:
         yield (

@@ -1,4 +1,4 @@
-"""Putting a bundle in the place of another, so that there is a way back.
+"""Replacement of a bundle by another, with the old one kept for rollback.
 
     CURRENT -> CURRENT.previous,  NEW -> CURRENT       two renames; the second undone, the first is
 
@@ -15,12 +15,12 @@ from common.errors import BundleError, SettingsError
 
 
 def previous_of(current: Path) -> Path:
-    """Where the bundle that was replaced is kept."""
+    """Path where the replaced bundle is kept."""
     return current.with_name(f"{current.name}.previous")
 
 
 def check_exchange(current: Path, new: Path) -> None:
-    """Require two places that `exchange` can work with, before there is a bundle at `new`.
+    """Require paths that `exchange` can work with, before there is a bundle at `new`.
 
     Raises:
         SettingsError: If one is a zip file, or they are on different disks.
@@ -44,7 +44,7 @@ def check_exchange(current: Path, new: Path) -> None:
 
 
 def exchange(current: Path, new: Path) -> Path:
-    """Put `new` in the place of `current`; returns where the latter is now.
+    """Put `new` in the place of `current`; returns the new path of the latter.
 
     An older previous bundle is removed. If anything fails, all is as it was.
 

@@ -1,10 +1,10 @@
-"""Proposals: whether what frames really took calls for another bundle.
+"""Proposals: a new search if observed latencies promise a better bundle.
 
-    served bundle's manifest --what it was searched for--> Request --+
-    latency tables -------------------------------------------------+--> search --> difference
-                                                                                       |
-           gain below the threshold: nothing is written <------------------------------+
-           else: the new bundle, with difference.md inside <---------------------------+
+    served bundle's manifest --its search settings--> Request --+
+    latency tables ---------------------------------------------+--> search --> difference
+                                                                                     |
+           gain below the threshold: nothing is written <----------------------------+
+           else: the new bundle, with difference.md inside <-------------------------+
            and, if it is to be deployed, put in the place of the served one
 
 A proposal is made on demand or by a timer, never while frames are served: a search takes minutes.
@@ -37,20 +37,20 @@ from search.request import Request, SearchResult
 DIFFERENCE = "difference.md"
 
 Searcher = Callable[[Path, Request, Reporter], SearchResult]
-"""As `search.bundling.search_to`."""
+"""Signature of `search.bundling.search_to`."""
 
 
 @dataclass(frozen=True)
 class ProposalSpec:
-    """What a proposal is to be made from.
+    """Settings of a proposal: inputs, output and threshold.
 
     Attributes:
-        bundle: The one that is served.
+        bundle: Folder of the served bundle.
         tables: Latency tables.
         calibration: Folder of images.
-        out: Where a better bundle goes: a folder, or a zip file.
-        link: If not the one that the bundle was searched for.
-        device: Of the tables, if the bundle was searched for another name.
+        out: Path of a better bundle: a folder, or a zip file.
+        link: Link, if not the one that the bundle was searched for.
+        device: Device name in the tables, if it is not the one of the bundle.
         threshold: Least share of latency that is worth a new bundle.
         deploy: Whether it takes the place of the served one.
         weights: A weights file, if not the cached one.
@@ -60,7 +60,7 @@ class ProposalSpec:
         refined_cuts: As `Request`.
         format_trials: As `Request`.
         adapt_steps: As `Request`.
-        cache: Folder for what is worked out on the way.
+        cache: Folder for intermediate results.
         software_version: Written into the bundle.
     """
 
@@ -85,12 +85,12 @@ class ProposalSpec:
 
 @dataclass(frozen=True)
 class ProposalOutcome:
-    """What came of a proposal.
+    """Result of a proposal: the difference, and the new bundle if it gains enough.
 
     Attributes:
-        difference: Between the bundle that is served and what was found.
-        written: The new bundle, where it lies now; None if it would not gain enough.
-        previous: The bundle that it has replaced, if it was deployed.
+        difference: Difference between the served bundle and the new plans.
+        written: Path of the new bundle; None if its gain is below the threshold.
+        previous: Path of the replaced bundle, if the new one was deployed.
     """
 
     difference: Difference
@@ -101,12 +101,12 @@ class ProposalOutcome:
 def propose(
     asked: ProposalSpec, reporter: Reporter, search: Searcher = search_to
 ) -> ProposalOutcome:
-    """Search again with what tables say, and write what is found if it gains enough.
+    """Search again with latency tables, and write the new bundle if it gains enough.
 
     Args:
-        asked: What from, and where to.
-        reporter: Says how far it is.
-        search: Searches.
+        asked: Settings of the proposal.
+        reporter: Receives progress.
+        search: Runs the search.
 
     Raises:
         SplitpointError: A bundle, tables or limits that cannot be worked with; nothing is written
@@ -136,7 +136,7 @@ def propose(
 
 
 def request_of(asked: ProposalSpec, present: Manifest, rows: list[LatencyRow]) -> Request:
-    """The search that the present bundle came from, with tables.
+    """Request of the present bundle's search, with latency tables added.
 
     A bundle without any plan that sends pixels, whatever it was searched for, is not followed by
     one that does.
@@ -181,13 +181,13 @@ def repeat(
 ) -> NoReturn:
     """Make proposals for ever.
 
-    A mistake ends the first round, when somebody looks; later ones are told and tried again, as
-    a store may be away for a while.
+    An error in the first round is raised, since somebody is watching; later errors are reported
+    and the round is tried again, as a store may be away for a while.
 
     Args:
         make: Makes one proposal.
         every_s: Seconds between the end of one and the beginning of the next.
-        failed: Called with what went wrong.
+        failed: Called with the error of a failed round.
         pause: Waits for some seconds.
     """
     make()
@@ -200,7 +200,7 @@ def repeat(
 
 
 def _check_places(asked: ProposalSpec) -> None:
-    """Everything about `out` that can be wrong, before hours of work."""
+    """Validate `out` before hours of work."""
     bundle, out = asked.bundle.resolve(), asked.out.resolve()
     if out == bundle or bundle in out.parents or out in bundle.parents:
         raise SettingsError(
@@ -213,7 +213,7 @@ def _check_places(asked: ProposalSpec) -> None:
 
 
 def _write(out: Path, folder: Path, manifest: Manifest, difference: str) -> None:
-    """The bundle of a folder with its difference inside, at `out`."""
+    """Write the bundle of a folder to `out`, with the difference inside."""
     if out.suffix.lower() != ".zip":
         _copy(out, folder, manifest, difference)
         return

@@ -1,1 +1,1 @@
-"""Ranking: one search run, and what stands in the way when nothing fits."""
+"""Ranking: one search run, and an explanation when no plan is feasible."""

@@ -1,9 +1,9 @@
-"""Binding limits: when no plan is left, which limits leave none, and the cheapest way out.
+"""Binding limits: if no plan is feasible, the limits that exclude all, and the least relaxation.
 
 Every limit is relaxed on its own: memory to the smallest head that was too large, accuracy to what
 the plan that loses least may lose at most. If a plan seems good and the pictures that judge are too
 few to be sure, more of them are a way out, too. The cheapest relaxation is the one of the smallest
-factor; letting pixels leave the edge comes last: who forbids it has a reason.
+factor; letting pixels leave the edge comes last, since forbidding it is a matter of privacy.
 """
 
 import math
@@ -23,12 +23,12 @@ _MIB = 2**20
 
 @dataclass(frozen=True)
 class Relaxation:
-    """One limit, as it would have to be.
+    """One limit, relaxed as far as necessary.
 
     Attributes:
-        option: What to write on the command line.
+        option: Option for the command line.
         factor: The new limit over the old one; infinite if it is to be dropped.
-        because: Which plan or head it lets in.
+        because: Plan or head that becomes feasible.
     """
 
     option: str
@@ -37,7 +37,7 @@ class Relaxation:
 
 
 def no_head_fits(heads: Heads, cuts: Sequence[Cut], limit: int | None) -> str:
-    """What to do if no head keeps the memory limit and pixels may not leave the edge.
+    """Message if no head keeps the memory limit and pixels may not leave the edge.
 
     Args:
         heads: The integer networks.
@@ -55,7 +55,7 @@ def no_head_fits(heads: Heads, cuts: Sequence[Cut], limit: int | None) -> str:
 
 
 def smallest_head(heads: Heads, cuts: Sequence[Cut]) -> str:
-    """What the smallest head needs, and what to do about it."""
+    """Memory that the smallest head needs, and advice to raise the limit."""
     smallest = min((c for c in cuts if c.head), key=lambda cut: sum(heads.memory_bytes(cut)))
     weights, activations = heads.memory_bytes(smallest)
     return (
@@ -73,10 +73,10 @@ def nothing_fits(
     cuts: Sequence[Cut],
     judged_by: JudgedBy = "held-out",
 ) -> str:
-    """Why no measured plan keeps the limits, and what would let one in.
+    """Message if no measured plan keeps the limits, with the relaxations that admit one.
 
     Args:
-        measured: What was measured, at least one.
+        measured: The measured candidates, at least one.
         best: Accuracy of the floating-point network.
         request: The limits.
         heads: The integer networks.
@@ -104,7 +104,7 @@ def nothing_fits(
 
 
 def _closest(measured: Sequence[RankedCandidate]) -> RankedCandidate:
-    """What surely loses least."""
+    """Candidate with the lowest upper bound of its loss."""
     return min(measured, key=lambda judged: (judged.most_lost, -(judged.accuracy or 0.0)))
 
 
@@ -146,7 +146,7 @@ def _relaxations(
 def _accuracy_relaxations(
     fitting: Sequence[RankedCandidate], best: float, max_drop: float, judged_by: JudgedBy
 ) -> Iterable[Relaxation]:
-    """A larger limit for what surely loses least, or pictures that show that it loses no more."""
+    """A larger limit for the closest plan, or more pictures to show that a plan is within it."""
     closest = _closest(fitting)
     drop = best - (closest.accuracy or 0.0)
     bound = closest.most_lost if math.isfinite(closest.most_lost) else drop
@@ -167,7 +167,7 @@ def _accuracy_relaxations(
 
 
 def more_pictures(needed: int, judged_by: JudgedBy) -> str:
-    """How to have about so many pictures judge."""
+    """Advice on options that make about `needed` pictures judge plans."""
     if judged_by == "evaluation":
         return f"about {needed:,} pictures under --evaluation, with --max-images {needed}"
     total = JUDGING_SHARE * needed
@@ -178,5 +178,5 @@ def more_pictures(needed: int, judged_by: JudgedBy) -> str:
 
 
 def _rounded_up(size: int) -> str:
-    """A size as `--edge-memory` takes it, to two digits and not less."""
+    """Format a size for `--edge-memory`, rounded up to two decimals."""
     return f"{-(-size * 100 // _MIB) / 100:g}MiB"

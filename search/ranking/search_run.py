@@ -1,4 +1,4 @@
-"""Ranking: which plans are worth keeping, by measurement.
+"""Ranking: candidates measured, and the plans worth keeping chosen.
 
     cuts -> latency table + wire sizes -> candidates -> shortlist -> measured accuracy
          -> more bits for narrow heads, image qualities, refined wire formats -> plans worth keeping
@@ -62,7 +62,7 @@ _PROMOTIONS = 2
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """A prepared network, with what all rankings start from.
+    """A prepared network with its heads and cuts, shared by all rankings.
 
     Attributes:
         prepared: The network and its statistics.
@@ -82,7 +82,7 @@ def rank(request: Request, network: Network, judging: Judging, reporter: Reporte
         request: The limits.
         network: The network.
         judging: The pictures that accuracy is measured on.
-        reporter: Says how far it is.
+        reporter: Receives progress.
 
     Raises:
         NoFeasiblePlanError: If nothing fits the limits.
@@ -137,7 +137,7 @@ class _Ranking:
         )
 
     def run(self) -> SearchResult:
-        """All steps of our own search, or what a baseline would do."""
+        """Run all steps of our own search, or the baseline that was asked for."""
         if self._request.strategy in BASELINES:
             return self._run_baseline()
         request, reporter = self._request, self._reporter
@@ -188,7 +188,7 @@ class _Ranking:
         return formats.search(good, cuts)
 
     def _run_baseline(self) -> SearchResult:
-        """What the strategy asked for would deploy, measured as our own plans are."""
+        """Measure the plans of a baseline strategy by the same method as our own."""
         name, graph = self._request.strategy, self._heads.network.graph
         whole = [node.name for node in graph.nodes[1:]]
         times, table = self._tables(prefix_cuts(graph), whole)
@@ -219,7 +219,7 @@ class _Ranking:
     def _tables(
         self, cuts: Sequence[Cut], tensors: Sequence[str]
     ) -> tuple[dict[str, CutTimes], FormatTable]:
-        """Times of cuts, and what tensors take on the wire."""
+        """Latency table of cuts, and the format table of their tensors."""
         samples = sample(
             self._heads.network,
             tensors,
@@ -231,7 +231,7 @@ class _Ranking:
         return times, FormatTable(self._heads, samples, times, self._world)
 
     def _learn(self, times: dict[str, CutTimes]) -> None:
-        """Compare the latency tables with what this machine takes, of each cut that they name."""
+        """Calibrate the latency tables against this machine's times, for each cut they name."""
         if self._rows is None:
             return
         runnable = runnable_cuts(self._heads, self._every_cut, no_raw_image=False)
@@ -249,7 +249,7 @@ class _Ranking:
         self._world = replace(self._world, learned=learned)
 
     def _allowed(self) -> tuple[list[Cut], list[Cut]]:
-        """Cuts that keep the limits at 8 bits, and those that keep them at fewer."""
+        """Cuts that keep the limits at 8 bits, and cuts that keep them at lower bit widths."""
         request, heads = self._request, self._heads
         if request.strategy in BASELINES:
             return [], []  # they choose among all
@@ -274,7 +274,7 @@ class _Ranking:
     def _without_hopeless(
         self, candidates: list[Candidate], times: dict[str, CutTimes]
     ) -> list[Candidate]:
-        """Only the narrow heads that may be the fastest somewhere, rounded as well as can be."""
+        """Drop low-bit heads that are the fastest on no link; round the others thoroughly."""
         if self._narrower is None:
             return candidates
         hopeful: dict[str, Cut] = {}
@@ -290,7 +290,7 @@ class _Ranking:
         return [c for c in candidates if not c.cut.widths or c.cut.label in kept]
 
     def _promote(self, table: FormatTable) -> None:
-        """More bits for the narrow heads that lose too much whatever travels."""
+        """Raise the bit widths of low-bit heads that lose too much in every wire format."""
         if self._narrower is None:
             return
         for first in {c.cut.label: c.cut for c in self._meter.candidates if c.cut.widths}.values():

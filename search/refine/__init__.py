@@ -1,1 +1,1 @@
-"""Refinement: the wire formats that the most promising cuts deserve."""
+"""Refinement: a search for the best wire formats of the most promising cuts."""

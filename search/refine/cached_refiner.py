@@ -1,4 +1,4 @@
-"""A refiner that is asked only for what the cache does not hold.
+"""A cache in front of a refiner: the refiner computes only what the cache does not hold.
 
 Collecting examples, fitting contexts and adapting tails take most of a search's time; nothing of
 them depends on more than a cut's head, the calibration images and a few settings.
@@ -26,13 +26,13 @@ from search.wire.tail_adaptation import Wire
 
 
 class CachedRefiner:
-    """Keeps a refiner's curves, options and adapted tails.
+    """Caches a refiner's curves, options and adapted tails.
 
     Args:
         make: Makes the refiner when it is needed.
         heads: The integer networks.
         cache: Where results are kept.
-        inputs: What they depend on beside the cut; no link or device is among it.
+        inputs: Everything that results depend on beside the cut; neither link nor device.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class CachedRefiner:
         return self._make()
 
     def curve(self, cut: Cut) -> RateCurve:
-        """As `Refiner.curve`."""
+        """Cached `Refiner.curve`."""
         inputs = [self._inputs, self._heads.digest(cut)]
         arrays = self._cache.arrays(
             "curve", inputs, lambda: _curve_to_arrays(self._refiner.curve(cut))
@@ -60,7 +60,7 @@ class CachedRefiner:
         return _curve_from_arrays(arrays)
 
     def options(self, cut: Cut, curve: RateCurve, wire: Wire) -> tuple[Candidate, ...]:
-        """As `Refiner.options`, with times of coding as this machine takes them."""
+        """Cached `Refiner.options`; coding times are cached for each machine."""
         inputs = [self._inputs, self._heads.digest(cut), wire, timing_place()]
         arrays = self._cache.arrays(
             "options",
@@ -70,7 +70,7 @@ class CachedRefiner:
         return _options_from_arrays(arrays, cut, wire)
 
     def adapted(self, cut: Cut, wire: Wire, label: str) -> Cut:
-        """As `Refiner.adapted`."""
+        """Cached `Refiner.adapted`."""
         inputs = [self._inputs, self._heads.digest(cut), wire]
         weights = self._cache.arrays(
             "tail", inputs, lambda: _tail_to_arrays(self._refiner.adapted(cut, wire, label))
@@ -176,7 +176,7 @@ def _options_from_arrays(
 
 
 def _tail_to_arrays(cut: Cut) -> Arrays:
-    """Weights of an adapted tail; nothing of another."""
+    """Weights of an adapted tail; empty for an unadapted one."""
     return {
         f"{part}:{node.name}": array
         for node in (cut.tail if cut.adapted_to else ())

@@ -1,10 +1,10 @@
-"""The search of wire formats: of the most promising cuts, which formats are worth their bytes.
+"""Search of the wire formats of the most promising cuts.
 
     good candidates -> most promising cuts -> rate curve of each -> measured, cheapest first
         -> the first that is good as it is       -> candidates, one by each codec
         -> cheaper ones, their tails adapted     -> candidates
 
-What refining costs is told in `search.refine.refine`; all of it is remembered in the cache.
+`search.refine.refine` describes the cost of refining; all results are cached.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,10 +36,10 @@ class FormatSearch:
         request: How many cuts and trials.
         prepared: The network and its statistics.
         heads: The integer networks.
-        meter: Measures accuracies, and keeps what is a candidate.
+        meter: Measures accuracies and collects the candidates.
         is_good: Whether a candidate keeps the limits.
-        reporter: Where it says how far it is.
-        folder: For what takes much room meanwhile.
+        reporter: Receives progress.
+        folder: For large intermediate files.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class FormatSearch:
     def _is_good_adapted(
         self, refiner: CachedRefiner, curve: RateCurve, cut: Cut, wire: Wire
     ) -> bool:
-        """Whether a wire format is good if a tail is adapted to it."""
+        """Whether a wire format is good with a tail adapted to it."""
         options = refiner.options(cut, curve, wire)
         tail = refiner.adapted(cut, wire, options[0].label)
         if tail is cut:
@@ -111,7 +111,7 @@ class FormatSearch:
         return any(verdicts)
 
     def _refiner(self, cut: Cut) -> Refiner:
-        """With what tails, and context models of sequences, are fitted to."""
+        """Make a refiner for a cut, with examples and, for video, pairs of frames to fit to."""
         network, calibration = self._heads.of(cut), self._prepared.calibration
         pixels, pairs = calibration.pixels, None
         examples = collect(

@@ -1,4 +1,4 @@
-"""Refinement: the wire format that a cut deserves.
+"""Refinement: a search for the best wire formats of a cut.
 
     cut -> rate curve -> cheapest point that is accurate enough as it is -> candidates
                       -> cheaper ones, each with a tail adapted to it    -> candidates
@@ -38,11 +38,11 @@ class Refiner:
     Args:
         heads: The integer networks.
         examples: With codes of the cuts' tensors.
-        loss: Of the tail's maps against the teacher's.
-        adapt_steps: Of tail adaptation; 0 leaves the tails as they are.
-        reporter: Where it says how far it is.
+        loss: Loss of the tail's maps against the teacher's.
+        adapt_steps: Steps of tail adaptation; 0 leaves the tails unadapted.
+        reporter: Receives progress.
         pairs: Frames and those before them, if frames will come in sequence.
-        context_steps: Of fitting context models to a cut; half as many to each of its formats.
+        context_steps: Steps of fitting context models to a cut; half as many for each format.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Refiner:
         self._adapted: dict[str, Cut] = {}
 
     def curve(self, cut: Cut) -> RateCurve:
-        """The wire formats of a cut."""
+        """Rate curve of a cut: its best wire formats."""
         return rate_curve(
             self._network,
             cut,
@@ -78,13 +78,13 @@ class Refiner:
         )
 
     def options(self, cut: Cut, curve: RateCurve, wire: Wire) -> tuple[Candidate, ...]:
-        """A wire format by the context coder and then by other codecs, the tail as it is.
+        """Candidates of one wire format: the context coder, then other codecs, all unadapted.
 
-        The format need not be of the curve, whose context models are only a beginning.
+        The format need not be on the curve, whose context models only initialise the fit.
         """
         contexts = self._fit(cut, wire, curve.contexts)
         in_context = self._candidate(cut, wire, CONTEXT, contexts)
-        # The bytes of a format tell it from the others of its cut.
+        # The bytes of a format distinguish it from the others of its cut.
         label = f"{in_context.payload_bytes / 1000:.2f} KB"
         if self._pairs is not None:
             after = self._fit_after(self._pairs, label, wire, contexts)
@@ -200,7 +200,7 @@ def cheaper(
 
     Options are in order of cost, cheapest first. From a good one it goes down, twice as far each
     time, until one is bad; from a bad one up, until one is good. With nothing above the start it
-    goes down from a bad one too: bad luck ends nothing.
+    goes down from a bad one too, so one unlucky trial does not end the search.
 
     Args:
         options: To choose from.

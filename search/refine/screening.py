@@ -1,4 +1,4 @@
-"""Screening: which cuts deserve a search of their wire formats, by a rate-distortion estimate.
+"""Screening: a rate-distortion estimate of which cuts are worth a search of wire formats.
 
     plain formats that are good -> the loss that an adapted tail may begin with
     coarse quantizers of each cut -> bytes at that loss -> cuts, the fastest first
@@ -54,7 +54,7 @@ def screened(
     world: CostModel,
     screening: "Screening",
 ) -> list[Cut]:
-    """`promising`, its first cuts put in order by what they take at equal loss.
+    """Reorder the first cuts of `promising` by their latency at equal loss.
 
     Args:
         candidates: Good ones, some of each cut.
@@ -91,7 +91,7 @@ class Screening:
     Args:
         network: The quantized network.
         codes: By tensor, the image among them, (C, H, W) of each image.
-        loss: Of a tail's maps against those of the floating-point network.
+        loss: Loss of a tail's maps against those of the floating-point network.
     """
 
     def __init__(
@@ -118,9 +118,9 @@ class Screening:
         return wire_error(self._network.graph.outputs, cut, wire, self._examples, self._loss)
 
     def bytes_at(self, cut: Cut, allowed: float) -> float:
-        """Bytes of the coarsest format whose loss is at most `allowed`, between two of the steps.
+        """Bytes of the coarsest format whose loss is at most `allowed`, interpolated between steps.
 
-        Of the finest step if even that loses more.
+        If even the finest step loses more, its bytes.
         """
         quantizers = {
             name: Quantizers(self._network, name, self.codes(name)) for name in cut.tensors
@@ -147,7 +147,7 @@ class Screening:
 
 
 def _between(finer: tuple[float, float], coarser: tuple[float, float], allowed: float) -> float:
-    """Bytes where the loss is `allowed`, of two points (loss, bytes): linear in the log of loss."""
+    """Interpolate bytes at a loss between two points (loss, bytes), linear in the log of loss."""
     if coarser[0] <= finer[0]:
         return finer[1]
     share = math.log(allowed / finer[0]) / math.log(coarser[0] / finer[0])

@@ -65,7 +65,7 @@ _STYLE: dict[Any, Any] = {
 
 @contextmanager
 def page_style() -> Iterator[None]:
-    """Draw what is drawn inside for a page."""
+    """Apply the page's style to all figures drawn in the block."""
     with mpl.rc_context(_STYLE), warnings.catch_warnings():
         # The page's font may have what the font that text is measured in has not.
         warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
@@ -223,7 +223,7 @@ def _log_axis(axes: Axes, ticks: Mapping[float, str], limits: tuple[float, float
 
 
 def _short(name: str, length: int) -> str:
-    """A name without its middle: the cut is told at its beginning, the wire format at its end."""
+    """Shorten a name in its middle: it begins with the cut and ends with the wire format."""
     half = length // 2
     return name if len(name) <= length else f"{name[: half - 1]}…{name[-half:]}"
 
@@ -236,7 +236,7 @@ def drawn(name: str, figure: Figure, label: str, caption: str) -> Iterable[str]:
 
 
 def _svg(figure: Figure, name: str, label: str) -> str:
-    """A figure as an element of the page; `name` tells its ids from those of others."""
+    """Figure as an SVG element of the page; `name` prefixes its ids to make them unique."""
     text = io.StringIO()
     metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     figure.savefig(text, format="svg", transparent=True, metadata=metadata)

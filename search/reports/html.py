@@ -1,6 +1,6 @@
-"""The report of a search as one HTML page, to be opened from the bundle without a network.
+"""Report of a search as one HTML page, to be opened from the bundle without a network.
 
-    Found -> sections of escaped text, tables and figures (figures.py) -> one page
+    SearchResult -> sections of escaped text, tables and figures (figures.py) -> one page
 
 There is no script, and nothing is loaded.
 """
@@ -27,7 +27,7 @@ from search.reports.markdown import at_most, judgement, summary, why
 from search.request import SearchResult
 
 Bits = Mapping[str, Mapping[str, tuple[int, int]]]
-"""By name of a plan: of each layer of its head, the bits of weights and of activations."""
+"""Bit widths of weights and activations, by plan name and by layer of its head."""
 
 _NO_BITS: Bits = MappingProxyType({})
 _CSS = """
@@ -54,7 +54,7 @@ def html(found: SearchResult, bits: Bits = _NO_BITS) -> str:
     """The whole page.
 
     Args:
-        found: What the search learnt.
+        found: Result of the search.
         bits: Widths of the heads of plans, for a chart of each head of the kept plans in it.
     """
     title = escape(f"{found.request.model}: {found.kept[0].candidate.name}")

@@ -1,4 +1,4 @@
-"""The report of a search: what was chosen, against what, and why, in Markdown and in JSON."""
+"""Report of a search in Markdown and JSON: the chosen plan, its alternatives and the reasons."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -125,7 +125,7 @@ def as_json(found: SearchResult) -> dict[str, Any]:
 
 
 def _accuracy(found: SearchResult, judged: RankedCandidate | None) -> dict[str, Any]:
-    """What is known of a candidate's accuracy, and how surely."""
+    """Accuracy of a candidate with its confidence bound, as JSON; empty if not measured."""
     if judged is None:
         return {
             "digest": None,
@@ -144,7 +144,7 @@ def _accuracy(found: SearchResult, judged: RankedCandidate | None) -> dict[str, 
 
 
 def summary(found: SearchResult) -> str:
-    """What was asked, and how much was measured."""
+    """Summary of the request and of the number of measurements."""
     request = found.request
     limit = request.edge_memory_bytes
     memory = "no limit" if limit is None else f"{limit / 2**20:g} MiB"
@@ -160,7 +160,7 @@ def summary(found: SearchResult) -> str:
 
 
 def judgement(found: SearchResult) -> str:
-    """What accuracy was judged on, and how surely."""
+    """Describe the pictures and the interval by which accuracy was judged."""
     max_drop, images = found.request.max_drop, len(found.evaluation_images)
     apart = "" if found.also_fitted else ", none of them among these"
     lines = [
@@ -177,7 +177,7 @@ def judgement(found: SearchResult) -> str:
 
 
 def sure(found: SearchResult) -> str:
-    """In one line: what the chosen plan loses, how surely, and on which pictures."""
+    """One line on the chosen plan: its loss, the bound of it, and the evaluation pictures."""
     best = found.kept[0]
     line = (
         f"{best.candidate.name} loses {_drop(found, best):.1f} points of {found.metric}, at most "
@@ -196,7 +196,7 @@ def _warnings(found: SearchResult) -> Iterable[str]:
 
 
 def _undecided(found: SearchResult) -> Iterable[str]:
-    """A note on what too few pictures cannot tell."""
+    """Note on plans that too few pictures leave undecided."""
     max_drop = found.request.max_drop
     needs = [
         (needed, judged)
@@ -218,7 +218,7 @@ def _undecided(found: SearchResult) -> Iterable[str]:
 
 
 def why(found: SearchResult) -> str:
-    """What the chosen plan, in bold, gains over leaving the split out."""
+    """Compare the chosen plan, in bold, with the best plans of the other kinds."""
     best = found.kept[0]
     answer = (
         f"**{best.candidate.name}** answers in {best.latency_ms:.0f} ms for "
@@ -228,7 +228,7 @@ def why(found: SearchResult) -> str:
 
 
 def _rivals(found: SearchResult) -> Iterable[str]:
-    """What our own search had to beat."""
+    """Clauses on the best measured plan of each other kind, the baselines of our own search."""
     best = found.kept[0]
     if found.request.strategy != "splitpoint":
         return
@@ -253,7 +253,7 @@ def _rivals(found: SearchResult) -> Iterable[str]:
 
 
 def _origins(found: SearchResult) -> Iterable[str]:
-    """Where the times come from, if not all from this machine."""
+    """Section on the sources of the times, if latency tables were used."""
     if found.world.learned is not None:
         yield "## Where these times come from"
         yield ""
@@ -305,12 +305,12 @@ def _table(found: SearchResult, rows: Sequence[RankedCandidate]) -> Iterable[str
 
 
 def at_most(judged: RankedCandidate) -> str:
-    """The upper end of a drop; a dash where it was given up."""
+    """Upper bound of a drop; a dash for a plan that was given up."""
     return f"{judged.most_lost:.1f}" if math.isfinite(judged.most_lost) else "-"
 
 
 def _given_up(found: SearchResult) -> Iterable[str]:
-    """A note on plans that were not judged on all images."""
+    """Note on plans that were not judged on all images."""
     few = [j for j in found.measured if j.judged_on < len(found.evaluation_images)]
     if few:
         yield (

@@ -1,4 +1,4 @@
-"""Plots of bytes against accuracy: what every way to send a frame costs, and what it keeps."""
+"""Plots of bytes per frame against accuracy for every way to send a frame."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Series:
 
 
 def check_format(path: Path) -> None:
-    """Require a file name that a plot can be written to.
+    """Require a file name whose ending is a supported plot format.
 
     Raises:
         SettingsError: If its ending is none of `FORMATS`.
@@ -64,7 +64,7 @@ def plot(
         path: The file; its ending is the format.
         metric: What accuracies are measured in.
         reference: Accuracy of the floating-point network.
-        cost: What points have little of, with its unit.
+        cost: Label of the cost axis, with its unit.
         joined: Whether points of a series are joined by a line.
     """
     figure = Figure(figsize=(8, 5), layout="constrained")

@@ -1,4 +1,4 @@
-"""Where the times of a search come from, in words and as JSON, for its reports."""
+"""Sources of the times of a search, in words and as JSON, for its reports."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,12 +9,12 @@ _SOURCES = ("served", "profiled", "simulated")
 
 
 def in_words(learned: TableCalibration) -> list[str]:
-    """A line for the edge, one for the cloud, and one for rows that were of no use."""
+    """One line for the edge, one for the cloud, and one for rows that were ignored."""
     return list(_lines(learned))
 
 
 def as_json(learned: TableCalibration) -> dict[str, Any]:
-    """The same as numbers, and the row believed of every segment."""
+    """Calibration of both sides as JSON, with the table row used for every segment."""
     return {
         "device": learned.device,
         "ignored_rows": learned.ignored,

@@ -68,7 +68,7 @@ class Configured:
 
 
 def method_of(name: str) -> Method:
-    """Look a method up.
+    """Look up a method by name.
 
     Raises:
         SettingsError: If there is none of that name.
@@ -84,15 +84,15 @@ def allocate(
     memory_bytes: int | None,
     reporter: Reporter,
 ) -> list[Configured]:
-    """Widths for every head that a memory limit allows.
+    """Allocate widths for every head that a memory limit allows.
 
     Args:
         prepared: The network.
         heads: Its integer networks.
         errors: Makes the errors of weights by layer and width; the original has its own.
-        method: Who allocates.
+        method: Method of allocation.
         memory_bytes: Limit on the edge.
-        reporter: Says how far it is.
+        reporter: Receives progress.
 
     Raises:
         NoFeasiblePlanError: If no head fits.
@@ -219,7 +219,7 @@ def read(
 
 
 def _ends(folder: Path) -> dict[str, tuple[str, ...]]:
-    """The tensors of the cuts of a folder's index, by configuration; none without an index."""
+    """Cut tensors listed in a folder's index, by configuration; empty without an index."""
     try:
         rows = list(csv.DictReader((folder / INDEX).read_text("utf-8").splitlines()))
         return {row["name"]: tuple(row["cut"].split("+")) for row in rows}

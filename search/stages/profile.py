@@ -1,6 +1,6 @@
 """Profile: statistics and times of a network, written to files.
 
-layers.csv, layers.json   a row per layer (layer_table.py)
+layers.csv, layers.json   a row per layer (`search.quantization.layer_table`)
 statistics.npz            low, high and 2048 counts of every tensor, before and after activation
 samples.npz               values of every tensor on some images
 cuts.csv                  median and 90th percentile of every cut's head and tail, in ms
@@ -59,7 +59,7 @@ def write_times(
 
 
 def time_cuts(prepared: Prepared, cloud_threads: int, reporter: Reporter) -> list[TimedCut]:
-    """Time every cut; of very many, those of fewest elements to send, these first."""
+    """Time every cut, fewest elements to send first; at most `MAX_TIMED_CUTS`."""
     heads = Heads(prepared.rounder().nearest({}))
     cuts = enumerate_cuts(prepared.graph)
     cuts = [c for c in cuts if not any(n.name in heads.network.refused for n in c.head)]
@@ -104,9 +104,9 @@ def cut_rows(
         timed: The cuts.
         network: Digest of the network that they divide; see
             `common.bundle.manifest.network_digest`.
-        device: What they were timed on, both sides of them.
+        device: Name of the device that both sides were timed on.
         cloud_threads: Threads of the tails.
-        now_s: When, in seconds since the epoch.
+        now_s: Time of measurement, in seconds since the epoch.
     """
     edge = RuntimeTarget(device, runtime_name(_HEAD_THREADS), _HEAD_THREADS)
     cloud = RuntimeTarget(device, runtime_name(cloud_threads), cloud_threads)

@@ -70,7 +70,7 @@ class Collected:
 
 @dataclass(frozen=True)
 class Setting:
-    """What configurations are judged by.
+    """Conditions under which configurations are evaluated: pictures, link and devices.
 
     Attributes:
         judging: The pictures that accuracy is measured on.
@@ -90,7 +90,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Collection:
-    """All that was measured, fastest first, and what it was measured in and on."""
+    """All measured configurations, fastest first, with the metric and the pictures used."""
 
     metric: str
     reference: float
@@ -114,9 +114,9 @@ def collect(
         prepared: The network.
         rounder: Quantizes it.
         configurations: (name, cut, widths) of each; names are unique.
-        setting: What they are judged by.
+        setting: Evaluation conditions.
         out: Folder for a head of each.
-        reporter: Says how far it is.
+        reporter: Receives progress.
     """
     heads = Heads(rounder.nearest({}))
     cuts = {}
@@ -154,7 +154,7 @@ def write_summary(collection: Collection, out: Path) -> None:
 
 
 def as_markdown(collection: Collection) -> str:
-    """The summary as a table."""
+    """Summary as a Markdown table."""
     where = judged_in_words(collection.judged_by, collection.images)
     columns = f"latency ms | bytes | edge memory MiB | {collection.metric} | drop | at most (90 %)"
     lines = [

@@ -1,4 +1,4 @@
-"""Fitting context models: what the neighbours of an element say of it, learnt from images.
+"""Fitting context models: the probability of an element given its neighbours, fitted on images.
 
 The activity of an element is a masked 3 x 3 convolution of its neighbours' magnitudes (van den
 Oord et al., "Pixel recurrent neural networks", 2016, with one linear layer, so that coding stays
@@ -41,7 +41,7 @@ _LEARNING_RATE = 6e-3
 _ORDINAL_RATE = 1e-2
 _LEVELS = 5
 _MOST_EPOCHS = 12
-# A class in which nothing was counted still needs a table; few counts should not be believed.
+# A class in which nothing was counted still needs a table; few counts are unreliable.
 _PRIOR = 0.02
 _ELEMENTS_COUNTED = 1 << 25
 
@@ -64,7 +64,7 @@ def fit_context(
         start: A model of the same tensor behind another quantizer, to begin with.
         most_steps: Steps of Adam, each on 8 images, mirrored half of the times; fewer if every
             image has then been seen 12 times.
-        progress: Called with steps done and in all.
+        progress: Called with steps done and in total.
 
     Raises:
         CalibrationError: If there are too few images.
@@ -83,13 +83,13 @@ def fit_context(
 
 
 def magnitudes_of(counts: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """How far each symbol lies from the most frequent one, of counts (L,)."""
+    """Distance of each symbol from the most frequent one, from counts (L,)."""
     rest = int(np.argmax(counts))
     return np.abs(np.arange(len(counts)) - rest).astype(np.uint8)
 
 
 def counted(model: ContextModel, symbols: Symbols, previous: Symbols | None = None) -> ContextModel:
-    """A model with the tables of these symbols (N, C, H, W), and the rest as it is."""
+    """Copy of a model whose tables are counted from these symbols (N, C, H, W)."""
     levels = model.levels
     counts = np.zeros(CLASSES * levels, np.int64)
     for index in range(0, len(symbols), max(1, symbols.size // _ELEMENTS_COUNTED)):
@@ -101,7 +101,7 @@ def counted(model: ContextModel, symbols: Symbols, previous: Symbols | None = No
 
 
 def ideal_bytes(model: ContextModel, symbols: Symbols, previous: Symbols | None = None) -> float:
-    """Bytes that one tensor (C, H, W) takes by the model's own probabilities: the coder's bound."""
+    """Code length in bytes of one tensor (C, H, W) by the model: the lower bound of the coder."""
     kinds = class_of(activities(symbols, previous, model))
     frequencies = np.diff(model.cumulative.astype(np.int64))[kinds, symbols]
     return float((PRECISION - np.log2(frequencies)).sum() / 8)
@@ -236,7 +236,7 @@ def _nats(
 
 
 def _in_units(values: torch.Tensor, kind: torch.dtype) -> NDArray[Any]:
-    """Rounded to 1/32 nat."""
+    """Round values to 1/32 nat."""
     largest = 127 if kind == torch.int8 else 32767
     rounded = torch.round(values * UNIT).clamp(-largest, largest).to(kind)
     return np.ascontiguousarray(rounded.numpy())

@@ -52,7 +52,7 @@ def runnable_cuts(heads: Heads, cuts: Sequence[Cut], *, no_raw_image: bool) -> l
 
 
 def _rough_ms(graph: Graph, cut: Cut, link: Link) -> float:
-    """An order for cuts before anything is timed: 0.1 MACs per ps, 2 coded bits per element."""
+    """Rough latency to order cuts by before they are timed: 0.1 MACs per ps, 2 bits per element."""
     macs = sum(node.macs for node in cut.tail) + sum(node.macs for node in cut.head) / 3
     elements = sum(graph[name].elements for name in cut.tensors)
     return macs / 1e8 + 2e3 * elements / link.uplink_bps
@@ -83,7 +83,7 @@ class FormatTable:
         self._coded: dict[tuple[WireTensor, CodecSpec], Coded] = {}
 
     def at(self, world: CostModel) -> "FormatTable":
-        """The same table for another device and link; what was coded is not coded again."""
+        """Copy of this table for another device and link; it shares the tensors coded so far."""
         other = copy.copy(self)
         other._world = world
         return other
@@ -102,7 +102,7 @@ class FormatTable:
         return found
 
     def packed(self, cut: Cut) -> Candidate:
-        """Codes as the cut's head makes them, b bits each, not coded any further."""
+        """Candidate that sends the codes of the cut's head packed at b bits each, uncoded."""
         if not cut.tail:
             return self._candidate(cut, (), None)
         network = self._heads.of(cut)
@@ -110,7 +110,7 @@ class FormatTable:
         return self._candidate(cut, wires, CodecSpec(name="packed"))
 
     def sending_ms(self, name: str) -> float:
-        """Coding and sending one tensor at 8 bits, or the image as the usual upload."""
+        """Time to code and send one tensor at 8 bits, or the image as the usual upload."""
         if name == IMAGE:
             wire, specs = image_tensor(self._network.graph[IMAGE]), [USUAL_UPLOAD]
         else:
@@ -126,7 +126,7 @@ class FormatTable:
         )
 
     def upload(self, cloud_only: Cut, spec: CodecSpec) -> Candidate:
-        """The image itself, behind an image codec."""
+        """Candidate that uploads the image with an image codec."""
         image = image_tensor(self._network.graph[IMAGE])
         return self._candidate(cloud_only, (image,), spec)
 

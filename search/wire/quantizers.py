@@ -20,7 +20,7 @@ WIDTHS = (2, 3, 4, 6, 8)
 IMAGE_CODECS = (*LOSSLESS_UPLOADS, USUAL_UPLOAD)
 LOSSY_IMAGE_CODECS: tuple[Literal["jpeg", "webp"], ...] = ("jpeg", "webp")
 QUALITIES = tuple(range(10, 100, 5))
-"""Of the lossy image codecs, searched for the lowest that is accurate enough."""
+"""Qualities of the lossy image codecs, searched for the lowest that is accurate enough."""
 
 _CODES = np.arange(256)
 _MOST_LEVELS = 100
@@ -90,7 +90,7 @@ def stepped_tensor(
 
 
 def tensor_codecs(wire: Sequence[WireTensor]) -> list[CodecSpec]:
-    """The codecs to measure on cut tensors, none of them ever larger than packing by a few bytes.
+    """Codecs to measure on cut tensors; none exceeds packing by more than a few bytes.
 
     One byte per symbol is as small as packing at 8 bits only.
     """
@@ -102,14 +102,14 @@ def tensor_codecs(wire: Sequence[WireTensor]) -> list[CodecSpec]:
 
 
 def code_tensor(node: Node, grid: QuantParams) -> WireTensor:
-    """The codes as they are: nothing is lost but what the head has lost already."""
+    """Identity wire format: symbols are the codes of the head, without further loss."""
     symbols = np.minimum(_CODES, grid.top)
     values = grid.dequantize(np.arange(grid.top + 1).astype(np.uint8)).astype(np.float64)
     return _table(node, grid.bits, symbols, values)
 
 
 def image_tensor(node: Node) -> WireTensor:
-    """The image as it is: symbols are pixels, the tail sees pixel / 255."""
+    """Wire format of the image: symbols are pixels, the tail gets pixel / 255."""
     return _table(node, 8, _CODES, _CODES / 255)
 
 

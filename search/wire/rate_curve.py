@@ -1,10 +1,9 @@
 """Rate curves: the wire quantizers of a cut, searched on a continuous scale.
 
 A point is a quantizer: a step and a clip point in units of each tensor's root mean square, and a
-dead zone in steps.
-Its rate is what the context coder takes on held-out images, its error what the wire does to the
-tail's loss there. The curve is made of the points that minimise rate + lambda x error for some
-lambda.
+dead zone in steps. Its rate is the bytes of the context coder on held-out images, its error the
+loss of the unadapted tail there. The curve is made of the points that minimise
+rate + lambda x error for some lambda (rate-distortion).
 """
 
 from collections.abc import Callable, Sequence
@@ -28,7 +27,7 @@ from search.wire.training_data import Examples
 
 Progress = Callable[[int, int], None]
 
-# In root mean squares of a tensor: from hardly any loss to where nothing is recognised any more.
+# Steps in root mean squares of a tensor, from nearly lossless to nothing being detected any more.
 STEPS = tuple(np.geomspace(0.25, 6.0, 11).tolist())
 DEAD_ZONES = (0.5, 0.35, 0.65, 0.8)
 CLIPS = (float("inf"), 4.0)
@@ -62,7 +61,7 @@ class RateCurve:
     """The best wire formats of a cut.
 
     Attributes:
-        points: Cheapest first.
+        points: Fewest bytes first.
         contexts: A model of each tensor behind a middling quantizer, to begin others with.
     """
 
@@ -87,7 +86,7 @@ def rate_curve(
         examples: With codes of the cut's tensors.
         loss: Of the tail's maps.
         context_steps: Of fitting the context models that all points are measured with.
-        progress: Called with points done and in all.
+        progress: Called with points done and in total.
     """
     coders = {name: _TensorCoder(network, name, examples, context_steps) for name in cut.tensors}
     total = len(STEPS) * (1 + len(DEAD_ZONES[1:]) + len(CLIPS[1:]))
@@ -113,7 +112,7 @@ def rate_curve(
 
 
 def lower_hull(points: Sequence[RatePoint]) -> list[RatePoint]:
-    """The points that minimise bytes + lambda x error for some lambda >= 0, cheapest first."""
+    """Points that minimise bytes + lambda x error for some lambda >= 0, fewest bytes first."""
     hull: list[RatePoint] = []
     for point in sorted(points, key=lambda p: (p.payload_bytes, p.error)):
         while len(hull) >= 2 and _turn(hull[-2], hull[-1], point) <= 0:
@@ -123,7 +122,7 @@ def lower_hull(points: Sequence[RatePoint]) -> list[RatePoint]:
 
 
 def _turn(a: RatePoint, b: RatePoint, c: RatePoint) -> float:
-    """Above zero if b lies below the line from a to c."""
+    """Cross product of two edges: above zero if b lies below the line from a to c."""
     return (b.payload_bytes - a.payload_bytes) * (c.error - a.error) - (b.error - a.error) * (
         c.payload_bytes - a.payload_bytes
     )

@@ -1,4 +1,4 @@
-"""Samples: the network's own codes on calibration images, and what they take on the wire.
+"""Samples: the network's own codes on calibration images, and their size on the wire.
 
 One run of the whole 8-bit network per image yields the codes of every tensor, because the grids do
 not depend on the cut. Sizes and coding times are measured per tensor, with the codecs that will be
@@ -29,7 +29,7 @@ _SAMPLED_FRAMES = 4
 
 @dataclass(frozen=True)
 class Samples:
-    """Per tensor: `counts` (256,) over all images, `codes` (C, H, W) of a few images."""
+    """Samples by tensor: `counts` (256,) over all images, `codes` (C, H, W) of a few images."""
 
     counts: dict[str, NDArray[np.int64]]
     codes: dict[str, list[NDArray[np.uint8]]]
@@ -56,7 +56,7 @@ def sample(
         network: The quantized network.
         tensors: Names of tensors, not the image.
         frames: (N, 3, H, W) letterboxed images.
-        progress: Called with frames done and in all.
+        progress: Called with frames done and in total.
     """
     counts = {name: np.zeros(256, np.int64) for name in tensors}
     codes: dict[str, list[NDArray[np.uint8]]] = {name: [] for name in (IMAGE, *tensors)}

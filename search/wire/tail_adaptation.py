@@ -1,4 +1,4 @@
-"""Tail adaptation: a copy of the tail learns to work from what the wire lets through.
+"""Tail adaptation: fine-tuning a copy of the tail for the input that a wire format leaves.
 
 A coarse wire format takes detail away, and a tail that never saw such input makes too little of
 what is left. It is trained to give, from dequantized symbols, the maps that the floating-point
@@ -6,7 +6,7 @@ network gives from the pixels: self-distillation, without labels (Hinton et al.,
 detector, every anchor's objectness counts, and its classes and box by how much of an object the
 teacher saw there; for other networks, the squared error of the maps in units of their deviation.
 
-What decides is the loss on held-out images: the best state seen is returned, the unadapted tail
+The loss on held-out images decides: the best state seen is returned, the unadapted tail
 among them, so adaptation never makes a tail worse there.
 """
 
@@ -28,7 +28,7 @@ Wire = tuple[WireTensor, ...]
 Progress = Callable[[int, int, str], None]
 
 ADAPTATION_GAIN = 2.0
-"""How much less an adapted tail loses at least: 25 steps on 24 pictures gave YOLOv3-tiny 2.4."""
+"""Least factor by which adaptation cuts the loss; YOLOv3-tiny: 2.4, 25 steps on 24 pictures."""
 BATCH = 8
 # Between two that were compared on YOLOv3-tiny's conv_8, in one run each: 2e-5 is better by some
 # percent for a fine format (loss of 1.3 before), 6e-5 for a coarse one (4.7).
@@ -46,8 +46,8 @@ class Adapted:
     Attributes:
         cut: The cut, its tail's weights replaced.
         before: Loss on held-out images, unadapted.
-        after: The same, of the state that is returned.
-        steps: How many steps led from the first state to this one.
+        after: Loss on held-out images of the state that is returned.
+        steps: Number of steps from the first state to this one.
     """
 
     cut: Cut
@@ -57,7 +57,7 @@ class Adapted:
 
     @property
     def is_better(self) -> bool:
-        """Whether it is not the unadapted tail."""
+        """Whether adaptation has reduced the held-out loss."""
         return self.after < self.before
 
 
@@ -84,7 +84,7 @@ def adapt_tail(
         steps: Steps of Adam, each on 8 examples.
         adapted_to: Name of the wire format.
         start: The cut with a tail adapted to another format, to begin with if it is better here.
-        progress: Called with steps done, in all, and the loss on held-out images.
+        progress: Called with steps done, in total, and the loss on held-out images.
     """
     tail = _TorchTail(outputs, cut, wire, _device())
     before = best = tail.held_out_loss(examples, loss)
@@ -120,7 +120,7 @@ def adapt_tail(
 def wire_error(
     outputs: Sequence[str], cut: Cut, wire: Wire, examples: Examples, loss: Loss
 ) -> float:
-    """Loss on held-out images of the tail as it is, behind a wire format."""
+    """Loss of the unadapted tail on held-out images behind a wire format."""
     return _TorchTail(outputs, cut, wire, _device()).held_out_loss(examples, loss)
 
 

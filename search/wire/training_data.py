@@ -1,6 +1,6 @@
-"""Examples to learn from: what the network makes of images.
+"""Training examples for context models and tails: codes and maps of images.
 
-Nobody labels them: the floating-point network is the teacher. Every example holds the 8-bit codes
+There are no labels: the floating-point network is the teacher. Every example holds the 8-bit codes
 of the cut tensors, which the tail will have to work from, and the maps that the whole network made
 of the same pixels. Mirrored, zoomed and brightened copies of an image cost nothing but time, and
 keep a tail from learning a few images by heart. One image in eight is held out, untouched.
@@ -25,7 +25,7 @@ Progress = Callable[[int, int], None]
 
 MIN_FRAMES = 16
 HELD_OUT = 8
-"""One in so many images is held out."""
+"""One image in this many is held out."""
 
 _MOST_COPIES = 4
 _MOST_EXAMPLES = 1500  # 1 GB of them for a YOLOv3-tiny of 416 x 416
@@ -71,12 +71,12 @@ def collect(
     Args:
         network: The quantized network.
         whole: The cut at the input.
-        tensors: Which codes to keep.
+        tensors: Names of the tensors whose codes are kept.
         frames: (N, 3, H, W) letterboxed images.
         folder: For the teacher's model while it runs.
         copies: Altered copies of each image that is not held out.
         threads: Of each runtime.
-        progress: Called with examples done and in all.
+        progress: Called with examples done and in total.
 
     Raises:
         CalibrationError: If there are too few images.
@@ -125,10 +125,10 @@ def collect_pairs(
 
     Args:
         network: The quantized network.
-        tensors: Which codes to keep.
+        tensors: Names of the tensors whose codes are kept.
         frames: (N, 3, H, W) letterboxed images; the held-out ones are left out.
         threads: Of the runtime.
-        progress: Called with frames done and in all.
+        progress: Called with frames done and in total.
     """
     rng = np.random.default_rng(0)
     head = Model(head_model(network, tensors), threads=threads)
@@ -148,7 +148,7 @@ def collect_pairs(
 
 
 def move(frame: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """A frame (3, H, W) as a camera might see it a moment earlier or later."""
+    """Simulate the frame (3, H, W) that a camera sees a moment earlier or later."""
     height, width = frame.shape[1:]
     shift, zoom = (4.0, 0.015) if rng.random() < 0.5 else (0.5, 0.002)
     right, down = rng.normal(0, shift, 2)
@@ -167,7 +167,7 @@ def move(frame: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8
 
 
 def require_enough(images: int) -> None:
-    """Require what contexts and tails can be fitted to.
+    """Require enough images to fit context models and tails.
 
     Raises:
         CalibrationError: If there are too few calibration images.
@@ -181,7 +181,7 @@ def require_enough(images: int) -> None:
 
 
 def copies_of(images: int) -> int:
-    """How many altered copies of each image are worth their time and memory."""
+    """Number of altered copies of each image, limited by time and memory."""
     return min(_MOST_COPIES, max(1, _MOST_EXAMPLES // images - 1))
 
 
@@ -198,7 +198,7 @@ def _altered(frames: NDArray[np.uint8], copies: int) -> Iterator[NDArray[np.uint
 
 
 def alter(frame: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """A random part of a frame (3, H, W) at its full size, perhaps mirrored, in another light."""
+    """Augment a frame (3, H, W): random crop at full size, mirroring, contrast and brightness."""
     height, width = frame.shape[1:]
     scale, stretch = rng.uniform(_SMALLEST_CROP, 1.0), np.exp(rng.uniform(-_STRETCH, _STRETCH))
     tall = min(height, max(1, round(height * scale * stretch)))
