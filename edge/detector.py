@@ -1,13 +1,13 @@
-"""One image in, detections out, by any plan: where the edge's parts meet.
+"""The edge's detector: runs one image through a plan of the bundle and returns its detections.
 
     image -> letterbox -> [Pilot: which plan] -> Runner -> detections
-                                                   +-----> what it took: to the Pilot, to the cloud
+                                                   +-----> observed times: to the Pilot, the cloud
 
-Which plan serves a frame is the caller's choice, or that of the `Pilot`: then a cloud that does not
-answer costs a frame some time and not its detections, if a plan of the bundle does without it.
+The plan of a frame is the caller's choice or that of the `Pilot`. With a pilot, a cloud that does
+not answer delays a frame but does not lose its detections, if the bundle has an edge-only plan.
 
-Times are those of the latency model of the search, so what a frame took can be laid beside what its
-plan predicted.
+Stages are those of the search's latency model, so that a frame's observed times can be compared
+with its plan's prediction.
 """
 
 import math
@@ -43,7 +43,7 @@ MIN_DIGEST_PREFIX: Final = 4
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one frame.
+    """Result of one frame: its detections, the plan that served it and its stage times.
 
     Attributes:
         detections: In pixels of the image.
@@ -55,8 +55,8 @@ class Outcome:
             the cloud did not answer, for the time until another plan took over. Stages that the
             plan does not have are left out.
         latency_ms: From the image to its detections, as measured; the sum of `times_ms`.
-        expected: What was expected of the plan; None without a pilot.
-        reason: Why this plan.
+        expected: The prediction for the plan; None without a pilot, or if another plan took over.
+        reason: Why this plan was chosen.
     """
 
     detections: Detections
@@ -71,7 +71,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class _Chosen:
-    """The plan of a frame."""
+    """The plan chosen for a frame, its prediction and the reason for the choice."""
 
     opened: EdgePlan
     expected: Expected | None = None
@@ -83,12 +83,12 @@ class Detector:
 
     Args:
         bundle: The opened bundle.
-        client: The way to the cloud; None if there is none, which leaves the edge-only plans.
+        client: Client of the cloud; None if there is none, which leaves the edge-only plans.
         plans: Digests of the plans to open; all, if None. The first is the default.
         threads: Threads within one run of a head.
-        costs: What plans are expected to cost; as the search predicted, if None.
+        costs: Predicted costs of the plans; those of the search, if None.
         adaptive: Whether a pilot chooses the plan of frames that name none. Needs a client.
-        report: What the cloud is sent of edge-only frames.
+        report: What is reported to the cloud about edge-only frames.
         required: Digests of plans that must open. Others whose heads this machine does not
             reproduce are left out, with a warning, as long as one is left.
 
@@ -149,18 +149,19 @@ class Detector:
             image: (H, W, 3) RGB.
             plan: Digest of an opened plan; the pilot's choice, or the default, if None.
             score_threshold: Lowest score to return, in (0, 1].
-            capture_ms: What getting the image took, for the record.
+            capture_ms: Time to get the image, reported with the frame's times.
             deadline_ms: From this call on. The most accurate plan that is expected to keep it is
                 chosen; where the cloud turns out too slow for it, a plan without the cloud serves
                 in the time that is left.
 
         Raises:
-            SettingsError: If the threshold or deadline makes no sense, or nobody is there to choose
-                a plan by the deadline.
+            SettingsError: If the threshold or deadline is out of range, or there is no pilot to
+                choose a plan by the deadline.
             UnknownPlanError: If the plan was not opened here.
-            CloudUnavailableError: If the plan needs the cloud, and it is or goes away, has no room
-                or answers too late.
-            CloudFailedError: If it does not hold the plan, refuses the frame or answers nonsense.
+            CloudUnavailableError: If the plan needs the cloud, which is unreachable, overloaded or
+                answers too late.
+            CloudFailedError: If it does not hold the plan, refuses the frame or sends an invalid
+                answer.
         """
         if not 0 < score_threshold <= 1:
             raise SettingsError(f"score threshold {score_threshold}: expected a number in (0, 1]")
@@ -195,7 +196,7 @@ class Detector:
         """Require that the default plan can be served.
 
         Raises:
-            CloudUnavailableError: If it needs the cloud, which does not greet.
+            CloudUnavailableError: If it needs the cloud, which does not complete the handshake.
             PlanNotHeldError: If it needs the cloud, which does not hold it.
         """
         if self.pilot is not None:
@@ -207,7 +208,7 @@ class Detector:
         self._runner.client_for(opened).require(opened.digest)
 
     def close(self) -> None:
-        """Give reports a last chance, then hang up."""
+        """Flush pending reports within a short time-out, then close the client."""
         if self.pilot is not None:
             self.pilot.close()
         if self.reporter is not None:
@@ -225,7 +226,7 @@ class Detector:
         return answer(order, self._plans, frame_of(self.bundle), self._picture)
 
     def _choose(self, plan: bytes | None, deadline_ms: float | None) -> _Chosen:
-        """The plan that is asked for, or that the pilot takes."""
+        """The plan that the caller names, or else the pilot's choice or the default."""
         pilot = self.pilot
         if deadline_ms is not None:
             if not 0 < deadline_ms < math.inf:
@@ -247,7 +248,7 @@ class Detector:
         started_s: float,
         deadline_ms: float | None,
     ) -> tuple[_Chosen, FrameResult]:
-        """Run a frame as chosen; by another plan, without the cloud if one is, if that fails."""
+        """Run a frame by the chosen plan; if the cloud fails, by the pilot's fallback plan."""
         if chosen.expected is None:
             return chosen, self._runner.run(chosen.opened, taken)
         sent_s = time.perf_counter()
@@ -259,7 +260,7 @@ class Detector:
             instead = pilot.failed(chosen.expected, error, waited_ms)
             if instead is None:
                 raise
-            # What this frame takes now is no measurement of the plan that saves it.
+            # The latency of this frame is no observation of the fallback plan.
             opened = self._opened(instead)
             return _Chosen(opened, None, str(error)), self._runner.run(opened, taken, patience)
 
@@ -271,7 +272,7 @@ class Detector:
         latency_ms: float,
         capture_ms: float,
     ) -> None:
-        """Tell the pilot and the cloud what a frame took."""
+        """Report a frame's times to the pilot and the cloud."""
         if self.pilot is not None and chosen.expected is not None:
             self.pilot.served(chosen.expected, done.served(latency_ms))
         if self._client is None:

@@ -34,14 +34,14 @@ INPUT = "image"
 
 @dataclass(frozen=True)
 class EncodedFrame:
-    """A frame, cut.
+    """A frame after the head: the encoded wire tensors of the cut.
 
     Attributes:
         payloads: One per wire tensor, in the plan's order.
-        symbols: What they code, (C, H, W) each.
-        looks_back: Whether a payload may need the earlier frame.
-        head_ms: Running the head; 0 without one.
-        encode_ms: Look-ups, codec and checksums.
+        symbols: The symbols that the payloads code, (C, H, W) each.
+        looks_back: Whether a payload may need the earlier frame to be decoded.
+        head_ms: Time of the head; 0 without one.
+        encode_ms: Time of look-ups, codec and checksums.
     """
 
     payloads: list[pb.Payload]
@@ -53,7 +53,7 @@ class EncodedFrame:
 
 @dataclass(frozen=True)
 class Local:
-    """What an edge-only plan made of one frame."""
+    """Result of an edge-only plan for one frame: detections and stage times."""
 
     detections: Detections
     head_ms: float
@@ -89,14 +89,14 @@ class EdgePlan:
     def cut(
         self, frame: NDArray[np.uint8], previous: Sequence[NDArray[np.uint8]] | None = None
     ) -> EncodedFrame:
-        """Run the head and encode what travels.
+        """Run the head and encode the wire tensors.
 
         Args:
             frame: (3, H, W), letterboxed.
             previous: Symbols of an earlier frame, to look back at where the plan allows it.
 
         Raises:
-            SettingsError: If nothing of this plan travels: it is edge-only.
+            SettingsError: If the plan is edge-only, and so has nothing to send.
         """
         if self.plan.tail is None:
             raise SettingsError(f"plan {self.plan.name} is edge-only: nothing to send")
@@ -115,7 +115,7 @@ class EdgePlan:
         symbols: Sequence[NDArray[np.uint8]],
         previous: Sequence[NDArray[np.uint8]] | None = None,
     ) -> list[pb.Payload]:
-        """Payloads of symbols (C, H, W), one per wire tensor."""
+        """Encode symbols (C, H, W) into payloads, one per wire tensor."""
         payloads = []
         for index, (wire, codec) in enumerate(zip(self.plan.wire, self._codecs, strict=True)):
             if previous is not None and isinstance(codec, ContextCoded):
@@ -192,7 +192,8 @@ def open_reproduced(
         required: Those that may not be left out.
 
     Raises:
-        As `open_plans`; ParityError only for a required plan, or if no plan is left.
+        ParityError: If the head of a required plan is not reproduced, or no plan is left.
+        Other errors: See `open_plans`.
     """
     opener = _Opener(bundle, threads)
     opened: dict[bytes, EdgePlan] = {}
@@ -262,7 +263,7 @@ def fitting_together(bundle: Bundle, memory_bytes: int | None = None) -> list[by
     limit = bundle.manifest.search.edge_memory_bytes if memory_bytes is None else memory_bytes
     if limit is None:
         return list(bundle.plans)
-    able = dict(bundle.plans)  # the search has seen to it that each fits
+    able = dict(bundle.plans)  # the search kept the limit for each of them
     if memory_bytes is not None:
         able = {d: p for d, p in able.items() if p.predicted.edge_memory_bytes <= limit}
     if not able:

@@ -1,8 +1,8 @@
-"""Log lines that may come with every frame: the first of a kind at once, then one a minute.
+"""Rate limit for log lines: the first event of a kind is logged at once, then one a minute.
 
-    event -> Sparingly.due(kind) -> how many to tell of now, or none
+    event -> Sparingly.due(kind) -> number of events to log now, or 0
 
-A cloud that is away or a camera whose frames all fail must not fill a disk with what one line says.
+An unreachable cloud or a camera whose frames all fail must not fill a disk with repeated lines.
 """
 
 import threading
@@ -15,7 +15,7 @@ _OTHERS = "others"
 
 
 class Sparingly:
-    """Counts events by kind and says which of them to log. Thread-safe.
+    """Counts events by kind and decides which of them to log. Thread-safe.
 
     Args:
         period_s: Least time between two lines of a kind.
@@ -32,7 +32,7 @@ class Sparingly:
         self._silent: dict[str, int] = {}
 
     def due(self, kind: str) -> int:
-        """Events of the kind since its last line, this one included; 0 if it is not time yet."""
+        """Return the events of the kind since its last line, this one included; 0 if not due."""
         with self._lock:
             if kind not in self._logged_s and len(self._logged_s) >= _MOST_KINDS:
                 kind = _OTHERS

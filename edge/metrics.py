@@ -1,4 +1,4 @@
-"""The edge's metrics: what frames took, which plan serves and what the link does, for GET /metrics.
+"""The edge's metrics for GET /metrics: times of frames, plan in use and link estimate.
 
 Outcome -> served            -> counters, histograms
 Pilot, Reporter -> when asked -> plan in use, link estimate, expected latencies
@@ -20,7 +20,7 @@ from edge.planning.planner import State
 
 
 class Counts(Protocol):
-    """What a camera counts; see `edge.capture.sources.Camera`."""
+    """Frame counters of a camera; see `edge.capture.sources.Camera`."""
 
     @property
     def captured(self) -> int: ...
@@ -36,14 +36,14 @@ class Counts(Protocol):
 
 
 class EdgeMetrics:
-    """Counts what a detector does.
+    """Metrics of a detector and its camera.
 
     Args:
         detector: The opened detector.
-        camera: Where frames come from; None if callers bring them.
+        camera: Source of the frames; None if callers send them.
 
     Attributes:
-        registry: What /metrics tells.
+        registry: Registry that /metrics exposes.
     """
 
     def __init__(self, detector: Detector, camera: Counts | None = None) -> None:
@@ -56,7 +56,7 @@ class EdgeMetrics:
             "splitpoint_edge_frames", "Frames with detections.", ["plan"], registry=registry
         )
         self._failures = Counter(
-            "splitpoint_edge_failures", "Frames without.", ["error"], registry=registry
+            "splitpoint_edge_failures", "Frames that failed.", ["error"], registry=registry
         )
         self._bytes = Counter("splitpoint_edge_uplink_bytes", "Bytes sent.", registry=registry)
         self._switches = Counter(
@@ -64,14 +64,14 @@ class EdgeMetrics:
         )
         self._stages = Histogram(
             "splitpoint_edge_stage_seconds",
-            "What stages of frames took.",
+            "Time of each stage of a frame.",
             ["stage"],
             buckets=STAGE_BUCKETS_S,
             registry=registry,
         )
         self._latency = Histogram(
             "splitpoint_edge_latency_seconds",
-            "From a picture to its detections.",
+            "Latency from a picture to its detections.",
             buckets=STAGE_BUCKETS_S,
             registry=registry,
         )
@@ -80,7 +80,7 @@ class EdgeMetrics:
         registry.register(ScrapedMetrics(self._read))
 
     def watch(self, age_s: Callable[[], float | None]) -> None:
-        """Tell the age of the frame that was served last, as this function has it."""
+        """Export the age of the frame served last, as `age_s` returns it."""
         self._age_s = age_s
 
     @contextmanager
@@ -125,7 +125,7 @@ class EdgeMetrics:
             age_s = self._age_s()
             yield gauge(
                 "splitpoint_edge_frame_age_seconds",
-                "Since the frame that was served last was captured.",
+                "Age of the frame that was served last.",
                 [] if age_s is None else [({}, age_s)],
             )
             yield total(
@@ -149,7 +149,7 @@ class EdgeMetrics:
 
 
 def _believed(state: State) -> Iterator[Metric]:
-    """What a planner believes."""
+    """Metrics of a planner's state: link estimate and expected latencies."""
     link = state.link
     yield gauge(
         "splitpoint_edge_cloud_away",

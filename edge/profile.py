@@ -1,10 +1,10 @@
-"""Timing the edge's stages of plans, as they are deployed, on the edge itself.
+"""Profiles the edge's stages of plans, as they are deployed, on the edge itself.
 
     picture -> letterbox -> EdgePlan.cut | infer -> ms per stage: each plan in turn, round by round
     ProfileOrder -> answer -> ProfileReport, when the cloud asks
 
-What the entropy coders take depends on what they code, so the frame is the picture that the
-bundle's heads are checked with; of a bundle without heads, one with the spectrum of a photograph.
+The time of the entropy coders depends on the data, so the frame is the picture that the bundle's
+heads are checked with; for a bundle without heads, one with the spectrum of a photograph.
 """
 
 import logging
@@ -25,7 +25,8 @@ from edge.head import EdgePlan
 
 _LOG = logging.getLogger("splitpoint.edge")
 _FALL = 1.5
-"""640x480 letterboxed to 416: 21 KB as JPEG q75, 198 KB as PNG; COCO's pictures take 23 and 192."""
+"""Exponent of the amplitude spectrum: 640x480 letterboxed to 416 takes 21 KB as JPEG q75 and 198 KB
+as PNG; COCO's pictures take 23 and 192."""
 _MOVED_PIXELS = 2
 _SCORE_THRESHOLD = 0.25
 _LONGEST_MS = 600_000
@@ -33,7 +34,7 @@ _LONGEST_MS = 600_000
 Frame = NDArray[np.uint8]
 
 PICTURE = (640, 480)
-"""Width and height of the pictures that are prepared, if a camera's own are not known."""
+"""Width and height of the pictures to letterbox, if the camera's picture size is not known."""
 
 
 def profile(
@@ -49,12 +50,13 @@ def profile(
     Args:
         plans: The opened plans, by digest.
         frame: (3, H, W), letterboxed; see `frame_of`.
-        budget_s: How long it may take; the round under way is finished.
-        picture: Width and height of the camera's pictures: preprocessing grows with them.
+        budget_s: Time budget; the round under way is finished.
+        picture: Width and height of the camera's pictures, which the preprocessing time depends on.
         progress: Called after each round with rounds done and rounds at the most.
 
     Returns:
-        By plan, of preprocess, head, encode and postprocess those that it has on the edge.
+        By plan, the times of its edge stages: of preprocess, head, encode and postprocess those
+        that it has.
     """
     taken = natural_picture(*picture)
     stages = {
@@ -70,7 +72,9 @@ def profile(
 
 
 def frames_of(plans: Mapping[bytes, EdgePlan], frame: Frame) -> dict[bytes, list[pb.Frame]]:
-    """What each plan with a tail would send; plans that look back send an earlier frame first.
+    """Build the Frame messages of each plan with a tail.
+
+    Plans that look back get two: an earlier frame, and one that refers to it.
 
     Args:
         plans: The opened plans, by digest.
@@ -84,7 +88,7 @@ def frames_of(plans: Mapping[bytes, EdgePlan], frame: Frame) -> dict[bytes, list
 
 
 def frame_of(bundle: Bundle) -> Frame:
-    """A frame (3, H, W) like those that the bundle was made for.
+    """Return a letterboxed frame (3, H, W) for profiling: the bundle's own, or a synthetic one.
 
     Raises:
         BundleError: If the vector of a head is not what its plan says.
@@ -99,7 +103,7 @@ def frame_of(bundle: Bundle) -> Frame:
 
 
 def natural_picture(width: int, height: int, seed: int = 0) -> Frame:
-    """(H, W, 3) RGB of random phases, with the amplitudes of a photograph.
+    """Synthesise an (H, W, 3) RGB picture: random phases, amplitude spectrum of a photograph.
 
     Amplitudes fall with the frequency as 1/f (Field 1987, "Relations between the statistics of
     natural images and the response properties of cortical cells"), somewhat faster here, because a
@@ -127,7 +131,7 @@ def answer(
     frame: Frame,
     picture: tuple[int, int] = PICTURE,
 ) -> pb.ProfileReport:
-    """Do as the cloud asks; never raises.
+    """Carry out a profile order of the cloud; never raises.
 
     Args:
         order: The cloud's message.
@@ -159,7 +163,7 @@ def answer(
 
 
 def _probe(opened: EdgePlan, stages: list[str], picture: Frame, frame: Frame) -> Probe:
-    """A run of all stages of a plan that the edge has."""
+    """Build a function that runs a plan's edge stages once and returns their times in ms."""
     size = frame.shape[1], frame.shape[2]
     where = Letterbox.fit(picture.shape[1], picture.shape[0], size)
     looks_back = opened.plan.tail is not None and opened.plan.looks_back
@@ -202,12 +206,12 @@ def _message(opened: EdgePlan, payloads: list[pb.Payload], frame_id: int) -> pb.
 
 
 def _moved(frame: Frame) -> Frame:
-    """The frame as a camera that turns saw it before."""
+    """Shift a frame sideways by 2 pixels: the previous frame of a turning camera."""
     return np.roll(frame, _MOVED_PIXELS, axis=2)
 
 
 def _wanted(order: pb.ProfileOrder, plans: Mapping[bytes, EdgePlan]) -> dict[bytes, EdgePlan]:
-    """The plans that an order names.
+    """Return the plans that an order names; all, if it names none.
 
     Raises:
         UnknownPlanError: If one of them is not open here.

@@ -1,4 +1,4 @@
-"""Reports of edge-only frames: for the record, in the background, never in the way of a frame."""
+"""Reports edge-only frames to the cloud, in the background."""
 
 import logging
 import queue
@@ -11,7 +11,7 @@ from edge.logs import Sparingly
 from edge.stream.client import CloudClient
 
 Reported = Literal["detections", "times", "none"]
-"""What the cloud is sent of edge-only frames: times with boxes, times alone, nothing."""
+"""Content of a report about an edge-only frame: times with boxes, times alone, or no report."""
 
 _LOG = logging.getLogger("splitpoint.edge")
 
@@ -20,8 +20,9 @@ class EdgeOnlyReporter:
     """Sends reports in the background, so that an edge-only frame never waits for the cloud.
 
     Attributes:
-        sent: Reports that the cloud has.
-        lost: Reports that were dropped: the cloud was away, refused one, or too many waited.
+        sent: Reports that the cloud has acknowledged.
+        lost: Reports that were dropped: the cloud could not be reached or refused, or the queue was
+            full.
     """
 
     def __init__(self, client: CloudClient, *, limit: int = 64) -> None:
@@ -44,7 +45,7 @@ class EdgeOnlyReporter:
             self.lost += 1
 
     def close(self, timeout_s: float = 1.0) -> None:
-        """Give the reports that wait a last chance."""
+        """Wait for the queued reports to be sent, within a time-out."""
         if self._worker is not None and self._worker.is_alive():
             try:
                 self._reports.put(None, timeout=timeout_s)

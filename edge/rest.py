@@ -3,8 +3,8 @@
     POST /v1/detect -> body (common.http.intake) -> turn
         -> [thread: decode -> Detector.detect -> head, stream, tail] -> DetectResponse
 
-For whoever stands beside the edge: a camera's script, a browser, a health check. The image never
-leaves the machine by this path; what the plan sends does.
+For clients next to the edge: a camera's script, a browser, a health check. The API never sends the
+image on to another machine; the plan's payload does leave the edge.
 """
 
 import io
@@ -49,7 +49,7 @@ Deadline = Annotated[
     Query(
         gt=0,
         allow_inf_nan=False,
-        description="Milliseconds: the most accurate plan that keeps them is chosen.",
+        description="Deadline in milliseconds: the most accurate plan that meets it is chosen.",
     ),
 ]
 
@@ -65,17 +65,17 @@ def create_app(
     bodies: IntakeLimits = EDGE_INTAKE,
     queue: TurnLimits = _TURNS,
 ) -> FastAPI:
-    """The app over a detector.
+    """Create the REST app of a detector.
 
     Args:
         detector: The opened detector.
         limits: The largest image to accept.
         score_threshold: For requests that name none.
         version: The software's version, for /docs.
-        metrics: What /metrics tells.
-        player: What is played beside, for /v1/latest.jpg.
-        bodies: Bounds of all images that are held at once.
-        queue: Bounds of the requests that wait, and are served at once.
+        metrics: Metrics that /metrics exposes.
+        player: Player of a camera in the same process, for /v1/latest.jpg.
+        bodies: Limits on the request bodies held in memory at once.
+        queue: Limits on the requests that wait and that are served at once.
     """
     app = new_app("Splitpoint edge", version)
     default_threshold = score_threshold
@@ -117,7 +117,7 @@ def create_app(
 
     @app.get("/v1/plans")
     async def plans() -> ExplainedPlans:
-        """The plans of the bundle; the first is the search's choice. And which is used, and why."""
+        """Plans of the bundle, the search's choice first; the plan in use and the reason for it."""
         bundle, pilot = detector.bundle, detector.pilot
         return ExplainedPlans(
             model=bundle.manifest.search.model,
@@ -129,14 +129,14 @@ def create_app(
 
     @app.get("/livez")
     async def alive() -> Health:
-        """The process lives."""
+        """Liveness: the process runs."""
         return Health()
 
     @app.get("/readyz", responses=error_responses(502, 503))
     async def ready() -> Health:
-        """The default plan can be served: its head is reproduced, its cloud greets.
+        """Readiness: the default plan can be served, with its cloud if it needs one.
 
-        A camera that is played beside gives frames.
+        If a camera is played in the same process, it must deliver frames.
         """
         if player is not None:
             player.check_frames()
@@ -153,7 +153,7 @@ def _serve_latest(app: FastAPI, player: "Player") -> None:
         responses={200: {"content": {"image/jpeg": {}}}, **error_responses(503)},
     )
     async def latest() -> Response:
-        """The last frame that was served, with its boxes drawn."""
+        """Latest served frame, with its boxes drawn."""
         picture, age_ms = await anyio.to_thread.run_sync(draw_latest, player)
         return Response(
             picture,
@@ -167,7 +167,7 @@ def _serve_latest(app: FastAPI, player: "Player") -> None:
 
 
 def draw_latest(player: "Player") -> tuple[bytes, int]:
-    """The last frame with its boxes, as a JPEG file, and the frame's age in ms.
+    """Draw the last frame with its boxes; returns a JPEG file and the frame's age in ms.
 
     Raises:
         SourceError: If there was none yet.
@@ -199,17 +199,17 @@ def detect_image(
     Args:
         detector: The opened detector.
         data: The image file.
-        digest: Of the plan; as the detector chooses, if None.
+        digest: Digest of the plan; the detector's choice, if None.
         score_threshold: Lowest score to return.
         limits: The largest image to accept.
         deadline_ms: See `Detector.detect`.
-        metrics: Where the frame is counted.
+        metrics: Metrics that count the frame.
         asked_s: When the deadline began, by `time.perf_counter`; now, if None.
 
     Raises:
         ImageError: If it is no image, or too large.
         UnknownPlanError: If the plan was not opened here.
-        CloudUnavailableError: If the plan needs the cloud, and it is or goes away.
+        CloudUnavailableError: If the plan needs the cloud, which cannot be reached or is lost.
     """
     started_s = time.perf_counter()
     asked_s = started_s if asked_s is None else asked_s

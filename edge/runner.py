@@ -1,11 +1,10 @@
-"""One frame by one plan: on the edge alone, or cut here and finished in the cloud.
+"""Runs one frame by one plan: on the edge alone, or split between edge and cloud.
 
-    Taken -> EdgePlan.infer                                             -> Done     (edge-only)
-    Taken -> EdgePlan.cut -> Frame -> CloudClient -> Result -> Detections -> Done   (the others)
+    FrameInput -> EdgePlan.infer                               -> FrameResult   (edge-only)
+    FrameInput -> EdgePlan.cut -> Frame -> CloudClient -> Answer -> FrameResult   (other plans)
 
 No clocks are compared between machines: the link's share is the round trip, by the edge's clock,
-less the cloud's total, by the cloud's; how it falls into a way up and a way down is told by
-`edge.link.estimate`.
+less the cloud's total, by the cloud's; `edge.link.estimate` divides it into uplink and downlink.
 """
 
 from dataclasses import dataclass
@@ -31,11 +30,11 @@ from edge.stream.client import Answer, CloudClient
 
 @dataclass(frozen=True)
 class FrameInput:
-    """A frame on its way.
+    """Input of a plan: a letterboxed frame and the score threshold.
 
     Attributes:
         pixels: (3, H, W), letterboxed.
-        where: Where the image lies in it.
+        where: Position of the image in the frame.
         threshold: Lowest score to return.
     """
 
@@ -46,11 +45,11 @@ class FrameInput:
 
 @dataclass(frozen=True)
 class FrameResult:
-    """What a plan made of a frame.
+    """Result of a plan for one frame: detections, stage times and the cloud's answer.
 
     Attributes:
         detections: In pixels of the image.
-        stages_ms: Those of the plan, from the head on, in the order of the path.
+        stages_ms: Times of the plan's stages, from the head on, in the order of the path.
         uplink_bytes: Size of the Frame message; 0 when edge-only.
         answer: The cloud's; None when edge-only.
     """
@@ -61,7 +60,7 @@ class FrameResult:
     answer: Answer | None = None
 
     def served(self, latency_ms: float) -> Served:
-        """What the frame took, as the planner learns it."""
+        """Return the frame's observation for the planner."""
         if self.answer is None:
             return Served(latency_ms, 0.0, 0.0, 0.0, latency_ms)
         total_ms = self.answer.result.times.total_us / 1000
@@ -76,7 +75,7 @@ class FrameResult:
         )
 
     def edge_times(self, preprocess_ms: float, latency_ms: float) -> pb.EdgeTimes:
-        """The edge's own part of the frame's times, for the cloud."""
+        """Build the EdgeTimes message: the edge's part of the frame's times."""
         times = pb.EdgeTimes(
             preprocess_us=microseconds(preprocess_ms),
             head_us=microseconds(self.stages_ms["head"]),
@@ -93,7 +92,7 @@ class FrameResult:
 
 @dataclass(frozen=True)
 class _Answered:
-    """A frame that the cloud has answered, for the next one to look back at."""
+    """Last frame of a plan that the cloud has answered: the next one's reference."""
 
     reference: pb.Reference
     symbols: list[NDArray[np.uint8]]
@@ -103,7 +102,7 @@ class Runner:
     """Runs frames by plans; may be called from several threads at once.
 
     Args:
-        client: The way to the cloud; None if there is none.
+        client: Client of the cloud; None if there is none.
         classes: Number of classes of the model.
     """
 
@@ -120,13 +119,13 @@ class Runner:
         Args:
             opened: The plan.
             taken: The frame.
-            patience: How long to wait for the cloud.
+            patience: Time-outs for the cloud.
 
         Raises:
-            CloudUnavailableError: If the plan needs the cloud, and it is or goes away, has no room
-                or answers too late.
-            CloudFailedError: If it does not hold the plan, refuses the frame, or answers with what
-                are no detections.
+            CloudUnavailableError: If the plan needs the cloud, which is unreachable, overloaded or
+                answers too late.
+            CloudFailedError: If it does not hold the plan, refuses the frame, or answers with
+                invalid detections.
         """
         if opened.plan.tail is not None:
             return self._through_the_cloud(opened, taken, patience)
@@ -135,7 +134,7 @@ class Runner:
         return FrameResult(local.detections, stages)
 
     def client_for(self, opened: EdgePlan) -> CloudClient:
-        """The way to the cloud that a plan needs.
+        """Return the client of the cloud for a plan that needs it.
 
         Raises:
             CloudUnavailableError: If there is none.
@@ -150,7 +149,7 @@ class Runner:
         self, opened: EdgePlan, taken: FrameInput, patience: Patience
     ) -> FrameResult:
         client = self.client_for(opened)
-        # First, since a head that nobody waits for any more would be run in vain.
+        # First: without a stream, running the head would be wasted.
         client.require(opened.digest, patience.for_stream_s())
         earlier = self._answered.get(opened.digest)
         cut = opened.cut(taken.pixels, None if earlier is None else earlier.symbols)
@@ -165,7 +164,7 @@ class Runner:
             message.reference.CopyFrom(earlier.reference)
         try:
             answer = _asked(client, message, patience)
-        except StaleReferenceError:  # a new stream, or a restarted cloud: stand alone this once
+        except StaleReferenceError:  # a new stream, or a restarted cloud: send without a reference
             message.ClearField("reference")
             del message.payloads[:]
             message.payloads.extend(opened.encode(cut.symbols))
@@ -194,12 +193,12 @@ class Runner:
 
 
 def _asked(client: CloudClient, message: pb.Frame, patience: Patience) -> Answer:
-    client.connect(patience.for_stream_s())  # first: what it takes is not there for the answer
+    client.connect(patience.for_stream_s())  # first: connecting shortens the wait for the answer
     return client.request(message, patience.for_answer_s(), patience.for_stream_s())
 
 
 def _alone(client: CloudClient, message: pb.Frame, patience: Patience) -> Answer:
-    """What the cloud answers to a frame without a reference, which cannot be stale."""
+    """Request the answer to a frame without a reference; a stale reference is then an error."""
     try:
         return _asked(client, message, patience)
     except StaleReferenceError as error:

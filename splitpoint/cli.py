@@ -1,4 +1,4 @@
-"""The command line: one command per task, one line per mistake.
+"""The command line: one command per task, one line per error.
 
 Commands are functions in `splitpoint.commands`; this module registers them and turns every
 SplitpointError into `error: ...` on stderr with the error's exit code.
@@ -45,7 +45,8 @@ _EX_UNAVAILABLE = 69
 
 app = typer.Typer(
     name="splitpoint",
-    help="Run one neural network on two machines: a quantized head here, the tail in the cloud.",
+    help="Run one neural network on two machines: a quantized head on the edge, the tail in the "
+    "cloud.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -84,8 +85,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        The exit code of a SplitpointError. Everything else leaves as SystemExit: success, wrong
-        usage (2), Ctrl-C (130), SIGTERM (143), and a reader that left, as `| head` does.
+        The exit code of a SplitpointError. Everything else raises SystemExit: success, wrong usage
+        (2), Ctrl-C (130), SIGTERM (143), and a closed output pipe, as by `| head`.
     """
     try:
         with ended_by_sigterm():

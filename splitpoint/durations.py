@@ -1,4 +1,4 @@
-"""Times and shares as people write them: "24h", "90s", "5%"."""
+"""Parsers of durations and percentages: "24h", "90s", "5%"."""
 
 import re
 
@@ -9,10 +9,10 @@ _MOST_S = 366 * 86_400
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of a duration such as "24h".
+    """Parse a duration such as "24h" into seconds.
 
     Raises:
-        SettingsError: If it is not a positive number with a known unit, a year at the most.
+        SettingsError: If it is not a positive number with a known unit, of 366 days at the most.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", text, re.ASCII)
     unit = _SECONDS.get(match.group(2).lower()) if match else None
@@ -23,10 +23,10 @@ def parse_duration(text: str) -> float:
 
 
 def parse_percent(text: str) -> float:
-    """The share of a percentage such as "5%".
+    """Parse a percentage such as "5%" into a fraction.
 
     Raises:
-        SettingsError: If it is none, or not from 0 to 100.
+        SettingsError: If it is not a percentage from 0 to 100.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", text, re.ASCII)
     if match is None or float(match.group(1)) > 100:

@@ -1,8 +1,8 @@
-"""Which plan is used on a link, why, and at which bandwidths that changes: the arithmetic of it.
+"""Explains the choice of a plan on a link, and the bandwidths at which the choice changes.
 
-    costs of the plans + link + deadline -> Explanation: a plan, the reason, stretches of bandwidth
+    costs of the plans + link + deadline -> LinkExplanation: plan, reason, stretches of bandwidth
 
-Without a deadline the fastest plan is meant; with one, the most accurate of those that meet it, or
+Without a deadline the fastest plan is chosen; with one, the most accurate of those that meet it, or
 the fastest if none does.
 """
 
@@ -18,12 +18,12 @@ from common.link.link import Link
 
 @dataclass(frozen=True)
 class LinkExplanation:
-    """A choice among plans.
+    """The choice among plans on a link, with its reason and the choice at other bandwidths.
 
     Attributes:
         chosen: The plan that is used.
         reason: Why, in one line.
-        stretches: Which plan is used at which bandwidth, with the same round trip and deadline.
+        stretches: Plan used at each bandwidth, with the same round trip and deadline.
         fastest: All plans, fastest first.
     """
 
@@ -36,12 +36,12 @@ class LinkExplanation:
 def explain(
     costs: Sequence[PlanCost], link: Link, deadline_ms: float | None = None
 ) -> LinkExplanation:
-    """The choice on a link.
+    """Choose a plan on a link and explain the choice.
 
     Args:
-        costs: Of at least one plan; of equal ones the first is meant.
+        costs: Costs of at least one plan; of equally good ones the first is chosen.
         link: Between edge and cloud.
-        deadline_ms: When the answer shall be there.
+        deadline_ms: Deadline of a frame; None for no deadline.
     """
     fastest = sorted(costs, key=lambda cost: cost.latency_ms(link))
     chosen = _chosen(costs, link.rtt_ms, link.uplink_bps, deadline_ms)
@@ -91,7 +91,7 @@ def _reason(
 def _stretches(
     costs: Sequence[PlanCost], rtt_ms: float, deadline_ms: float | None
 ) -> list[Stretch]:
-    """The choice at all bandwidths: it can change where plans meet each other or the deadline."""
+    """Choices at all bandwidths: they change where a plan crosses another one or the deadline."""
     known = lines(costs, rtt_ms)
     if deadline_ms is None:
         return crossovers(known)
@@ -113,5 +113,5 @@ def _stretches(
 
 
 def _bps(more_bytes: float, less_ms: float) -> float:
-    """Where so many more bytes take as long as so much less of everything else; 0 if nowhere."""
+    """Bandwidth at which the transfer of `more_bytes` takes `less_ms`; 0 if there is none."""
     return max(0.0, 8e3 * more_bytes / less_ms) if less_ms else 0.0

@@ -1,4 +1,4 @@
-"""Install what a command of the Makefile needs, with one line that says how far it is.
+"""Installs the packages that a command of the Makefile needs, with one line of progress.
 
     python splitpoint/install.py .venv EXTRA[,EXTRA...]
 
@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
 
 
 def progress(lines: Iterable[str]) -> str:
-    """What pip is doing, from its output so far."""
+    """Progress of pip in a few words, from its output so far."""
     found: set[str] = set()
     for line in lines:
         word, _, rest = line.strip().partition(" ")
@@ -70,7 +70,7 @@ def progress(lines: Iterable[str]) -> str:
 
 
 def _shower(stream: IO[str], title: str) -> Callable[[str, float], None]:
-    """Shows a state: on a terminal in one line, elsewhere each new kind of state once."""
+    """Return a progress display: one line on a terminal, elsewhere a line per new kind of state."""
     shown = ""
 
     def show(state: str, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""Asking a running cloud, over its REST API, to have one of its edges profile itself."""
+"""Remote profiling: asks a running cloud, over its REST API, to have an edge profile itself."""
 
 import http.client
 import json
@@ -20,24 +20,24 @@ _MOST_BYTES = 64 << 20
 _MOST_ERROR_BYTES = 64 << 10
 _CHUNK_BYTES = 64 << 10
 _PATIENCE_S = 60.0
-"""Beyond the budget: the edge may be busy, and the link slow."""
+"""Time-out beyond the budget: the edge may be busy, and the link slow."""
 
-# The cloud is asked directly: a proxy for the web rarely knows the way to it.
+# No proxy: a web proxy can rarely reach the cloud.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def profile_edge(cloud: str, edge: str, budget_s: float) -> list[LatencyRow]:
-    """Have a connected edge time its plans; waits for it.
+    """Have a connected edge time its plans, and wait for its rows.
 
     Args:
-        cloud: Where the cloud's REST API is, http://HOST:PORT.
+        cloud: Address of the cloud's REST API, http://HOST:PORT.
         edge: Name of the edge.
-        budget_s: How long the edge may take.
+        budget_s: Time budget of the edge.
 
     Raises:
-        SettingsError: If the address is none, or the cloud refuses.
-        CloudUnavailableError: If the cloud cannot be reached, does not answer in time or answers
-            with something else.
+        SettingsError: If the address is invalid, or the cloud refuses.
+        CloudUnavailableError: If the cloud cannot be reached, does not answer in time or sends an
+            invalid answer.
     """
     path = f"/v1/edges/{urllib.parse.quote(edge, safe='')}/profile?budget_s={budget_s:g}"
     url = _checked(cloud) + path
@@ -50,7 +50,7 @@ def profile_edge(cloud: str, edge: str, budget_s: float) -> list[LatencyRow]:
 
 
 def _checked(cloud: str) -> str:
-    """The address without a slash at its end."""
+    """Validate an address; returns it without a slash at its end."""
     try:
         parts = urllib.parse.urlsplit(cloud)
         fine = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
@@ -62,10 +62,10 @@ def _checked(cloud: str) -> str:
 
 
 def _body(request: urllib.request.Request, cloud: str, timeout_s: float) -> Any:
-    """The JSON of an answer.
+    """Send a request; returns the JSON of the answer.
 
     Raises:
-        SplitpointError: What the cloud says, as the error that it names.
+        SplitpointError: If the cloud answers with an error, of the type that it names.
         CloudUnavailableError: If there is no answer, or none of a Splitpoint cloud.
     """
     until_s = time.monotonic() + timeout_s
@@ -87,14 +87,14 @@ def _body(request: urllib.request.Request, cloud: str, timeout_s: float) -> Any:
 
 
 def _read(response: IO[bytes] | http.client.HTTPResponse, most_bytes: int, until_s: float) -> bytes:
-    """The body of an answer, in bounded memory and time.
+    """Read the body of an answer, in bounded memory and time.
 
     Raises:
-        TimeoutError: If it is not there in full at `until_s`, by the monotonic clock: a socket's
-            own time-out begins anew with each byte.
-        ValueError: If it is larger.
+        TimeoutError: If it is not complete at `until_s`, by the monotonic clock: a socket's own
+            time-out starts again with each byte.
+        ValueError: If it is larger than `most_bytes`.
     """
-    # `read` would wait for as much as it is asked for.
+    # `read` would block until the whole chunk has arrived.
     read = response.read1 if isinstance(response, http.client.HTTPResponse) else response.read
     body = bytearray()
     while part := read(_CHUNK_BYTES):
@@ -107,7 +107,7 @@ def _read(response: IO[bytes] | http.client.HTTPResponse, most_bytes: int, until
 
 
 def _told(error: urllib.error.HTTPError, cloud: str, until_s: float) -> SplitpointError:
-    """The error that the cloud tells of."""
+    """Convert the cloud's error response to an exception."""
     try:
         body = _read(error.fp, _MOST_ERROR_BYTES, until_s)
         detail: Mapping[str, Any] = json.loads(body)["error"]

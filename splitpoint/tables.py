@@ -1,4 +1,4 @@
-"""Latency tables on the command line: kept in a file, shown on a terminal."""
+"""Latency tables on the command line: written to a file, shown on a terminal."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def check_target(path: Path) -> None:
-    """Find out before anything is measured that rows could not be kept there.
+    """Require, before anything is measured, that rows can be written to a file.
 
     Raises:
         StoreError: If the folder is missing, or there is a file that is neither table nor store,
@@ -37,14 +37,14 @@ def check_target(path: Path) -> None:
 
 
 def keep(rows: Sequence[LatencyRow], path: Path) -> None:
-    """Put rows into a file, beside those of other things that it has.
+    """Merge rows into a file; its other rows are kept.
 
     Args:
-        rows: What was measured.
+        rows: The measured rows.
         path: Written as JSON if it ends in .json; otherwise a store, such as the cloud's.
 
     Raises:
-        StoreError: If it cannot be written, or is something else.
+        StoreError: If it cannot be written, or is neither table nor store.
     """
     check_target(path)
     if _is_json(path):
@@ -59,7 +59,7 @@ def keep(rows: Sequence[LatencyRow], path: Path) -> None:
 
 
 def as_table(rows: Sequence[LatencyRow], title: str) -> Table:
-    """Rows for a terminal, in ms."""
+    """Rows as a table for a terminal, times in ms."""
     table = Table(title=title, title_justify="left")
     for column in ("side", "segment", "bits"):
         table.add_column(column, overflow="fold")
@@ -89,7 +89,7 @@ def _is_json(path: Path) -> bool:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a file atomically."""
     part = path.with_name(f".{path.name}.part")
     try:
         part.write_text(text, "utf-8")

@@ -1,1 +1,1 @@
-"""Capture: where frames come from."""
+"""Capture: sources of frames and the loop that runs them through a detector."""

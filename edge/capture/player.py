@@ -1,9 +1,9 @@
-"""Frames from a camera through a detector, one after the other, until someone stops it.
+"""Plays a camera: takes its frames one after the other through a detector until it is stopped.
 
-    Camera.take -> Detector.detect -> Shown (the latest, for people), metrics, a log line a second
+    Camera.take -> Detector.detect -> LatestFrame (shown over REST), metrics, one log line a second
 
-A frame that fails, in whatever way, costs that frame: a camera has a newer one by then. A process
-that is asked to end does so within its grace, even if a thread of it hangs in a decoder.
+A frame that fails is dropped: the camera has a newer one by then. A process that is asked to end
+does so within its grace period, even if one of its threads hangs in a decoder.
 """
 
 import asyncio
@@ -32,26 +32,26 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("splitpoint.edge")
 
 GRACE_S = 8.0
-"""From the request to end until the process ends in any case."""
+"""Grace period: the process is ended this long after the request to stop, in any case."""
 _STATUS_S = 1.0
 _PAUSE_S = 0.5
 _PATIENCE_S = 2.0
 _USUAL_PERIOD_S = 1 / 25
 _SILENT_S, _SILENT_PERIODS = 5.0, 3.0
-"""How long a camera may give no frame, at least."""
+"""A camera may give no frame for 5 s or 3 frame periods, whichever is longer."""
 _START_S = 15.0
 _MOST_TRACES = 16
 
 
 @dataclass(frozen=True)
 class LatestFrame:
-    """A frame and what was found in it."""
+    """The frame that was served last, with its outcome."""
 
     captured: "Captured"
     outcome: Outcome
 
     def age_ms(self) -> int:
-        """Since the frame was captured."""
+        """Age of the frame: milliseconds since it was captured."""
         return max(0, round((time.monotonic() - self.captured.at_s) * 1000))
 
 
@@ -61,14 +61,14 @@ class Player:
     Args:
         detector: The opened detector.
         camera: Not started yet.
-        metrics: Where frames are counted.
+        metrics: Metrics that count the frames.
         score_threshold: Lowest score of a detection.
-        now_s: A monotonic clock, for the log and for a camera's silence.
+        now_s: A monotonic clock, for the log and for detecting a silent camera.
         period_s: Time between two frames of the camera.
 
     Attributes:
         latest: The last frame that was served; None before the first.
-        failed: Frames that were not served for an error.
+        failed: Frames that were not served because of an error.
     """
 
     def __init__(
@@ -100,11 +100,11 @@ class Player:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """One per class."""
+        """Names of the detector's classes, by class index."""
         return self._detector.bundle.manifest.detector.class_names
 
     def play(self) -> None:
-        """Serve frames in the calling thread, until the camera ends or `stop`.
+        """Serve frames in the calling thread until the camera ends or `stop` is called.
 
         Raises:
             SourceError: If the camera ended by an error.
@@ -130,7 +130,7 @@ class Player:
         self._camera.close()
 
     def age_s(self) -> float | None:
-        """Since the frame that was served last was captured; None before the first."""
+        """Age of the frame served last, in seconds; None before the first."""
         shown = self.latest
         return None if shown is None else shown.age_ms() / 1000
 
@@ -167,7 +167,7 @@ class Player:
         self._served.append(outcome)
 
     def _lose(self, error: Exception) -> None:
-        """Count a frame that was not served; say so once for a kind, and again now and then."""
+        """Count a frame that was not served, and log it at a limited rate per kind of error."""
         self.failed += 1
         kind = _kind(error)
         if self._stopped.is_set() or not (times := self._sparingly.due(kind)):
@@ -195,7 +195,7 @@ class Player:
 
 
 def status(served: Sequence[Outcome], seconds: float) -> dict[str, object]:
-    """What a log line says of the frames of the last second."""
+    """Fields of the log line about the frames served within the last `seconds`."""
     if not served:
         return {"fps": 0.0}
     latencies = sorted(outcome.latency_ms for outcome in served)
@@ -209,7 +209,7 @@ def status(served: Sequence[Outcome], seconds: float) -> dict[str, object]:
 
 
 def _kind(error: Exception) -> str:
-    """What failures are told apart by: their class and, of a bug, the line that raised it."""
+    """Key to group failures by: the error's class and, for a bug, the line that raised it."""
     name = type(error).__name__
     trace = error.__traceback__
     if isinstance(error, SplitpointError) or trace is None:
@@ -238,13 +238,14 @@ def play_until_stopped(
     Closes the detector.
 
     Args:
-        player: What is played; None if REST alone is served.
-        detector: The player's.
-        app: Served beside, with the listener.
+        player: The player to run; None if REST alone is served.
+        detector: The player's detector.
+        app: REST app to serve in the same process; needs `listener`.
         listener: A socket of `bind`.
-        fields: What to say of this process when it is ready.
+        fields: Fields of the log event and the ready file that announce this process.
         ready_file: Written once frames are taken.
-        grace_s: Ends the process, whatever still runs in it, so long after it was to end.
+        grace_s: Seconds after the request to stop when the process is ended, whatever still runs
+            in it; never, if None.
 
     Raises:
         SourceError: If the camera ended by an error.
@@ -303,7 +304,7 @@ def play_until_stopped(
 
 
 def _leave_after(grace_s: float, failed: Sequence[SplitpointError]) -> None:
-    """End the process in so many seconds if it has not ended by then: threads cannot be killed."""
+    """End the process after `grace_s` if it still runs then: threads cannot be killed."""
 
     def leave() -> None:
         busy = [t.name for t in threading.enumerate() if not t.daemon and t.name != "MainThread"]
@@ -317,7 +318,7 @@ def _leave_after(grace_s: float, failed: Sequence[SplitpointError]) -> None:
 
 
 async def _either(event: asyncio.Event, seconds: float) -> None:
-    """Wait for an event, or so long."""
+    """Wait until the event is set, for `seconds` at the most."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()

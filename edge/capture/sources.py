@@ -1,4 +1,4 @@
-"""Where frames come from: a folder of pictures, a video file or a camera.
+"""Frame sources: a folder of pictures, a video file or a camera.
 
     folder | file | camera -> [thread: decode, keep pace] -> Newest -> Detector
 
@@ -66,8 +66,8 @@ class Captured:
 
     Attributes:
         image: (H, W, 3) RGB.
-        capture_ms: What decoding it took.
-        at_s: When that was done, by the monotonic clock.
+        capture_ms: Time to decode it.
+        at_s: Time when it was decoded, by the monotonic clock.
     """
 
     image: Image
@@ -76,18 +76,18 @@ class Captured:
 
 
 class Feed(Protocol):
-    """Frames in order, as fast as they are asked for or as a camera gives them.
+    """A source of frames in order: on demand, or at a camera's own pace.
 
     Attributes:
-        live: Whether it keeps its own pace, and may come back after its end.
-        skipped: Pictures or packets that could not be decoded, since it was opened first.
+        live: Whether it is a camera, which keeps its own pace and is opened again after its end.
+        skipped: Pictures or packets that could not be decoded, over all `frames` calls.
     """
 
     live: bool
     skipped: int
 
     def rate(self) -> float:
-        """Frames per second of its own."""
+        """The source's own frame rate, in frames per second."""
 
     def frames(self) -> Iterator[Captured]:
         """Play once from the beginning.
@@ -98,7 +98,7 @@ class Feed(Protocol):
 
 
 class PictureFolder:
-    """The pictures of a folder, by name; read anew each time, so some may be added.
+    """The pictures of a folder in order of name; listed anew each time, so some may be added.
 
     Args:
         folder: With at least one picture.
@@ -145,7 +145,7 @@ class Video:
     skipped; after 300 of them in a row the stream is given up.
 
     Args:
-        name: As FFmpeg opens it.
+        name: File, URL or device, as FFmpeg takes it.
         live: Whether it is a camera.
     """
 
@@ -234,7 +234,7 @@ class Video:
 
 
 class Newest:
-    """Room for one frame, between a camera and a detector.
+    """A one-frame buffer between a camera and a detector; a newer frame replaces an older one.
 
     Attributes:
         dropped: Frames that a newer one replaced before they were taken.
@@ -262,26 +262,26 @@ class Newest:
             return frame
 
     def end(self) -> None:
-        """Let `take` wait no longer."""
+        """Mark the end: a waiting `take` returns None, or the last frame if there is one."""
         with self._changed:
             self._ended = True
             self._changed.notify_all()
 
 
 class Camera:
-    """Plays a feed in a thread of its own, at its pace.
+    """Plays a feed in a thread of its own, at its frame rate.
 
     Args:
         feed: What to play.
         loop: Whether to begin again at the end; a live feed is always opened again.
         fps: Frames per second at the most; the feed's own rate, if None.
         now_s: A monotonic clock.
-        wait: Waits so many seconds, less if `close` is called; returns whether it was.
+        wait: Sleeps for a number of seconds, less if `close` is called; returns whether it was.
 
     Attributes:
         captured: Frames that were offered.
-        failures: How often the feed could not be opened or read.
-        error: Why it ended, if not by its own end or by `close`.
+        failures: Number of times that the feed could not be opened or read.
+        error: The error that ended it; None if it ended by itself or by `close`.
     """
 
     def __init__(
@@ -319,7 +319,7 @@ class Camera:
         return self._feed.skipped
 
     def start(self) -> None:
-        """Begin to play."""
+        """Start the playing thread."""
         self._thread = threading.Thread(target=self.play, name="camera", daemon=True)
         self._thread.start()
 
@@ -368,7 +368,7 @@ class Camera:
             self._newest.put(frame)
 
     def _on_time(self, period_s: float) -> bool:
-        """Wait until a frame is due; False for one of a camera that comes too early."""
+        """Wait until a frame is due; False if it is to be dropped: too early, or closed."""
         now_s = self._now_s()
         if self._feed.live:
             if now_s < self._due_s:
@@ -384,7 +384,7 @@ class Camera:
 
 
 def open_feed(source: str) -> Feed:
-    """A folder, a file, a URL with "://" or a device under /dev.
+    """Open a source: a folder, a file, a URL with "://" or a device under /dev.
 
     Raises:
         SourceError: If it cannot be opened, or has no picture or video in it.
@@ -400,7 +400,7 @@ def open_feed(source: str) -> Feed:
 
 
 def _told(error: Exception) -> SourceError:
-    """What a person is told of an error of a feed; what should not happen leaves its trace, too."""
+    """Convert a feed's error to a SourceError; an unexpected one is logged with its trace."""
     if isinstance(error, SourceError):
         return error
     _LOG.error("the source failed by a bug", exc_info=error)
@@ -413,7 +413,7 @@ def _captured(image: Image, started_s: float) -> Captured:
 
 
 def _orientation(frame: av.VideoFrame) -> int:
-    """How the stream says that a frame is to be shown, as EXIF numbers it; 1 if as it is."""
+    """EXIF orientation of a frame, from its display matrix; 1 (upright) without one."""
     data = frame.side_data.get("DISPLAYMATRIX")
     if not isinstance(data, SideData):
         return 1

@@ -1,1 +1,1 @@
-"""The link, as the edge sees it."""
+"""Link estimation on the edge."""

@@ -1,19 +1,19 @@
-"""The link as the edge sees it: bandwidth and round trip, from the frames that it sends anyway.
+"""Link estimate of the edge: bandwidth and round trip, from the messages that it sends anyway.
 
     sent (edge's clock), arrived (cloud's clock), bytes  ->  transfer time  ->  log bandwidth
 
-No clocks are synchronised. A small message's arrival less its going is the way up plus whatever
-the two clocks are apart; the median of the recent ones is the floor, and what a frame takes beyond
-the floor is the time its bytes took. A frame that queued behind another one begins when that one
-had arrived. What may leave at once after a pause (a token bucket's burst) is learnt from messages
-of different sizes that were sent at about the same time, or large frames would be predicted from
-small ones as much too fast.
+No clocks are synchronised. Arrival minus departure of a small message is the one-way delay plus the
+offset between the two clocks; the median of recent ones is the floor, and the delay of a frame
+beyond the floor is its transfer time. A frame that queued behind another one begins when that one
+had arrived. The burst that may leave at once after a pause (a token bucket's) is estimated from
+messages of different sizes that were sent at about the same time; otherwise the predictions for
+large frames, extrapolated from small ones, would be much too fast.
 
-The bandwidth is filtered in the log domain by a scalar Kalman filter whose measurement noise grows
-as transfer times shrink towards the jitter that small messages show, which is large where the edge
-itself is slow to send; two surprising samples in a row on the same side are a change of the link
-and not noise, and the filter starts anew from them. A transfer so short that even the jitter could
-not hide a slow link in it is a surprise, too, or small probes would never see a link quicken.
+The bandwidth is filtered in the log domain by a scalar Kalman filter. Its measurement noise grows
+as transfer times shrink towards the jitter of small messages, which is large where the edge itself
+is slow to send. Two outliers in a row on the same side are a change of the link and not noise: the
+filter restarts from them. A transfer so short that not even the jitter could explain it at the
+estimated bandwidth is an outlier, too, or small probes would never detect a faster link.
 """
 
 import math
@@ -27,25 +27,25 @@ from common.link.link import Link
 
 _FLOOR_WINDOW_S = 20.0
 SMALL_BYTES = 600
-"""A message that no link worth splitting over takes long to pass."""
+"""Largest message whose transfer time is negligible on any link worth splitting over."""
 _LEAST_MEASURED_BYTES = 800.0
 _MOST_BURST_BYTES = 16_384.0
 _PAIR_S = 3.0
 _PAIR_RATIO = 1.6
 _LEAST_JITTER_MS = 0.6
 _DEVIATION = 1.4826
-"""From the median absolute deviation to the standard deviation of a normal distribution."""
+"""Ratio of a normal distribution's standard deviation to its median absolute deviation."""
 _NOISE = 0.08
 _DRIFT_PER_S = 0.15
 _SURPRISE = 2.5
 _LEAST_SURPRISE = 0.2
 _SURE = 2.0
-"""Jitters that a transfer is longer than it seems, at the most."""
+"""Jitter standard deviations by which a transfer may at most be longer than measured."""
 _MAX_BPS, _MIN_BPS = 1e9, 1e3
 
 
 class Transit(NamedTuple):
-    """One message's way up and its answer's way down.
+    """Timestamps of one message and its answer, and the message's size.
 
     Attributes:
         sent_s: When it was handed over, by the edge's monotonic clock.
@@ -53,8 +53,8 @@ class Transit(NamedTuple):
         left_s: When its answer left, by the cloud's.
         received_s: When the answer was read, by the edge's.
         size_bytes: Of the message.
-        gone_s: When it went on its way, by the edge's clock; None if as soon as it was handed over.
-            A busy edge lets messages wait between its threads for longer than many a link takes.
+        gone_s: When it was actually sent, by the edge's clock; None if as soon as it was handed
+            over. On a busy edge, messages may wait between threads for longer than a link takes.
     """
 
     sent_s: float
@@ -67,7 +67,7 @@ class Transit(NamedTuple):
 
 @dataclass(frozen=True)
 class Passage:
-    """What a message's two ways took, in ms; their sum is the link's share of the round trip."""
+    """Uplink and downlink time of a message, in ms; their sum is the link's share of the RTT."""
 
     uplink_ms: float
     downlink_ms: float
@@ -75,18 +75,18 @@ class Passage:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The link now.
+    """Estimate of the link at one moment.
 
     Attributes:
         uplink_bps: Bandwidth; None while nothing was measured.
         rtt_ms: Round trip of a small message; None while nothing was measured.
-        burst_bytes: What of a message costs no time after a pause.
+        burst_bytes: Bytes of a message that take no transfer time after a pause.
         spread: Standard deviation of the logarithm of the bandwidth.
-        age_s: Since the bandwidth was last measured.
-        changes: How often the link changed suddenly.
-        unsettled: Whether the last message was a surprise that the next one will settle.
-        jitter_ms: Standard deviation of the way up of small messages: a transfer has to take
-            longer to tell anything.
+        age_s: Time since the bandwidth was last measured.
+        changes: Number of sudden changes of the link.
+        unsettled: Whether the last message was an outlier that the next one confirms or not.
+        jitter_ms: Standard deviation of the one-way delay of small messages: only a longer transfer
+            carries information about the bandwidth.
     """
 
     uplink_bps: float | None
@@ -99,18 +99,18 @@ class Estimate:
     jitter_ms: float = 0.0
 
     def uplink_ms(self, size_bytes: float, expected: Link) -> float:
-        """How long the bytes of a message take beyond the round trip.
+        """Transfer time of a message's bytes, beyond the round trip of a small message.
 
         Args:
             size_bytes: Of the message.
-            expected: What is believed while nothing was measured.
+            expected: Link to assume while nothing was measured.
         """
         bps = expected.uplink_bps if self.uplink_bps is None else self.uplink_bps
         return max(0.0, size_bytes - self.burst_bytes) * 8e3 / bps
 
 
 class LinkEstimator:
-    """Learns the link from the transits of one stream after the other. Thread-safe."""
+    """Estimates the link from the transits of one stream after the other. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -128,11 +128,11 @@ class LinkEstimator:
 
     @property
     def version(self) -> int:
-        """Grows with everything that is learnt; between, an estimate only grows older."""
+        """Version of the estimate: a counter that grows with every update."""
         return self._version
 
     def estimate(self, now_s: float) -> Estimate:
-        """The link now."""
+        """Return the current estimate."""
         with self._lock:
             bps = None if self._log_bps is None else math.exp(self._log_bps)
             age_s = max(0.0, now_s - self._measured_s)
@@ -149,7 +149,7 @@ class LinkEstimator:
             )
 
     def reconnected(self) -> None:
-        """Forget the clocks of the last stream, but not what was learnt of the link."""
+        """Drop the clock offsets of the last stream, but keep the bandwidth estimate."""
         with self._lock:
             self._version += 1
             self._ups.clear()
@@ -158,13 +158,13 @@ class LinkEstimator:
             self._previous = None
 
     def passed(self, transit: Transit) -> Passage:
-        """Learn from a message that was answered; returns what its two ways took."""
+        """Update from a message that was answered; returns its uplink and downlink time."""
         with self._lock:
             self._version += 1
             return self._passed(transit)
 
     def overdue(self, now_s: float, size_bytes: int, waited_ms: float) -> None:
-        """Learn from a message that is still on its way: the link cannot be faster than that."""
+        """Lower the estimate by a message that is still on its way, which bounds the bandwidth."""
         most = math.log(max(_MIN_BPS, size_bytes * 8e3 / max(waited_ms, 1.0)))
         with self._lock:
             self._version += 1
@@ -173,12 +173,12 @@ class LinkEstimator:
 
     @property
     def _burst_bytes(self) -> float:
-        """What may leave at once after a pause."""
+        """Median estimate of the burst that may leave at once after a pause."""
         return statistics.median(self._bursts) if self._bursts else 0.0
 
     @property
     def _jitter_ms(self) -> float:
-        """Standard deviation of the way up of small messages, robustly."""
+        """Robust standard deviation of the one-way delay of small messages."""
         floor_ms = _median(self._ups)
         if floor_ms is None:
             return _LEAST_JITTER_MS
@@ -198,7 +198,7 @@ class LinkEstimator:
             self._trips.append((now_s, trip_ms))
         floor_ms, rtt_ms = _median(self._ups), _median(self._trips)
         if floor_ms is None or rtt_ms is None:
-            return Passage(trip_ms, 0.0)  # no small message yet: all of it may be the way up
+            return Passage(trip_ms, 0.0)  # no small message yet: all of it may be the uplink
         before_s, self._last_arrived_s = self._last_arrived_s, transit.arrived_s
         in_order = transit.arrived_s >= before_s
         if transit.size_bytes > SMALL_BYTES and in_order:
@@ -212,12 +212,12 @@ class LinkEstimator:
         self, now_s: float, size_bytes: int, transfer_ms: float, *, queued: bool
     ) -> None:
         if not queued and self._pair(now_s, size_bytes, transfer_ms) and len(self._bursts) == 1:
-            self._log_bps = None  # what was measured before had charged the burst
+            self._log_bps = None  # earlier measurements had counted the burst as transferred
         charged = size_bytes - (0.0 if queued else self._burst_bytes)
         if charged < _LEAST_MEASURED_BYTES:
             return
         jitter_ms = self._jitter_ms
-        # A transfer within the jitter says that the link is at least so fast, and no more.
+        # A transfer within the jitter is only a lower bound of the bandwidth.
         log_bps = math.log(charged * 8e3 / max(transfer_ms, jitter_ms))
         log_bps = min(max(log_bps, math.log(_MIN_BPS)), math.log(_MAX_BPS))
         noise = _NOISE**2 + (jitter_ms / max(transfer_ms, jitter_ms)) ** 2
@@ -231,7 +231,7 @@ class LinkEstimator:
         self._variance += _DRIFT_PER_S**2 * min(max(0.0, now_s - self._measured_s), 60.0)
         self._measured_s = now_s
         off = log_bps - self._log_bps
-        is_faster = least - self._log_bps > _LEAST_SURPRISE  # however little it tells by how much
+        is_faster = least - self._log_bps > _LEAST_SURPRISE  # by how much may be uncertain
         if is_faster or abs(off) > max(
             _LEAST_SURPRISE, _SURPRISE * math.sqrt(self._variance + noise)
         ):
@@ -252,7 +252,7 @@ class LinkEstimator:
         self._surprises.clear()
 
     def _pair(self, now_s: float, size_bytes: int, transfer_ms: float) -> bool:
-        """Learn the burst from two messages of different sizes, one soon after the other."""
+        """Estimate the burst from two messages of different sizes, one soon after the other."""
         previous, self._previous = self._previous, (now_s, size_bytes, transfer_ms)
         if previous is None or now_s - previous[0] > _PAIR_S:
             return False
@@ -274,6 +274,6 @@ def _median(values: deque[tuple[float, float]]) -> float | None:
 
 
 def _forget(values: deque[tuple[float, float]], now_s: float) -> None:
-    """Drop what is old, but never the last one."""
+    """Drop old values, but never the last one."""
     while len(values) > 1 and now_s - values[0][0] > _FLOOR_WINDOW_S:
         values.popleft()

@@ -1,1 +1,1 @@
-"""Planning: which plan serves the next frame."""
+"""Planning: the online choice of the plan for the next frame."""

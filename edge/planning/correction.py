@@ -1,15 +1,16 @@
-"""Corrections: what measurements teach about a prediction, as factors learnt in logarithms.
+"""Correction factors of predictions, estimated online in the log domain, and prediction intervals.
 
     log(measured / predicted) = side + plan + noise
 
-A side's multiplier moves for all plans alike (the machine is slower than its profile, the server is
-loaded); a plan's residual is what only that plan has. Both are random walks, filtered by two scalar
-Kalman gains that share each innovation, clipped at a few deviations so that one stray frame does
-not move them. A plan that has not been served for long is thus corrected by what others taught.
+A side's multiplier applies to all its plans (the machine is slower than its profile, the server is
+loaded); a plan's residual applies to that plan alone. Both are random walks, filtered by two scalar
+Kalman gains that share each innovation, which is clipped at a few standard deviations so that one
+outlier does not move them. A plan that has not been served for long is thus corrected by the
+observations of the others.
 
 `Coverage` turns past errors into intervals by adaptive conformal inference (Gibbs and Candes,
-"Adaptive Conformal Inference Under Distribution Shift", NeurIPS 2021): the level follows what the
-intervals really covered, so they stay honest while the world drifts.
+"Adaptive Conformal Inference Under Distribution Shift", NeurIPS 2021): the level follows the
+observed coverage, so that the intervals stay calibrated under drift.
 """
 
 import bisect
@@ -43,11 +44,11 @@ class _Residual:
 
 
 class Correction:
-    """The factor between what was predicted and what is measured, of one side. Not thread-safe.
+    """Estimated ratio of measurements to predictions on one side. Not thread-safe.
 
     Attributes:
         n: Measurements so far.
-        drifts: How often the side changed so much that its past was given up.
+        drifts: Number of drift alarms; each resets the multiplier's variance to its prior.
     """
 
     def __init__(self) -> None:
@@ -60,31 +61,31 @@ class Correction:
 
     @property
     def multiplier(self) -> float:
-        """The side's factor, apart from any plan."""
+        """The side's factor, without any plan's residual."""
         return math.exp(self._mean)
 
     def factor(self, key: Hashable) -> float:
-        """What to multiply a prediction by."""
+        """Return the factor to multiply a plan's prediction by."""
         own = self._own.get(key)
         return math.exp(self._mean + (0.0 if own is None else own.value))
 
     def spread(self, key: Hashable) -> float:
-        """Standard deviation of the logarithm of `factor`: how far it may be off."""
+        """Return the standard deviation of the logarithm of `factor`."""
         own = self._own.get(key)
         return math.sqrt(self._variance + (_OWN_PRIOR if own is None else own.variance))
 
     def served(self, key: Hashable) -> int:
-        """Measurements of one plan."""
+        """Return the number of measurements of one plan."""
         own = self._own.get(key)
         return 0 if own is None else own.n
 
     def learn(self, key: Hashable, measured: float, predicted: float) -> None:
-        """Learn from one measurement.
+        """Update from one measurement.
 
         Args:
             key: The plan.
-            measured: What it took, or sent.
-            predicted: What it should have, uncorrected.
+            measured: The observed time, or number of bytes.
+            predicted: Its uncorrected prediction.
         """
         if measured <= 0 or predicted <= 0:
             return
@@ -103,7 +104,7 @@ class Correction:
         own.n += 1
 
     def seed(self, key: Hashable, measured: float, predicted: float, n: int) -> None:
-        """Begin with the median of n earlier measurements of a plan that was not served yet."""
+        """Initialise a plan not served yet from the median of n earlier measurements."""
         if measured <= 0 or predicted <= 0 or self.served(key):
             return
         own = self._own.setdefault(key, _Residual())
@@ -112,13 +113,13 @@ class Correction:
         self._share(own, error, self._noise / n)
 
     def step(self) -> None:
-        """A frame has passed, of whatever plan: what was learnt is a little less certain."""
+        """Advance the random walks by one frame: variances grow towards their priors."""
         self._variance = min(self._variance + _MEAN_DRIFT, _MEAN_PRIOR)
         for own in self._own.values():
             own.variance = min(own.variance + _OWN_DRIFT, _OWN_PRIOR)
 
     def _share(self, own: _Residual, error: float, noise: float) -> None:
-        """Divide an error between side and plan, by how little is known of either."""
+        """Divide an error between side and plan, in proportion to their variances."""
         total = self._variance + own.variance + noise
         side, plan = self._variance / total, own.variance / total
         self._mean += error * side
@@ -127,7 +128,7 @@ class Correction:
         own.variance *= 1 - plan
 
     def _watch(self, surprise: float) -> None:
-        """Page's cumulative sums: errors that stay on one side are no noise."""
+        """Detect drift by Page's cumulative sums: errors that keep one sign are no noise."""
         bounded = min(max(surprise, -3.0), 3.0)
         self._up = max(0.0, self._up + bounded - _DRIFT_SLACK)
         self._down = max(0.0, self._down - bounded - _DRIFT_SLACK)
@@ -138,11 +139,11 @@ class Correction:
 
 
 class Coverage:
-    """Intervals around predictions that hold what they promise. Not thread-safe.
+    """Prediction intervals by adaptive conformal inference. Not thread-safe.
 
     Args:
-        level: Share of measurements that are to lie inside.
-        window: Errors remembered, of each plan and of all together.
+        level: Nominal coverage: share of measurements that are to lie inside.
+        window: Number of recent errors kept, for each plan and for all together.
     """
 
     def __init__(self, level: float = 0.95, window: int = 200) -> None:
@@ -155,7 +156,7 @@ class Coverage:
         self.n = 0
 
     def interval(self, key: Hashable) -> tuple[float, float]:
-        """Factors by which a measurement may differ from its prediction, below and above."""
+        """Return the interval's lower and upper bound, as factors of the prediction."""
         ordered = self._own.get(key, self._all).ordered
         if len(ordered) < _ENOUGH:
             ordered = self._all.ordered
@@ -168,7 +169,7 @@ class Coverage:
         return math.exp(low), math.exp(high)
 
     def learn(self, key: Hashable, measured: float, predicted: float) -> None:
-        """Learn from one measurement, after `interval` was asked for its prediction."""
+        """Update from one measurement; `predicted` is the value that `interval` applied to."""
         if measured <= 0 or predicted <= 0:
             return
         error = math.log(measured / predicted)
@@ -184,7 +185,7 @@ class Coverage:
 
 
 class _Recent:
-    """The last values, kept in order so that asking for a quantile takes no sorting."""
+    """The last values, kept sorted for fast quantiles."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -192,7 +193,7 @@ class _Recent:
         self.ordered: list[float] = []
 
     def add(self, value: float) -> None:
-        """Remember one more, and forget the oldest of too many."""
+        """Add a value; the oldest is dropped beyond the window."""
         self._values.append(value)
         bisect.insort(self.ordered, value)
         if len(self._values) > self._most:
@@ -200,7 +201,7 @@ class _Recent:
 
 
 def _at(ordered: Sequence[float], rank: float) -> float:
-    """Between ranks linearly; beyond the outermost, a quarter farther from the middle."""
+    """Interpolate at a rank; past the ends, up to 1.25 x the end's distance from the median."""
     last = len(ordered) - 1
     middle = ordered[last // 2]
     if rank < 0:

@@ -1,4 +1,4 @@
-"""Patience: how long a frame waits for a stream to the cloud, and for its answer there."""
+"""Time-outs of a frame: for a stream to the cloud, and for the cloud's answer."""
 
 import math
 import time
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a frame waits for the cloud.
+    """Time-outs and deadlines of one frame's wait for the cloud.
 
     Attributes:
-        connect_s: For a stream; as long as usual, if None.
-        answer_s: For the answer, once the frame is sent; as long as usual, if None.
-        connected_s: When waiting for a stream ends in any case, by `time.perf_counter`.
-        answered_s: When waiting for the answer ends in any case.
+        connect_s: Time-out for a stream; the client's default, if None.
+        answer_s: Time-out for the answer, once the frame is sent; the client's default, if None.
+        connected_s: Deadline for a stream, by `time.perf_counter`.
+        answered_s: Deadline for the answer, by `time.perf_counter`.
     """
 
     connect_s: float | None = None
@@ -22,11 +22,11 @@ class Patience:
     answered_s: float = math.inf
 
     def for_stream_s(self) -> float | None:
-        """How long to wait for a stream from now on."""
+        """Return the time left to wait for a stream; None for the client's default."""
         return _until(self.connected_s, self.connect_s)
 
     def for_answer_s(self) -> float | None:
-        """How long to wait for an answer from now on."""
+        """Return the time left to wait for an answer; None for the client's default."""
         return _until(self.answered_s, self.answer_s)
 
 

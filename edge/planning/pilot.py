@@ -1,12 +1,12 @@
-"""The pilot: who asks the planner before every frame, and tells it and the cloud what came of it.
+"""The pilot: asks the planner for each frame's plan and feeds observations back to it.
 
     frame -> Pilot.choose -> Planner -> plan       (announced to the cloud when it changes)
-    Outcome -> Pilot.served -> Planner
+    Served -> Pilot.served -> Planner
     no frames for the link -> Prober -> LinkEstimator
     Welcome.learned -> Planner
 
-A cloud that does not answer in good time is taken for away, and a plan without it serves, until a
-probe gets through again. One that answers with an error loses the plan's next frames to others.
+A cloud that does not answer in time counts as unreachable, and an edge-only plan serves until a
+probe is answered again. If the cloud answers with an error, other plans serve for a while.
 """
 
 import logging
@@ -35,10 +35,10 @@ class Pilot:
     """Chooses the plan of every frame.
 
     Args:
-        client: The way to the cloud.
+        client: Client of the cloud.
         costs: Of the plans to choose from; the first is used at the start.
-        link: What is believed of the link until it was measured.
-        settings: How eagerly plans are switched.
+        link: Link to assume until it was measured.
+        settings: Parameters of switching between plans.
     """
 
     def __init__(
@@ -56,10 +56,10 @@ class Pilot:
         self._warm = False
 
     def ready(self) -> None:
-        """Connect and learn the link, so that the first frame need not.
+        """Connect and measure the link before the first frame.
 
         Raises:
-            CloudUnavailableError: If the cloud does not greet, and no plan does without it.
+            CloudUnavailableError: If the cloud does not answer, and every plan needs it.
         """
         try:
             self._prober.calibrate()
@@ -70,7 +70,7 @@ class Pilot:
             _LOG.warning("serving without the cloud: %s", error)
 
     def choose(self, deadline_ms: float | None = None) -> PlanChoice:
-        """The plan of the next frame; see `Planner.choose`."""
+        """Choose the plan of the next frame; see `Planner.choose`."""
         self._prober.frame()
         now_s = time.perf_counter()
         choice = self._planner.choose(now_s, deadline_ms)
@@ -80,7 +80,7 @@ class Pilot:
         return choice
 
     def expected(self, digest: bytes) -> Expected | None:
-        """What is expected of a plan that was asked for by name; None if it is not chosen from."""
+        """Return the prediction for a plan named by the caller; None if the planner lacks it."""
         if self._planner.cost_of(digest) is None:
             return None
         self._prober.frame()
@@ -89,13 +89,13 @@ class Pilot:
     def patience(
         self, expected: Expected, started_s: float, deadline_ms: float | None = None
     ) -> Patience:
-        """How long a frame waits for the cloud; as long as usual if nothing else can serve.
+        """Return a frame's time-outs for the cloud; the defaults if no edge-only plan can serve.
 
         Args:
-            expected: Its plan.
+            expected: Prediction for the frame's plan.
             started_s: When its deadline began, by `time.perf_counter`.
-            deadline_ms: If given, a plan without the cloud is left the time that it takes, unless
-                that would not give the frame's own plan the time that it usually needs.
+            deadline_ms: If given, time is reserved for an edge-only plan to serve the frame after
+                the time-out, unless that would cut the time that the chosen plan usually needs.
         """
         if deadline_ms is not None:
             return self._within(expected, started_s, deadline_ms)
@@ -109,8 +109,8 @@ class Pilot:
         end_s = started_s + deadline_ms / 1e3
         resting = self._planner.resting(now_s) if self._planner.can_rest else None
         if expected.latency_ms > deadline_ms:
-            # Nothing keeps it. Where another plan could serve, waiting for no longer than that
-            # takes costs at most twice the least; a stream is not waited for.
+            # No plan meets it. Waiting no longer than the edge-only plan would take costs at most
+            # twice the minimum; a stream is not waited for.
             answer_s = (
                 self._usual_s(expected)
                 if resting is None
@@ -131,7 +131,7 @@ class Pilot:
         return max(_LEAST_PATIENCE_S, _PATIENCE * expected.high_ms / 1e3)
 
     def served(self, expected: Expected, frame: Served) -> None:
-        """Learn from a frame that was answered; the first is as slow as no other will be."""
+        """Record an observation; the first frame is left out, as it includes the warm-up."""
         self._prober.rest()
         if self._warm:
             self._planner.served(expected, frame)
@@ -141,11 +141,11 @@ class Pilot:
     def failed(
         self, expected: Expected, error: CloudUnavailableError, waited_ms: float
     ) -> bytes | None:
-        """Learn that the cloud failed on a frame.
+        """Record that the cloud failed on a frame, and choose a fallback plan for it.
 
         Args:
-            expected: The frame's plan.
-            error: How it failed.
+            expected: Prediction for the frame's plan.
+            error: The failure.
             waited_ms: How long the frame has waited.
 
         Returns:
@@ -167,7 +167,7 @@ class Pilot:
         return None if instead is None else instead.digest
 
     def welcomed(self, welcome: pb.Welcome) -> None:
-        """Start from the plans that the cloud holds, and what it has learnt of edges like this."""
+        """Take over the cloud's list of plans and its observations from edges like this one."""
         self._planner.held(welcome.plan_digests)
         for each in welcome.learned:
             edge_ms, cloud_ms = each.edge_us / 1e3, each.cloud_us / 1e3
@@ -179,7 +179,7 @@ class Pilot:
         return self._planner.current
 
     def state(self) -> State:
-        """All that is believed."""
+        """Return the planner's state: predictions, link estimate and plan in use."""
         return self._planner.state(time.perf_counter())
 
     def close(self) -> None:
@@ -187,8 +187,8 @@ class Pilot:
         self._prober.close()
 
     def _announce(self, now_s: float) -> None:
-        """Tell the cloud which plan is used, once for each stream and plan."""
-        with self._announcing:  # or the cloud might hear of two changes in the wrong order
+        """Announce the plan in use to the cloud, once for each stream and plan."""
+        with self._announcing:  # otherwise two changes might be sent in the wrong order
             stream = self._client.stream
             if stream is None or self._announced == (stream, self._planner.current):
                 return
@@ -198,7 +198,7 @@ class Pilot:
 
 
 def announcement(state: State) -> pb.Switch:
-    """What the cloud is told of a planner's state."""
+    """Build the Switch message that announces a planner's state to the cloud."""
     link = state.link
     return pb.Switch(
         plan_digest=state.current,

@@ -1,21 +1,21 @@
-"""The live planner: which plan serves the next frame.
+"""The online planner: chooses the plan of the next frame.
 
     Expectations -> expected latency of every plan -> choice
-    what the frame took -> Expectations
+    observation -> Expectations
 
-It stands on the edge, because the edge knows first: a link that fell, a cloud that went away and
-the deadline of a request are all seen there, before any message could cross the link. What the
-cloud has learnt from earlier streams of such an edge seeds the corrections.
+It runs on the edge, which detects a slower link, an unreachable cloud and the deadline of a request
+before any message could cross the link. The cloud's observations from earlier streams of similar
+edges initialise the corrections.
 
-A change of plan waits until staying has cost a set share of a frame, summed over frames: the rule
-of the ski rental problem. Large gains switch within two frames, small ones once they have added up,
-noise about zero never; and no bandwidth makes two plans alternate.
+A switch of plans waits until the cumulative regret of staying reaches a set fraction of one frame's
+latency: the rule of the ski rental problem. Large gains switch within two frames, small ones once
+they have added up, noise about zero never; and no bandwidth makes two plans alternate.
 
-A deadline takes the most accurate plan that is expected to keep it. Where recent frames had one, a
-look at the link is worth a probe if a more accurate plan could keep it over a faster link.
+For a deadline, the most accurate plan that is expected to meet it is chosen. Where recent frames
+had one, the link is probed if a more accurate plan could meet it over a faster link.
 
-A plan that may be faster, as far as its uncertainty says, is tried for single frames, as long as
-all trials together have cost less than a small share of the time spent.
+A plan whose uncertainty leaves open that it is faster is tried for single frames, as long as the
+cumulative cost of trials stays below a small share of the time spent.
 """
 
 import math
@@ -30,21 +30,21 @@ from edge.planning.predictor import Expectations, Expected, Served
 
 _FORGIVING = 0.9
 _RECENT_S = 3.0
-"""How long a deadline counts for the frames to come."""
+"""How long a frame's deadline is taken into account when probing."""
 _MOST_DEADLINES = 16
 _FAILED_PAUSES_S = 1.0, 30.0
-"""How long a plan that the cloud failed on is left alone, at first and at most."""
+"""Back-off of a plan that the cloud failed on: initial and maximum."""
 
 
 @dataclass(frozen=True)
 class PlannerSettings:
-    """How eagerly a planner switches.
+    """Parameters of switching between plans.
 
     Attributes:
-        switch_cost: Regret of staying, in frames of the present plan, that a switch waits for.
-        dwell_s: Least time between two switches, unless the present plan cannot serve.
-        trial_share: Share of all time that trials of other plans may cost.
-        least_gain: Gain of another plan, as a share, that is worth a switch at all.
+        switch_cost: Cumulative regret (fractions of one frame's latency) required before switching.
+        dwell_s: Minimum time between two switches, unless the current plan cannot serve.
+        trial_share: Share of the total latency that trials of other plans may cost.
+        least_gain: Minimum relative gain in latency that counts towards a switch.
     """
 
     switch_cost: float = 0.25
@@ -58,11 +58,11 @@ DEFAULT = PlannerSettings()
 
 @dataclass(frozen=True)
 class PlanChoice:
-    """The plan of one frame.
+    """The plan chosen for one frame.
 
     Attributes:
-        expected: The plan, with what is expected of it.
-        switched: Whether it is the plan of the frames to come, and was not that of those before.
+        expected: The plan, with its prediction.
+        switched: Whether this choice changes the plan in use.
         reason: Why, in one line.
     """
 
@@ -72,13 +72,13 @@ class PlanChoice:
 
     @property
     def digest(self) -> bytes:
-        """Of the plan."""
+        """Digest of the plan."""
         return self.expected.digest
 
 
 @dataclass(frozen=True)
 class _Failed:
-    """A plan that the cloud failed on: left alone until a time, for so long."""
+    """Back-off of a plan that the cloud failed on: its end and its length."""
 
     until_s: float
     pause_s: float
@@ -86,15 +86,15 @@ class _Failed:
 
 @dataclass(frozen=True)
 class State:
-    """All that a planner believes, for people.
+    """Snapshot of a planner: predictions, link estimate and plan in use.
 
     Attributes:
-        expected: Of every plan, fastest first.
+        expected: Prediction for every plan, fastest first.
         current: Digest of the plan in use.
         reason: Why it is in use.
-        link: The estimate.
+        link: Estimate of the link.
         cloud_away: Whether the cloud was last found unreachable.
-        drifts: How often the edge's, the cloud's times left their past for good.
+        drifts: Number of drift alarms of the edge's and of the cloud's times.
         coverage: Share of the frames that lay in their 95 % interval; None at the beginning.
     """
 
@@ -108,13 +108,13 @@ class State:
 
 
 class Planner:
-    """Chooses plans and learns from what frames took. Thread-safe.
+    """Chooses plans by their predicted latency, updated from observations. Thread-safe.
 
     Args:
         costs: Of the plans to choose from; the first is used at the start.
-        link: What is believed of the link until it was measured.
-        estimator: Of the link; fed by whoever sends messages.
-        settings: How eagerly it switches.
+        link: Link to assume until it was measured.
+        estimator: Estimator of the link; updated by the client that sends messages.
+        settings: Parameters of switching.
     """
 
     def __init__(
@@ -141,12 +141,12 @@ class Planner:
         self._spent_ms = self._trials_ms = 0.0
 
     def choose(self, now_s: float, deadline_ms: float | None = None) -> PlanChoice:
-        """The plan of the next frame.
+        """Choose the plan of the next frame.
 
         Args:
             now_s: By the edge's monotonic clock.
-            deadline_ms: If given, the most accurate plan that is expected to keep it serves this
-                frame, or the fastest if none is; frames without a deadline go on as they were.
+            deadline_ms: If given, the most accurate plan that is expected to meet it serves this
+                frame, or the fastest if none is; the plan in use does not change.
         """
         with self._lock:
             expected = self._expectations.now(now_s)
@@ -157,12 +157,12 @@ class Planner:
             return self._without_deadline(expected, now_s)
 
     def foresee(self, now_s: float) -> None:
-        """Reckon what `choose` will ask for, while no frame waits for it."""
+        """Compute the next predictions ahead of `choose`, while no frame waits for them."""
         with self._lock:
             self._expectations.now(now_s)
 
     def served(self, choice: Expected, frame: Served) -> None:
-        """Learn from a frame that was answered."""
+        """Record the observation of a frame that was answered."""
         with self._lock:
             self._expectations.served(choice, frame)
             if choice.cost.needs_cloud:
@@ -171,30 +171,30 @@ class Planner:
             self._spent_ms += frame.latency_ms
 
     def probed(self, queue_ms: float) -> None:
-        """Learn from an answered probe that the cloud is there, and how busy."""
+        """Record an answered probe: the cloud is reachable, and its queueing time."""
         with self._lock:
             self._away = False
             self._expectations.queued(queue_ms)
 
     def lost(self) -> None:
-        """Learn that the cloud cannot be reached."""
+        """Mark the cloud as unreachable."""
         with self._lock:
             self._away = True
 
     def held(self, digests: Collection[bytes]) -> None:
-        """Learn of which plans the cloud holds the tails; no other plan with a tail can serve."""
+        """Set the plans whose tails the cloud holds; no other plan with a tail can serve."""
         with self._lock:
             self._held = frozenset(digests)
             self._failed.clear()
 
     def missing(self, digest: bytes) -> None:
-        """Learn that the cloud does not hold the tail of a plan."""
+        """Mark a plan whose tail the cloud does not hold."""
         with self._lock:
             held = frozenset(self._costs) if self._held is None else self._held
             self._held = held - {digest}
 
     def failed(self, digest: bytes, now_s: float) -> None:
-        """Learn that the cloud failed on a frame of a plan: others serve for a while."""
+        """Record that the cloud failed on a frame of a plan, which starts the plan's back-off."""
         with self._lock:
             first_s, most_s = _FAILED_PAUSES_S
             before = self._failed.get(digest)
@@ -204,18 +204,18 @@ class Planner:
             self._failed[digest] = _Failed(now_s + pause_s, pause_s)
 
     def seed(self, digest: bytes, n: int, edge_ms: float, cloud_ms: float, size: float) -> None:
-        """Learn what n earlier frames of a plan took, in medians."""
+        """Initialise the corrections of a plan from the medians of n earlier frames."""
         with self._lock:
             self._expectations.seed(digest, n, edge_ms, cloud_ms, size)
 
     def resting(self, now_s: float) -> Expected:
-        """The fastest plan that needs no cloud; there must be one."""
+        """Return the fastest plan that needs no cloud; there must be one."""
         with self._lock:
             able = [e for e in self._expectations.now(now_s).values() if not e.cost.needs_cloud]
             return min(able, key=lambda e: e.latency_ms)
 
     def instead(self, digest: bytes, now_s: float) -> Expected | None:
-        """The fastest plan for a frame that the cloud failed on; without the cloud, if one is.
+        """Return the fastest fallback for a frame that the cloud failed on, edge-only if possible.
 
         Returns:
             None if no other plan can serve.
@@ -230,16 +230,16 @@ class Planner:
             return min(others, key=lambda e: e.latency_ms) if others else None
 
     def cost_of(self, digest: bytes) -> PlanCost | None:
-        """The costs of a plan that it chooses from."""
+        """Return the uncorrected costs of a plan; None if the planner does not have it."""
         return self._costs.get(digest)
 
     def expected(self, digest: bytes, now_s: float) -> Expected:
-        """What is expected of one plan."""
+        """Return the prediction for one plan."""
         with self._lock:
             return self._expectations.now(now_s)[digest]
 
     def state(self, now_s: float) -> State:
-        """All that is believed."""
+        """Return a snapshot of predictions, link estimate and plan in use."""
         with self._lock:
             expected = sorted(self._expectations.now(now_s).values(), key=lambda e: e.latency_ms)
             return State(
@@ -253,11 +253,11 @@ class Planner:
             )
 
     def wants_probe(self, now_s: float) -> bool:
-        """Whether a fresh look at the link could change the choice.
+        """Whether a new measurement of the link could change the choice.
 
-        It could not if no plan that needs the cloud would be chosen over an infinite bandwidth: as
-        a faster one where frames have no deadline, as a more accurate one that keeps it where
-        recent ones had.
+        It could not if no plan that needs the cloud would be chosen at infinite bandwidth: for
+        being faster where frames have no deadline, for being more accurate within the deadline
+        where recent frames had one.
         """
         with self._lock:
             if self._away:
@@ -314,7 +314,7 @@ class Planner:
         return PlanChoice(best, True, reason)
 
     def _trial(self, current: Expected, able: Sequence[Expected]) -> PlanChoice | None:
-        """A plan that may be faster and is little known, if trials were cheap so far."""
+        """Return a plan that may be faster within its uncertainty, if the budget allows a trial."""
         hopeful = [
             e
             for e in able
@@ -331,7 +331,7 @@ class Planner:
         return PlanChoice(tried, False, f"tried: it may be faster than {current.cost.plan.name}")
 
     def _remember(self, deadline_ms: float, now_s: float) -> None:
-        """Note a deadline, roughly; of too many different ones, the latest."""
+        """Record a deadline to two significant digits; only the latest few are kept."""
         deadline_ms = float(f"{deadline_ms:.2g}")
         self._deadlines.pop(deadline_ms, None)
         self._deadlines[deadline_ms] = now_s
@@ -349,13 +349,13 @@ class Planner:
         return PlanChoice(best, False, f"the most accurate within {_in_ms(deadline_ms)} ms")
 
     def _able(self, expected: Collection[Expected], now_s: float) -> Sequence[Expected]:
-        """Those that can serve; if none can, those that could if the cloud were there and well."""
+        """Return the plans that can serve; if none can, those that a healthy cloud could serve."""
         sound = self._sound(expected, now_s)
         known = sound or [e for e in expected if self._is_held(e)] or list(expected)
         return [e for e in known if not (self._away and e.cost.needs_cloud)] or known
 
     def _sound(self, expected: Collection[Expected], now_s: float) -> list[Expected]:
-        """Those whose tails the cloud holds, and did not fail on a moment ago."""
+        """Return the plans that are edge-only, or held by the cloud and not backing off."""
         failed = self._failed
         return [
             e
@@ -379,12 +379,12 @@ def _in_ms(deadline_ms: float) -> str:
 
 
 def _by_accuracy(expected: Expected) -> tuple[float, float]:
-    """What orders plans that keep a deadline: the most accurate, then the fastest."""
+    """Sort key of plans that meet a deadline: most accurate first, then fastest."""
     return -expected.cost.plan.predicted.accuracy, expected.latency_ms
 
 
 def _might_change(able: Sequence[Expected], choice: PlanChoice, deadline_ms: float) -> bool:
-    """Whether another bandwidth could lead to another choice by a deadline."""
+    """Whether another bandwidth could change the choice for a deadline."""
     chosen = choice.expected
     if chosen.cost.needs_cloud:
         return True  # a link that falls could end it

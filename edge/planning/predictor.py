@@ -1,10 +1,10 @@
-"""Expectations: how long every plan would take the next frame, and what frames teach of that.
+"""Predictions: the expected latency of every plan for the next frame, corrected by observations.
 
     search's predictions x corrections + link estimate -> expected latency of every plan
-    what the frame took -> corrections, coverage
+    observation -> corrections, coverage
 
-Nothing is reckoned twice: an expectation holds until something is learnt, of plans or of the link.
-So whoever asks for it once a frame was answered, when nobody waits for it, spares the next frame.
+Predictions are memoised until an observation of a plan or of the link arrives, or for 1 s. A caller
+that asks for them right after a frame was answered saves the next frame the computation.
 """
 
 import math
@@ -19,21 +19,21 @@ from edge.planning.correction import Correction, Coverage
 _MOST_SEED = 10
 _QUEUE_GAIN = 0.2
 _FRESH_S = 1.0
-"""How long expectations hold: what is known of a link fades."""
+"""Lifetime of memoised predictions: the uncertainty of the link grows with time."""
 
 
 @dataclass(frozen=True, eq=False)
 class Expected:
-    """What is expected of one plan now; equal to itself alone.
+    """Prediction for one plan at one moment; compared by identity.
 
     Attributes:
         cost: The plan and its uncorrected costs.
         latency_ms: From the picture to its detections.
-        low_ms: Lower end of the interval that holds 95 % of the frames.
+        low_ms: Lower end of the 95 % prediction interval.
         high_ms: Its upper end.
         fixed_ms: The part that does not depend on the uplink's bandwidth.
         uplink_bytes: Of a frame.
-        spread: Standard deviation of the logarithm of `latency_ms`: how little is known.
+        spread: Standard deviation of the logarithm of `latency_ms`.
     """
 
     cost: PlanCost
@@ -46,20 +46,20 @@ class Expected:
 
     @property
     def digest(self) -> bytes:
-        """Of the plan."""
+        """Digest of the plan."""
         return self.cost.digest
 
 
 @dataclass(frozen=True)
 class Served:
-    """What one frame took.
+    """Observation of one frame: its latency, split by side, and the bytes sent.
 
     Attributes:
-        edge_ms: On the edge, hand-overs between threads included.
-        cloud_ms: In the cloud, without waiting; 0 for edge-only.
-        queue_ms: Waiting in the cloud; 0 for edge-only.
+        edge_ms: Time on the edge, hand-overs between threads included.
+        cloud_ms: Time in the cloud, without queueing; 0 for edge-only.
+        queue_ms: Queueing time in the cloud; 0 for edge-only.
         uplink_bytes: Of the message; 0 for edge-only.
-        latency_ms: All of it.
+        latency_ms: End-to-end latency.
     """
 
     edge_ms: float
@@ -71,7 +71,7 @@ class Served:
 
 @dataclass(frozen=True)
 class _Reckoned:
-    """Expectations, and what of the link they stand on."""
+    """Memoised predictions, with the version of the link estimate and the time they are from."""
 
     link_version: int
     since_s: float
@@ -79,12 +79,12 @@ class _Reckoned:
 
 
 class Expectations:
-    """Of every plan, by digest. Not thread-safe.
+    """Predictions for every plan, by digest. Not thread-safe.
 
     Args:
-        costs: Of the plans.
-        link: What is believed of the link until it was measured.
-        estimator: Of the link.
+        costs: Uncorrected costs of the plans, by digest.
+        link: Link to assume until it was measured.
+        estimator: Estimator of the link.
     """
 
     def __init__(
@@ -99,9 +99,9 @@ class Expectations:
         self._reckoned: _Reckoned | None = None
 
     def now(self, now_s: float) -> Mapping[bytes, Expected]:
-        """What is expected of every plan, by the edge's monotonic clock."""
+        """Return the prediction for every plan at a time of the edge's monotonic clock."""
         known = self._reckoned
-        version = self._estimator.version  # before the estimate, which may know of more by then
+        version = self._estimator.version  # read first: the estimate may be newer by then
         if known is None or known.link_version != version or now_s - known.since_s > _FRESH_S:
             link = self._estimator.estimate(now_s)
             expected = {digest: self._one(cost, link) for digest, cost in self._costs.items()}
@@ -109,7 +109,7 @@ class Expectations:
         return known.expected
 
     def served(self, choice: Expected, frame: Served) -> None:
-        """Learn from a frame that was answered."""
+        """Update corrections and coverage from a frame that was answered."""
         self._reckoned = None
         cost = choice.cost
         for each in (self._edge, self._cloud, self._bytes):
@@ -122,12 +122,12 @@ class Expectations:
         self._coverage.learn(cost.digest, frame.latency_ms, choice.latency_ms)
 
     def queued(self, queue_ms: float) -> None:
-        """Learn how long the cloud let something wait."""
+        """Update the average queueing time of the cloud."""
         self._reckoned = None
         self._queue_ms += _QUEUE_GAIN * (queue_ms - self._queue_ms)
 
     def seed(self, digest: bytes, n: int, edge_ms: float, cloud_ms: float, size: float) -> None:
-        """Learn what n earlier frames of a plan took, in medians."""
+        """Initialise the corrections of a plan from the medians of n earlier frames."""
         cost = self._costs.get(digest)
         if cost is not None and n > 0:
             self._reckoned = None
@@ -138,7 +138,7 @@ class Expectations:
 
     @property
     def drifts(self) -> tuple[int, int]:
-        """How often the edge's, the cloud's times left their past for good."""
+        """Number of drift alarms of the edge's and of the cloud's times."""
         return self._edge.drifts, self._cloud.drifts
 
     @property

@@ -1,16 +1,15 @@
-"""Probes: how the edge keeps its picture of the link fresh while frames do not.
+"""Probes: keep the link estimate fresh while no frames measure the link.
 
-    nothing known yet      pings, then two sizes one after the other: floor, bandwidth, burst
-    bandwidth is stale     one probe, of a size that the link passes in a moment; if it is a
-                           surprise, another one to settle it
+    nothing measured yet   pings, then two sizes one after the other: floor, bandwidth, burst
+    bandwidth is stale     one probe, sized to take about 20 ms; if it is an outlier, another one
+                           to confirm it
     floor is stale         one ping
-    cloud away             a ping a second, each by a new stream; fewer while it says it is full
+    cloud unreachable      a ping a second, each by a new stream; fewer while it reports overload
 
 Nothing is sent while no frames come, nor when no bandwidth could change the choice of a plan, be it
-the fastest one or the most accurate within a deadline. When
-they come again after a pause, the first ones have the link for themselves: they may measure it. A
-frame that is being served has the edge for itself, too: what is due waits until it is answered, or
-takes long.
+the fastest one or the most accurate within a deadline. When frames come again after a pause, no
+probe competes with the first ones: they may measure the link themselves. Nor does a probe compete
+with a frame that is being served: it waits until the frame is answered, or takes longer than 0.8 s.
 """
 
 import logging
@@ -30,30 +29,30 @@ _LOG = logging.getLogger("splitpoint.edge")
 
 PINGS = 3
 CALIBRATION_BYTES = (3000, 9000)
-"""Within what a TCP connection may send at once, and beyond any usual token bucket."""
+"""Probe sizes: within TCP's initial window, and beyond the burst of a usual token bucket."""
 
 _ACTIVE_S = 3.0
 _PING_S = 5.0
 _STALE_S, _PATIENCE_S = 0.5, 0.8
-"""How long a bandwidth holds, and how long a frame keeps the link for itself."""
+"""Age at which a bandwidth is stale, and how long a probe waits for a frame being served."""
 _AWAY_S = 1.0
 _TIMEOUT_S = 2.0
 _SETTLE_S = 0.1
 _PROBE_S, _PROBE_JITTERS = 0.02, 3.0
-"""How long a probe is to take: told from the jitter, if only just."""
+"""Target probe duration: 20 ms, or 3 jitter standard deviations if that is more."""
 _MOST_SHARE, _MOST_OWED = 0.05, 2.0
 _LEAST_BYTES = 3000
 _MOST_BYTES = 24_000
 _LARGE_EVERY = 4
-"""A large probe takes the link's share of probes for longer."""
+"""Every fourth probe is a large one, which uses up the probes' share of the link for longer."""
 
 
 class Prober:
     """Sends pings and probes from a thread of its own.
 
     Args:
-        client: The way to the cloud.
-        planner: Who wants to know.
+        client: Client of the cloud.
+        planner: Planner that decides whether probes are useful and gets their results.
         clock: Seconds of a monotonic clock.
     """
 
@@ -79,7 +78,7 @@ class Prober:
         self._calibrating = threading.Lock()
 
     def frame(self) -> None:
-        """Say that a frame is being served: probes make sense, once it is answered."""
+        """Signal that a frame is being served: probes are useful, but wait for its answer."""
         with self._wake:
             now_s = self._clock()
             idle = now_s - self._active_s > _ACTIVE_S
@@ -89,28 +88,28 @@ class Prober:
                 self._thread = threading.Thread(target=self._work, name="prober", daemon=True)
                 self._thread.start()
             elif idle:
-                self._held = True  # it sleeps: `rest` wakes it, when no frame needs the edge
+                self._held = True  # the thread sleeps: `rest` wakes it, once the edge is idle
 
     def rest(self) -> None:
-        """Say that the frame was answered, or will not be."""
+        """Signal that the frame was answered or has failed."""
         self._serving_s = -float("inf")
         if self._held:
             with self._wake:
                 self._wake.notify_all()
 
     def doubt(self) -> None:
-        """Look for the cloud at once: a frame had no time to wait for its answer."""
+        """Ping the cloud at once: a frame timed out before its answer came."""
         with self._wake:
             self._probed_s = -float("inf")
             self._wake.notify_all()
 
     def calibrate(self) -> None:
-        """Learn the link of a new stream, now; does nothing for one that is known.
+        """Measure the link of a new stream now; does nothing for a stream already measured.
 
         Raises:
             CloudUnavailableError: If the cloud does not answer.
         """
-        self._client.connect()  # first: those who wait for it share one attempt
+        self._client.connect()  # first, and outside the lock: all callers share one attempt
         with self._calibrating:
             stream = self._client.stream
             if stream is not None and stream is self._stream:
@@ -128,7 +127,7 @@ class Prober:
             self._wake.notify_all()
 
     def due(self, now_s: float) -> tuple[float, Callable[[], None] | None]:
-        """What to do: how many seconds to wait, and what to send then, if still nothing is known.
+        """Return the seconds to wait, and the ping or probe to send then.
 
         An infinite wait lasts until the next frame.
         """
@@ -144,10 +143,10 @@ class Prober:
         ]
         if self._planner.wants_probe(now_s):
             link = self._client.link.estimate(now_s)
-            # A link that is a surprise every time would be filled with probes: one, then as usual.
+            # Only one probe confirms an outlier; a link of many outliers would be filled otherwise.
             soon = link.unsettled and not self._settling
             size = self._size(link, soon=soon)
-            # What was spent on a faster link is not owed in full on a slow one.
+            # Bytes spent while the link was faster count only in part on a slow one.
             owed_bytes = min(self._spent_bytes, _MOST_OWED * size)
             pause_s = owed_bytes * 8 / (_MOST_SHARE * (link.uplink_bps or 1e6))
             known_s = max(now_s - link.age_s, self._began_s)
@@ -161,7 +160,7 @@ class Prober:
         return max(0.0, wait_s, free_s), act
 
     def act(self, what: Callable[[], None]) -> None:
-        """Send what `due` told; if that fails, the cloud is away."""
+        """Send the ping or probe of `due`; if that fails, mark the cloud as unreachable."""
         try:
             what()
         except SplitpointError as error:
@@ -174,7 +173,7 @@ class Prober:
             with self._wake:
                 wait_s, act = self.due(self._clock())
                 if wait_s > 0 and not self._closed:
-                    # What is known may change meanwhile: look again, at the latest, after a while.
+                    # Conditions may change meanwhile: check again after 0.8 s at the latest.
                     self._wake.wait(None if act is None else min(wait_s, _PATIENCE_S))
                     continue
                 if self._closed:
@@ -189,7 +188,7 @@ class Prober:
         except CloudOverloadedError:
             raise
         except SplitpointError:
-            self._client.reset()  # a stream that went silent may stay so for long: open another
+            self._client.reset()  # a silent stream may stay silent for long: open another
             raise
 
     def _ping(self) -> None:
@@ -209,7 +208,7 @@ class Prober:
         except NoAnswerError:
             if self._client.stream is None:
                 raise
-            # It may still be on its way: that the link is slow is known, a ping tells the rest.
+            # It may still be on its way: lower the bandwidth, and send a ping to check the cloud.
             now_s = self._clock()
             self._client.link.overdue(now_s, size_bytes, (now_s - self._probed_s) * 1e3)
             self._pinged_s = -float("inf")
@@ -219,7 +218,10 @@ class Prober:
         self._planner.probed(answer.result.times.queue_us / 1e3)
 
     def _size(self, link: Estimate, *, soon: bool) -> int:
-        """Two sizes tell the burst from the bandwidth; what settles is a large one."""
+        """Size of the next probe: small or large, to separate burst from bandwidth.
+
+        A probe that confirms an outlier is a large one.
+        """
         lasts_s = max(_PROBE_S, _PROBE_JITTERS * link.jitter_ms / 1e3)
         moment = (link.uplink_bps or 1e6) * lasts_s / 8
         large = soon or self._turn % _LARGE_EVERY == 0

@@ -1,1 +1,1 @@
-"""The stream: messages between this edge and its cloud."""
+"""The stream of messages between this edge and its cloud."""

@@ -3,13 +3,13 @@
     submit(Frame) -> [handshake, once per stream] -> Transport -> cloud
     Future[Answer] <- reader thread, by frame_id  <- Transport <- cloud
 
-A lost stream fails every frame that waits on it; the next frame opens a new one. Nothing is sent a
-second time on its own: a camera has a newer frame by then. Every answer teaches the client's
-`LinkEstimator` about the link.
+A lost stream fails every frame that waits on it; the next frame opens a new one. Nothing is sent
+again automatically: a camera has a newer frame by then. Every answer updates the client's
+`LinkEstimator`.
 
-Connecting is tried by one thread in the background, and all callers share what comes of it: each
-waits as long as it likes. After a failed attempt the next one has to wait a little, longer each
-time, and callers fail at once meanwhile. A cloud that is full is left alone for longer.
+One background thread connects, and all callers share the outcome of its attempt, each with its own
+time-out. After a failed attempt, the next one waits for a growing back-off; until then callers fail
+at once. The back-off for an overloaded cloud is longer.
 """
 
 import contextlib
@@ -39,40 +39,40 @@ from edge.stream.transport import Transport
 
 _LOG = logging.getLogger("splitpoint.edge")
 
-# That one message may carry; of more, the newest.
+# Most measurements that are kept for the next message; older ones are dropped.
 _MEASUREMENTS = 16
 
 _AWAY_PAUSES_S = 0.1, 0.8
-"""Between attempts to connect, at first and at most: a cloud that restarts is found within that."""
+"""Back-off between attempts to connect, initial and maximum: a restarted cloud is found in that."""
 _FULL_PAUSES_S = 0.5, 8.0
-"""Before a cloud that is full is asked again, at first and at most."""
+"""Back-off after an overloaded cloud, initial and maximum."""
 _LATE_S = 1.0
 """How much longer than its own time-out an attempt to connect may take to end."""
 
 Asking = pb.Frame | pb.Report | pb.Probe
-"""What the cloud answers."""
+"""Messages that the cloud answers."""
 Telling = pb.Switch | pb.ProfileReport
-"""What it does not."""
+"""Messages that the cloud does not answer."""
 
 
 class Listener(Protocol):
-    """Who wants to know what the cloud says beside answers; called from the client's threads."""
+    """Receiver of the cloud's messages other than answers; called from the client's threads."""
 
     def welcomed(self, welcome: pb.Welcome) -> None:
-        """A stream was opened."""
+        """Handle the Welcome of a new stream."""
 
     def ordered(self, order: pb.ProfileOrder) -> pb.ProfileReport:
-        """The cloud asks for a profile; may take its time."""
+        """Carry out the cloud's order for a profile; may block for the whole profile."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back for one frame.
+    """The cloud's answer to one message, with the times of its round trip.
 
     Attributes:
         result: The cloud's message.
-        round_trip_ms: From handing the frame to the stream until its answer was read.
-        passage: The link's share of it, up and down.
+        round_trip_ms: From handing the message to the stream until its answer was read.
+        passage: The link's share of it, uplink and downlink.
     """
 
     result: pb.Result
@@ -81,7 +81,7 @@ class Answer:
     _measurements: "deque[pb.Measurement]" = field(default_factory=deque, repr=False)
 
     def measured(self, times: pb.EdgeTimes) -> None:
-        """Tell the cloud what this frame took, with the next message of its stream."""
+        """Send the frame's times to the cloud, with the next message of the stream."""
         frame_id = self.result.frame_id
         self._measurements.append(pb.Measurement(frame_id=frame_id, times=times))
 
@@ -94,18 +94,18 @@ class _Waiting:
     future: "Future[Answer]" = field(default_factory=Future)
 
     def __post_init__(self) -> None:
-        self.future.set_running_or_notify_cancel()  # under way: it can no longer be cancelled
+        self.future.set_running_or_notify_cancel()  # already sent: it can no longer be cancelled
 
     def gone(self) -> None:
         self.gone_at_s = time.perf_counter()
 
 
 class NoAnswerError(CloudUnavailableError):
-    """A message that was sent was not answered in time: the link may be slow."""
+    """A message that was sent but not answered in time: the link may be slow."""
 
 
 class _Pause:
-    """A time to leave the cloud alone for, twice as long after each failure in a row."""
+    """Exponential back-off: doubles after each failure in a row, up to a maximum."""
 
     def __init__(self, bounds_s: tuple[float, float]) -> None:
         self._first_s, self._most_s = bounds_s
@@ -114,11 +114,11 @@ class _Pause:
         self.until_s = -float("inf")
 
     def begin(self, now_s: float, asked_s: float = 0.0) -> None:
-        """Start a pause; one that is under way goes on as it was.
+        """Start a pause; a pause already running is left as it is.
 
         Args:
             now_s: The time.
-            asked_s: How long the cloud asks to be left alone; never longer than the longest pause.
+            asked_s: The cloud's retry-after time; capped at the longest pause.
         """
         with self._lock:
             if now_s >= self.until_s:
@@ -126,11 +126,11 @@ class _Pause:
                 self._next_s = min(2 * self._next_s, self._most_s)
 
     def left_s(self, now_s: float) -> float:
-        """How long it lasts yet; 0 outside a pause."""
+        """Return the seconds left of the pause; 0 outside a pause."""
         return max(0.0, self.until_s - now_s)
 
     def end(self, now_s: float = float("inf")) -> None:
-        """Forget the failures, unless a pause is under way at this time."""
+        """Reset the back-off, unless a pause is running at `now_s`."""
         with self._lock:
             if now_s >= self.until_s:
                 self._next_s = self._first_s
@@ -138,17 +138,17 @@ class _Pause:
 
 
 class CloudClient:
-    """Frames to the cloud and answers back, over one stream at a time. Thread-safe.
+    """Client of the cloud: sends messages and returns answers over one stream. Thread-safe.
 
     Args:
         connect: Opens a new stream.
         hello: The first message of every stream.
-        connect_timeout_s: How long the cloud may take to greet.
-        answer_timeout_s: How long `request` waits for one answer, if it is not told.
+        connect_timeout_s: How long the cloud may take to answer the handshake.
+        answer_timeout_s: Default time-out of `request`.
         clock: Seconds of a monotonic clock, for pauses between attempts to connect.
 
     Attributes:
-        link: What its messages have taught about the link.
+        link: Estimator of the link, updated by the client's messages.
     """
 
     def __init__(
@@ -177,44 +177,45 @@ class CloudClient:
         self.link = LinkEstimator()
 
     def listen(self, listener: Listener) -> None:
-        """Tell this one what the cloud says from the next stream on."""
+        """Set the listener that is notified of the cloud's messages, from the next stream on."""
         self._listener = listener
 
     @property
     def connected(self) -> bool:
-        """Whether a stream is open, as far as is known without sending."""
+        """Whether a stream is open; a loss may be unnoticed until something is sent."""
         stream = self._stream
         return stream is not None and not stream.lost
 
     @property
     def stream(self) -> object | None:
-        """The open stream, to tell it from later ones; None if there is none."""
+        """Identity of the open stream, different for each stream; None if there is none."""
         stream = self._stream
         return None if stream is None or stream.lost else stream
 
     @property
     def quiet_until_s(self) -> float:
-        """Until when, by the clock, a cloud that is full is sent nothing."""
+        """End of the back-off after an overloaded cloud, by the clock."""
         return self._full.until_s
 
     def connect(self, timeout_s: float | None = None) -> frozenset[bytes]:
         """Open the stream now; returns the digests of the plans whose tails the cloud holds.
 
         Args:
-            timeout_s: How long to wait for it, if not as long as the cloud may take to greet; an
-                attempt that takes longer goes on without the caller.
+            timeout_s: How long to wait for it, by default as long as the handshake may take; an
+                attempt that takes longer continues in the background.
 
         Raises:
-            CloudUnavailableError: If the cloud does not greet, did not a moment ago, or is full.
+            CloudUnavailableError: If the handshake fails, or has failed within the back-off, or the
+                cloud is overloaded.
         """
         self._check_room()
         return self._open(timeout_s).plan_digests
 
     def require(self, plan_digest: bytes, connect_s: float | None = None) -> None:
-        """Require that a frame of a plan can be sent, before it is worth making.
+        """Require that a frame of a plan can be sent, before its head is run.
 
         Raises:
-            CloudUnavailableError: As `connect` does.
+            CloudUnavailableError: See `connect`.
             PlanNotHeldError: If the cloud does not hold the plan.
         """
         self._check_room()
@@ -228,13 +229,14 @@ class CloudClient:
             connect_s: How long to wait for a stream, as for `connect`.
 
         Raises:
-            CloudUnavailableError: If no stream can be opened, it is lost, or the cloud is full.
+            CloudUnavailableError: If no stream can be opened, it is lost, or the cloud is
+                overloaded.
             PlanNotHeldError: If the cloud does not hold the frame's plan.
         """
         return self._send(message, connect_s)[1]
 
     def tell(self, message: Telling) -> None:
-        """Send what is not answered, if a stream is open; it is lost with its stream."""
+        """Send a message without an answer, if a stream is open; it may be lost with the stream."""
         stream = self._stream
         if stream is not None and not stream.lost:
             with contextlib.suppress(CloudUnavailableError):
@@ -250,11 +252,11 @@ class CloudClient:
 
         Args:
             message: What to send; its frame_id is assigned here.
-            timeout_s: How long to wait for the answer, if not as long as usual.
+            timeout_s: How long to wait for the answer; the client's default, if None.
             connect_s: How long to wait for a stream, as for `connect`.
 
         Raises:
-            CloudUnavailableError: If the cloud is or goes away, has no room or answers too late.
+            CloudUnavailableError: If the cloud is unreachable, overloaded or answers too late.
             CloudFailedError: If it refuses the message.
             PlanNotHeldError: If the cloud does not hold the plan.
             StaleReferenceError: If the cloud does not remember the frame's reference.
@@ -272,17 +274,17 @@ class CloudClient:
             self._full.begin(self._clock(), error.retry_after_s)
             raise
         if isinstance(message, pb.Frame):
-            self._full.end(self._clock())  # it may have been sent before the cloud was full
+            self._full.end(self._clock())  # it may have been sent before the cloud was overloaded
         return answer
 
     def reset(self) -> None:
-        """Give the stream up, so that the next message opens a new one; frames that wait fail."""
+        """Close the stream; waiting frames fail, and the next message opens a new stream."""
         stream = self._stream
         if stream is not None:
             stream.close()
 
     def close(self) -> None:
-        """End the stream; frames that wait fail. No later call succeeds."""
+        """Close the client: waiting frames fail, and no later call succeeds."""
         with self._opening:
             self._closed = True
             attempt, stream = self._attempt, self._stream
@@ -306,7 +308,7 @@ class CloudClient:
             return stream, stream.submit(message)
 
     def _check_room(self) -> None:
-        """Send no more to a cloud that said a moment ago that it is full."""
+        """Require that no back-off after an overloaded cloud is running."""
         left_s = self._full.left_s(self._clock())
         if left_s:
             raise CloudOverloadedError(
@@ -317,7 +319,7 @@ class CloudClient:
         return self._connect_timeout_s + _LATE_S if connect_s is None else connect_s
 
     def _open(self, connect_s: float | None) -> "_Stream":
-        """The open stream, or what comes of the one attempt to open it."""
+        """Return the open stream, or wait for the shared attempt to open one."""
         stream = self._stream
         if stream is not None and not stream.lost:
             return stream
@@ -332,7 +334,7 @@ class CloudClient:
             raise _again(error) from error  # each caller raises its own
 
     def _attempted(self) -> "Future[_Stream]":
-        """The attempt that is under way, or a new one; one that is over, if nothing is to do."""
+        """Return the running attempt to connect, or start one; a finished one if connected."""
         with self._opening:
             if self._closed:
                 raise CloudUnavailableError("the client is closed")
@@ -352,14 +354,14 @@ class CloudClient:
             return attempt
 
     def _try(self, attempt: "Future[_Stream]") -> None:
-        """Try to open a stream; all who wait for the attempt get what comes of it."""
+        """Open a stream and give all waiting callers the outcome."""
         try:
             stream = _Stream(
                 self._connect(), self._hello, self._connect_timeout_s, self.link, self._listener
             )
         except SplitpointError as error:
             self._failed(attempt, error)
-        except Exception as error:  # noqa: BLE001 - those who wait must hear of it
+        except Exception as error:  # noqa: BLE001 - the waiting callers must get it
             why = f"connecting failed by a bug ({type(error).__name__}: {error})"
             if self._sparingly.due(why):
                 _LOG.error("connecting failed", exc_info=error)
@@ -397,7 +399,7 @@ E = TypeVar("E", bound=SplitpointError)
 
 
 def _again(error: E) -> E:
-    """The same error, for one more caller."""
+    """Copy an error, so that each caller raises its own."""
     return copy.copy(error)
 
 
@@ -486,7 +488,7 @@ class _Stream:
             self._transport.send(pb.EdgeMessage(profile=message))
 
     def forget(self, frame_id: int) -> None:
-        """Drop a frame that nobody waits for any more."""
+        """Drop a frame whose caller no longer waits."""
         with self._lock:
             self._waiting.pop(frame_id, None)
 
@@ -526,7 +528,7 @@ class _Stream:
             waiting.future.set_exception(_rejected(message.rejection))
 
     def _passage(self, waiting: _Waiting, times: pb.CloudTimes, now_s: float) -> Passage:
-        if not times.arrived_us:  # a cloud that does not tell: nothing to learn from
+        if not times.arrived_us:  # a cloud that does not send the arrival time: no observation
             trip_ms = (now_s - waiting.sent_at_s) * 1e3 - times.total_us / 1e3
             return Passage(max(0.0, trip_ms), 0.0)
         arrived_s = times.arrived_us / 1e6
@@ -538,7 +540,7 @@ class _Stream:
         )
 
     def _obey(self, order: pb.ProfileOrder) -> None:
-        """Answer an order; one at a time, since two profiles would measure each other."""
+        """Carry out an order; one at a time, since two profiles would disturb each other."""
         if self._listener is None:
             report = pb.ProfileReport(error="this edge does not profile itself")
         elif not self._profiling.acquire(blocking=False):

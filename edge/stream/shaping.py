@@ -25,13 +25,13 @@ T = TypeVar("T")
 
 
 class Clock(Protocol):
-    """Time as a delay line sees it; tests bring their own."""
+    """Clock of a delay line; tests replace it."""
 
     def now_s(self) -> float:
         """Seconds on a monotonic clock."""
 
     def wait(self, condition: threading.Condition, timeout_s: float | None) -> None:
-        """Wait, with the condition held, until it is notified or the time is over."""
+        """Wait, with the condition held, until it is notified or the time-out expires."""
 
 
 class MonotonicClock:
@@ -42,7 +42,7 @@ class MonotonicClock:
         return time.monotonic()
 
     def wait(self, condition: threading.Condition, timeout_s: float | None) -> None:
-        """`condition.wait`."""
+        """Call `condition.wait`."""
         condition.wait(timeout_s)
 
 
@@ -82,7 +82,7 @@ class DelayLine(Generic[T]):
                 self._clock.wait(self._changed, min(deadlines) - now_s if deadlines else None)
 
     def end(self, error: CloudUnavailableError, *, drop: bool = False) -> None:
-        """Let no more items in the hands of `get` than are in the line (or none, if `drop`)."""
+        """End the line: `get` returns the items still in it (none, if `drop`), then raises."""
         with self._changed:
             self._error = self._error or error
             if drop:
@@ -95,10 +95,10 @@ class ShapedTransport:
 
     Args:
         inner: The transport that carries the messages; closed with this one.
-        link: Bandwidth and round-trip time to emulate, or how they change.
-        clock: Time; the machine's unless a test says otherwise.
+        link: Bandwidth and round-trip time to emulate, or a trace of them.
+        clock: Clock to use; the machine's by default.
         start_s: When the trace of a changing link begins, by the clock; now, unless given. Streams
-            and processes of one machine share a trace if they are given the same.
+            and processes of one machine share a trace if they are given the same start.
     """
 
     def __init__(

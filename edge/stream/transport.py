@@ -1,4 +1,4 @@
-"""How messages reach the cloud: one interface over gRPC, an emulated link, or a function call.
+"""Transports of messages to the cloud: gRPC, an emulated link, or a function call.
 
     CloudClient -> Transport.send     -> EdgeMessage  -> cloud
     CloudClient <- Transport.receive  <- CloudMessage <- cloud
@@ -29,7 +29,7 @@ _METHOD = "/splitpoint.v1.SplitService/Stream"
 
 
 class Transport(Protocol):
-    """One stream of messages to the cloud and back; lost once, lost for good.
+    """One stream of messages to the cloud and back; a lost stream cannot be reopened.
 
     `send` may be called from several threads, `receive` from one at a time.
     """
@@ -39,7 +39,7 @@ class Transport(Protocol):
 
         Args:
             message: The message.
-            gone: Called when it goes on its way, soon; perhaps from another thread.
+            gone: Called when the message is actually sent; perhaps from another thread.
 
         Raises:
             CloudUnavailableError: If the stream is lost.
@@ -62,7 +62,7 @@ class _Outgoing(NamedTuple):
 
 
 class _StreamCall(Protocol):
-    """What this module uses of gRPC's call object, which has no public type."""
+    """The methods used of gRPC's call object, which has no public type."""
 
     def __next__(self) -> CloudMessage: ...
 
@@ -72,13 +72,13 @@ class _StreamCall(Protocol):
 
 
 class GrpcTransport:
-    """The stream over gRPC.
+    """A transport over one bidirectional gRPC stream.
 
     Opening is lazy: an unreachable cloud shows at the first `receive`.
 
     Args:
         address: HOST:PORT of the cloud.
-        credentials: For TLS; without, in the clear.
+        credentials: Credentials for TLS; unencrypted without.
 
     Raises:
         SettingsError: If the address is not HOST:PORT.
@@ -109,7 +109,7 @@ class GrpcTransport:
         if self._closed:
             raise self._lost("the stream is closed")
         if not self._call.is_active():
-            # It ended before anything was read: its status says why.
+            # It ended before anything was read: its status has the reason.
             ended = cast("grpc.RpcError", self._call)
             raise self._lost(_reason(ended), _kind(ended))
         self._requests.put(_Outgoing(message, gone))
@@ -164,7 +164,7 @@ class GrpcTransport:
 
 
 class InProcessTransport:
-    """A cloud that is a function: what it returns is received, in order.
+    """A transport to a function in place of a cloud: its answers are received in order.
 
     Args:
         handler: Gets every message as it is sent, returns the answers to it. If it raises
@@ -186,7 +186,7 @@ class InProcessTransport:
             for answer in self._handler(message):
                 self._answers.put(answer)
         except CloudUnavailableError as error:
-            self._end(str(error))  # it was sent: the loss is learned by receiving
+            self._end(str(error))  # it was sent: `receive` raises the loss
 
     def receive(self, timeout_s: float | None = None) -> CloudMessage:
         """Take the next answer; see `Transport.receive`."""
@@ -223,12 +223,12 @@ def check_address(address: str) -> str:
 
 
 def _call_of(error: grpc.RpcError) -> grpc.Call | None:
-    """The error of a call is the call itself, which gRPC's types do not say."""
+    """Return the call of an error: gRPC's errors are calls, which its types do not declare."""
     return cast("grpc.Call", error) if hasattr(error, "code") else None
 
 
 def _kind(error: grpc.RpcError) -> type[CloudUnavailableError]:
-    """Whether a status means that the cloud is full, or too talkative, rather than away."""
+    """Error class of a status: overloaded, message too large, or unavailable."""
     call = _call_of(error)
     code = None if call is None else call.code()
     if call is not None and code is grpc.StatusCode.RESOURCE_EXHAUSTED:
@@ -239,7 +239,7 @@ def _kind(error: grpc.RpcError) -> type[CloudUnavailableError]:
 
 
 def _parsed(data: bytes) -> CloudMessage:
-    """A message; without a kind, which no cloud sends, if the bytes are none.
+    """Parse a message; invalid bytes give a message without a kind, which no cloud sends.
 
     gRPC would log a stack trace for an error that is raised here.
     """
@@ -250,7 +250,7 @@ def _parsed(data: bytes) -> CloudMessage:
 
 
 def _reason(error: grpc.RpcError) -> str:
-    """What a person needs of a status: its last cause, on one line."""
+    """Reason of a status for an error message: its last cause, on one line."""
     call = _call_of(error)
     code = None if call is None else call.code()
     details = None if call is None else call.details()

@@ -1,1 +1,1 @@
-"""The commands, one module each; a module imports its room only when its command runs."""
+"""The commands, one module each; a module imports its package only when its command runs."""

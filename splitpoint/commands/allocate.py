@@ -1,4 +1,4 @@
-"""`splitpoint allocate`: widths for every head that fits, as files to look at and to edit."""
+"""`splitpoint allocate`: bit widths for every head that fits, as files to inspect and edit."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,20 +11,20 @@ from splitpoint.commands import options
 def run(
     model: options.Model,
     calibration: options.Calibration,
-    out: Annotated[Path, typer.Option(help="Folder for a file of widths per configuration.")],
+    out: Annotated[Path, typer.Option(help="Folder for a file of bit widths per configuration.")],
     edge_memory: options.EdgeMemory = None,
     method: Annotated[
-        str, typer.Option(help="exact, lagrangian, auto-split-v1 or auto-split-v2.")
+        str, typer.Option(help="Bit allocation: exact, lagrangian, auto-split-v1 or auto-split-v2.")
     ] = "exact",
     sensitivity: Annotated[
-        str, typer.Option(help="Errors of layers: measured, fisher or squared.")
+        str, typer.Option(help="Sensitivity of layers: measured, fisher or squared.")
     ] = "measured",
     weights: options.Weights = None,
     max_images: options.MaxImages = 128,
     cache: options.Cache = None,
     no_cache: options.NoCache = False,
 ) -> None:
-    """Choose the bits of every layer of every head within the edge's memory."""
+    """Choose the bit width of every layer of every head within the edge's memory."""
     from common.places import require_folder
     from common.progress import Stages
     from common.sizes import parse_size
@@ -48,7 +48,7 @@ def run(
             stages,
             weights=weights,
             max_images=max_images,
-            divide=set_aside_if_enough,  # what `quantize` judges these widths on
+            divide=set_aside_if_enough,  # the images on which `quantize` judges these widths
         )
         heads = Heads(prepared.rounder().nearest({}))
 

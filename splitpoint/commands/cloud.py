@@ -13,37 +13,43 @@ def run(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     grpc_port: Annotated[int, typer.Option(help="Port for edges; 0 takes a free one.")] = 50051,
     rest_host: Annotated[
-        str, typer.Option(help="Address for REST, which is in the clear; default: --host.")
+        str, typer.Option(help="Address for REST, which is unencrypted; default: --host.")
     ] = "",
     rest_port: Annotated[int, typer.Option(help="Port for REST; 0 takes a free one.")] = 8080,
     threads: options.TailThreads = 1,
     workers: options.Workers = 2,
     max_edges: Annotated[
         int,
-        typer.Option(min=1, max=10_000, help="Edges at once; one address may have half of them."),
+        typer.Option(min=1, max=10_000, help="Most edges at once; at most half from one address."),
     ] = 512,
     store: Annotated[
-        Path | None, typer.Option(help="SQLite file for what frames took; without, nothing stays.")
+        Path | None,
+        typer.Option(help="SQLite file for frame times; without, they are kept in memory only."),
     ] = None,
     device: Annotated[
-        str, typer.Option(help="What this machine is, for latency tables; default: its CPU.")
+        str,
+        typer.Option(help="Name of this machine in latency tables; default: its CPU model."),
     ] = "",
     tls_cert: Annotated[
         Path | None,
-        typer.Option(envvar="SPLITPOINT_TLS_CERT", help="TLS to edges: our certificate, PEM."),
+        typer.Option(
+            envvar="SPLITPOINT_TLS_CERT", help="TLS for gRPC: this server's certificate (PEM)."
+        ),
     ] = None,
     tls_key: Annotated[
-        Path | None, typer.Option(envvar="SPLITPOINT_TLS_KEY", help="The certificate's key.")
+        Path | None,
+        typer.Option(envvar="SPLITPOINT_TLS_KEY", help="Private key of --tls-cert (PEM)."),
     ] = None,
     tls_client_ca: Annotated[
         Path | None,
         typer.Option(
             envvar="SPLITPOINT_TLS_CLIENT_CA",
-            help="Serve only edges whose certificate this authority signed.",
+            help="CA certificate (PEM): serve only edges whose certificate it has signed.",
         ),
     ] = None,
     ready_file: Annotated[
-        Path | None, typer.Option(help="Written, as JSON with the ports, once requests are served.")
+        Path | None,
+        typer.Option(help="JSON file with the ports, written once requests are served."),
     ] = None,
 ) -> None:
     """Serve the tails of a bundle to edges, and whole images over REST."""

@@ -8,13 +8,14 @@ import typer
 
 def run(
     folder: Annotated[
-        Path, typer.Option(help="For pictures, and for what is kept between runs.")
+        Path, typer.Option(help="Folder for pictures and for results kept between runs.")
     ] = Path(".demo"),
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Where the figures go; default: in the folder.")
+        Path | None,
+        typer.Option("--json", help="JSON file for results; default: figures.json in --folder."),
     ] = None,
 ) -> None:
-    """Map which way to run the network wins where: a slow edge, over three emulated links."""
+    """Compare split, image upload and edge-only on a slow edge over three emulated links."""
     from splitpoint.demo.run import run_demo
 
     run_demo(folder, json_file)

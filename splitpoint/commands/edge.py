@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Played:
-    """A camera to play: what to open, whether to begin again, frames per second."""
+    """Options of a camera: source to open, whether to loop, frames per second."""
 
     source: str
     loop: bool
@@ -41,38 +41,42 @@ def run(
         list[Path] | None, typer.Argument(metavar="IMAGE...", help="Images to run, in this order.")
     ] = None,
     cloud: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Where `splitpoint cloud` listens.")
+        str | None, typer.Option(metavar="HOST:PORT", help="Address of `splitpoint cloud`.")
     ] = None,
     link: Annotated[
         str | None,
         typer.Option(
             envvar="SPLITPOINT_LINK",
-            help="Emulate a link to the cloud: 3mbit/20ms, or a trace.csv.",
+            help="Link to the cloud to emulate: 3mbit/20ms, or a trace.csv.",
         ),
     ] = None,
     plan: Annotated[
         str | None,
-        typer.Option(help="A fixed plan: its name or start of its digest; default: adapt."),
+        typer.Option(help="Fixed plan, by name or start of its digest; default: adaptive."),
     ] = None,
     threads: options.HeadThreads = 1,
     edge_id: Annotated[
         str | None,
-        typer.Option(help="Name of this edge, for the cloud; default: this machine's name."),
+        typer.Option(help="Name of this edge in the cloud; default: this machine's host name."),
     ] = None,
     report: Annotated[
         Literal["detections", "times", "none"],
-        typer.Option(help="What the cloud is sent of frames that the edge served alone."),
+        typer.Option(help="What to report to the cloud about edge-only frames."),
     ] = "times",
     device: Annotated[
-        str | None, typer.Option(help="What this edge is, for latency tables; default: its CPU.")
+        str | None,
+        typer.Option(help="Name of this edge in latency tables; default: its CPU model."),
     ] = None,
     tables: Annotated[
         Path | None,
-        typer.Option(help="What is known of this edge's times: a store, or a table as JSON."),
+        typer.Option(help="Latency tables with times of this edge: JSON, or a cloud's --store."),
     ] = None,
     memory: Annotated[
         str | None,
-        typer.Option(help="For heads, like 4MiB: plans beyond are left out; default: as searched."),
+        typer.Option(
+            help="Memory for all heads together, e.g. 4MiB; plans that do not fit are left out; "
+            "default: the limit of the search."
+        ),
     ] = None,
     score_threshold: Annotated[float, typer.Option(help="Lowest score of a detection.")] = 0.25,
     json_file: Annotated[
@@ -83,36 +87,45 @@ def run(
     ] = None,
     source: Annotated[
         str | None,
-        typer.Option(help="Play a folder of pictures, a video file, rtsp://... or /dev/videoN."),
+        typer.Option(
+            help="Source to play: a folder of pictures, a video file, rtsp://... or /dev/videoN."
+        ),
     ] = None,
     loop: Annotated[
-        bool, typer.Option("--loop", help="With --source: begin again at its end.")
+        bool, typer.Option("--loop", help="With --source: start again at its end.")
     ] = False,
     fps: Annotated[
         float | None,
-        typer.Option(help="With --source: frames per second; default: its own, of pictures 2."),
+        typer.Option(
+            help="With --source: frames per second; default: the source's frame rate "
+            "(2 for folders)."
+        ),
     ] = None,
     listen: Annotated[
         str | None,
-        typer.Option(metavar="HOST:PORT", help="Serve REST, alone or beside --source."),
+        typer.Option(metavar="HOST:PORT", help="Serve REST here, alone or together with --source."),
     ] = None,
     ready_file: Annotated[
         Path | None,
-        typer.Option(help="With --listen or --source: written, as JSON, once frames are served."),
+        typer.Option(help="With --listen or --source: JSON file, written once frames are served."),
     ] = None,
     tls_ca: Annotated[
         Path | None,
-        typer.Option(envvar="SPLITPOINT_TLS_CA", help="TLS: who signed the cloud's certificate."),
+        typer.Option(
+            envvar="SPLITPOINT_TLS_CA",
+            help="TLS to the cloud: CA certificate (PEM) that signed the cloud's.",
+        ),
     ] = None,
     tls_cert: Annotated[
         Path | None,
-        typer.Option(envvar="SPLITPOINT_TLS_CERT", help="TLS: our own certificate, PEM."),
+        typer.Option(envvar="SPLITPOINT_TLS_CERT", help="TLS: this edge's certificate (PEM)."),
     ] = None,
     tls_key: Annotated[
-        Path | None, typer.Option(envvar="SPLITPOINT_TLS_KEY", help="The certificate's key.")
+        Path | None,
+        typer.Option(envvar="SPLITPOINT_TLS_KEY", help="Private key of --tls-cert (PEM)."),
     ] = None,
 ) -> None:
-    """Detect objects through the split: in images, a camera's frames, or for REST callers."""
+    """Detect objects through the split: in images, in a camera's frames, or for REST clients."""
     from common.http.log_limits import quiet_grpc
 
     quiet_grpc()
@@ -189,10 +202,10 @@ def _serve(
     configure_logging()
     check_ready_file(ready_file)
     with ExitStack() as stack:
-        # Before the models: a port that is taken, or a camera that is not there, shows at once.
+        # Before the models: a port in use or a missing camera fails at once.
         listener = None if listen is None else stack.enter_context(bind(*parse_address(listen)))
         camera, period_s = (None, 0.0) if played is None else _camera(played)
-        # Callers may name any plan, so all of them are opened.
+        # REST clients may name any plan, so all of them are opened.
         every = listener is not None
         detector = open_edge(Bundle.open(bundle), settings, every_plan=every)
         stack.callback(detector.close)
@@ -214,7 +227,7 @@ def _serve(
 
 
 def _camera(played: _Played) -> "tuple[Camera, float]":
-    """A camera that is not started yet, and the time between two of its frames in seconds."""
+    """Open a camera, not started yet; returns it and its frame period in seconds."""
     from edge.capture.sources import Camera, open_feed
 
     feed = open_feed(played.source)
@@ -247,7 +260,7 @@ def _run_images(
             failed += 1
             continue
         _show(console, path, outcome, detector)
-        # COCO's tools take `image_id` and leave the name alone, which is for people.
+        # COCO's tools read `image_id` and ignore the file name, which is for human readers.
         found = outcome.detections.to_coco(image_id, category_ids)
         records += [{**each, "file_name": str(path)} for each in found]
         if annotated is not None:
@@ -277,10 +290,10 @@ def _show(console: Console, path: Path, outcome: "Outcome", detector: "Detector"
 
 
 def image_ids(images: Sequence[Path]) -> list[int]:
-    """A number for every picture, another one for each.
+    """Assign every picture a unique id.
 
-    COCO names its files by image id: such a number is kept where it is one picture's alone. All
-    others are counted, past the numbers that are in a name.
+    COCO names its files by image id: such a number is kept if it is unique among the pictures. The
+    others are numbered from 1, skipping the numbers that are in a name.
     """
     pictures = [path.absolute() for path in images]
     claims = {picture: int(picture.stem) for picture in pictures if _is_number(picture.stem)}
@@ -294,7 +307,7 @@ def image_ids(images: Sequence[Path]) -> list[int]:
 
 
 def file_names(images: Sequence[Path]) -> list[str]:
-    """A name with .jpg for every picture's copy, another one for each, in one folder."""
+    """Assign every picture's annotated copy a unique .jpg name within one folder."""
     stems = Counter(path.stem.casefold() for path in images)
     taken = {stem for stem, times in stems.items() if times == 1}
     return [
@@ -304,7 +317,7 @@ def file_names(images: Sequence[Path]) -> list[str]:
 
 
 def _free_name(stem: str, taken: set[str]) -> str:
-    """The stem, or the stem with the first number that makes it new; marks it as taken."""
+    """Return the stem, with the first number that makes it unique if needed; marks it as taken."""
     candidates: Iterator[str] = (stem if n == 1 else f"{stem}-{n}" for n in count(1))
     name = next(each for each in candidates if each.casefold() not in taken)
     taken.add(name.casefold())

@@ -1,4 +1,4 @@
-"""`splitpoint explain`: which plan of a bundle would be used on a link, and why."""
+"""`splitpoint explain`: show which plan of a bundle would be used on a link, and why."""
 
 import json
 import math
@@ -32,20 +32,20 @@ _JUDGED = {"accuracy", "accuracy_drop", "accuracy_drop_upper", "judged_images", 
 def run(
     bundle: Annotated[Path, typer.Option(help="The bundle: a folder or its zip file.")],
     tables: Annotated[
-        Path | None, typer.Option(help="Latency tables: JSON, or the cloud's --store file.")
+        Path | None, typer.Option(help="Latency tables: JSON, or a cloud's --store file.")
     ] = None,
     device: Annotated[
-        str | None, typer.Option(help="The edge's name in the tables, if they know several.")
+        str | None, typer.Option(help="Name of the edge in the tables, if they have several.")
     ] = None,
     link: Annotated[
-        str | None, typer.Option(help="Like 3mbit/20ms; default: the link searched for.")
+        str | None, typer.Option(help="Link, e.g. 3mbit/20ms; default: the link of the search.")
     ] = None,
     deadline: Annotated[
-        float | None, typer.Option(metavar="MS", help="When the answer shall be there.")
+        float | None, typer.Option(metavar="MS", help="Deadline of a frame in milliseconds.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Tell which plan would be used on a link, why, and at which bandwidths that changes."""
+    """Show which plan would be used on a link, why, and at which bandwidths that changes."""
     from common.bundle.bundle import Bundle
     from common.latency import costs
     from common.link.link import Link, parse_link
@@ -72,10 +72,10 @@ def run(
 
 
 def _device(rows: "list[LatencyRow]", wanted: str | None, path: Path) -> str | None:
-    """The edge that is meant; None if the tables know the cloud alone.
+    """Select an edge of the tables; None if they have times of the cloud alone.
 
     Raises:
-        SettingsError: If it is not known, or not said which of several is meant.
+        SettingsError: If the tables do not have it, or have several and none is named.
     """
     known = sorted({row.device for row in rows if row.side == "edge"})
     names = ", ".join(known) or "no edge"
@@ -87,7 +87,7 @@ def _device(rows: "list[LatencyRow]", wanted: str | None, path: Path) -> str | N
 
 
 def _stages_ms(cost: "PlanCost", link: "Link") -> dict[str, float]:
-    """What each stage takes over a link."""
+    """Time of each stage over a link, in milliseconds."""
     times = {stage.stage: stage.ms for stage in cost.stages}
     if cost.needs_cloud:
         times |= {"uplink": cost.uplink_bytes * 8e3 / link.uplink_bps, "rtt": link.rtt_ms}
@@ -178,7 +178,7 @@ def _show_plans(console: "Console", found: "LinkExplanation", link: "Link", metr
 
 
 def _judged(found: "LinkExplanation") -> str:
-    """What accuracies were judged on, and how surely."""
+    """Describe the pictures and the confidence of the accuracy's upper bound."""
     predicted = found.chosen.plan.predicted
     where = {
         "held-out": "held-out calibration pictures",

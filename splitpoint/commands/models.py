@@ -1,4 +1,4 @@
-"""`splitpoint models`: what the zoo knows, and fetching weights."""
+"""`splitpoint models`: list the models of the zoo and fetch their weights."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +10,7 @@ app = typer.Typer(help="List the models of the zoo and fetch their weights.", no
 
 @app.command("list")
 def list_models() -> None:
-    """List models, their weights and whether these are in the cache."""
+    """List the models, their weights and whether the cache has them."""
     from rich.console import Console
     from rich.table import Table
 
@@ -34,7 +34,7 @@ def list_models() -> None:
 def fetch(
     name: Annotated[str, typer.Argument(help="Name of a model.")],
     file: Annotated[
-        Path | None, typer.Option(help="A weights file that you have, instead of a download.")
+        Path | None, typer.Option(help="Local weights file to use instead of a download.")
     ] = None,
 ) -> None:
     """Fetch and verify the weights of a model."""

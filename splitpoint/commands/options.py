@@ -7,28 +7,33 @@ from typing import Annotated
 import typer
 
 MAX_THREADS = max(8, 4 * (os.cpu_count() or 1))
-"""More threads than this only take memory, on any machine of so many cores."""
+"""Upper limit on threads: more only take memory on a machine with this number of cores."""
 
 Model = Annotated[str, typer.Option(help="Model of the zoo; see `splitpoint models list`.")]
-Weights = Annotated[Path | None, typer.Option(help="Weights file, if not the fetched one.")]
-Calibration = Annotated[Path, typer.Option(help="Folder of images like those to come.")]
+Weights = Annotated[Path | None, typer.Option(help="Weights file; default: the fetched one.")]
+Calibration = Annotated[
+    Path, typer.Option(help="Folder of calibration images, representative of the edge's input.")
+]
 Evaluation = Annotated[
     Path | None,
     typer.Option(
-        help="Folder of images to measure accuracy on; without, a quarter of the calibration "
-        "images, at least 16, is set aside for it."
+        help="Folder of images to measure accuracy on; default: a quarter of the calibration "
+        "images, at least 16, held out."
     ),
 ]
 Annotations = Annotated[
     Path | None, typer.Option(help="COCO instances file of the evaluation images.")
 ]
-MaxImages = Annotated[int, typer.Option(min=8, help="Images used, of each folder.")]
-Link = Annotated[str, typer.Option(help="Bandwidth and round trip, e.g. 3mbit/20ms.")]
+MaxImages = Annotated[int, typer.Option(min=8, help="Most images used of each folder.")]
+Link = Annotated[str, typer.Option(help="Bandwidth and round-trip time, e.g. 3mbit/20ms.")]
 Device = Annotated[str, typer.Option(help="Device profile of the edge.")]
 EdgeMemory = Annotated[
-    str | None, typer.Option(help="Weights + activations on the edge, e.g. 16MiB.")
+    str | None,
+    typer.Option(help="Limit on weights + peak activations on the edge, e.g. 16MiB."),
 ]
-CloudThreads = Annotated[int, typer.Option(min=1, max=MAX_THREADS, help="Threads of the cloud.")]
+CloudThreads = Annotated[
+    int, typer.Option(min=1, max=MAX_THREADS, help="Threads of the cloud's runtime.")
+]
 HeadThreads = Annotated[
     int, typer.Option(min=1, max=MAX_THREADS, help="Threads within one run of a head.")
 ]
@@ -37,18 +42,35 @@ TailThreads = Annotated[
 ]
 Workers = Annotated[int, typer.Option(min=1, max=MAX_THREADS, help="Frames served at once.")]
 Quantizer = Annotated[
-    str | None, typer.Option(help="Recipe for layers of few bits, if not the usual one.")
+    str | None,
+    typer.Option(
+        help="Quantization recipe for layers below 8 bits: default, adaround, aciq, nearest, lapq "
+        "or minmax; unset: `default`, or that of the baseline strategy."
+    ),
+]
+RefinedCuts = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        help="Number of cuts to refine (rate-distortion search, context model, tail fine-tuning).",
+    ),
+]
+FormatTrials = Annotated[
+    int, typer.Option(min=1, help="Most wire formats per refined cut to fine-tune a tail for.")
+]
+AdaptSteps = Annotated[
+    int, typer.Option(min=0, help="Fine-tuning steps of a tail per wire format; 0 to skip it.")
 ]
 Cache = Annotated[
-    Path | None, typer.Option(help="Folder for intermediate results, if not the usual one.")
+    Path | None, typer.Option(help="Cache folder for intermediate results; default: the user's.")
 ]
 NoCache = Annotated[
-    bool, typer.Option("--no-cache", help="Work everything out again, keep nothing.")
+    bool, typer.Option("--no-cache", help="Recompute everything, and cache nothing.")
 ]
 
 
 def cache_of(cache: Path | None, no_cache: bool) -> Path | None:
-    """Where intermediate results are kept; None keeps nothing.
+    """Return the folder of the cache for intermediate results; None for no cache.
 
     Raises:
         SettingsError: If both options are given.

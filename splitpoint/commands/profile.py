@@ -1,4 +1,4 @@
-"""`splitpoint profile`: what a network, a bundle or a distant edge takes, as latency tables."""
+"""`splitpoint profile`: measure a network, a bundle or a remote edge; write latency tables."""
 
 import re
 import time
@@ -31,7 +31,7 @@ _USES: Mapping[str, frozenset[str]] = {
     "bundle": frozenset({"device", "tables", "threads", "budget", "cloud_side", "picture"}),
     "remote": frozenset({"cloud", "tables", "budget"}),
 }
-"""What is profiled, by the option that names it, and the options that go with it."""
+"""Options that are allowed with each kind of profile, by the option that selects it."""
 
 
 def run(
@@ -40,9 +40,9 @@ def run(
         str | None, typer.Option(help="Profile a model of the zoo; see `splitpoint models list`.")
     ] = None,
     calibration: Annotated[
-        Path | None, typer.Option(help="With --model: folder of images like those to come.")
+        Path | None, typer.Option(help="With --model: folder of calibration images.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="With --model: folder for the files.")] = None,
+    out: Annotated[Path | None, typer.Option(help="With --model: folder to write to.")] = None,
     stats: Annotated[
         bool, typer.Option("--stats", help="With --model: only the layers' statistics.")
     ] = False,
@@ -62,11 +62,11 @@ def run(
         typer.Option(min=1, max=options.MAX_THREADS, help="With --bundle: threads within one run."),
     ] = 1,
     cloud_side: Annotated[
-        bool, typer.Option("--cloud-side", help="With --bundle: time what the cloud runs, too.")
+        bool, typer.Option("--cloud-side", help="With --bundle: also time the cloud's stages.")
     ] = False,
     picture: Annotated[
         str,
-        typer.Option(metavar="WIDTHxHEIGHT", help="With --bundle: size of a camera's pictures."),
+        typer.Option(metavar="WIDTHxHEIGHT", help="With --bundle: size of the camera's pictures."),
     ] = "640x480",
     remote: Annotated[
         str | None, typer.Option(metavar="EDGE", help="Have a connected edge profile itself.")
@@ -76,22 +76,23 @@ def run(
         typer.Option(metavar="http://HOST:PORT", help="With --remote: the cloud's REST API."),
     ] = None,
     device: Annotated[
-        str | None, typer.Option(help="What this machine is, for the table; default: its CPU.")
+        str | None,
+        typer.Option(help="Name of this machine in latency tables; default: its CPU model."),
     ] = None,
     tables: Annotated[
         Path | None,
-        typer.Option(help="Keep the times in this latency table: .json, or a cloud's store."),
+        typer.Option(help="Latency table to write to: a .json file, or a cloud's --store file."),
     ] = None,
     budget: Annotated[
-        float, typer.Option(min=0.1, max=600, help="Seconds that timing may take.")
+        float, typer.Option(min=0.1, max=600, help="Time budget of the measurement, in seconds.")
     ] = 60.0,
 ) -> None:
-    """Profile a model (--model), a bundle on this device (--bundle), or a distant edge (--remote).
+    """Profile a model (--model), a bundle on this device (--bundle), or a remote edge (--remote).
 
     --model writes layers.csv and layers.json (a row per layer), statistics.npz (histograms),
     samples.npz (values of every tensor on some images) and cuts.csv (times of every cut, edge and
     cloud); without --stats or --times, all of them. --bundle times the edge's stages of every plan
-    as they are deployed, and needs nothing that an edge lacks.
+    as they are deployed, and runs with the packages of an edge.
     """
     from splitpoint import tables as latency_tables
 
@@ -140,7 +141,7 @@ def _model(
     cache: Path | None,
     device: str | None,
 ) -> "list[LatencyRow]":
-    """Write a model's statistics and times; the rows of a latency table if a device is named."""
+    """Write a model's statistics and times; returns latency table rows if a device is named."""
     from common.places import require_folder
     from common.progress import Stages
     from common.version import __version__
@@ -216,7 +217,7 @@ def _timed(
 
 
 def _remote(edge: str, cloud: str, budget_s: float) -> "list[LatencyRow]":
-    """Have a distant edge time its plans."""
+    """Have a remote edge time its plans."""
     from splitpoint.remote import profile_edge
 
     with Console(stderr=True).status(f"waiting for {edge} to time its plans"):
@@ -224,7 +225,7 @@ def _remote(edge: str, cloud: str, budget_s: float) -> "list[LatencyRow]":
 
 
 def _size(text: str) -> tuple[int, int]:
-    """Width and height.
+    """Parse a picture's width and height.
 
     Raises:
         SettingsError: If it is not WIDTHxHEIGHT, each from 1 to 8192.
@@ -237,7 +238,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _given(context: typer.Context) -> set[str]:
-    """Names of the options that were written on the command line."""
+    """Names of the options that were given on the command line."""
     return {
         name
         for name in context.params
@@ -246,10 +247,10 @@ def _given(context: typer.Context) -> set[str]:
 
 
 def _use(given: set[str]) -> str:
-    """What is to be profiled.
+    """Return the kind of profile: model, bundle or remote.
 
     Raises:
-        SettingsError: If that is not one thing, or an option does not go with it.
+        SettingsError: If not exactly one is given, or an option does not belong to it.
     """
     uses = [use for use in _USES if use in given]
     if len(uses) != 1:
@@ -271,7 +272,7 @@ def _required(value: _T | None, option: str) -> _T:
 
 
 def _named(device: str | None) -> str:
-    """What this machine is called in tables."""
+    """Return this machine's name in latency tables: `device`, or its CPU model if None."""
     from common.machine import cpu_name
     from common.rpc.messages import MAX_EDGE_ID_CHARACTERS
 

@@ -1,4 +1,4 @@
-"""`splitpoint propose`: search again with what served frames took, and say what that gains."""
+"""`splitpoint propose`: search again with observed latencies and report the gain."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -16,45 +16,40 @@ if TYPE_CHECKING:
 
 def run(
     bundle: Annotated[Path, typer.Option(help="The bundle that is served.")],
-    tables: Annotated[
-        Path, typer.Option(help="Latency tables: JSON, or the store of `splitpoint cloud`.")
-    ],
+    tables: Annotated[Path, typer.Option(help="Latency tables: JSON, or a cloud's --store file.")],
     calibration: options.Calibration,
     out: Annotated[
-        Path, typer.Option(help="Where a better bundle goes: a folder, or a file ending in .zip.")
+        Path,
+        typer.Option(help="Where to write a better bundle: a folder, or a file ending in .zip."),
     ],
     link: Annotated[
-        str | None, typer.Option(help="Link, if not the one that the bundle was searched for.")
+        str | None, typer.Option(help="Link to search for; default: the link of the bundle.")
     ] = None,
     device: Annotated[
-        str | None, typer.Option(help="Device of the tables, if not that of the bundle.")
+        str | None, typer.Option(help="Device in the tables; default: the device of the bundle.")
     ] = None,
     threshold: Annotated[
-        str, typer.Option(help="Least gain of latency that is worth a new bundle.")
+        str, typer.Option(help="Minimum relative gain in latency for a new bundle.")
     ] = "5%",
     auto: Annotated[
-        bool, typer.Option("--auto", help="Put it in the place of the one that is served.")
+        bool, typer.Option("--auto", help="Replace the served bundle by the better one.")
     ] = False,
     every: Annotated[
-        str | None, typer.Option(help="Again and again, with a pause between, e.g. 24h.")
+        str | None, typer.Option(help="Repeat forever with this pause in between, e.g. 24h.")
     ] = None,
     weights: options.Weights = None,
     evaluation: options.Evaluation = None,
     annotations: options.Annotations = None,
     max_images: options.MaxImages = 128,
-    refined_cuts: Annotated[
-        int, typer.Option(min=0, help="Cuts with searched formats, context coding, adapted tails.")
-    ] = 1,
-    format_trials: Annotated[int, typer.Option(min=1, help="Tails adapted for each of them.")] = 3,
-    adapt_steps: Annotated[
-        int, typer.Option(min=0, help="Steps of tail adaptation for each; 0 for none.")
-    ] = 200,
+    refined_cuts: options.RefinedCuts = 1,
+    format_trials: options.FormatTrials = 3,
+    adapt_steps: options.AdaptSteps = 200,
     cache: options.Cache = None,
     no_cache: options.NoCache = False,
 ) -> None:
-    """Search again by latency tables; write a bundle if it beats the one that is served.
+    """Search again with latency tables; write a bundle if it is faster than the served one.
 
-    Model, device, link and limits are those that the served bundle was searched for.
+    Model, device, link and limits are those of the served bundle's search.
     """
     from common.link.link import parse_link
     from common.progress import Stages
@@ -100,7 +95,7 @@ def _for_ever(make: "Callable[[], None]", every_s: float, every: str) -> NoRetur
     from search.proposal.propose import repeat
 
     def stop(_number: int, _frame: object) -> NoReturn:
-        raise SystemExit(0)  # unwinds as a mistake would: what is half made is removed
+        raise SystemExit(0)  # unwinds as an error would: partial output is removed
 
     def failed(error: "SplitpointError") -> None:
         typer.echo(f"error: {' '.join(str(error).split())}; again in {every}", err=True)

@@ -1,4 +1,4 @@
-"""`splitpoint quantize`: heads of any widths, measured as they would be deployed."""
+"""`splitpoint quantize`: heads of given bit widths, measured as they would be deployed."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,15 +13,18 @@ def run(
     calibration: options.Calibration,
     widths: Annotated[
         list[Path],
-        typer.Option(help="File of widths, or a folder of `splitpoint allocate`; can be repeated."),
+        typer.Option(
+            help="File of bit widths, or a folder of `splitpoint allocate`; can be repeated."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the heads and the summary.")],
     cut: Annotated[
-        str | None, typer.Option(help="Last node of the head, where the file does not tell.")
+        str | None, typer.Option(help="Last node of the head, if the file does not name it.")
     ] = None,
     quantizer: options.Quantizer = None,
     equalise: Annotated[
-        bool, typer.Option("--equalise", help="Rescale channels between convolutions first.")
+        bool,
+        typer.Option("--equalise", help="Equalise channel ranges across convolutions first."),
     ] = False,
     link: options.Link = "3mbit/20ms",
     device: options.Device = "this-machine",
@@ -33,7 +36,7 @@ def run(
     cache: options.Cache = None,
     no_cache: options.NoCache = False,
 ) -> None:
-    """Quantize one configuration, or all of a folder; write heads and a summary of them."""
+    """Quantize one bit-width configuration, or all of a folder; write heads and a summary."""
     from rich.console import Console
     from rich.markdown import Markdown
 

@@ -18,44 +18,49 @@ def run(
     edge_memory: options.EdgeMemory = None,
     strategy: Annotated[
         str,
-        typer.Option(help="Who chooses: splitpoint or a baseline, e.g. dads."),
+        typer.Option(
+            help="Search strategy: splitpoint, or a baseline (cloud-only, edge-only, "
+            "neurosurgeon, dads, qdmp, auto-split-v1, auto-split-v2)."
+        ),
     ] = "splitpoint",
     quantizer: options.Quantizer = None,
     max_drop: Annotated[
         float,
-        typer.Option(min=0, help="Accuracy that may be lost, in points; 90 % sure of each plan."),
+        typer.Option(
+            min=0, help="Most accuracy a plan may lose, in points, with 90 % confidence per plan."
+        ),
     ] = 3.0,
     evaluation: options.Evaluation = None,
     annotations: options.Annotations = None,
     no_raw_image: Annotated[
-        bool, typer.Option("--no-raw-image", help="Pixels may not leave the edge.")
+        bool, typer.Option("--no-raw-image", help="Exclude plans that send pixels off the edge.")
     ] = False,
     cloud_threads: options.CloudThreads = 1,
     max_images: options.MaxImages = 128,
     narrow_cuts: Annotated[
-        int, typer.Option(min=0, help="Cuts that get weights of fewer than 8 bits, to fit.")
+        int, typer.Option(min=0, help="Number of cuts to quantize below 8 bits to fit the memory.")
     ] = 2,
-    refined_cuts: Annotated[
-        int, typer.Option(min=0, help="Cuts with searched formats, context coding, adapted tails.")
-    ] = 1,
-    format_trials: Annotated[int, typer.Option(min=1, help="Tails adapted for each of them.")] = 3,
-    adapt_steps: Annotated[
-        int, typer.Option(min=0, help="Steps of tail adaptation for each; 0 for none.")
-    ] = 200,
+    refined_cuts: options.RefinedCuts = 1,
+    format_trials: options.FormatTrials = 3,
+    adapt_steps: options.AdaptSteps = 200,
     video: Annotated[
-        bool, typer.Option("--video", help="Frames will come in sequence: code them by the last.")
+        bool,
+        typer.Option(
+            "--video", help="Frames come in sequence: code each one conditioned on the last."
+        ),
     ] = False,
     tables: Annotated[
         Path | None,
-        typer.Option(help="Latency tables to learn from: JSON, or a store of `splitpoint cloud`."),
+        typer.Option(help="Latency tables to predict from: JSON, or a cloud's --store file."),
     ] = None,
     cache: options.Cache = None,
     no_cache: options.NoCache = False,
     explain: Annotated[
-        Path | None, typer.Option(help="Also plot bytes against accuracy (.svg, .png or .pdf).")
+        Path | None,
+        typer.Option(help="Also plot bytes against accuracy to this .svg, .png or .pdf file."),
     ] = None,
 ) -> None:
-    """Search the cut, the widths and the wire format; write a bundle of Pareto plans."""
+    """Search cut, bit widths and wire format; write a bundle of Pareto-optimal plans."""
     from rich.console import Console
     from rich.markdown import Markdown
 

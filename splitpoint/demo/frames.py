@@ -32,12 +32,12 @@ _QUALITY = 95
 
 
 def _spread(first: float, end: float, count: int) -> list[int]:
-    """So many frames of a stretch, evenly."""
+    """Indices of `count` frames, evenly spread from `first` to `end`."""
     return [int(first + (end - first) * (k + 0.5) / count) for k in range(count)]
 
 
 def _of_each_scene(begin: float, end: float, count: int) -> tuple[int, ...]:
-    """Frames of a part of each scene, given as shares of its length."""
+    """Indices of frames from a part of each scene, given as shares of its length."""
     return tuple(
         index
         for first, last in _SCENES
@@ -52,12 +52,12 @@ SHOWN: Final = _of_each_scene(_PARTS[1], 1, _SHOWN)
 
 @dataclass(frozen=True)
 class DemoPictures:
-    """The camera's pictures, by what they are for.
+    """The camera's pictures, by purpose.
 
     Attributes:
-        calibration: Folder of those that the search fits to.
-        evaluation: Folder of those that judge its plans.
-        shown: Those that are sent.
+        calibration: Folder of the pictures that the search fits to.
+        evaluation: Folder of the pictures that its plans are judged on.
+        shown: Pictures that the demo sends.
     """
 
     calibration: Path
@@ -72,7 +72,7 @@ def prepare_frames(folder: Path, progress: Progress, notify: Notify) -> DemoPict
         SplitpointError: If the video cannot be fetched or read.
     """
     parts = {"calibration": FITTED, "evaluation": JUDGING, "shown": SHOWN}
-    folder = folder / division()  # pictures of another division would be learnt from
+    folder = folder / division()  # or the search might fit to pictures of another division
     wanted = {
         index: folder / part / f"frame-{index:03d}.jpg"
         for part, indices in parts.items()
@@ -97,7 +97,7 @@ def prepare_frames(folder: Path, progress: Progress, notify: Notify) -> DemoPict
 
 
 def division() -> str:
-    """A name for how the video is divided."""
+    """Return a short hash that names the division of the video."""
     parts = repr((VIDEO.sha256, FITTED, JUDGING, SHOWN))
     return hashlib.sha256(parts.encode()).hexdigest()[:8]
 

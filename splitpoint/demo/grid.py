@@ -1,8 +1,8 @@
-"""The demo's map: an edge and a link in each cell, and every way to run the network measured there.
+"""The demo's map: every way to run the network, measured for an edge and a link per cell.
 
     bundle -> cloud process <- emulated links <- slow edge processes, one per link -> cells
 
-An edge starts at full speed, as nobody wants to wait for that, and is slowed before it is measured.
+An edge starts at full speed, to save time, and is slowed before it is measured.
 """
 
 import json
@@ -25,19 +25,19 @@ from edge.head import fitting_together
 from splitpoint.demo.ways import BY_ITSELF, Way, choose, measure, reference, same_boxes
 
 SLOWING = (*FREEZERS, SIGNALS)
-"""How an edge is slowed, the best way first; the last needs no root."""
+"""Mechanisms to slow an edge, the best first; the last needs no root."""
 
 _HOST = "127.0.0.1"
 
 
 @dataclass(frozen=True)
 class MapCell:
-    """One edge, one link, and the ways that are measured there.
+    """A cell of the map: one edge, one link, and the ways measured there.
 
     Attributes:
-        memory_bytes: Limit on weights and activations of the edge; None is room for everything.
+        memory_bytes: Limit on weights and activations of the edge; None for no limit.
         link: Between it and the cloud.
-        ways: To run the network.
+        ways: Ways to run the network.
     """
 
     memory_bytes: int | None
@@ -46,32 +46,32 @@ class MapCell:
 
     @property
     def edge(self) -> str:
-        """The edge, as a person calls it."""
+        """Title of the edge in the tables."""
         if self.memory_bytes is None:
             return "room for all of it"
         return f"{self.memory_bytes / 2**20:g} MiB for the model"
 
     @property
     def fastest(self) -> Way:
-        """Of the ways that were asked for by name."""
+        """Fastest of the ways with a fixed plan."""
         return min((w for w in self.ways if w.plan is not None), key=lambda way: way.latency_ms)
 
     @property
     def by_itself(self) -> Way:
-        """The edge's own choice."""
+        """Way in which the edge chooses the plan itself."""
         return next(way for way in self.ways if way.title == BY_ITSELF)
 
 
 @dataclass(frozen=True)
 class DemoMap:
-    """All cells.
+    """The measured map: all cells, and what they were measured on.
 
     Attributes:
         cells: Edge by edge, link by link.
-        truth: What the whole floating-point network finds, by picture.
-        rounds: Times that each picture went each way.
-        share: Of a core that the edges had, as measured.
-        search: What the bundle was searched for.
+        truth: Detections of the whole floating-point network, by picture.
+        rounds: Number of times that each picture was sent each way.
+        share: Share of a core that the edges had, as measured.
+        search: Settings of the bundle's search.
     """
 
     cells: tuple[MapCell, ...]
@@ -81,7 +81,7 @@ class DemoMap:
     search: Search
 
     def write_json(self, path: Path) -> None:
-        """Write the figures, with what they were measured on."""
+        """Write the figures as JSON, with the machine and the settings of the measurement."""
         record = {
             "machine": machine(),
             "search": self.search.model_dump(),
@@ -125,13 +125,13 @@ def measure_grid(
     """Start a cloud and an edge for each cell, send every picture every way, and stop them.
 
     Args:
-        cells: To measure.
-        bundle: Of plans for all of them.
+        cells: Cells to measure.
+        bundle: Bundle with plans for all of them.
         images: The pictures.
-        share: Of a core that each edge has.
-        rounds: Times that each picture goes each way, after a few to warm up.
-        logs: Folder for what the processes print.
-        stages: Shows how far it is.
+        share: Share of a core that each edge gets.
+        rounds: Number of times that each picture is sent each way, after a few to warm up.
+        logs: Folder for the logs of the processes.
+        stages: Progress display.
 
     Raises:
         SplitpointError: If a process does not start, or does not answer.

@@ -1,4 +1,4 @@
-"""What containers start from: a bundle and a video in one folder, made once and kept.
+"""Prepares the containers' data: a bundle and a video in one folder, made once and kept.
 
     weights, video (fetched, checked) -> pictures -> search -> FOLDER/bundle, FOLDER/video.mp4
 
@@ -34,7 +34,7 @@ EDGE_MEMORY = "4MiB"
 
 @dataclass(frozen=True)
 class Effort:
-    """How long the search may take; see `search.request.Request`."""
+    """Effort of the search, which determines how long it takes; see `search.request.Request`."""
 
     refined_cuts: int
     narrow_cuts: int
@@ -48,11 +48,11 @@ EFFORTS = {"usual": Effort(refined_cuts=1, narrow_cuts=1), "quick": Effort(0, 0)
 
 @dataclass(frozen=True)
 class Aim:
-    """What the bundle is for.
+    """Target of the search: link, edge and limits of the bundle.
 
     Attributes:
         link: Between edge and cloud.
-        edge_memory_bytes: For weights and activations on the edge; None for any.
+        edge_memory_bytes: Limit on weights and activations on the edge; None for no limit.
         device: The edge.
         max_drop: Largest loss of accuracy, in points.
     """
@@ -64,13 +64,13 @@ class Aim:
 
 
 def prepare(folder: Path, aim: Aim, effort: Effort, *, again: bool = False) -> None:
-    """Make the bundle and the video, unless there is one and the same search made the other.
+    """Make the bundle and the video, unless the video is there and the same search made the bundle.
 
     Args:
-        folder: Where both go, with the pictures that the search learns from.
-        aim: What the bundle is searched for.
-        effort: How long that may take.
-        again: Whether to search although there is a bundle.
+        folder: Folder for both, and for the pictures that the search fits to.
+        aim: Target of the search.
+        effort: Effort of the search.
+        again: Whether to search even if there is a bundle.
 
     Raises:
         SplitpointError: If a step cannot be done.
@@ -94,7 +94,7 @@ def prepare(folder: Path, aim: Aim, effort: Effort, *, again: bool = False) -> N
 
 
 def request_of(aim: Aim, effort: Effort, pictures: "DemoPictures") -> "Request":
-    """What the search is asked."""
+    """Build the request of the search."""
     from search.prediction.devices import device_profile
     from search.request import Request
     from search.zoo.download import cache_folder
@@ -128,18 +128,20 @@ def _notify(text: str) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Options, as docker-compose.yml gives them."""
+    """Build the parser of the options that docker-compose.yml sets."""
     options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     options.add_argument("folder", type=Path)
-    options.add_argument("--link", default=LINK, help="to search for")
-    options.add_argument("--edge-memory", default=EDGE_MEMORY, help="such as 16MiB; empty: any")
+    options.add_argument("--link", default=LINK, help="link to search for")
+    options.add_argument(
+        "--edge-memory", default=EDGE_MEMORY, help="edge memory, e.g. 16MiB; empty: no limit"
+    )
     options.add_argument("--effort", choices=EFFORTS, default="usual")
-    options.add_argument("--again", action="store_true", help="search although nothing changed")
+    options.add_argument("--again", action="store_true", help="search even if nothing changed")
     return options
 
 
 def main() -> int:
-    """Prepare as a command."""
+    """Run as a command; returns the exit code."""
     given = parser().parse_args()
     try:
         memory = parse_size(given.edge_memory) if given.edge_memory else None

@@ -27,7 +27,7 @@ SEARCHED_LINK: Final = "0.2mbit/20ms"
 SMALL_BYTES: Final = 4 << 20
 ROUNDS: Final = 1
 
-# Less than a search takes by itself: nobody should wait long for a first impression.
+# Less than a search's defaults, so that the demo takes minutes.
 _EFFORT: Final = Effort(
     refined_cuts=1, narrow_cuts=0, format_trials=1, adapt_steps=25, context_steps=60
 )
@@ -36,20 +36,20 @@ _OFF: Final = 0.2
 
 
 def cells() -> tuple[MapCell, ...]:
-    """The map, not measured yet: a small edge on three links, and one with room on the thinnest."""
+    """Cells to measure: a small edge on three links, an edge without limit on the slowest."""
     links = [parse_link(link) for link in LINKS]
     return (*(MapCell(SMALL_BYTES, link) for link in links), MapCell(None, links[0]))
 
 
 def run_demo(folder: Path, json_file: Path | None = None) -> None:
-    """Everything: weights, pictures, searches, processes, measurements, the map, pictures.
+    """Run the whole demo: fetch, search, measure, print the map, draw the annotated pictures.
 
     Args:
-        folder: For what is kept between runs, and for the annotated pictures.
-        json_file: For the figures; in `folder` if not given.
+        folder: Folder for results kept between runs, and for the annotated pictures.
+        json_file: JSON file for the figures; figures.json in `folder` if not given.
 
     Raises:
-        SplitpointError: If a step cannot be done; what was finished before it is kept.
+        SplitpointError: If a step fails; the results of earlier steps are kept.
     """
     console = Console()
     folder.mkdir(parents=True, exist_ok=True)
@@ -103,7 +103,7 @@ def _search(folder: Path, pictures: DemoPictures, stages: Stages) -> Path:
 
 
 def _draw(cell: MapCell, images: Sequence[Path], folder: Path) -> Path:
-    """One picture per image with the boxes of all ways side by side."""
+    """Draw one picture per image with the boxes of all ways side by side; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for image in images:
         pixels = read_image(image)

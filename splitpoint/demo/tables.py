@@ -11,7 +11,7 @@ _LOST = "does not fit"
 
 
 def map_table(grid: DemoMap) -> Table:
-    """Who wins where: median latency, bytes and boxes of every way, cell by cell."""
+    """Map as a rich table: median latency, bytes and matching boxes of every way, per cell."""
     table = Table(
         title=f"Latency (median), kB sent, same boxes; an edge of {grid.share:.2f} of a core",
         title_justify="left",
@@ -31,7 +31,7 @@ def map_table(grid: DemoMap) -> Table:
 
 
 def map_markdown(grid: DemoMap) -> str:
-    """The same map as a table of Markdown."""
+    """Map as a Markdown table."""
     links = _links(grid)
     lines = ["| | " + " | ".join(links) + " |", "|---|" + "--:|" * len(links)]
     for title in _edges(grid):
@@ -46,7 +46,7 @@ def map_markdown(grid: DemoMap) -> str:
 
 
 def verdicts(grid: DemoMap) -> list[str]:
-    """One line a cell: who is the fastest, and by how much."""
+    """One line per cell: the fastest way, and its lead over the next."""
     return [_verdict(cell) for cell in grid.cells]
 
 
@@ -74,7 +74,7 @@ def _row(grid: DemoMap, title: str, links: Sequence[str]) -> list[MapCell | None
 
 
 def _plain(grid: DemoMap, cell: MapCell | None, title: str) -> str:
-    """Latency, kilobytes and boxes of one way; of the fastest in brackets."""
+    """Latency, kilobytes and matching boxes of one way; in brackets for the fastest."""
     if cell is None:
         return ""
     way = _way(cell, title)

@@ -1,7 +1,7 @@
 """The ways to run the network over one link, measured side by side through one edge process.
 
-The best plan of each kind is asked for by name, and Splitpoint is left to choose by itself, frame
-by frame and interleaved, so that whatever else the machine does hits all alike.
+The best plan of each kind is requested by name, and Splitpoint also chooses by itself. The ways are
+interleaved frame by frame, so that other load on the machine affects all of them equally.
 """
 
 import statistics
@@ -22,24 +22,24 @@ from common.tasks.detections import Agreement, Detections, agreement
 from common.tasks.labels import CLASS_NAMES
 
 KINDS: Final = {"split": "split", "cloud-only": "image upload", "edge-only": "edge-only"}
-"""Kinds of plans, as a person calls them."""
+"""Titles of the kinds of plans."""
 BY_ITSELF: Final = "by itself"
-"""The edge's own choice."""
+"""Title of the way in which the edge chooses the plan itself."""
 
 _WARM_UP = 2
 
 
 @dataclass
 class Way:
-    """One way: its plan, and what was measured of it, one entry per request.
+    """One way to run the network: its plan and its measurements, one entry per request.
 
     Attributes:
-        title: What a person calls it.
-        plan: The plan that is asked for; None leaves the choice to the edge.
-        responses: By picture, the last answer.
+        title: Title in the tables.
+        plan: The plan to request; None leaves the choice to the edge.
+        responses: The last response, by picture.
         latencies_ms: From the pixels to the detections.
-        uplink_bytes: Sent for the frame.
-        plans: How often each plan served, by name.
+        uplink_bytes: Bytes sent for the frame.
+        plans: Number of frames that each plan served, by name.
     """
 
     title: str
@@ -51,12 +51,12 @@ class Way:
 
     @property
     def latency_ms(self) -> float:
-        """Median over all requests."""
+        """Median latency over all requests, in milliseconds."""
         return statistics.median(self.latencies_ms)
 
     @property
     def kilobytes(self) -> float:
-        """Mean of what was sent for a frame."""
+        """Mean uplink size of a frame, in kB."""
         return statistics.mean(self.uplink_bytes) / 1e3
 
     @property
@@ -66,7 +66,7 @@ class Way:
         return next(r["plan"] for r in self.responses.values() if r["plan"]["name"] == name)
 
     def add(self, image: Path, response: dict[str, Any]) -> None:
-        """Keep one answer. Opening the JPEG file is left out: a camera has pixels."""
+        """Add one response; opening the JPEG file does not count, as a camera delivers pixels."""
         self.responses[image] = response
         self.latencies_ms.append(response["latency_ms"] - response["times_ms"].get("open", 0.0))
         self.uplink_bytes.append(response["uplink_bytes"])
@@ -74,7 +74,7 @@ class Way:
 
 
 def choose(plans: Mapping[bytes, Plan], link: Link) -> list[Way]:
-    """The plan of each kind that should be fastest over a link; then the edge's own choice."""
+    """Ways to compare: the plan of each kind predicted fastest on a link, and the edge's choice."""
     fastest: dict[str, Plan] = {}
     for cost in sorted(costs(plans), key=lambda cost: cost.latency_ms(link)):
         fastest.setdefault(cost.plan.kind, cost.plan)
@@ -90,7 +90,7 @@ def measure(
     rounds: int,
     progress: Callable[[int, int], None],
 ) -> None:
-    """Send every image by every way, `rounds` times after a few that warm up and do not count."""
+    """Send every image every way, `rounds` times, after a few uncounted ones to warm up."""
     sent = [(image, False) for image in images[:_WARM_UP]]
     sent += [(image, True) for _ in range(rounds) for image in images]
     with httpx.Client(timeout=60, trust_env=False) as client:
@@ -104,7 +104,7 @@ def measure(
 
 
 def reference(images: Sequence[Path], cloud_url: str) -> dict[Path, Detections]:
-    """What the whole floating-point network finds, by the cloud's own REST endpoint."""
+    """Detections of the whole floating-point network by image, from the cloud's REST endpoint."""
     with httpx.Client(timeout=60, trust_env=False) as client:
         return {
             image: to_detections(detect(client, f"{cloud_url}/v1/detect", image))
@@ -113,10 +113,10 @@ def reference(images: Sequence[Path], cloud_url: str) -> dict[Path, Detections]:
 
 
 def detect(client: httpx.Client, url: str, image: Path, **query: str) -> dict[str, Any]:
-    """POST one image.
+    """POST one image; returns the JSON response.
 
     Raises:
-        SplitpointError: With the server's own message, if it does not answer with detections.
+        SplitpointError: If there is no answer, or the server answers with an error.
     """
     try:
         response = client.post(url, params=query, content=image.read_bytes())
@@ -129,7 +129,7 @@ def detect(client: httpx.Client, url: str, image: Path, **query: str) -> dict[st
 
 
 def to_detections(response: dict[str, Any]) -> Detections:
-    """Detections of a REST answer."""
+    """Convert a REST response to detections."""
     found = response["detections"]
     boxes = np.array([d["bbox"] for d in found], np.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
@@ -141,6 +141,6 @@ def to_detections(response: dict[str, Any]) -> Detections:
 
 
 def same_boxes(way: Way, truth: Mapping[Path, Detections]) -> Agreement:
-    """How a way's boxes agree with the reference, over all images."""
+    """Agreement of a way's boxes with the reference, over all images."""
     each = (agreement(found, to_detections(way.responses[image])) for image, found in truth.items())
     return sum(each, start=Agreement())
