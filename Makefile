@@ -15,8 +15,8 @@ help: ## list the commands
 demo: $(DEMO_INSTALLED) ## a slow edge over three links: which way to run the network wins where
 	@$(BIN)/splitpoint demo
 
-test: $(INSTALLED) ## run every test
-	@$(BIN)/python -m pytest
+test: $(INSTALLED) ## run every test, files side by side
+	@$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 fuzz: $(INSTALLED) ## feed hostile bytes to every decoder for a minute
 	@$(BIN)/python -m tests.fuzz.decoders -max_total_time=60 -print_final_stats=1

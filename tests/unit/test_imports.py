@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.rooms import PAGE, arrows, page
+
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = {"common", "search", "edge", "cloud", "bench", "splitpoint"}
 MAY_IMPORT = {
@@ -48,34 +50,6 @@ def test_only_search_and_bench_import_torch(path: Path) -> None:
         assert not set(imported(path)) & {"torch", "onnx", "scipy", "pandas", "cv2"}
 
 
-def modules(room: str) -> dict[str, Path]:
-    """The modules of a room by dotted name; a package is its `__init__`."""
-    return {
-        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-        for path in (ROOT / room).rglob("*.py")
-    }
-
-
-def arrows(room: str) -> dict[str, set[str]]:
-    """Which folders, or modules beside them, of a room import which others of the same room."""
-    known = modules(room)
-
-    def place(module: str) -> str:
-        return [*module.split("."), ""][1]
-
-    found: dict[str, set[str]] = {place(module): set() for module in known}
-    for module, path in known.items():
-        for node in ast.walk(ast.parse(path.read_text(), str(path))):
-            if not isinstance(node, ast.ImportFrom) or node.module is None:
-                continue
-            for alias in node.names:
-                inner = f"{node.module}.{alias.name}"
-                target = inner if inner in known else node.module
-                if target in known and place(target) != place(module):
-                    found[place(module)].add(place(target))
-    return found
-
-
 @pytest.mark.parametrize("room", sorted(ROOMS))
 def test_folders_of_a_room_import_one_way(room: str) -> None:
     left = arrows(room)
@@ -95,3 +69,8 @@ def test_no_class_name_occurs_twice() -> None:
             if isinstance(node, ast.ClassDef):
                 places.setdefault(node.name, []).append(name(path))
     assert {k: v for k, v in places.items() if len(v) > 1} == {}
+
+
+def test_the_picture_of_the_rooms_is_current() -> None:
+    text = PAGE.read_text()
+    assert page(text) == text, "run `python -m tests.rooms`"
