@@ -18,8 +18,8 @@ from cloud.streams import REASONS, Streams
 from common.bundle.manifest import Plan
 from common.http.metrics import STAGE_BUCKETS_S, ScrapedMetrics, Value, counted, gauge, stamp, total
 from common.rpc import splitpoint_pb2 as pb
+from common.stages import SERVED
 
-_STAGES = ("queue", "decode", "tail", "postprocess", "total")
 _REASONS = {
     number: name.removeprefix("REASON_").lower().replace("_", "-")
     for name, number in pb.Rejection.Reason.items()
@@ -107,7 +107,7 @@ class CloudMetrics:
         elif message.HasField("frame"):
             self._frames.labels(self._name(message.frame.plan_digest)).inc()
             self._bytes.inc(message.ByteSize())
-            for stage in _STAGES:
+            for stage in SERVED:
                 microseconds = getattr(answer.result.times, f"{stage}_us")
                 self._stages.labels(stage).observe(microseconds / 1e6)
         elif message.HasField("report"):

@@ -13,6 +13,7 @@ from cloud.store.samples import LONGEST_US, ImpossibleTimesError, SampleSource
 from cloud.tails import TailRunner, Tails
 from common.bundle.manifest import Plan
 from common.rpc import splitpoint_pb2 as pb
+from common.stages import CLOUD
 from common.tables.rows import (
     MAX_PROFILE_ROWS,
     LatencyRow,
@@ -23,7 +24,6 @@ from common.tables.rows import (
 )
 from common.tables.timing import Probe, Timing, probe_until_tight
 
-_STAGES = ("decode", "tail", "postprocess")
 _MOST_RUNS = 100_000
 
 
@@ -53,7 +53,7 @@ def profile(
     probes = [_probe(tails.runner(digest), sent) for digest, sent in frames.items()]
     timings = probe_until_tight(probes, budget_s=budget_s, progress=progress)
     return {
-        digest: dict(zip(_STAGES, stages, strict=True))
+        digest: dict(zip(CLOUD, stages, strict=True))
         for digest, stages in zip(frames, timings, strict=True)
     }
 

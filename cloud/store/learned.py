@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cloud.store.samples import Sample, SampleSource
+from common.stages import CLOUD, EDGE
 from common.tables.rows import RuntimeTarget
 from common.tables.store_file import KEY, RECENT, newest_by_kind
 
@@ -237,8 +238,8 @@ def _newest_links(
 def _costs_of(sample: Sample) -> _Costs:
     """Costs of a sample, by the same sums as the columns of `PlanSummary.load`."""
     ms = sample.stages_ms
-    edge_ms = sum(ms.get(stage, 0.0) for stage in ("preprocess", "head", "encode", "other"))
+    edge_ms = sum(ms.get(stage, 0.0) for stage in (*EDGE, "other"))
     if "decode" not in ms:
         return _Costs(edge_ms + ms.get("postprocess", 0.0), 0.0, sample.uplink_bytes)
-    cloud_ms = sum(ms.get(stage, 0.0) for stage in ("decode", "tail", "postprocess"))
+    cloud_ms = sum(ms.get(stage, 0.0) for stage in CLOUD)
     return _Costs(edge_ms, cloud_ms, sample.uplink_bytes)

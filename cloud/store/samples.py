@@ -13,22 +13,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from common.rpc import splitpoint_pb2 as pb
-
-STAGES = (
-    "capture",
-    "preprocess",
-    "head",
-    "encode",
-    "uplink",
-    "queue",
-    "decode",
-    "tail",
-    "postprocess",
-    "downlink",
-    "other",
-    "total",
-)
-"""Stages along the path; `other` is hand-overs between threads, `total` excludes capture."""
+from common.stages import OBSERVED
 
 LONGEST_US = 600_000_000
 """Longest duration of a stage that is accepted."""
@@ -65,7 +50,7 @@ class Sample:
         plan: Digest of the plan, in hex.
         at_s: When it was received, in seconds since the epoch by the cloud's clock.
         uplink_bytes: Size of the Frame message; 0 for edge-only.
-        stages_ms: Milliseconds by stage, of `STAGES`; those that the plan lacks are left out.
+        stages_ms: Milliseconds by stage, of `OBSERVED`; those that the plan lacks are left out.
         uplink_bps: The uplink as the edge estimated it before this frame; None without one.
         rtt_ms: The round trip of a small message, likewise.
     """
@@ -184,7 +169,7 @@ def _sample(
     total_ms = edge.total_us / 1e3
     known = sum(stages_ms.values()) - stages_ms["capture"]
     stages = stages_ms | {"other": max(0.0, total_ms - known), "total": total_ms}
-    ordered = {stage: stages[stage] for stage in STAGES if stage in stages}
+    ordered = {stage: stages[stage] for stage in OBSERVED if stage in stages}
     return Sample(
         source=source,
         plan=plan,

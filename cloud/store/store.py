@@ -36,9 +36,10 @@ from numpy.typing import NDArray
 
 from cloud.store.database import open_database
 from cloud.store.learned import LinkSeen, PlanMedians, PlanSummary, links
-from cloud.store.samples import STAGES, Sample, SampleSource
+from cloud.store.samples import Sample, SampleSource
 from common.bundle.manifest import Plan
 from common.errors import StoreError
+from common.stages import OBSERVED
 from common.tables.rows import LatencyRow, RuntimeTarget, segments
 from common.tables.store_file import (
     KEY,
@@ -58,7 +59,7 @@ HOUR_S = 3600
 MOST_SOURCES = 1000
 """Edges, as (name, device, runtime, threads), that samples are kept of: those seen last."""
 
-_STAGES = ", ".join(f"{stage}_ms" for stage in STAGES)
+_STAGES = ", ".join(f"{stage}_ms" for stage in OBSERVED)
 _MEASURED = f"uplink_bytes, uplink_bps, rtt_ms, {_STAGES}"
 _BATCH = 256
 _WAIT_S = 0.5
@@ -80,7 +81,7 @@ class StoredRow:
     Attributes:
         source: Who measured.
         plan: Digest of the plan, in hex.
-        stage: Of `samples.STAGES`.
+        stage: Of `stages.OBSERVED`.
         n: Samples.
         median_ms: Their median.
         p90_ms: Their 90th percentile.
@@ -206,8 +207,8 @@ class Store:
                 samples = database.execute(query, (*key, RECENT)).fetchall()
                 rows = _rows(key, np.array(samples, np.float64))
                 if after is not None and key == after[:5]:
-                    told = STAGES.index(after[5])
-                    rows = [row for row in rows if STAGES.index(row.stage) > told]
+                    told = OBSERVED.index(after[5])
+                    rows = [row for row in rows if OBSERVED.index(row.stage) > told]
                 found += rows
                 if most is not None and len(found) >= most:
                     return found[:most]
@@ -475,7 +476,7 @@ class Store:
         return batch, [], False
 
     def _write(self, batch: Sequence[Sample]) -> None:
-        places = ", ".join("?" * (9 + len(STAGES)))
+        places = ", ".join("?" * (9 + len(OBSERVED)))
         rows = [
             (
                 sample.at_s,
@@ -487,7 +488,7 @@ class Store:
                 sample.uplink_bytes,
                 sample.uplink_bps,
                 sample.rtt_ms,
-                *(sample.stages_ms.get(stage) for stage in STAGES),
+                *(sample.stages_ms.get(stage) for stage in OBSERVED),
             )
             for sample in batch
         ]
@@ -622,7 +623,7 @@ def _rows(key: _Key, samples: NDArray[np.float64]) -> list[StoredRow]:
 def _by_stage(columns: NDArray[np.float64]) -> Iterator[tuple[str, NDArray[np.float64]]]:
     """The stages that have values; of sorted columns, where what is missing (NaN) comes last."""
     counts = np.count_nonzero(~np.isnan(columns), axis=0)
-    for index, stage in enumerate(STAGES):
+    for index, stage in enumerate(OBSERVED):
         if counts[index]:
             yield stage, columns[: counts[index], index]
 

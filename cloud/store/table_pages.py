@@ -14,9 +14,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from cloud.store.samples import STAGES
 from cloud.store.store import Store, StoredRow
 from common.errors import SettingsError
+from common.stages import OBSERVED
 from common.tables.rows import LatencyRow
 
 MAX_CURSOR_CHARACTERS = 32_768
@@ -40,7 +40,7 @@ class _Cursor(BaseModel):
     @field_validator("stage")
     @classmethod
     def _stage_is_one(cls, key: _Stage | None) -> _Stage | None:
-        if key is not None and key[5] not in STAGES:
+        if key is not None and key[5] not in OBSERVED:
             raise ValueError(f"no stage {key[5]}")
         return key
 

@@ -302,6 +302,11 @@ class Letterbox:
         return np.clip((boxes - offset) * (extent / resized), np.float32(0), extent)
 
 
+def unit_range(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Pixels as networks take them: 0 to 255 becomes 0 to 1, in the same shape."""
+    return pixels.astype(np.float32) / np.float32(255)
+
+
 def letterbox(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
     """Scale an image into the network's input, on a grey ground.
 

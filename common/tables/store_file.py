@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import StoreError
+from common.stages import COMPUTED
 from common.tables.rows import LatencyRow, RuntimeTarget, Segment, Side, merged, read_json, row_of
 from common.tables.timing import Timing
 
@@ -190,11 +191,10 @@ _CACHE_KIB = 32 << 10
 """Page cache while a table is made: samples of one plan lie between those of others."""
 
 _MAGIC = b"SQLite format 3\0"
-_STAGES = ("preprocess", "head", "encode", "decode", "tail", "postprocess")
 
 
 _Seen = tuple[Any, ...]
-"""Time of a sample, in seconds since the epoch, and latency of each of `_STAGES`, or None."""
+"""Time of a sample, in seconds since the epoch, and latency of each of `COMPUTED`, or None."""
 
 _Times = NDArray[np.float64]
 """(N, 2): time of a sample, in seconds since the epoch, and latency of one stage, in ms."""
@@ -342,10 +342,10 @@ def _served(database: sqlite3.Connection) -> list[LatencyRow]:
     segments = _segments(database)
     taken: dict[tuple[RuntimeTarget, Segment], list[_Times]] = defaultdict(list)
     for side, place, plan, samples in _newest(database):
-        times = np.array(samples, np.float64).reshape(-1, 1 + len(_STAGES))
+        times = np.array(samples, np.float64).reshape(-1, 1 + len(COMPUTED))
         for segment in segments[plan]:
             if segment.side == side:
-                column = times[:, [0, 1 + _STAGES.index(segment.stage)]]
+                column = times[:, [0, 1 + COMPUTED.index(segment.stage)]]
                 taken[place, segment].append(column[~np.isnan(column[:, 1])])
     rows = []
     for (place, segment), parts in sorted(taken.items(), key=itemgetter(0)):
@@ -362,7 +362,7 @@ def _segments(database: sqlite3.Connection) -> dict[str, list[Segment]]:
     found: dict[str, list[Segment]] = defaultdict(list)
     rows = database.execute("SELECT plan, stage, side, network, segment, bits FROM segments")
     for plan, stage, side, network, name, bits in rows:
-        if stage in _STAGES:
+        if stage in COMPUTED:
             found[plan].append(Segment(stage, side, network, name, bits))
     return found
 
@@ -371,7 +371,7 @@ def _newest(
     database: sqlite3.Connection,
 ) -> Iterator[tuple[Side, RuntimeTarget, str, Sequence[_Seen]]]:
     """The newest samples of each plan: on each kind of edge, and in this cloud from all edges."""
-    columns = ", ".join(("at_s", *(f"{stage}_ms" for stage in _STAGES)))
+    columns = ", ".join(("at_s", *(f"{stage}_ms" for stage in COMPUTED)))
     plans = set()
     for place, plan, samples in newest_by_kind(database, columns):
         plans.add(plan)

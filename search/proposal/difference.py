@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from common.bundle.manifest import Manifest, Plan, Prediction, Search, wire_digest
 from common.link.link import Link
+from common.stages import PREDICTED
 from common.tables.rows import LatencyRow, Segment, segments, wire_of
 from search.prediction.candidates import Candidate, CostModel, OwnCosts, predicted
 from search.prediction.devices import DEVICES
@@ -21,7 +22,6 @@ from search.prediction.table_calibration import TableCalibration
 from search.reports import time_sources as origins
 from search.request import SearchResult
 
-STAGES = ("preprocess", "head", "encode", "uplink", "rtt", "decode", "tail", "postprocess")
 _MOST_ASSUMPTIONS = 10
 _NEGLIGIBLE_MS = 0.05
 
@@ -239,7 +239,7 @@ def _ms(prediction: Prediction, stage: str) -> float:
 
 
 def _stage_rows(best: RepredictedPlan, new: Plan) -> Iterable[str]:
-    for stage in (*STAGES, "latency"):
+    for stage in (*PREDICTED, "latency"):
         assumed, now = _ms(best.plan.predicted, stage), _ms(best.now, stage)
         then = _ms(new.predicted, stage)
         yield f"| {stage} | {assumed:.1f} | {now:.1f} | {then:.1f} | {now - then:.1f} |"

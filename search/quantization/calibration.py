@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from common.errors import CalibrationError
+from common.imaging.images import unit_range
 from search.network import execute
 from search.network.graph import Graph, Node
 
@@ -116,7 +117,7 @@ def observe(
 
 def _batches(frames: NDArray[np.uint8]) -> Iterator[torch.Tensor]:
     for frame in frames:
-        yield torch.from_numpy(frame[None]).float() / 255
+        yield torch.from_numpy(unit_range(frame[None]))
 
 
 def _tensors(graph: Graph, image: torch.Tensor) -> Iterator[tuple[tuple[str, bool], torch.Tensor]]:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from common.errors import ModelError
+from common.imaging.images import unit_range
 from common.runtime.session import Model
 from search.network import execute
 from search.network.graph import IMAGE, Graph, Node
@@ -125,7 +126,7 @@ def head_loss(
     """
     head = Graph(graph.ancestors(fetch), tuple(fetch))
     batches = [frames[start : start + _BATCH] for start in range(0, len(frames), _BATCH)]
-    teachers = [_maps(graph, {IMAGE: torch.from_numpy(each).float() / 255}) for each in batches]
+    teachers = [_maps(graph, {IMAGE: torch.from_numpy(unit_range(each))}) for each in batches]
     samples = _input_samples(head, frames) if correct_bias else {}
 
     def evaluate(clips: Clips) -> float:
@@ -215,7 +216,7 @@ def _input_samples(head: Graph, frames: NDArray[np.uint8]) -> dict[str, Floats]:
     each = -(-_SAMPLES // len(frames))
     parts: dict[str, list[Floats]] = {name: [] for name in read}
     for frame in frames:
-        values = execute.run(head, {IMAGE: torch.from_numpy(frame[None]).float() / 255}, read)
+        values = execute.run(head, {IMAGE: torch.from_numpy(unit_range(frame[None]))}, read)
         for name, tensor in values.items():
             flat = tensor[0].flatten(1).numpy()
             parts[name].append(flat[:, :: max(1, flat.shape[1] // each)])

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from common.errors import ModelError
+from common.imaging.images import unit_range
 from search.network import execute
 from search.network.graph import Node
 from search.quantization import integer
@@ -129,7 +130,7 @@ def _executed(
 
 def _values(pixels: NDArray[np.uint8], exact: NDArray[np.float16] | None, part: Any) -> Floats:
     if exact is None:
-        return np.asarray(pixels, np.float32) / np.float32(255)
+        return unit_range(pixels)
     return np.asarray(exact[part], np.float32)
 
 

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from common.choices import one_of
+from common.imaging.images import unit_range
 from search.network import execute
 from search.network.graph import Graph, Node
 from search.network.losses import Loss, feature_loss
@@ -174,7 +175,7 @@ def fisher(
     }
     squares = {name: torch.zeros_like(value) for name, value in parameters.items()}
     for done, frame in enumerate(frames, 1):
-        image = torch.from_numpy(frame[None]).float() / 255
+        image = torch.from_numpy(unit_range(frame[None]))
         noisy = image + 0.02 * torch.randn(image.shape, generator=generator)
         maps = execute.run(graph, {graph.nodes[0].name: noisy}, graph.outputs)
         teacher = [maps[name].clone() for name in graph.outputs]
@@ -240,7 +241,7 @@ def _weight(node: Node) -> NDArray[np.float32]:
 
 
 def _all_values(graph: Graph, frames: NDArray[np.uint8]) -> dict[str, torch.Tensor]:
-    values = {graph.nodes[0].name: torch.from_numpy(frames).float() / 255}
+    values = {graph.nodes[0].name: torch.from_numpy(unit_range(frames))}
     with torch.inference_mode():
         for node in graph.nodes[1:]:
             values[node.name] = execute.apply(node, [values[name] for name in node.inputs])

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from common.codec.spec import WireTensor
+from common.imaging.images import unit_range
 from search.network.cuts import Cut
 from search.network.execute import run
 from search.network.graph import IMAGE
@@ -103,7 +104,7 @@ class Screening:
         self._network = network
         self._loss = loss
         outputs = network.graph.outputs
-        pixels = torch.from_numpy(np.stack(codes[IMAGE][:_IMAGES])).float() / 255
+        pixels = torch.from_numpy(unit_range(np.stack(codes[IMAGE][:_IMAGES])))
         maps = run(network.graph, {IMAGE: pixels}, outputs)
         stacked = {name: np.stack(each[:_IMAGES]) for name, each in codes.items() if each}
         teacher = tuple(maps[name].numpy().astype(np.float16) for name in outputs)

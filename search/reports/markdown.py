@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from common.link.crossover import in_words
+from common.stages import PREDICTED
 from search.measure.accuracy_evaluator import KEEP_LEVEL
 from search.measure.held_out import judged_in_words, overlap_in_words
 from search.measure.intervals import images_needed
@@ -15,7 +16,6 @@ from search.reports.crossover import fastest
 from search.request import SearchResult
 
 _JUDGED = {"accuracy", "accuracy_drop", "accuracy_drop_upper", "judged_images", "judged_by"}
-_STAGES = ("preprocess", "head", "encode", "uplink", "rtt", "decode", "tail", "postprocess")
 _KEPT = (
     "Not beaten by another one in latency, bytes, edge memory and accuracy at once; "
     "the fastest of each kind; and the usual upload."
@@ -49,8 +49,8 @@ def markdown(found: SearchResult) -> str:
         *_undecided(found),
         "## Where the time of each plan should go (ms)",
         "",
-        "| plan | " + " | ".join(_STAGES) + " |",
-        "|---" * (len(_STAGES) + 1) + "|",
+        "| plan | " + " | ".join(PREDICTED) + " |",
+        "|---" * (len(PREDICTED) + 1) + "|",
         *(_stages_row(found, judged) for judged in found.kept),
         "",
         *_origins(found),
@@ -323,5 +323,5 @@ def _given_up(found: SearchResult) -> Iterable[str]:
 
 def _stages_row(found: SearchResult, judged: RankedCandidate) -> str:
     stages = predict(judged.candidate, judged.times, found.world).model_dump()
-    cells = " | ".join(f"{stages[f'{stage}_ms']:.1f}" for stage in _STAGES)
+    cells = " | ".join(f"{stages[f'{stage}_ms']:.1f}" for stage in PREDICTED)
     return f"| {judged.candidate.name} | {cells} |"

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from common.codec import Codec
 from common.codec.quantizer import WireTable
 from common.codec.spec import WireTensor
+from common.imaging.images import unit_range
 from common.runtime.session import Model
 from search.network import execute
 from search.network.graph import IMAGE, Graph
@@ -104,7 +105,7 @@ def sample_values(
         values: Drawn from each tensor at the most, seeded.
     """
     names = [node.name for node in graph.nodes[1:]]
-    pixels = torch.from_numpy(frames[:_SAMPLED_FRAMES]).float() / 255
+    pixels = torch.from_numpy(unit_range(frames[:_SAMPLED_FRAMES]))
     tensors = execute.run(graph, {IMAGE: pixels}, names)
     rng = np.random.default_rng(0)
     sampled = {}

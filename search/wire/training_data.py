@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from common.errors import CalibrationError
+from common.imaging.images import unit_range
 from common.runtime.session import Model
 from search.network.cuts import Cut
 from search.network.graph import IMAGE
@@ -96,7 +97,7 @@ def collect(
         pixels = frame[None]
         for kept, made in zip(codes, head.run({IMAGE: pixels}), strict=True):
             kept[index] = made[0]
-        values = pixels.astype(np.float32) / np.float32(255)
+        values = unit_range(pixels)
         for map_, made in zip(maps, teacher.run({IMAGE: values}), strict=True):
             map_[index] = np.clip(made[0], -60000, 60000)
         progress(index + 1, total)

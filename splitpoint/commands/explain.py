@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from common.errors import SettingsError
+from common.stages import PREDICTED
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from common.tables.rows import LatencyRow
     from splitpoint.explain import LinkExplanation
 
-_STAGES = ("preprocess", "head", "encode", "uplink", "rtt", "decode", "tail", "postprocess")
 _MARKS = {"predicted": "", "simulated": " m", "profiled": " p", "served": " s"}
 _LEGEND = {
     "predicted": "unmarked: predicted by the search",
@@ -91,7 +91,7 @@ def _stages_ms(cost: "PlanCost", link: "Link") -> dict[str, float]:
     times = {stage.stage: stage.ms for stage in cost.stages}
     if cost.needs_cloud:
         times |= {"uplink": cost.uplink_bytes * 8e3 / link.uplink_bps, "rtt": link.rtt_ms}
-    return {stage: times[stage] for stage in _STAGES if stage in times}
+    return {stage: times[stage] for stage in PREDICTED if stage in times}
 
 
 def _document(
@@ -161,12 +161,12 @@ def _show_plans(console: "Console", found: "LinkExplanation", link: "Link", metr
     from rich.table import Table
 
     table = Table("plan", title=f"Plans over {link}, fastest first", title_justify="left")
-    for column in (*_STAGES, "latency", "bytes", metric, "lost at most"):
+    for column in (*PREDICTED, "latency", "bytes", metric, "lost at most"):
         table.add_column(column, justify="right")
     for cost in found.fastest:
         marks = {stage.stage: _MARKS[stage.source] for stage in cost.stages}
         times = _stages_ms(cost, link)
-        cells = [f"{times[s]:.1f}{marks.get(s, '')}" if s in times else "" for s in _STAGES]
+        cells = [f"{times[s]:.1f}{marks.get(s, '')}" if s in times else "" for s in PREDICTED]
         latency = f"{cost.latency_ms(link):.1f}"
         accuracy = f"{cost.plan.predicted.accuracy:.1f}"
         upper = cost.plan.predicted.accuracy_drop_upper

@@ -21,13 +21,14 @@ from common.errors import (
 )
 from common.link.link import parse_link
 from common.progress import Progress, Reporter
+from common.stages import PREDICTED
 from common.tables.rows import LatencyRow, to_json
 from common.tables.store_file import read_tables
 from common.tables.timing import Timing
 from search.prediction.candidates import CostModel
 from search.prediction.cut_times import CutTimes
 from search.prediction.table_calibration import learn
-from search.proposal.difference import STAGES, compare, markdown, predict_again, verdict
+from search.proposal.difference import compare, markdown, predict_again, verdict
 from search.proposal.exchange import exchange, previous_of
 from search.proposal.propose import DIFFERENCE, ProposalSpec, propose, repeat, request_of
 from search.request import Request, SearchResult
@@ -219,7 +220,7 @@ def test_old_plans_are_predicted_by_rows_then_own_times_then_old_predictions(
     assert predict_again(edge_only, slow, found).head_ms == pytest.approx(61.0 / 2 / 4)
     profile = present.search.model_copy(update={"device": "quarter-core"})
     assert predict_again(edge_only, profile, found).head_ms == pytest.approx(61.0 / 2 / 4)
-    assert now.latency_ms == pytest.approx(sum(getattr(now, f"{stage}_ms") for stage in STAGES))
+    assert now.latency_ms == pytest.approx(sum(getattr(now, f"{stage}_ms") for stage in PREDICTED))
 
 
 def test_the_difference_tells_what_was_assumed(asked: ProposalSpec) -> None:

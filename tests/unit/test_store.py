@@ -11,7 +11,6 @@ import pytest
 
 from cloud.store.learned import LinkSeen, PlanMedians, Spread
 from cloud.store.samples import (
-    STAGES,
     ImpossibleTimesError,
     PendingMeasurements,
     Sample,
@@ -20,6 +19,7 @@ from cloud.store.samples import (
 from cloud.store.store import HOUR_S, Store
 from common.errors import StoreError
 from common.rpc import splitpoint_pb2 as pb
+from common.stages import OBSERVED
 from common.tables.rows import LatencyRow, RuntimeTarget
 
 SOURCE = SampleSource("edge7", "box", "onnxruntime x1")
@@ -79,7 +79,7 @@ class TestLedger:
                 "total": 55.0,
             }
         )
-        assert list(made.stages_ms) == list(STAGES)
+        assert list(made.stages_ms) == list(OBSERVED)
 
     @pytest.mark.parametrize(
         ("uplink_us", "up_ms", "down_ms"),

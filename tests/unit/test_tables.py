@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from cloud.store.samples import STAGES, Sample, SampleSource
 from cloud.store.store import Store
 from common.bundle.bundle import Bundle
 from common.errors import StoreError
+from common.stages import OBSERVED, Sample, SampleSource
 from common.tables.rows import LatencyRow, RuntimeTarget, merged, profiled, segments, to_json
 from common.tables.store_file import SCHEMA, read_tables
 from common.tables.timing import Timing
@@ -343,7 +343,7 @@ def test_the_store_has_a_column_for_every_stage(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "store.sqlite") as database:
         columns = {name for _, name, *_ in database.execute("PRAGMA table_info(samples)")}
     database.close()
-    assert {f"{stage}_ms" for stage in STAGES} | {"rtt_ms"} == {
+    assert {f"{stage}_ms" for stage in OBSERVED} | {"rtt_ms"} == {
         name for name in columns if name.endswith("_ms")
     }
 
