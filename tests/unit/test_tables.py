@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
+from cloud.store.samples import Sample, SampleSource
 from cloud.store.store import Store
 from common.bundle.bundle import Bundle
 from common.errors import StoreError
-from common.stages import OBSERVED, Sample, SampleSource
+from common.stages import OBSERVED
 from common.tables.rows import LatencyRow, RuntimeTarget, merged, profiled, segments, to_json
 from common.tables.store_file import SCHEMA, read_tables
 from common.tables.timing import Timing
