@@ -196,7 +196,7 @@ def _serve_edges(app: FastAPI, connected: Edges, tails: Tails, store: Store | No
                 store.ignore(edge)
             raise EdgeFailedError(f"what {edge} answered cannot be true: {error}") from error
         if store is not None:
-            await asyncio.to_thread(store.put, rows)
+            await asyncio.to_thread(store.upsert_profiles, rows)
         return ProfileResponse(rows=rows)
 
     @app.get("/v1/edges/{edge:path}/detections", responses=error_responses(404))

@@ -266,10 +266,10 @@ class _Process:
     def _introduce(self, bundle: Bundle) -> None:
         """Register the segments of plans, and what tails run on here, with the store."""
         settings = self._settings
-        self._store.know(bundle.plans)
+        self._store.register_plans(bundle.plans)
         device = settings.device or platform.node() or "cloud"
         place = RuntimeTarget(device, runtime_name(settings.threads), settings.threads)
-        self._store.stand_on(place, time.time())
+        self._store.set_cloud_device(place, time.time())
 
     def _bind(self, bundle: Bundle) -> tuple[grpc.aio.Server, int]:
         host, port = self._settings.host, self._settings.grpc_port

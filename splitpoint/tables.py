@@ -53,7 +53,7 @@ def keep(rows: Sequence[LatencyRow], path: Path) -> None:
         return
     store = _open_store(path)
     try:
-        store.put(rows)
+        store.upsert_profiles(rows)
     finally:
         store.close()
 

@@ -39,7 +39,7 @@ from search.prediction.candidates import Candidate
 from search.prepare import prepare
 from search.quantization.heads import Heads
 from search.quantization.network import QuantizedGraph
-from search.quantization.recipe import DEFAULT, RECIPES, Recipe, rounded_together
+from search.quantization.recipe import DEFAULT, RECIPES, Recipe, reconstructed
 from search.quantization.sensitivity import Sensitivity, fisher, measured, squared
 from search.quantization.widths import WIDTHS, Configuration, Widths, uniform
 from search.wire.quantizers import code_tensor
@@ -154,13 +154,13 @@ class _QuantizationBench:
         prepared = self._equalised if equalised else self._prepared
         rounder = prepared.rounder(how)
         network = rounder.nearest(widths)
-        return rounder.together(network, self._cut.tensors, lambda _done, _total, _note="": None)
+        return rounder.reconstruct(network, self._cut.tensors, lambda _done, _total, _note="": None)
 
     def _roughly(self, widths: Configuration) -> QuantizedGraph:
         """Quantize by rounding to nearest, biases corrected on few images: quick, for ranking."""
         network = self._prepared.rounder(_QUICK).nearest(widths)
         pixels = self._calibration.pixels[:_QUICK_FRAMES]
-        return rounded_together(network, self._cut.tensors, pixels, _QUICK)
+        return reconstructed(network, self._cut.tensors, pixels, _QUICK)
 
     def _judge(self, network: QuantizedGraph, cut: Cut | None = None) -> dict[str, float]:
         """Accuracy of the head with the tail in floating point, and the time of evaluation."""

@@ -214,7 +214,7 @@ class Store:
                     return found[:most]
         return found
 
-    def know(self, plans: Mapping[bytes, Plan]) -> None:
+    def register_plans(self, plans: Mapping[bytes, Plan]) -> None:
         """Remember which segments plans have, so that the file can be read without their bundle.
 
         Those of plans that neither this bundle has nor any sample is of are forgotten.
@@ -236,7 +236,7 @@ class Store:
             )
             database.executemany("INSERT OR REPLACE INTO segments VALUES (?, ?, ?, ?, ?, ?)", rows)
 
-    def stand_on(self, place: RuntimeTarget, now_s: float) -> None:
+    def set_cloud_device(self, place: RuntimeTarget, now_s: float) -> None:
         """Say what this cloud itself runs on, from now on.
 
         Observations of tails on another machine no longer count as this one's.
@@ -256,7 +256,7 @@ class Store:
             fields["since_s"] = str(now_s)
             database.executemany("INSERT OR REPLACE INTO about VALUES (?, ?)", fields.items())
 
-    def put(self, rows: Iterable[LatencyRow]) -> None:
+    def upsert_profiles(self, rows: Iterable[LatencyRow]) -> None:
         """Keep rows of a latency table; of rows of the same thing, the newest.
 
         Raises:
@@ -299,7 +299,7 @@ class Store:
             ).fetchall()
         return [(row[0], SampleSource(*row[1:5]), row[5], row[6], *row[7:]) for row in rows]
 
-    def keep_up(self, now_s: float) -> None:
+    def roll_up_and_prune(self, now_s: float) -> None:
         """Sum full hours up and drop what is too much; the writer does so every minute."""
         for _ in self._steps(now_s):
             pass

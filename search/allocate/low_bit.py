@@ -73,9 +73,9 @@ class LowBitAllocator:
                 found.append(self._heads.narrowed(cut, self._nearest(widths)))
         return found
 
-    def rounded_together(self, cut: Cut, progress: Progress) -> Cut:
+    def reconstructed(self, cut: Cut, progress: Progress) -> Cut:
         """A narrow cut with weights that make up for each other's errors."""
-        better = self._rounder.together(self._heads.of(cut), cut.tensors, progress)
+        better = self._rounder.reconstruct(self._heads.of(cut), cut.tensors, progress)
         return self._heads.narrowed(cut, better, cut.widths)
 
     def promoted(self, cut: Cut) -> Cut | None:

@@ -82,7 +82,7 @@ def rounded(
         graph: The network, optimised.
         statistics: Distributions of its tensors on calibration images.
         widths: Bits by node.
-        how: The recipe; its last step is `rounded_together`.
+        how: The recipe; its last step is `reconstructed`.
         reduced_range: As for `network.quantize`.
     """
     clips = choose_clips(
@@ -91,7 +91,7 @@ def rounded(
     return quantize(graph, clips, widths, reduced_range=reduced_range)
 
 
-def rounded_together(
+def reconstructed(
     network: QuantizedGraph,
     fetch: Sequence[str],
     frames: NDArray[np.uint8],

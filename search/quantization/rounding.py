@@ -18,7 +18,7 @@ from search.network.losses import Loss, feature_loss
 from search.quantization.calibration import Statistics
 from search.quantization.lapq import head_loss, lapq
 from search.quantization.network import Clips, QuantizedConv, QuantizedGraph, quantize
-from search.quantization.recipe import DEFAULT, Recipe, rounded, rounded_together
+from search.quantization.recipe import DEFAULT, Recipe, reconstructed, rounded
 from search.quantization.widths import FULL, Configuration
 
 _FRAMES = 32
@@ -72,7 +72,7 @@ class Rounder:
             reduced_range=self._reduced_range,
         )
 
-    def together(
+    def reconstruct(
         self, network: QuantizedGraph, tensors: Sequence[str], progress: Progress
     ) -> QuantizedGraph:
         """Improve ranges and weights so that they compensate for each other's errors.
@@ -93,7 +93,7 @@ class Rounder:
         names = [n.name for n in network.graph.ancestors(tensors) if n.name in network.convs]
 
         def better() -> dict[str, NDArray[Any]]:
-            made = rounded_together(network, tensors, self._frames, self._how, progress)
+            made = reconstructed(network, tensors, self._frames, self._how, progress)
             return _to_arrays([made.convs[name] for name in names])
 
         state = digest(network.grids, network.before, network.convs)

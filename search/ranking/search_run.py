@@ -109,7 +109,7 @@ class _Ranking:
         self._judging = judging
         self._reporter = reporter
         self._folder = folder
-        self._narrower: LowBitAllocator | None = None
+        self._low_bit: LowBitAllocator | None = None
         self._rows = None
         if request.tables is not None:
             rows = read_tables(request.tables)
@@ -261,8 +261,8 @@ class _Ranking:
         narrow: list[Cut] = []
         if limit is not None and len(fitting) < len(runnable) and request.narrow_cuts:
             errors = self._prepared.sensitivity("measured", self._reporter).weights
-            self._narrower = LowBitAllocator(heads, errors, limit, self._rounder("default"))
-            narrow = self._narrower.narrowed(runnable)
+            self._low_bit = LowBitAllocator(heads, errors, limit, self._rounder("default"))
+            narrow = self._low_bit.narrowed(runnable)
         if not fitting and not narrow:
             raise NoFeasiblePlanError(no_head_fits(heads, runnable, limit))
         graph = heads.network.graph
@@ -275,7 +275,7 @@ class _Ranking:
         self, candidates: list[Candidate], times: dict[str, CutTimes]
     ) -> list[Candidate]:
         """Drop low-bit heads that are the fastest on no link; round the others thoroughly."""
-        if self._narrower is None:
+        if self._low_bit is None:
             return candidates
         hopeful: dict[str, Cut] = {}
         for factor in (1.0, 0.25, 4.0):
@@ -285,23 +285,23 @@ class _Ranking:
                 hopeful.setdefault(judged.candidate.cut.label, judged.candidate.cut)
         chosen = list(hopeful.values())[: self._request.narrow_cuts]
         for cut in chosen:
-            self._narrower.rounded_together(cut, self._reporter.stage(f"rounding {cut.label}"))
+            self._low_bit.reconstructed(cut, self._reporter.stage(f"rounding {cut.label}"))
         kept = {cut.label for cut in chosen}
         return [c for c in candidates if not c.cut.widths or c.cut.label in kept]
 
     def _promote(self, table: FormatTable) -> None:
         """Raise the bit widths of low-bit heads that lose too much in every wire format."""
-        if self._narrower is None:
+        if self._low_bit is None:
             return
         for first in {c.cut.label: c.cut for c in self._meter.candidates if c.cut.widths}.values():
             cut: Cut | None = first
             for _ in range(_PROMOTIONS):
                 if cut is None or any(self._is_good(c) for c in self._meter.of(cut)):
                     break
-                cut = self._narrower.promoted(cut)
+                cut = self._low_bit.promoted(cut)
                 if cut is not None:
                     progress = self._reporter.stage(f"rounding {cut.label}")
-                    cut = self._narrower.rounded_together(cut, progress)
+                    cut = self._low_bit.reconstructed(cut, progress)
                     progress = self._reporter.stage(f"measuring {cut.label}")
                     self._meter.measure(table.candidates(cut), progress)
 

@@ -122,7 +122,7 @@ def collect(
     cuts = {}
     for name, cut, widths in configurations:
         network = rounder.nearest(widths)
-        network = rounder.together(network, cut.tensors, reporter.stage(f"rounding {name}"))
+        network = rounder.reconstruct(network, cut.tensors, reporter.stage(f"rounding {name}"))
         cuts[name] = heads.narrowed(cut, network, name)
         (out / f"{name}.onnx").write_bytes(head_model(network, cut.tensors))
     with tempfile.TemporaryDirectory(prefix="splitpoint-") as scratch:

@@ -99,7 +99,7 @@ def edge_only(
     for bits in WIDTHS[:-1]:
         widths = {node.name: Widths(weight=bits) for node in graph.nodes if node.op == "conv"}
         network = rounder.nearest(widths)
-        network = rounder.together(network, whole.tensors, reporter.stage(f"rounding W{bits}"))
+        network = rounder.reconstruct(network, whole.tensors, reporter.stage(f"rounding W{bits}"))
         found += table.candidates(heads.narrowed(whole, network, f"W{bits}"))
     return found
 
@@ -186,7 +186,7 @@ class AutoSplit:
         name = configured.replace(f"-{cut.head[-1].name}-", "-")
         progress = self._reporter.stage(f"rounding {cut.name} {name}")
         network = self._rounder.nearest(widths)
-        network = self._rounder.together(network, cut.tensors, progress)
+        network = self._rounder.reconstruct(network, cut.tensors, progress)
         narrowed = self._heads.narrowed(cut, network, name)
         return table.packed(narrowed)
 

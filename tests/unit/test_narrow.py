@@ -79,7 +79,7 @@ def test_rounding_together_keeps_widths_and_memory(
     narrower = LowBitAllocator(heads, sensitivity.weights, limit, rounder)
     (cut,) = narrower.narrowed([whole])
     before = heads.of(cut)
-    better = narrower.rounded_together(cut, silent)
+    better = narrower.reconstructed(cut, silent)
     assert better.label == cut.label
     after = heads.of(better)
     assert [c.bits for c in after.convs.values()] == [c.bits for c in before.convs.values()]

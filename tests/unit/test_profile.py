@@ -294,7 +294,7 @@ def test_a_profile_is_told_under_tables(
 ) -> None:
     store = Store()
     rows = rows_of(report, SOURCE, bundle.plans, 5.0)
-    store.put(rows)
+    store.upsert_profiles(rows)
     with ThreadPoolExecutor(1) as workers:
         told = request(
             create_app(tails, Admission(workers, 1), store=store), "GET", "/v1/tables"

@@ -17,7 +17,7 @@ from search.quantization.export import head_model
 from search.quantization.grids import RANGES, Clipping, QuantParams
 from search.quantization.layers import layers_of
 from search.quantization.network import Rounding
-from search.quantization.recipe import RECIPES, Recipe, recipe, rounded, rounded_together
+from search.quantization.recipe import RECIPES, Recipe, recipe, reconstructed, rounded
 from search.quantization.weights import CLIPS, limits, round_nearest, scale_of
 from search.quantization.widths import Widths, read_widths, uniform, write_widths
 from tests.networks import branched_graph, pictures
@@ -66,7 +66,7 @@ def test_rounding_together_beats_rounding_to_the_nearest(
     """Judged by each layer's output on what it really reads, positions that were not sampled."""
     widths = {name: Widths(weight=3) for name in uniform(graph)}
     network = rounded(graph, statistics, widths)
-    better = rounded_together(network, graph.outputs, FRAMES[:6], Recipe(rounding=rounding))
+    better = reconstructed(network, graph.outputs, FRAMES[:6], Recipe(rounding=rounding))
     unseen = FRAMES[6:]
     gains = []
     for layer in layers_of(better, graph.outputs, unseen):
@@ -83,7 +83,7 @@ def test_corrected_biases_leave_no_mean_error(graph: Graph, statistics: Statisti
     network = rounded(graph, statistics, uniform(graph, 4, 8))
     means = []
     for how in (Recipe(rounding="nearest", correct_bias=False), Recipe(rounding="nearest")):
-        corrected = rounded_together(network, graph.outputs, FRAMES, how)
+        corrected = reconstructed(network, graph.outputs, FRAMES, how)
         for layer in layers_of(corrected, graph.outputs, FRAMES):
             conv = corrected.convs[layer.node.name]
             source = corrected.grids[layer.node.inputs[0]]
@@ -98,7 +98,7 @@ def test_corrected_biases_leave_no_mean_error(graph: Graph, statistics: Statisti
 def test_every_recipe_rounds_a_network(graph: Graph, statistics: Statistics, name: str) -> None:
     how = recipe(name)
     network = rounded(graph, statistics, uniform(graph, 4, 8), how)
-    better = rounded_together(network, graph.outputs, FRAMES[:2], how)
+    better = reconstructed(network, graph.outputs, FRAMES[:2], how)
     assert set(better.convs) == set(network.convs)
 
 

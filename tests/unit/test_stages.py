@@ -220,13 +220,13 @@ def test_a_killed_collection_finds_its_weights_again(
     widths = {"conv_0": Widths(weight=3)}
     names = cut_of_widths(prepared.graph, widths).tensors
     rounder = prepared.rounder()
-    network = rounder.together(rounder.nearest(widths), names, lambda *_: None)
+    network = rounder.reconstruct(rounder.nearest(widths), names, lambda *_: None)
 
     def forbidden(*_arguments: object) -> None:
         raise AssertionError("rounded again")
 
-    monkeypatch.setattr("search.quantization.rounding.rounded_together", forbidden)
-    again = rounder.together(rounder.nearest(widths), names, lambda *_: None)
+    monkeypatch.setattr("search.quantization.rounding.reconstructed", forbidden)
+    again = rounder.reconstruct(rounder.nearest(widths), names, lambda *_: None)
     np.testing.assert_array_equal(again.convs["conv_0"].weight, network.convs["conv_0"].weight)
 
 
@@ -234,7 +234,7 @@ def test_joint_ranges_give_a_head_grids_of_its_own(prepared: Prepared) -> None:
     widths = {"conv_0": Widths(weight=4, activation=3)}
     tensors = cut_of_widths(prepared.graph, widths).tensors
     apart = prepared.rounder(RECIPES["nearest"]).nearest(widths)
-    joint = prepared.rounder(RECIPES["lapq"]).together(apart, tensors, lambda *_: None)
+    joint = prepared.rounder(RECIPES["lapq"]).reconstruct(apart, tensors, lambda *_: None)
     assert joint.widths["conv_0"] == widths["conv_0"]
     assert joint.grids["conv_0"].scale != apart.grids["conv_0"].scale
 

@@ -182,13 +182,13 @@ def test_full_hours_are_summed_up_before_samples_go(tmp_path: Path) -> None:
     for k in range(30):
         store.add(sample(float(k), at_s=HOUR_S * (10 + k // 10) + k))
     store.flush()
-    store.keep_up(HOUR_S * 12 + 100)
+    store.roll_up_and_prune(HOUR_S * 12 + 100)
     hours = store.hours()
     assert {hour for hour, *_ in hours} == {10, 11}  # the third one is not over
     first = next(row for row in hours if row[0] == 10 and row[3] == "total")
     assert first[1:6] == (SOURCE, PLAN.hex(), "total", 10, 4.5)
     assert {row.n for row in store.table()} == {5}
-    store.keep_up(HOUR_S * 13 + 100)
+    store.roll_up_and_prune(HOUR_S * 13 + 100)
     assert {hour for hour, *_ in store.hours()} == {10, 11, 12}
     store.close()
 
@@ -198,7 +198,7 @@ def test_hours_are_bounded_too(tmp_path: Path) -> None:
     for k in range(10):
         store.add(sample(1.0, at_s=HOUR_S * k))
     store.flush()
-    store.keep_up(HOUR_S * 20)
+    store.roll_up_and_prune(HOUR_S * 20)
     assert [hour for hour, *_ in store.hours()] == [8, 8, 9, 9]
     store.close()
 
@@ -315,9 +315,9 @@ def test_of_profiles_of_the_same_thing_the_newest_is_kept(store: Store) -> None:
     )
     new = old.model_copy(update={"median_ms": 2.5, "last_seen_s": 20.0})
     other = old.model_copy(update={"threads": 2})
-    store.put([old, other])
-    store.put([new])
-    store.put([old])
+    store.upsert_profiles([old, other])
+    store.upsert_profiles([new])
+    store.upsert_profiles([old])
     assert sorted(store.latency_rows(), key=lambda row: row.threads) == [new, other]
     store.close()
 
@@ -325,4 +325,4 @@ def test_of_profiles_of_the_same_thing_the_newest_is_kept(store: Store) -> None:
 def test_a_profile_that_cannot_be_kept_is_told(store: Store) -> None:
     store.close()
     with pytest.raises(StoreError, match="cannot be written"):
-        store.put([])
+        store.upsert_profiles([])

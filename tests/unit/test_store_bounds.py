@@ -45,7 +45,7 @@ class TestManyEdgesOfOneKind:
         bundle = tiny.build(tmp_path / "bundle", (tiny.SPLIT,))
         (digest,) = bundle.plans
         store = Store(path)
-        store.know(bundle.plans)
+        store.register_plans(bundle.plans)
         for k in range(RECENT + 20):
             source = SampleSource(f"edge-{k}", *KIND)
             store.add(Sample(source, digest.hex(), 1000.0 + k, 100, {"head": 2.0, "total": 3.0}))
@@ -208,7 +208,7 @@ def test_an_hour_that_was_half_summed_up_is_summed_up_again(tmp_path: Path) -> N
     assert len({source for _, source, *_ in store.hours()}) == 1
     store.close()
     again = Store(path)
-    again.keep_up(HOUR_S * 12)
+    again.roll_up_and_prune(HOUR_S * 12)
     assert {source.edge for _, source, *_ in again.hours()} == {"edge-0", "edge-1", "edge-2"}
     again.close()
 
@@ -216,11 +216,11 @@ def test_an_hour_that_was_half_summed_up_is_summed_up_again(tmp_path: Path) -> N
 def test_hours_of_a_clock_that_was_ahead_do_not_hold_up_others(store: Store) -> None:
     store.add(sample("door", at_s=HOUR_S * 1000))
     store.flush()
-    store.keep_up(HOUR_S * 1002)
+    store.roll_up_and_prune(HOUR_S * 1002)
     store.add(sample("door", at_s=HOUR_S * 11))
     store.flush()
-    store.keep_up(HOUR_S * 10.5)
-    store.keep_up(HOUR_S * 12.5)
+    store.roll_up_and_prune(HOUR_S * 10.5)
+    store.roll_up_and_prune(HOUR_S * 12.5)
     assert [hour for hour, *_ in store.hours()] == [11, 11, 1000, 1000]
 
 

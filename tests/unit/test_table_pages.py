@@ -25,8 +25,8 @@ EDGES = 7
 def store(tmp_path: Path) -> Iterator[Store]:
     store = Store(tmp_path / "store.sqlite")
     bundle = tiny.build(tmp_path / "bundle")
-    store.know(bundle.plans)
-    store.stand_on(RuntimeTarget("rack", "r", 2), 0.0)
+    store.register_plans(bundle.plans)
+    store.set_cloud_device(RuntimeTarget("rack", "r", 2), 0.0)
     for digest in bundle.plans:
         for k in range(EDGES):
             source = SampleSource(f"edge \N{SNOWMAN} {k}", "box", "r", 1)

@@ -174,9 +174,9 @@ def path(tmp_path: Path, bundle: Bundle) -> Path:
     """A store that a cloud has left."""
     path = tmp_path / "store of?a#cloud%.sqlite"
     store = Store(path)
-    store.know(bundle.plans)
-    store.stand_on(CLOUD, 500.0)
-    store.put([row(source="simulated")])
+    store.register_plans(bundle.plans)
+    store.set_cloud_device(CLOUD, 500.0)
+    store.upsert_profiles([row(source="simulated")])
     digests = {plan.name: digest for digest, plan in bundle.plans.items()}
     for k in range(10):
         stages = {"preprocess": 1.0, "head": 10.0 + k, "encode": 0.5, "tail": 3.0, "decode": 0.2}
@@ -221,7 +221,7 @@ def test_reading_leaves_everything_as_it_is(path: Path) -> None:
 
 def test_a_store_is_read_while_a_cloud_writes_it(path: Path, bundle: Bundle) -> None:
     store = Store(path)
-    store.put([row(segment="new", last_seen_s=9000.0)])
+    store.upsert_profiles([row(segment="new", last_seen_s=9000.0)])
     assert "new" in {each.segment for each in read_tables(path)}
     store.close()
 
@@ -229,7 +229,7 @@ def test_a_store_is_read_while_a_cloud_writes_it(path: Path, bundle: Bundle) -> 
 def test_a_row_is_made_of_the_newest_frames(tmp_path: Path, bundle: Bundle) -> None:
     digests = {plan.name: digest for digest, plan in bundle.plans.items()}
     store = Store(tmp_path / "store.sqlite")
-    store.know(bundle.plans)
+    store.register_plans(bundle.plans)
     for k in range(400):
         store.add(sample(digests[tiny.SPLIT], float(k), head=100.0))
         store.add(sample(digests[tiny.SPLIT_8], 1000.0 + k, head=10.0))
@@ -245,9 +245,9 @@ def test_tails_of_another_machine_are_not_told_as_this_ones(path: Path) -> None:
 
     store = Store(path)
     assert tails(store) == ["server"]
-    store.stand_on(CLOUD, 1e9)
+    store.set_cloud_device(CLOUD, 1e9)
     assert tails(store) == ["server"]
-    store.stand_on(CLOUD._replace(device="other"), 1e9)
+    store.set_cloud_device(CLOUD._replace(device="other"), 1e9)
     assert tails(store) == []
     store.close()
 
@@ -352,12 +352,12 @@ def test_the_store_has_a_column_for_every_stage(tmp_path: Path) -> None:
 def test_a_store_may_hold_several_networks(tmp_path: Path, bundle: Bundle) -> None:
     other = tiny.build(tmp_path / "other", seed=1)
     store = Store(tmp_path / "store.sqlite")
-    store.know(bundle.plans)
+    store.register_plans(bundle.plans)
     for network, ms in ((bundle, 10.0), (other, 90.0)):
         (split,) = [d for d, plan in network.plans.items() if plan.name == tiny.SPLIT]
         store.add(sample(split, 1000.0, head=ms))
     store.flush()
-    store.know(other.plans)
+    store.register_plans(other.plans)
     rows = {r.network: r.median_ms for r in store.latency_rows() if r.segment == "head to cut"}
     assert sorted(rows.values()) == [10.0, 90.0]
     assert rows[tiny.NETWORK] == 10.0
@@ -370,7 +370,7 @@ def test_segments_of_plans_that_nothing_is_known_of_are_forgotten(
     path = tmp_path / "store.sqlite"
     store = Store(path)
     for seed in range(3):
-        store.know(tiny.build(tmp_path / str(seed), seed=seed).plans)
+        store.register_plans(tiny.build(tmp_path / str(seed), seed=seed).plans)
     store.close()
     with sqlite3.connect(path) as database:
         plans = {plan for (plan,) in database.execute("SELECT plan FROM segments")}
