@@ -248,7 +248,7 @@ def open_codecs(bundle: Bundle, plan: Plan) -> list[Codec]:
     """
     if plan.codec is None:
         return []
-    if plan.codec.name == "context" and not FAST:
+    if plan.codec.kind.has_model and not FAST:
         _warn_that_coding_is_slow()
     return [
         make_codec(

@@ -157,7 +157,7 @@ class Plan(Record):
             raise ValueError(f"{self.name}: a plan needs a head, a tail or both")
         if (self.tail is None) != (not self.wire) or (self.tail is None) != (self.codec is None):
             raise ValueError(f"{self.name}: wire and codec belong to a tail")
-        contexts = self.codec is not None and self.codec.name == "context"
+        contexts = self.codec is not None and self.codec.kind.has_model
         if any((tensor.context is not None) != contexts for tensor in self.wire):
             raise ValueError(f"{self.name}: the context coder needs a model for every tensor")
         if self.head is not None and self.tail is not None:

@@ -11,11 +11,8 @@ import zlib
 from common.codec.base import Codec
 from common.codec.context import ContextCoded
 from common.codec.context_model import ContextModel
-from common.codec.image import JpegCodec, PngCodec, WebPCodec
-from common.codec.packed import Packed
-from common.codec.raw import Raw
+from common.codec.registry import KINDS
 from common.codec.spec import CodecSpec
-from common.codec.zstd import Zstd
 from common.errors import BundleError, PayloadError
 
 __all__ = ["Codec", "ContextCoded", "ContextModel", "check", "make_codec", "seal"]
@@ -24,33 +21,26 @@ __all__ = ["Codec", "ContextCoded", "ContextModel", "check", "make_codec", "seal
 def make_codec(
     spec: CodecSpec, model: ContextModel | None = None, after: ContextModel | None = None
 ) -> Codec:
-    """The codec that a plan names, with the context models of the tensor if it needs any.
+    """Make the codec that a plan names, with the models of the tensor if it needs any.
 
     Raises:
         BundleError: If there is no such codec, or quality and models are not what it takes.
     """
-    match spec.name, spec.quality, model:
-        case "raw", None, None:
-            return Raw()
-        case "packed", None, None:
-            return Packed()
-        case "packed+zstd", None, None:
-            return Zstd(Packed())
-        case "symbols+zstd", None, None:
-            return Zstd(Raw())
-        case "context", None, ContextModel():
-            return ContextCoded(model, after)
-        case "jpeg", int(quality), None:
-            return JpegCodec(quality)
-        case "webp", int(quality), None:
-            return WebPCodec(quality)
-        case "png", None, None:
-            return PngCodec()
-    with_model = "without" if model is None else "with"
-    raise BundleError(
-        f"no codec {spec.name!r} with quality {spec.quality} and {with_model} a context model: "
-        "search again with this version, or install the one that wrote the bundle"
+    kind = KINDS.get(spec.name)
+    fits = (
+        kind is not None
+        and kind.has_quality == (spec.quality is not None)
+        and kind.has_model == (model is not None)
     )
+    if kind is None or not fits:
+        with_model = "without" if model is None else "with"
+        raise BundleError(
+            f"no codec {spec.name!r} with quality {spec.quality} and {with_model} a context model: "
+            "search again with this version, or install the one that wrote the bundle"
+        )
+    if kind.has_model:
+        return kind.make(model, after)
+    return kind.make(spec.quality) if kind.has_quality else kind.make()
 
 
 def seal(data: bytes) -> int:

@@ -1,9 +1,10 @@
 """Wire format of a tensor in a plan: the quantizer's tables and the codec's name."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
+from common.codec.registry import KINDS, CodecKind
 from common.records import Record
 
 Shape = tuple[
@@ -17,14 +18,22 @@ Shape = tuple[
 class CodecSpec(Record):
     """A wire codec by name; `quality` is for the lossy image codecs only."""
 
-    name: Literal["raw", "packed", "packed+zstd", "symbols+zstd", "context", "jpeg", "webp", "png"]
+    name: str
     quality: int | None = Field(default=None, ge=1, le=100)
 
     @model_validator(mode="after")
-    def _quality_where_it_means_something(self) -> Self:
-        if (self.quality is not None) != (self.name in {"jpeg", "webp"}):
-            raise ValueError("quality belongs to jpeg and webp, and they need one")
+    def _is_known_and_has_its_quality(self) -> Self:
+        if self.name not in KINDS:
+            raise ValueError(f"no codec {self.name!r}; there are {', '.join(KINDS)}")
+        if (self.quality is not None) != KINDS[self.name].has_quality:
+            lossy = ", ".join(kind.name for kind in KINDS.values() if kind.has_quality)
+            raise ValueError(f"quality belongs to {lossy}, and they need one")
         return self
+
+    @property
+    def kind(self) -> CodecKind:
+        """Properties of the codec."""
+        return KINDS[self.name]
 
     def __str__(self) -> str:
         return self.name if self.quality is None else f"{self.name} q{self.quality}"

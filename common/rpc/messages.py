@@ -35,7 +35,6 @@ MAX_EXPECTATIONS: Final = 256
 _KEEPALIVE_MS = 10_000
 _LEAST_LARGEST_BYTES = 256 << 10
 """More than the largest message that carries no payloads: a ProfileReport of 2048 rows."""
-_PICTURES = {"jpeg", "webp", "png"}
 _PICTURE_HEADER_BYTES = 4096
 _FIELD_BYTES = 64
 """More than one submessage costs without its contents."""
@@ -55,7 +54,7 @@ def largest_message_bytes(plans: Iterable[Plan]) -> int:
 
 def _payload_bytes(plan: Plan, tensor: WireTensor) -> int:
     symbols = math.prod(tensor.shape)
-    if plan.codec is not None and plan.codec.name in _PICTURES:
+    if plan.codec is not None and plan.codec.kind.codes == "pixels":
         return 2 * symbols + _PICTURE_HEADER_BYTES + _FIELD_BYTES
     return symbols + _FIELD_BYTES
 

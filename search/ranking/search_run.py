@@ -318,7 +318,7 @@ class _Ranking:
         trials = len(QUALITIES).bit_length()
         for done, name in enumerate(LOSSY_IMAGE_CODECS, 1):
 
-            def is_good_at(quality: int, name: Literal["jpeg", "webp"] = name) -> bool:
+            def is_good_at(quality: int, name: str = name) -> bool:
                 spec = CodecSpec(name=name, quality=quality)
                 return self._is_good(table.upload(self._every_cut[0], spec))
 

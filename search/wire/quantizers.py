@@ -7,18 +7,18 @@ condition of Lloyd and Max). At 8 bits the symbols are the codes themselves.
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from common.codec.registry import KINDS
 from common.codec.spec import LOSSLESS_UPLOADS, USUAL_UPLOAD, CodecSpec, WireTensor
 from search.network.graph import Node
 from search.quantization.grids import QuantParams
 
 WIDTHS = (2, 3, 4, 6, 8)
 IMAGE_CODECS = (*LOSSLESS_UPLOADS, USUAL_UPLOAD)
-LOSSY_IMAGE_CODECS: tuple[Literal["jpeg", "webp"], ...] = ("jpeg", "webp")
+LOSSY_IMAGE_CODECS = tuple(kind.name for kind in KINDS.values() if kind.has_quality)
 QUALITIES = tuple(range(10, 100, 5))
 """Qualities of the lossy image codecs, searched for the lowest that is accurate enough."""
 
@@ -90,15 +90,13 @@ def stepped_tensor(
 
 
 def tensor_codecs(wire: Sequence[WireTensor]) -> list[CodecSpec]:
-    """Codecs to measure on cut tensors; none exceeds packing by more than a few bytes.
-
-    One byte per symbol is as small as packing at 8 bits only.
-    """
-    names: list[Literal["raw", "packed", "packed+zstd", "symbols+zstd"]]
-    names = ["packed", "packed+zstd", "symbols+zstd"]
-    if all(tensor.bits == 8 for tensor in wire):
-        names.append("raw")
-    return [CodecSpec(name=name) for name in names]
+    """Codecs to measure on cut tensors; none exceeds packing by more than a few bytes."""
+    narrowest = min((tensor.bits for tensor in wire), default=8)
+    return [
+        CodecSpec(name=kind.name)
+        for kind in KINDS.values()
+        if kind.codes == "symbols" and not kind.has_model and narrowest >= kind.least_bits
+    ]
 
 
 def code_tensor(node: Node, grid: QuantParams) -> WireTensor:

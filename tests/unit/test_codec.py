@@ -6,7 +6,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,11 +15,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import ValidationError
 
 from common.codec import Codec, ContextModel, check, make_codec, seal
+from common.codec.raw import Raw
+from common.codec.registry import KINDS, CodecKind
 from common.codec.spec import CodecSpec
 from common.errors import BundleError, PayloadError
 from common.imaging.images import letterbox, read_image
+from search.network.graph import Node
+from search.quantization.grids import QuantParams
+from search.wire.quantizers import tensor_codecs, wire_tensor
 from tests.contexts import random_model
 
 Symbols = NDArray[np.uint8]
@@ -67,10 +73,28 @@ def test_a_codec_that_there_is_not_is_refused(
 
 def test_every_codec_that_a_manifest_may_name_is_there() -> None:
     """None raises."""
-    for name in get_args(CodecSpec.model_fields["name"].annotation):
-        quality = 75 if name in {"jpeg", "webp"} else None
-        model = random_model(4, 16, seed=1) if name == "context" else None
-        make_codec(CodecSpec(name=name, quality=quality), model)
+    for kind in KINDS.values():
+        quality = 75 if kind.has_quality else None
+        model = random_model(4, 16, seed=1) if kind.has_model else None
+        make_codec(CodecSpec(name=kind.name, quality=quality), model)
+
+
+def test_a_codec_that_is_registered_is_named_made_and_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(ValidationError, match="no codec 'bytes'; there are packed, "):
+        CodecSpec(name="bytes")
+    monkeypatch.setitem(KINDS, "bytes", CodecKind("bytes", Raw))
+    spec = CodecSpec(name="bytes")
+    assert isinstance(make_codec(spec), Raw)
+    node, counts = Node("t", "conv", (), (1, 2, 2)), np.ones(256, np.int64)
+    wire = wire_tensor(node, QuantParams.over(-1.0, 1.0), 4, counts)
+    assert [each.name for each in tensor_codecs([wire])] == [
+        "packed",
+        "packed+zstd",
+        "symbols+zstd",
+        "bytes",
+    ]
 
 
 def sparse(bits: int, shape: Shape = SHAPE, seed: int = 0) -> Symbols:

@@ -106,7 +106,7 @@ def candidate(cut: str, codec: str | None = "packed") -> Candidate:
     node = Node(cut, "conv", (), (4, 2, 2))
     head = () if cut == "image" else (node,)
     tail = () if codec is None else (node,)
-    spec = None if codec is None else CodecSpec(name=codec)  # type: ignore[arg-type]
+    spec = None if codec is None else CodecSpec(name=codec)
     coding_ms = 0.0 if codec is None else 1.0
     return Candidate(
         Cut((cut,), head, tail), (), spec, 1000, coding_ms, coding_ms, 0, 0, label="searched"
