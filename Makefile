@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO_INSTALLED := $(VENV)/.demo-installed
 
-.PHONY: help demo test fuzz lint types protos clean
+.PHONY: help demo test check fuzz lint types protos clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -17,6 +17,9 @@ demo: $(DEMO_INSTALLED) ## a slow edge over three links: which way to run the ne
 
 test: $(INSTALLED) ## run every test, files side by side
 	@$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+check: lint types ## lint, types and the fast tests: for every commit
+	@$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow"
 
 fuzz: $(INSTALLED) ## feed hostile bytes to every decoder for a minute
 	@$(BIN)/python -m tests.fuzz.decoders -max_total_time=60 -print_final_stats=1

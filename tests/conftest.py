@@ -14,6 +14,23 @@ from search.zoo.registry import MODELS
 settings.register_profile("splitpoint", deadline=None)
 settings.load_profile("splitpoint")
 
+# Unit tests that search, fit or wait; `make check` leaves them out, and all integration tests.
+SLOW = {
+    "test_fit_context",
+    "test_lapq",
+    "test_learned",
+    "test_narrow",
+    "test_public_api",
+    "test_refine",
+    "test_rest_load",
+    "test_rounding",
+    "test_screening",
+    "test_search",
+    "test_separation",
+    "test_stages",
+    "test_strategies",
+}
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -34,3 +51,10 @@ def tiny_weights() -> Path:
         return fetch(MODELS["yolov3-tiny"].weights)
     except SplitpointError as error:
         pytest.skip(f"the weights cannot be fetched: {error}")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what `make check` leaves out."""
+    for item in items:
+        if item.path.stem in SLOW or item.path.parent.name == "integration":
+            item.add_marker(pytest.mark.slow)

@@ -24,7 +24,7 @@ import edge.capture.player
 from splitpoint.cli import main
 def play(self):
     raise KeyError("boom")
-edge.player.Player.play = play
+edge.capture.player.Player.play = play
 sys.exit(main(sys.argv[1:]))
 """
 HANGING_DECODER = """
@@ -37,7 +37,7 @@ def hang(*_):
     time.sleep(1000)
 hung = sys.argv.pop(1)
 edge.rest.decode_image = hang
-edge.player.GRACE_S = 1.0
+edge.capture.player.GRACE_S = 1.0
 sys.exit(main(sys.argv[1:]))
 """
 
