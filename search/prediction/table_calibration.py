@@ -125,6 +125,9 @@ def learned_device(
 ) -> DeviceProfile:
     """Look up a device of the tables, or a profile.
 
+    A device of the tables keeps weights to 7 bits where this machine has to: accuracy is measured
+    here, and a head that saturates here would be judged by that.
+
     Args:
         name: Of the device.
         rows: Of the tables.
@@ -139,7 +142,7 @@ def learned_device(
             f"unknown device {name!r}: the tables know {_listed(known)}; profiles are "
             f"{', '.join(DEVICES)}"
         )
-    profile = DEVICES.get(name, DeviceProfile(name, 1.0))
+    profile = DEVICES.get(name) or replace(DEVICES["this-machine"], name=name)
     return profile if reduced_range is None else replace(profile, reduced_range=reduced_range)
 
 

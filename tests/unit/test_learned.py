@@ -244,9 +244,18 @@ def test_learning_changes_which_plan_is_the_fastest() -> None:
     assert [j.candidate.cut.name for j in judge(both, TIMES, slow)] == ["image", "a"]
 
 
+@pytest.mark.parametrize("saturates", [True, False])
+def test_a_device_of_the_tables_keeps_to_what_this_machine_can_measure(
+    monkeypatch: pytest.MonkeyPatch, *, saturates: bool
+) -> None:
+    monkeypatch.setitem(DEVICES, "this-machine", DeviceProfile("this-machine", 1.0, saturates))
+    device = learned_device("cam", [row("head to a", 1.0, device="cam")])
+    assert device == DeviceProfile("cam", 1.0, saturates)
+
+
 def test_devices_are_those_of_the_tables_or_profiles() -> None:
     rows = [row("head to a", 1.0), row("head to a", 1.0, device="cam"), row("tail from a", 1.0)]
-    assert learned_device("cam", rows) == DeviceProfile("cam", 1.0)
+    assert learned_device("cam", rows) == replace(DEVICES["this-machine"], name="cam")
     assert learned_device("quarter-core", rows) is DEVICES["quarter-core"]
     assert learned_device("pi", rows, reduced_range=True).reduced_range
     with pytest.raises(SettingsError, match=r"unknown device 'rack': the tables know cam, pi;"):
