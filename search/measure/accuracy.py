@@ -62,7 +62,72 @@ class AccuracySource(Protocol):
         ...
 
 
-class CocoAccuracy:
+class _Judge:
+    """Average precision against one ground truth, and losses of it.
+
+    Args:
+        truth: The objects.
+        image_ids: The images, in the order of detections.
+        iou: One IoU; None for the mean from 0.50 to 0.95.
+        pooled: As for `AgreementAccuracy`.
+    """
+
+    def __init__(
+        self,
+        truth: COCO,
+        image_ids: Sequence[int],
+        *,
+        iou: float | None = None,
+        pooled: bool = False,
+    ) -> None:
+        self._truth = truth
+        self._image_ids = image_ids
+        self._iou = iou
+        self._pooled = pooled
+        self._matched: list[tuple[Sequence[Detections], WeightedAp | None]] = []
+
+    def accuracy(self, detections: Sequence[Detections]) -> float:
+        """AP in percent on the first `len(detections)` images."""
+        found = self._weighted(detections)
+        return 0.0 if found is None else found.ap(iou=self._iou)
+
+    def drop(
+        self, reference: Sequence[Detections], detections: Sequence[Detections], level: float
+    ) -> tuple[float, float]:
+        """Implement `AccuracySource.drop`."""
+        whole, found = self._weighted(reference), self._weighted(detections)
+        if whole is None:
+            return 0.0, 0.0
+        if found is None:
+            everything = whole.ap(iou=self._iou)
+            return everything, everything
+        low, high = drop_interval(whole, found, level=level, iou=self._iou)
+        return low, (low + high) / 2
+
+    def most_lost(
+        self, reference: Sequence[Detections], detections: Sequence[Detections], level: float
+    ) -> float:
+        """Implement `AccuracySource.most_lost`."""
+        whole, found = self._weighted(reference), self._weighted(detections)
+        if whole is None:
+            return 0.0
+        if found is None:
+            return 100.0
+        return drop_bound(whole, found, level=level, iou=self._iou)
+
+    def _weighted(self, detections: Sequence[Detections]) -> WeightedAp | None:
+        """Match detections with the truth, cached for the last few; None without detections."""
+        for known, weighted in self._matched:
+            if len(known) == len(detections) and all(map(operator.is_, known, detections)):
+                return weighted
+        ids = self._image_ids[: len(detections)]
+        evaluation = _evaluated(self._truth, ids, detections)
+        made = None if evaluation is None else WeightedAp.of(evaluation, pooled=self._pooled)
+        self._matched = [(tuple(detections), made), *self._matched][:_KEPT]
+        return made
+
+
+class CocoAccuracy(_Judge):
     """Average precision against annotations.
 
     Args:
@@ -87,26 +152,10 @@ class CocoAccuracy:
             raise CalibrationError(
                 f"{annotations} does not list {len(missing)} evaluation images, e.g. {missing[0]}"
             )
-        self._judge = _Judge(truth, [ids[name] for name in file_names])
-
-    def accuracy(self, detections: Sequence[Detections]) -> float:
-        """Implement `AccuracySource.accuracy`."""
-        return self._judge.accuracy(detections)
-
-    def drop(
-        self, reference: Sequence[Detections], detections: Sequence[Detections], level: float
-    ) -> tuple[float, float]:
-        """Implement `AccuracySource.drop`."""
-        return self._judge.drop(reference, detections, level)
-
-    def most_lost(
-        self, reference: Sequence[Detections], detections: Sequence[Detections], level: float
-    ) -> float:
-        """Implement `AccuracySource.most_lost`."""
-        return self._judge.most_lost(reference, detections, level)
+        super().__init__(truth, [ids[name] for name in file_names])
 
 
-class AgreementAccuracy:
+class AgreementAccuracy(_Judge):
     """Average precision against another network's detections.
 
     Args:
@@ -150,86 +199,7 @@ class AgreementAccuracy:
                 "categories": [{"id": category} for category in CATEGORY_IDS],
             }
         )
-        self._judge = _Judge(truth, image_ids, iou=0.5, pooled=pooled)
-
-    def accuracy(self, detections: Sequence[Detections]) -> float:
-        """Implement `AccuracySource.accuracy`."""
-        return self._judge.accuracy(detections)
-
-    def drop(
-        self, reference: Sequence[Detections], detections: Sequence[Detections], level: float
-    ) -> tuple[float, float]:
-        """Implement `AccuracySource.drop`."""
-        return self._judge.drop(reference, detections, level)
-
-    def most_lost(
-        self, reference: Sequence[Detections], detections: Sequence[Detections], level: float
-    ) -> float:
-        """Implement `AccuracySource.most_lost`."""
-        return self._judge.most_lost(reference, detections, level)
-
-
-class _Judge:
-    """Average precision against one ground truth, and losses of it.
-
-    Args:
-        truth: The objects.
-        image_ids: The images, in the order of detections.
-        iou: One IoU; None for the mean from 0.50 to 0.95.
-        pooled: As for `AgreementAccuracy`.
-    """
-
-    def __init__(
-        self,
-        truth: COCO,
-        image_ids: Sequence[int],
-        *,
-        iou: float | None = None,
-        pooled: bool = False,
-    ) -> None:
-        self._truth = truth
-        self._image_ids = image_ids
-        self._iou = iou
-        self._pooled = pooled
-        self._matched: list[tuple[Sequence[Detections], WeightedAp | None]] = []
-
-    def accuracy(self, detections: Sequence[Detections]) -> float:
-        """AP in percent on the first `len(detections)` images."""
-        found = self._weighted(detections)
-        return 0.0 if found is None else found.ap(iou=self._iou)
-
-    def drop(
-        self, reference: Sequence[Detections], detections: Sequence[Detections], level: float
-    ) -> tuple[float, float]:
-        whole, found = self._weighted(reference), self._weighted(detections)
-        if whole is None:
-            return 0.0, 0.0
-        if found is None:
-            everything = whole.ap(iou=self._iou)
-            return everything, everything
-        low, high = drop_interval(whole, found, level=level, iou=self._iou)
-        return low, (low + high) / 2
-
-    def most_lost(
-        self, reference: Sequence[Detections], detections: Sequence[Detections], level: float
-    ) -> float:
-        whole, found = self._weighted(reference), self._weighted(detections)
-        if whole is None:
-            return 0.0
-        if found is None:
-            return 100.0
-        return drop_bound(whole, found, level=level, iou=self._iou)
-
-    def _weighted(self, detections: Sequence[Detections]) -> WeightedAp | None:
-        """Match detections with the truth, cached for the last few; None without detections."""
-        for known, weighted in self._matched:
-            if len(known) == len(detections) and all(map(operator.is_, known, detections)):
-                return weighted
-        ids = self._image_ids[: len(detections)]
-        evaluation = _evaluated(self._truth, ids, detections)
-        made = None if evaluation is None else WeightedAp.of(evaluation, pooled=self._pooled)
-        self._matched = [(tuple(detections), made), *self._matched][:_KEPT]
-        return made
+        super().__init__(truth, image_ids, iou=0.5, pooled=pooled)
 
 
 def _coco(dataset: dict[str, Any]) -> COCO:
