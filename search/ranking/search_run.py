@@ -172,7 +172,11 @@ class _Ranking:
         prepared, reporter = self._prepared, self._reporter
         progress = reporter.stage("screening cuts")
         screening = Screening(
-            self._heads.network, table.samples.codes, distillation_loss(prepared.detector)
+            self._heads,
+            table.samples.codes,
+            distillation_loss(prepared.detector),
+            prepared.cache,
+            prepared.origin,
         )
         cuts = screened(good, times, self._world, screening)
         progress(1, 1)

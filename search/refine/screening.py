@@ -11,6 +11,7 @@ model takes, by about the same factor at every cut.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -18,13 +19,14 @@ from numpy.typing import NDArray
 
 from common.codec.spec import WireTensor
 from common.imaging.images import unit_range
+from search.cache import Cache
 from search.network.cuts import Cut
 from search.network.execute import run
 from search.network.graph import IMAGE
 from search.network.losses import Loss
 from search.prediction.candidates import Candidate, CostModel, judge
 from search.prediction.cut_times import CutTimes
-from search.quantization.network import QuantizedGraph
+from search.quantization.heads import Heads
 from search.wire.rate_curve import STEPS, Quantizers, symbols_of
 from search.wire.tail_adaptation import ADAPTATION_GAIN, Wire, wire_error
 from search.wire.training_data import Examples
@@ -90,39 +92,58 @@ class Screening:
     """Loss and bytes of coarse formats on a few calibration images.
 
     Args:
-        network: The quantized network.
+        heads: The integer networks.
         codes: By tensor, the image among them, (C, H, W) of each image.
         loss: Loss of a tail's maps against those of the floating-point network.
+        cache: For losses and bytes.
+        origin: Digest of the network and the calibration images.
     """
 
     def __init__(
         self,
-        network: QuantizedGraph,
+        heads: Heads,
         codes: Mapping[str, Sequence[NDArray[np.uint8]]],
         loss: Loss,
+        cache: Cache,
+        origin: str,
     ) -> None:
-        self._network = network
+        self._heads = heads
+        self._network = heads.network
+        self._codes = {name: np.stack(each[:_IMAGES]) for name, each in codes.items() if each}
         self._loss = loss
-        outputs = network.graph.outputs
-        pixels = torch.from_numpy(unit_range(np.stack(codes[IMAGE][:_IMAGES])))
-        maps = run(network.graph, {IMAGE: pixels}, outputs)
-        stacked = {name: np.stack(each[:_IMAGES]) for name, each in codes.items() if each}
-        teacher = tuple(maps[name].numpy().astype(np.float16) for name in outputs)
-        self._examples = Examples(stacked, teacher, len(pixels))
+        self._cache = cache
+        self._origin = origin
 
     def codes(self, name: str) -> NDArray[np.uint8]:
         """(N, C, H, W) codes of a tensor."""
-        return self._examples.codes[name]
+        return self._codes[name]
 
     def error(self, cut: Cut, wire: Wire) -> float:
         """Loss of the unadapted tail behind a wire format."""
-        return wire_error(self._network.graph.outputs, cut, wire, self._examples, self._loss)
+        inputs = [self._origin, self._heads.digest(cut), wire]
+        return float(self._cache.json("screened-loss", inputs, lambda: self._error(cut, wire)))
 
     def bytes_at(self, cut: Cut, allowed: float) -> float:
         """Bytes of the coarsest format whose loss is at most `allowed`, interpolated between steps.
 
         If even the finest step loses more, its bytes.
         """
+        inputs = [self._origin, self._heads.digest(cut), allowed]
+        made = self._cache.json("screened-bytes", inputs, lambda: self._bytes_at(cut, allowed))
+        return float(made)
+
+    @cached_property
+    def _examples(self) -> Examples:
+        outputs = self._network.graph.outputs
+        pixels = torch.from_numpy(unit_range(self._codes[IMAGE]))
+        maps = run(self._network.graph, {IMAGE: pixels}, outputs)
+        teacher = tuple(maps[name].numpy().astype(np.float16) for name in outputs)
+        return Examples(self._codes, teacher, len(pixels))
+
+    def _error(self, cut: Cut, wire: Wire) -> float:
+        return wire_error(self._network.graph.outputs, cut, wire, self._examples, self._loss)
+
+    def _bytes_at(self, cut: Cut, allowed: float) -> float:
         quantizers = {
             name: Quantizers(self._network, name, self.codes(name)) for name in cut.tensors
         }
@@ -130,7 +151,7 @@ class Screening:
         sent: float = 0.0
         for step in reversed(STEPS):
             wire = tuple(quantizers[name].at(step, _DEAD_ZONE, np.inf) for name in cut.tensors)
-            error, sent = self.error(cut, wire), sum(map(self._entropy_bytes, wire))
+            error, sent = self._error(cut, wire), sum(map(self._entropy_bytes, wire))
             if error <= allowed:
                 return _between((error, sent), coarser or (error, sent), allowed)
             coarser = error, sent

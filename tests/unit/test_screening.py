@@ -1,11 +1,14 @@
 """Which cut gets its wire formats searched: by what it takes at the loss that all may have."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from common.codec.spec import CodecSpec
 from common.link.link import parse_link
 from common.tables.timing import Timing
+from search.cache import Cache
 from search.network.cuts import Cut, enumerate_cuts
 from search.network.graph import IMAGE
 from search.network.losses import feature_loss
@@ -13,6 +16,7 @@ from search.prediction.candidates import Candidate, CostModel
 from search.prediction.cut_times import CutTimes
 from search.prediction.devices import DeviceProfile
 from search.quantization.calibration import observe
+from search.quantization.heads import Heads
 from search.quantization.network import QuantizedGraph
 from search.quantization.recipe import rounded
 from search.refine.screening import Screening, promising, screened
@@ -45,7 +49,7 @@ def screening(network: QuantizedGraph, cuts: list[Cut]) -> Screening:
     tensors = [cut.name for cut in cuts]
     codes = sample(network, tensors, FRAMES, lambda _done, _total: None).codes
     assert len(codes[IMAGE]) == len(codes[tensors[0]])
-    return Screening(network, codes, feature_loss)
+    return Screening(Heads(network), codes, feature_loss, Cache(None, "0"), "")
 
 
 def plain(network: QuantizedGraph, cut: Cut, screening: Screening, sent: float) -> Candidate:
@@ -98,3 +102,23 @@ def test_one_cut_alone_is_not_screened(
     times = {cuts[0].name: TIMES}
     assert screened([candidate], times, SLOW, screening) == [cuts[0]]
     assert screened([], {}, SLOW, screening) == []
+
+
+def test_what_was_screened_is_not_computed_again(
+    network: QuantizedGraph,
+    screening: Screening,
+    cuts: list[Cut],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    codes = {name: list(screening.codes(name)) for name in (IMAGE, cuts[0].name)}
+    wire = plain(network, cuts[0], screening, 0).wire
+
+    def made() -> tuple[float, float]:
+        cache = Cache(tmp_path, "0")
+        again = Screening(Heads(network), codes, feature_loss, cache, "origin")
+        return again.error(cuts[0], wire), again.bytes_at(cuts[0], 0.1)
+
+    first = made()
+    monkeypatch.setattr("search.refine.screening.wire_error", None)
+    assert made() == first
