@@ -82,7 +82,6 @@ def create_app(
     metrics: CloudMetrics | None = None,
     limits: ImageLimits = DEFAULT_LIMITS,
     bodies: IntakeLimits = CLOUD_INTAKE,
-    version: str = "",
 ) -> FastAPI:
     """The app over a bundle's tails.
 
@@ -94,9 +93,8 @@ def create_app(
         metrics: Served at /metrics.
         limits: The largest image to accept.
         bodies: Bounds of all images that are held at once.
-        version: The software's version, for /docs.
     """
-    app = new_app("Splitpoint cloud", version)
+    app = new_app("Splitpoint cloud")
     intake = Intake(bodies)
     connected = Edges() if edges is None else edges
     _serve_edges(app, connected, tails, store)

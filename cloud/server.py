@@ -83,7 +83,6 @@ class CloudSettings:
         device: What this machine is, for latency tables; its host name, if empty.
         tls: Files for TLS with edges; without any, gRPC is in the clear. REST always is.
         ready_file: Written once requests are served.
-        version: The software's version.
     """
 
     bundle: Path
@@ -98,7 +97,6 @@ class CloudSettings:
     device: str = ""
     tls: ServerTls = field(default_factory=ServerTls)
     ready_file: Path | None = None
-    version: str = ""
 
 
 class _StoppedError(Exception):
@@ -204,8 +202,20 @@ class _Process:
         on_ready: Callable[[dict[str, Any]], None],
     ) -> None:
         """Open the bundle and serve it."""
+        bundle = await _unless(stopped, Bundle.open, self._settings.bundle)
+        try:
+            await self._serve_bundle(stopped, bundle, listener, on_ready)
+        finally:
+            bundle.close()
+
+    async def _serve_bundle(
+        self,
+        stopped: asyncio.Event,
+        bundle: Bundle,
+        listener: socket.socket,
+        on_ready: Callable[[dict[str, Any]], None],
+    ) -> None:
         settings = self._settings
-        bundle = await _unless(stopped, Bundle.open, settings.bundle)
         tails = await _unless(stopped, partial(Tails, threads=settings.threads), bundle)
         await _unless(stopped, self._introduce, bundle)
         metrics = CloudMetrics(
@@ -222,7 +232,6 @@ class _Process:
                 store=self._store,
                 edges=self._edges,
                 metrics=metrics,
-                version=settings.version,
             )
         )
         serving_rest = asyncio.create_task(rest.serve_until(stopped, listener))
@@ -245,7 +254,6 @@ class _Process:
         service = SplitService(
             tails,
             self._admission,
-            version=self._settings.version,
             store=self._store,
             edges=self._edges,
             streams=self._streams,

@@ -60,6 +60,7 @@ from common.rpc.messages import (
 )
 from common.rpc.splitpoint_pb2_grpc import SplitServiceServicer
 from common.rpc.tls import certificate_name
+from common.version import __version__
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[pb.EdgeMessage, pb.CloudMessage]
@@ -89,7 +90,6 @@ class SplitService(SplitServiceServicer):
         admission: Where frames wait for a worker, those of all edges and of REST callers.
         in_flight: Frames of one edge that may be under way before its stream is no longer read.
         most_bytes: Bound on messages that wait or are served, of all streams.
-        version: The software's version, for the Welcome.
         store: Where observations are kept; nowhere, if None.
         edges: Registry of the edges that are connected.
         streams: Who may hold a stream.
@@ -103,7 +103,6 @@ class SplitService(SplitServiceServicer):
         *,
         in_flight: int = 8,
         most_bytes: int = MOST_BYTES,
-        version: str = "",
         store: Store | None = None,
         edges: Edges | None = None,
         streams: Streams | None = None,
@@ -117,7 +116,6 @@ class SplitService(SplitServiceServicer):
         self._in_flight = in_flight
         self._bytes = _ByteBudget(most_bytes)
         self._history = ReferenceMemory()
-        self._version = version
         self._store = store
         self._draining = asyncio.Event()
 
@@ -249,7 +247,7 @@ class SplitService(SplitServiceServicer):
             task.add_done_callback(answers.discard)
 
     def _welcome(self, source: SampleSource) -> pb.Welcome:
-        welcome = pb.Welcome(software_version=self._version, plan_digests=self._tails.digests)
+        welcome = pb.Welcome(software_version=__version__, plan_digests=self._tails.digests)
         if self._store is not None and source.device:
             known = self._store.learned(source.device, source.runtime, source.threads)
             welcome.learned.extend(

@@ -59,7 +59,6 @@ def create_app(
     *,
     limits: ImageLimits = EDGE_LIMITS,
     score_threshold: float = DEFAULT_SCORE_THRESHOLD,
-    version: str = "",
     metrics: EdgeMetrics | None = None,
     player: "Player | None" = None,
     bodies: IntakeLimits = EDGE_INTAKE,
@@ -71,13 +70,12 @@ def create_app(
         detector: The opened detector.
         limits: The largest image to accept.
         score_threshold: For requests that name none.
-        version: The software's version, for /docs.
         metrics: Metrics that /metrics exposes.
         player: Player of a camera in the same process, for /v1/latest.jpg.
         bodies: Limits on the request bodies held in memory at once.
         queue: Limits on the requests that wait and that are served at once.
     """
-    app = new_app("Splitpoint edge", version)
+    app = new_app("Splitpoint edge")
     default_threshold = score_threshold
     intake, turns = Intake(bodies), Turns(queue)
     counted = EdgeMetrics(detector) if metrics is None else metrics

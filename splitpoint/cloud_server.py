@@ -9,7 +9,6 @@ from typing import Any, Self
 from cloud.server import CloudSettings, serve, serve_until
 from common.machine import cpu_name
 from common.rpc.tls import ServerTls
-from common.version import __version__
 
 _LOCAL = "127.0.0.1"
 
@@ -66,7 +65,6 @@ class CloudServer:
             device=device or cpu_name(),
             tls=tls or ServerTls(),
             ready_file=ready_file,
-            version=__version__,
         )
         self._ready: dict[str, Any] = {}
         self._started = threading.Event()
@@ -77,13 +75,13 @@ class CloudServer:
     @property
     def grpc_address(self) -> str:
         """HOST:PORT for edges, once it serves."""
-        return f"{self._reachable(self.settings.host)}:{self._ready['grpc']}"
+        return f"{_reachable(self.settings.host)}:{self._ready['grpc']}"
 
     @property
     def rest_url(self) -> str:
         """URL of the REST API, once it serves."""
         host = self.settings.rest_host or self.settings.host
-        return f"http://{self._reachable(host)}:{self._ready['rest']}"
+        return f"http://{_reachable(host)}:{self._ready['rest']}"
 
     def run(self) -> None:
         """Serve until SIGINT or SIGTERM. Call it from the main thread.
@@ -109,6 +107,8 @@ class CloudServer:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+        if error is None and self._failed is not None:
+            raise self._failed
 
     def close(self) -> None:
         """Answer the frames under way, and stop serving."""
@@ -122,7 +122,7 @@ class CloudServer:
     def _serve(self) -> None:
         try:
             asyncio.run(self._until_closed())
-        except BaseException as error:  # noqa: BLE001 - raised again where the block begins
+        except BaseException as error:  # noqa: BLE001 - raised again in the block's thread
             self._failed = error
         finally:
             self._started.set()
@@ -136,7 +136,8 @@ class CloudServer:
         self._ready = ready
         self._started.set()
 
-    def _reachable(self, host: str) -> str:
-        """An address for callers on this machine, in place of "every address"."""
-        named = {"0.0.0.0": _LOCAL, "::": "[::1]", "": _LOCAL}.get(host, host)  # noqa: S104
-        return f"[{named}]" if ":" in named and not named.startswith("[") else named
+
+def _reachable(host: str) -> str:
+    """An address for callers on this machine, in place of "every address"."""
+    named = {"0.0.0.0": _LOCAL, "::": "::1", "": _LOCAL}.get(host, host)  # noqa: S104
+    return f"[{named}]" if ":" in named else named

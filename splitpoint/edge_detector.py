@@ -1,6 +1,7 @@
 """Detections through a bundle: the edge as an object of a program."""
 
 import asyncio
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -31,7 +32,7 @@ class EdgeDetector:
         4
 
     Args:
-        bundle: An opened bundle, or its folder or zip file.
+        bundle: A bundle's folder or zip file, or an opened one, which stays open.
         cloud: HOST:PORT of the cloud's gRPC endpoint; None leaves the edge-only plans.
         plan: Name of a fixed plan, or the start of its digest.
         link: A link to emulate, such as "3mbit/20ms", or a trace's file name.
@@ -74,8 +75,12 @@ class EdgeDetector:
             tables=tables,
             memory_bytes=None if memory is None else parse_size(memory),
         )
-        opened = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
-        self._detector = open_edge(opened, settings, every_plan=True)
+        with ExitStack() as opened:
+            if not isinstance(bundle, Bundle):
+                bundle = opened.enter_context(Bundle.open(Path(bundle)))
+            self._detector = open_edge(bundle, settings, every_plan=True)
+            opened.callback(self._detector.close)
+            self._opened = opened.pop_all()
 
     def __enter__(self) -> Self:
         return self
@@ -145,4 +150,4 @@ class EdgeDetector:
 
     def close(self) -> None:
         """Send what is left to report, and disconnect."""
-        self._detector.close()
+        self._opened.close()

@@ -36,35 +36,6 @@ class SearchOptions(TypedDict, total=False):
     cache: Path | None
 
 
-def request_of(
-    model: str,
-    calibration: Path,
-    link: str,
-    *,
-    device: str = "this-machine",
-    edge_memory: str | None = None,
-    strategy: str = "splitpoint",
-    **options: Unpack[SearchOptions],
-) -> Request:
-    """The request of a search.
-
-    Raises:
-        SettingsError: If a link, size, device or strategy is not one.
-    """
-    tables = options.get("tables")
-    edge = device_profile(device) if tables is None else learned_device(device, read_tables(tables))
-    return Request(
-        model=model,
-        link=parse_link(link),
-        device=edge,
-        calibration=calibration,
-        strategy=known_strategy(strategy),
-        edge_memory_bytes=None if edge_memory is None else parse_size(edge_memory),
-        software_version=__version__,
-        **options,
-    )
-
-
 def search(
     model: str,
     *,
@@ -84,7 +55,7 @@ def search(
         calibration: Folder of images like those to come; at least 32.
         link: Between edge and cloud, such as "3mbit/20ms".
         out: The bundle to write: a folder, or a zip file if its name ends so.
-        device: Name or file of a device profile.
+        device: Name of a device profile, or of an edge's device in `tables`.
         edge_memory: Limit on weights and activations of the head, such as "16MiB".
         strategy: "splitpoint", or a baseline.
         reporter: Shows progress, if given.
@@ -96,13 +67,16 @@ def search(
     Raises:
         SplitpointError: If something cannot be worked with; nothing is written then.
     """
-    request = request_of(
-        model,
-        Path(calibration),
-        link,
-        device=device,
-        edge_memory=edge_memory,
-        strategy=strategy,
+    tables = options.get("tables")
+    edge = device_profile(device) if tables is None else learned_device(device, read_tables(tables))
+    request = Request(
+        model=model,
+        link=parse_link(link),
+        device=edge,
+        calibration=Path(calibration),
+        strategy=known_strategy(strategy),
+        edge_memory_bytes=None if edge_memory is None else parse_size(edge_memory),
+        software_version=__version__,
         **options,
     )
     return search_to(Path(out), request, reporter or _Silent())

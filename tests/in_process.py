@@ -38,7 +38,7 @@ class Cloud:
 
     def __init__(self, bundle: Bundle) -> None:
         admission = Admission(ThreadPoolExecutor(1), 1)
-        self.service = SplitService(Tails(bundle), admission, version="test")
+        self.service = SplitService(Tails(bundle), admission)
         self.held: Sequence[bytes] = self.service._tails.digests
         self.learned: list[pb.Learned] = []
         self.messages: list[pb.EdgeMessage] = []

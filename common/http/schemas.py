@@ -25,6 +25,7 @@ from common.http.docs_page import serve_docs
 from common.http.guards import AnswerHeaders, refuse_cross_site, refuse_unknown_parameters
 from common.tables.rows import LatencyRow
 from common.tasks.detections import Detections
+from common.version import __version__
 
 ScoreThreshold = Annotated[
     float,
@@ -230,11 +231,11 @@ def plan_record(plan: Plan, digest: bytes) -> PlanRecord:
     )
 
 
-def new_app(title: str, version: str) -> FastAPI:
+def new_app(title: str) -> FastAPI:
     """An app with what both ends share: errors of one shape, guards before each route, /docs."""
     app = FastAPI(
         title=title,
-        version=version or "0",
+        version=__version__,
         openapi_url=None,  # served as a route, under the guards of the others
         docs_url=None,
         redoc_url=None,

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -164,12 +164,9 @@ def run(
         raise SettingsError("--ready-file belongs to --listen or --source")
     from common.bundle.bundle import Bundle
 
-    detector = open_edge(Bundle.open(bundle), settings)
-    try:
+    with Bundle.open(bundle) as opened, closing(open_edge(opened, settings)) as detector:
         detector.check_ready()  # so that the first image does not pay for connecting
         failed = _run_images(detector, images, score_threshold, json_file, annotate)
-    finally:
-        detector.close()
     if failed:
         raise typer.Exit(ImageError.exit_code)
 
@@ -193,7 +190,6 @@ def _serve(
         parse_address,
         port_of,
     )
-    from common.version import __version__
     from edge.app import open_edge
     from edge.capture.player import GRACE_S, Player, play_until_stopped
     from edge.metrics import EdgeMetrics
@@ -207,8 +203,8 @@ def _serve(
         camera, period_s = (None, 0.0) if played is None else _camera(played)
         # REST clients may name any plan, so all of them are opened.
         every = listener is not None
-        detector = open_edge(Bundle.open(bundle), settings, every_plan=every)
-        stack.callback(detector.close)
+        opened = stack.enter_context(Bundle.open(bundle))
+        detector = stack.enter_context(closing(open_edge(opened, settings, every_plan=every)))
         metrics = EdgeMetrics(detector, camera)
         player = None
         if camera is not None:
@@ -216,7 +212,6 @@ def _serve(
         app = create_app(
             detector,
             score_threshold=score_threshold,
-            version=__version__,
             metrics=metrics,
             player=player,
         )

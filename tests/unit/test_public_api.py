@@ -10,6 +10,7 @@ import pytest
 
 import splitpoint
 from common import errors
+from common.bundle.bundle import zip_bundle
 from splitpoint import cloud_server, edge_detector
 from splitpoint.cloud_server import CloudServer
 from splitpoint.edge_detector import EdgeDetector
@@ -116,3 +117,21 @@ def test_a_bundle_is_opened_by_its_name(bundle: Path) -> None:
     assert len(splitpoint.open_bundle(str(bundle)).plans) == len(tiny.ALL_PLANS)
     with pytest.raises(splitpoint.BundleError):
         splitpoint.open_bundle(bundle / "nothing")
+
+
+def test_a_zipped_bundle_leaves_no_folder_behind(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zipped, scratch = tmp_path / "bundle.zip", tmp_path / "scratch"
+    zip_bundle(bundle, zipped)
+    scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    with (
+        splitpoint.CloudServer(zipped) as server,
+        splitpoint.EdgeDetector(zipped, server.grpc_address) as edge,
+    ):
+        edge.check_ready()
+        assert list(scratch.glob("splitpoint-*/manifest.json"))
+    with pytest.raises(splitpoint.UnknownPlanError):
+        splitpoint.EdgeDetector(zipped, plan="none of them")
+    assert not list(scratch.iterdir())

@@ -32,7 +32,7 @@ class Cloud:
 
     def __init__(self, bundle: Bundle) -> None:
         admission = Admission(ThreadPoolExecutor(1), 1)
-        self.service = SplitService(Tails(bundle), admission, version="test")
+        self.service = SplitService(Tails(bundle), admission)
         self.frames: list[pb.Frame] = []
         self.rejections = 0
         self.deaf = False

@@ -26,7 +26,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture(scope="module")
 def service(bundle: Bundle) -> SplitService:
-    return SplitService(Tails(bundle), Admission(ThreadPoolExecutor(1), 1), version="test")
+    return SplitService(Tails(bundle), Admission(ThreadPoolExecutor(1), 1))
 
 
 def _digest(bundle: Bundle, name: str) -> bytes:
