@@ -7,10 +7,12 @@ together gives the whole network's outputs exactly.
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's usual alias
 
 from common.errors import ModelError
-from search.network.graph import Activation, Graph, Node
+from search.network.activations import activate
+from search.network.graph import Graph, Node
+from search.network.operators.base import weights_of
+from search.network.operators.registry import operator_of
 
 
 def run(
@@ -42,57 +44,14 @@ def apply(
         inputs: What it reads, (N, C, H, W) each.
         parameters: Weights ("conv_8.weight") and biases of convolutions in place of the node's own.
     """
-    attributes = node.attributes
-    first = inputs[0]
-    if node.op == "conv":
-        if node.weight is None:
-            raise ModelError(f"{node.name}: a convolution without weights")
-        if parameters is None:
-            weight = torch.from_numpy(node.weight).to(first)
-            bias = None if node.bias is None else torch.from_numpy(node.bias).to(first)
-        else:
-            weight = parameters[f"{node.name}.weight"]
-            bias = parameters.get(f"{node.name}.bias")
-        output = F.conv2d(
-            first,
-            weight,
-            bias,
-            attributes["stride"],
-            attributes["pads"][:2],
-            1,
-            attributes["groups"],
-        )
-    elif node.op == "batch_norm":
-        if node.weight is None or node.bias is None:
-            raise ModelError(f"{node.name}: batch normalisation without its constants")
-        scale, offset = (torch.from_numpy(part).to(first) for part in (node.weight, node.bias))
-        output = first * scale[:, None, None] + offset[:, None, None]
-    elif node.op == "max_pool":
-        top, left, bottom, right = attributes["pads"]
-        padded = F.pad(first, (left, right, top, bottom), value=float("-inf"))
-        output = F.max_pool2d(padded, attributes["kernel"], attributes["stride"])
-    elif node.op == "upsample":
-        output = F.interpolate(first, scale_factor=attributes["factor"], mode="nearest")
-    elif node.op == "concat":
-        output = torch.cat(list(inputs), 1)
-    elif node.op == "add":
-        output = inputs[0] + inputs[1]
-    elif node.op == "slice":
-        output = first[:, attributes["start"] : attributes["stop"]]
-    elif node.op == "activation":
-        output = first
-    else:
-        raise ModelError(f"{node.name}: cannot run operator {node.op}")
+    weights = weights_of(node, inputs[0]) if parameters is None else _own(node, parameters)
+    output = operator_of(node).run(node, inputs, weights)
     return output if node.activation is None else activate(node.activation, output)
 
 
-def activate(activation: Activation, tensor: torch.Tensor) -> torch.Tensor:
-    """Apply a non-linearity in floating point."""
-    if activation.kind == "leaky_relu":
-        return F.leaky_relu(tensor, activation.slope)
-    if activation.kind == "relu":
-        return F.relu(tensor)
-    return torch.sigmoid(tensor) if activation.kind == "sigmoid" else F.silu(tensor)
+def _own(node: Node, parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    names = {part: f"{node.name}.{part}" for part in ("weight", "bias")}
+    return {part: parameters[name] for part, name in names.items() if name in parameters}
 
 
 def _needed(graph: Graph, feeds: Iterable[str], fetch: Sequence[str]) -> list[Node]:

@@ -19,23 +19,16 @@ from common.errors import ModelError
 
 IMAGE = "image"
 
-Op = Literal[
-    "input", "conv", "batch_norm", "activation", "max_pool", "upsample", "concat", "add", "slice"
-]
 Shape = tuple[int, int, int]
+ActivationKind = Literal["leaky_relu", "relu", "sigmoid", "silu"]
 
 
 @dataclass(frozen=True)
 class Activation:
     """An element-wise non-linearity; `slope` is that of a leaky ReLU below zero."""
 
-    kind: Literal["leaky_relu", "relu", "sigmoid", "silu"]
+    kind: ActivationKind
     slope: float = 0.0
-
-    @property
-    def is_monotone(self) -> bool:
-        """Whether a larger input never gives a smaller output: max pooling commutes with it."""
-        return self.kind != "silu"
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,17 +37,17 @@ class Node:
 
     Attributes:
         name: Name of the operator and of its output.
-        op: What it does; `attributes` hold its settings (stride, pads as (top, left, bottom,
-            right), groups, kernel, factor, start, stop).
+        op: Name of its operator, see `search.network.operators`; "input" for the image.
         inputs: Names of the tensors read, in order.
         shape: (C, H, W) of the output.
+        attributes: Settings of the operator.
         weight: Convolution kernel (C_out, C_in / groups, kH, kW), float32.
         bias: (C_out,), float32.
         activation: Fused into the operator, applied last.
     """
 
     name: str
-    op: Op
+    op: str
     inputs: tuple[str, ...]
     shape: Shape
     attributes: Mapping[str, Any] = field(default_factory=dict)

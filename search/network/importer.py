@@ -23,6 +23,7 @@ from torch.export.graph_signature import InputKind
 
 from common.errors import ModelError
 from search.network.graph import Activation, Graph, Node, Shape
+from search.network.operators.registry import check_shapes
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in [^\n]+\n\s*([^\n]+)')
 
@@ -114,7 +115,9 @@ class _Importer:
                 self._operator(node)
             elif node.op == "output":
                 outputs = tuple(self._names[arg.name] for arg in node.args[0])
-        return Graph(tuple(self._nodes), outputs)
+        graph = Graph(tuple(self._nodes), outputs)
+        check_shapes(graph)
+        return graph
 
     def _operator(self, node: fx.Node) -> None:
         target = str(node.target)
@@ -228,6 +231,23 @@ class _Importer:
         attributes = {"kernel": _pair(kernel), "stride": _pair(stride or kernel), "pads": pads}
         self.add(node, "max_pool", (tensor,), attributes=attributes)
 
+    def average_pool(self, node: fx.Node) -> None:
+        source, kernel, stride, padding, ceil_mode, count_padding, divisor = _arguments(
+            node, (None, None, [], [0, 0], False, True, None)
+        )
+        top, left = _pair(padding)
+        if ceil_mode or divisor is not None or (count_padding and (top, left) != (0, 0)):
+            raise ModelError(
+                f"{node.name}: average pooling is supported without ceil_mode, divisor_override "
+                "and padding that counts"
+            )
+        attributes = {
+            "kernel": _pair(kernel),
+            "stride": _pair(stride or kernel),
+            "pads": (top, left, top, left),
+        }
+        self.add(node, "average_pool", (self.tensor(source),), attributes=attributes)
+
     def upsample(self, node: fx.Node) -> None:
         source = self.tensor(node.args[0])
         before = next(n for n in self._nodes if n.name == source).shape
@@ -279,6 +299,7 @@ _OPERATORS: dict[str, Callable[[_Importer, fx.Node], None]] = {
     "aten.pad.default": _Importer.pad,
     "aten.constant_pad_nd.default": _Importer.pad,
     "aten.max_pool2d.default": _Importer.max_pool,
+    "aten.avg_pool2d.default": _Importer.average_pool,
     "aten.upsample_nearest2d.vec": _Importer.upsample,
     "aten.cat.default": _Importer.concat,
     "aten.add.Tensor": _Importer.sum,

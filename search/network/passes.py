@@ -13,6 +13,7 @@ import numpy as np
 
 from common.errors import ModelError
 from search.network.graph import Graph, Node
+from search.network.operators.registry import operator_of
 
 
 def optimise(graph: Graph) -> Graph:
@@ -49,10 +50,11 @@ def _fuse_activation(producer: Node, activation: Node) -> Node:
 
 def _takes(producer: Node, node: Node) -> bool:
     """Whether a node may be merged into the one that makes its input."""
-    if producer.activation is not None:
+    if producer.op == "input" or producer.activation is not None:
         return False
-    relu = node.activation is not None and node.activation.kind == "relu"
-    return producer.op == "conv" or (producer.op == "add" and relu)
+    if node.op == "batch_norm":
+        return producer.op == "conv"
+    return operator_of(producer).takes_activation(node)
 
 
 def _fuse_routes(graph: Graph) -> Graph:

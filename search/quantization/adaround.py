@@ -16,8 +16,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from search.network.quant_params import QuantizedConv
 from search.quantization.layers import SampledLayer
-from search.quantization.network import QuantizedConv
 from search.quantization.weights import limits
 
 _HELD_OUT = 512

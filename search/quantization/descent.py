@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from search.network.quant_params import QuantizedConv
 from search.quantization.layers import SampledLayer
-from search.quantization.network import QuantizedConv
 from search.quantization.weights import limits
 
 Floats = NDArray[np.float32]

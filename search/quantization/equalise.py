@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import ModelError
+from search.network.activations import entry_of
 from search.network.graph import Activation, Graph, Node
 
 _Doubles = NDArray[np.float64]
@@ -76,7 +77,7 @@ def _only_conv_behind(graph: Graph, conv: Node) -> Node | None:
 
 def _is_homogeneous(activation: Activation | None) -> bool:
     """Whether a positive factor may be taken out of it."""
-    return activation is None or activation.kind in ("relu", "leaky_relu")
+    return activation is None or entry_of(activation).is_homogeneous
 
 
 class _Conv:

@@ -7,50 +7,19 @@ functions here choose it from a histogram, by the methods of the literature.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
+from search.network.quant_params import QuantParams
 from search.quantization.calibration import Distribution
 
 Range = tuple[float, float]
 Clipping = Literal["minmax", "percentile", "mse", "aciq"]
 
 _PERCENTILE = 99.99
-
-
-@dataclass(frozen=True)
-class QuantParams:
-    """Unsigned grid of 2^bits points: value = (q - zero_point) * scale; `scale` is a float32."""
-
-    scale: float
-    zero_point: int
-    bits: int = 8
-
-    @property
-    def top(self) -> int:
-        """The largest code."""
-        return (1 << self.bits) - 1
-
-    @classmethod
-    def over(cls, low: float, high: float, bits: int = 8) -> "QuantParams":
-        """Grid over [low, high] and zero; one end may be missed by up to half a step."""
-        low, high, top = min(low, 0.0), max(high, 0.0), (1 << bits) - 1
-        scale = float(np.float32((high - low) / top))
-        return cls(scale, int(np.clip(np.rint(-low / scale), 0, top)), bits)
-
-    def quantize(self, values: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """Nearest grid point, ties to even, saturating."""
-        steps = np.rint(np.asarray(values, np.float32) / np.float32(self.scale)) + self.zero_point
-        return np.asarray(np.clip(steps, 0, self.top), np.uint8)
-
-    def dequantize(self, codes: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Values of grid points."""
-        return (codes.astype(np.float32) - np.float32(self.zero_point)) * np.float32(self.scale)
 
 
 def whole_range(distribution: Distribution, _bits: int) -> Range:

@@ -30,16 +30,17 @@ from common.runtime.session import Model
 from search.network import execute
 from search.network.graph import IMAGE, Graph, Node
 from search.network.losses import Loss, feature_loss
+from search.network.operators.registry import makes_values
+from search.network.quant_params import QuantParams
 from search.quantization.calibration import Distribution, Statistics
 from search.quantization.export import head_model
-from search.quantization.grids import QuantParams, Range
+from search.quantization.grids import Range
 from search.quantization.network import (
     Clips,
     QuantizedGraph,
     choose_clips,
     has_table,
     integer_bias,
-    moves_values,
     quantize,
 )
 from search.quantization.weights import Floats, largest, round_nearest, scale_of
@@ -300,7 +301,7 @@ class _Space:
         """Search space of the head that makes the tensors `fetch`."""
         rest = choose_clips(graph, statistics, widths, clipping="mse", weight_clipping="mse")
         prefix = graph.ancestors(fetch)
-        head = tuple(node for node in prefix if node.op != "input" and not moves_values(node))
+        head = tuple(node for node in prefix if makes_values(node))
         return cls(rest, head, statistics, widths)
 
     @property

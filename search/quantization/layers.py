@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from common.errors import ModelError
 from common.imaging.images import unit_range
 from search.network import execute
+from search.network.activations import activate
 from search.network.graph import Node
+from search.network.quant_params import QuantizedConv
 from search.quantization import integer
-from search.quantization.network import QuantizedConv, QuantizedGraph
+from search.quantization.network import QuantizedGraph
 from search.quantization.weights import Floats
 
 _FEWEST_SAMPLES = 4096
@@ -82,7 +84,7 @@ class SampledLayer:
     def _activated(self, sums: torch.Tensor) -> torch.Tensor:
         if self.node.activation is None:
             return sums
-        return execute.activate(self.node.activation, sums)
+        return activate(self.node.activation, sums)
 
 
 def layers_of(

@@ -21,11 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import ModelError
-from search.network.graph import IMAGE, Activation, Graph, Node
+from search.network.activations import entry_of
+from search.network.graph import IMAGE, Graph, Node
+from search.network.operators.registry import makes_values, operator_of
+from search.network.quant_params import QuantizedConv, QuantParams
 from search.quantization.calibration import Statistics
-from search.quantization.grids import RANGES, Clipping, QuantParams, Range
+from search.quantization.grids import RANGES, Clipping, Range
 from search.quantization.weights import CLIPS, Floats, round_nearest, scale_of
-from search.quantization.widths import FULL, Configuration, Widths, makes_values
+from search.quantization.widths import FULL, Configuration, Widths
 
 IMAGE_GRID = QuantParams(float(np.float32(1 / 255)), 0)
 
@@ -73,33 +76,6 @@ class Clips:
 
 
 @dataclass(frozen=True, eq=False)
-class QuantizedConv:
-    """Integer weights of one convolution.
-
-    Attributes:
-        weight: (C_out, C_in / groups, kH, kW) int8, symmetric about zero.
-        scale: (C_out,) float32.
-        bias: (C_out,) int32 in units of input scale x weight scale.
-        bits: Of a weight.
-    """
-
-    weight: NDArray[np.int8]
-    scale: NDArray[np.float32]
-    bias: NDArray[np.int32]
-    bits: int = 8
-
-    @property
-    def stored_bytes(self) -> int:
-        """Bytes of packed weights, scales and biases."""
-        return (self.weight.size * self.bits + 7) // 8 + self.scale.nbytes + self.bias.nbytes
-
-    @property
-    def real(self) -> Floats:
-        """The weights that the integers stand for."""
-        return np.asarray(self.weight * self.scale[:, None, None, None], np.float32)
-
-
-@dataclass(frozen=True, eq=False)
 class QuantizedGraph:
     """A graph with its grids.
 
@@ -126,7 +102,7 @@ class QuantizedGraph:
                 activation=self.grids[node.name].bits,
             )
             for node in self.graph.nodes
-            if makes_values(node.op)
+            if makes_values(node)
         }
 
     def weight_bytes(self, nodes: tuple[Node, ...]) -> int:
@@ -157,7 +133,7 @@ def choose_clips(
     weights: dict[str, Floats] = {}
     for node in graph.nodes[1:]:
         each = widths.get(node.name, FULL)
-        if not moves_values(node):
+        if makes_values(node):
             after[node.name] = choose(statistics.after[node.name], each.activation)
         if has_table(node):
             before[node.name] = choose(statistics.before[node.name], 8)
@@ -185,10 +161,10 @@ def quantize(
     refused: dict[str, str] = {}
     for node in graph.nodes[1:]:
         each = widths.get(node.name, FULL)
-        if moves_values(node):
-            grids[node.name] = grids[node.inputs[0]]
-        else:
+        if makes_values(node):
             grids[node.name] = QuantParams.over(*clips.after[node.name], each.activation)
+        else:
+            grids[node.name] = grids[node.inputs[0]]
         if has_table(node):
             before[node.name] = _below(node, clips)
         if node.op == "conv":
@@ -197,8 +173,9 @@ def quantize(
             weight = round_nearest(_weight(node), scale, bits)
             bias = integer_bias(node.bias, grids[node.inputs[0]], scale)
             convs[node.name] = QuantizedConv(weight, scale, bias, each.weight)
-        if node.op == "activation" or _unsupported(node.activation):
-            refused[node.name] = f"{node.name}: {node.activation} has no integer form"
+        reason = operator_of(node).refusal(node)
+        if reason is not None:
+            refused[node.name] = reason
     return QuantizedGraph(graph, grids, before, convs, refused)
 
 
@@ -214,26 +191,17 @@ def integer_bias(
 
 def has_table(node: Node) -> bool:
     """Whether the codes of a convolution's sums pass a table to become its output."""
-    return node.activation is not None and node.activation.kind != "relu"
-
-
-def moves_values(node: Node) -> bool:
-    """Whether a node's output holds values of its input only, on the same grid."""
-    return node.op in ("max_pool", "upsample", "slice")
+    return node.activation is not None and not entry_of(node.activation).clips_at_zero
 
 
 def _below(node: Node, clips: Clips) -> QuantParams:
     """Grid of sums; values that a leaky ReLU would put above the tensor's range are clipped."""
     (low, high), top = clips.before[node.name], clips.after[node.name][1]
-    leaky = node.activation is not None and node.activation.kind == "leaky_relu"
-    return QuantParams.over(low, min(high, top) if leaky and top > 0 else high)
+    same = node.activation is not None and entry_of(node.activation).is_identity_above_zero
+    return QuantParams.over(low, min(high, top) if same and top > 0 else high)
 
 
 def _weight(node: Node) -> Floats:
     if node.weight is None:
         raise ModelError(f"{node.name}: a convolution without weights")
     return node.weight
-
-
-def _unsupported(activation: Activation | None) -> bool:
-    return activation is not None and activation.kind not in ("relu", "leaky_relu")

@@ -11,10 +11,11 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
+from search.network.quant_params import QuantizedConv
 from search.quantization.adaround import adaround
 from search.quantization.descent import coordinate_descent
 from search.quantization.layers import SampledLayer, layers_of
-from search.quantization.network import QuantizedConv, QuantizedGraph, Rounding, integer_bias
+from search.quantization.network import QuantizedGraph, Rounding, integer_bias
 
 Progress = Callable[[int, int, str], None]
 

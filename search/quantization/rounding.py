@@ -15,9 +15,10 @@ from common.progress import Progress
 from search.cache import Cache, digest
 from search.network.graph import Graph
 from search.network.losses import Loss, feature_loss
+from search.network.quant_params import QuantizedConv
 from search.quantization.calibration import Statistics
 from search.quantization.lapq import head_loss, lapq
-from search.quantization.network import Clips, QuantizedConv, QuantizedGraph, quantize
+from search.quantization.network import Clips, QuantizedGraph, quantize
 from search.quantization.recipe import DEFAULT, Recipe, reconstructed, rounded
 from search.quantization.widths import FULL, Configuration
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from common.errors import SettingsError
 from search.network.graph import Graph
+from search.network.operators.registry import makes_values
 
 WIDTHS = (2, 4, 6, 8)
 
@@ -42,20 +43,7 @@ _FILE = TypeAdapter(dict[str, Widths])
 def uniform(graph: Graph, weight: int = 8, activation: int = 8) -> dict[str, Widths]:
     """Equal widths for all nodes that make values: one for weights, one for activations."""
     widths = Widths(weight=weight, activation=activation)
-    return {node.name: widths for node in graph.nodes if makes_values(node.op)}
-
-
-def makes_values(op: str) -> bool:
-    """Whether an operator's output has a grid of its own; others move the values of their input."""
-    return op in ("conv", "add", "concat", "activation", "batch_norm")
-
-
-def maker_of(graph: Graph, name: str) -> str:
-    """Name of the node whose grid a tensor has: its own, or the source of the moved values."""
-    node = graph[name]
-    while not makes_values(node.op) and node.inputs:
-        node = graph[node.inputs[0]]
-    return node.name
+    return {node.name: widths for node in graph.nodes if makes_values(node)}
 
 
 def read_widths(path: Path, graph: Graph) -> dict[str, Widths]:
@@ -71,7 +59,7 @@ def read_widths(path: Path, graph: Graph) -> dict[str, Widths]:
         raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, yaml.YAMLError) as error:
         raise SettingsError(f"{path}: no configuration of widths: {_reason(error)}") from error
-    known = {node.name for node in graph.nodes if makes_values(node.op)}
+    known = {node.name for node in graph.nodes if makes_values(node)}
     unknown = [name for name in found if name not in known]
     if unknown:
         raise SettingsError(

@@ -21,17 +21,11 @@ from common.progress import Reporter
 from search.allocate.low_bit import LowBitAllocator, exact, relaxed
 from search.network.cuts import Cut, cut_of_head, enumerate_cuts, undominated
 from search.network.graph import Graph
+from search.network.operators.registry import maker_of, makes_values
 from search.prepare import Prepared
 from search.quantization.heads import Heads
 from search.quantization.sensitivity import Errors
-from search.quantization.widths import (
-    Configuration,
-    Widths,
-    maker_of,
-    makes_values,
-    read_widths,
-    write_widths,
-)
+from search.quantization.widths import Configuration, Widths, read_widths, write_widths
 from search.ranking.infeasible import smallest_head
 from search.strategies.baselines import AutoSplit
 
@@ -161,7 +155,7 @@ def _by_limit(
         widths = {
             node.name: Widths(weight=bits.get(node.name, 8))
             for node in cut.head
-            if makes_values(node.op)
+            if makes_values(node)
         }
         error = sum(errors[name][width] for name, width in bits.items())
         found.append(_configured(heads, cut, widths, error, cut.name))

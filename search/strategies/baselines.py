@@ -30,11 +30,12 @@ from search.allocate.auto_split import Configuration, auto_split, below_uniform
 from search.allocate.table import FusedLayer, Table, random_errors, with_errors
 from search.network.cuts import Cut, prefix_cuts
 from search.network.graph import Graph
+from search.network.operators.registry import maker_of, makes_values
 from search.prediction.candidates import Candidate, CostModel
 from search.prediction.cut_times import CutTimes
 from search.quantization.heads import Heads
 from search.quantization.rounding import Rounder
-from search.quantization.widths import WIDTHS, Widths, maker_of, makes_values
+from search.quantization.widths import WIDTHS, Widths
 from search.strategies.costs import CostGraph
 from search.strategies.min_cut import dads, qdmp
 from search.strategies.neurosurgeon import neurosurgeon
@@ -202,7 +203,7 @@ class AutoSplit:
                 weight=configuration.weights.get(node.name, 8), activation=activations[node.name]
             )
             for node in cut.head
-            if makes_values(node.op)
+            if makes_values(node)
         }
 
     def _layers(self, version: Literal[1, 2]) -> Table:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from common.codec.registry import KINDS
 from common.codec.spec import LOSSLESS_UPLOADS, USUAL_UPLOAD, CodecSpec, WireTensor
 from search.network.graph import Node
-from search.quantization.grids import QuantParams
+from search.network.quant_params import QuantParams
 
 WIDTHS = (2, 3, 4, 6, 8)
 IMAGE_CODECS = (*LOSSLESS_UPLOADS, USUAL_UPLOAD)

@@ -24,7 +24,7 @@ from common.codec.spec import CodecSpec
 from common.errors import BundleError, PayloadError
 from common.imaging.images import letterbox, read_image
 from search.network.graph import Node
-from search.quantization.grids import QuantParams
+from search.network.quant_params import QuantParams
 from search.wire.quantizers import tensor_codecs, wire_tensor
 from tests.contexts import random_model
 

@@ -11,10 +11,11 @@ from common.machine import saturates_int8
 from common.runtime.session import Model, check_parity
 from search.network import execute
 from search.network.cuts import enumerate_cuts
+from search.network.quant_params import QuantParams
 from search.quantization import integer
 from search.quantization.calibration import Distribution, observe
 from search.quantization.export import SharedWeights, head_model, tail_model, write_weights
-from search.quantization.grids import QuantParams, least_error_range
+from search.quantization.grids import least_error_range
 from search.quantization.network import QuantizedGraph
 from search.quantization.recipe import rounded
 from tests.networks import SIZE, branched_graph

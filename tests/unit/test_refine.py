@@ -17,8 +17,8 @@ from search.network import execute
 from search.network.cuts import Cut, enumerate_cuts
 from search.network.graph import Node
 from search.network.losses import Loss, distillation_loss
+from search.network.quant_params import QuantParams
 from search.quantization.calibration import observe
-from search.quantization.grids import QuantParams
 from search.quantization.heads import Heads
 from search.quantization.network import QuantizedGraph
 from search.quantization.recipe import rounded

@@ -11,10 +11,11 @@ from common.machine import saturates_int8
 from common.runtime.session import Model, check_parity
 from search.network.cuts import enumerate_cuts
 from search.network.graph import Graph
+from search.network.quant_params import QuantParams
 from search.quantization import integer
 from search.quantization.calibration import Distribution, Statistics, observe
 from search.quantization.export import head_model
-from search.quantization.grids import RANGES, Clipping, QuantParams
+from search.quantization.grids import RANGES, Clipping
 from search.quantization.layers import layers_of
 from search.quantization.network import Rounding
 from search.quantization.recipe import RECIPES, Recipe, recipe, reconstructed, rounded

@@ -15,6 +15,7 @@ from common.sizes import parse_size
 from common.tables.timing import Timing
 from search.network.cuts import Cut, enumerate_cuts
 from search.network.graph import Node
+from search.network.quant_params import QuantParams
 from search.prediction.candidates import (
     FRAME_OVERHEAD_BYTES,
     Candidate,
@@ -29,7 +30,6 @@ from search.prediction.candidates import (
 from search.prediction.cut_times import CutTimes
 from search.prediction.devices import DeviceProfile, device_profile
 from search.quantization.calibration import observe
-from search.quantization.grids import QuantParams
 from search.quantization.heads import Heads
 from search.quantization.network import QuantizedGraph
 from search.quantization.recipe import rounded

@@ -1,0 +1,1 @@
+"""Operators: one entry for each, in floating point, in integers and as ONNX."""

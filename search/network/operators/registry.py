@@ -1,0 +1,66 @@
+"""The table of operators: what the importers make, and all that the search understands."""
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+from common.errors import ModelError
+from search.network.graph import Graph, Node
+from search.network.operators.base import Operator
+from search.network.operators.convolution import BatchNorm, Conv
+from search.network.operators.elementwise import Add, StandaloneActivation
+from search.network.operators.movement import Concat, Slice, Upsample
+from search.network.operators.pooling import AveragePooling, MaxPooling
+
+OPERATORS: Mapping[str, Operator] = MappingProxyType(
+    {
+        "conv": Conv(),
+        "batch_norm": BatchNorm(),
+        "activation": StandaloneActivation(),
+        "max_pool": MaxPooling(),
+        "average_pool": AveragePooling(),
+        "upsample": Upsample(),
+        "concat": Concat(),
+        "add": Add(),
+        "slice": Slice(),
+    }
+)
+
+
+def operator_of(node: Node) -> Operator:
+    """Look a node's operator up.
+
+    Raises:
+        ModelError: If there is none of that name.
+    """
+    try:
+        return OPERATORS[node.op]
+    except KeyError:
+        raise ModelError(f"{node.name}: no operator {node.op}") from None
+
+
+def makes_values(node: Node) -> bool:
+    """Whether a node's output has a grid of its own; others move the values of their input."""
+    return node.op != "input" and operator_of(node).makes_values
+
+
+def maker_of(graph: Graph, name: str) -> str:
+    """Name of the node whose grid a tensor has: its own, or the source of the moved values."""
+    node = graph[name]
+    while not makes_values(node) and node.inputs:
+        node = graph[node.inputs[0]]
+    return node.name
+
+
+def check_shapes(graph: Graph) -> None:
+    """Require every node's shape to be the one that its operator makes of its inputs.
+
+    Raises:
+        ModelError: If one differs.
+    """
+    for node in graph.nodes:
+        if node.op == "input":
+            continue
+        inputs: Sequence[tuple[int, int, int]] = [graph[name].shape for name in node.inputs]
+        made = operator_of(node).shape(node, inputs)
+        if made != node.shape:
+            raise ModelError(f"{node.name}: {node.op} makes {made}, not {node.shape}")

@@ -1,0 +1,187 @@
+"""Every operator: its shape, floating point, integers and ONNX forms say the same."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's usual alias
+from torch import nn
+
+from common.errors import ModelError
+from common.machine import saturates_int8
+from common.runtime.session import Model, check_parity
+from search.network import execute
+from search.network.cuts import enumerate_cuts
+from search.network.graph import Graph, Node
+from search.network.importer import import_module
+from search.network.operators.registry import OPERATORS, check_shapes, operator_of
+from search.network.passes import optimise
+from search.quantization import integer
+from search.quantization.calibration import observe
+from search.quantization.export import SharedWeights, head_model, tail_model, write_weights
+from search.quantization.recipe import rounded
+from tests.networks import SIZE, pictures, seeded
+
+
+class Fed(nn.Module):
+    """A convolution that feeds the operator under test, and one behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, 2, 1)
+        self.head = nn.Conv2d(8, 6, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.operate(F.leaky_relu(self.stem(x), 0.1)))
+
+    def operate(self, x: torch.Tensor) -> torch.Tensor:
+        """Apply the operator under test."""
+        raise NotImplementedError
+
+
+class Grouped(Fed):
+    """Holds grouped convolutions with strides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.grouped = nn.Conv2d(8, 8, (3, 5), (1, 2), (1, 2), groups=4)
+
+    def operate(self, x: torch.Tensor) -> torch.Tensor:
+        return F.relu(self.grouped(x))
+
+
+class Pooled(Fed):
+    """Pools the largest, with padding on one side."""
+
+    def operate(self, x: torch.Tensor) -> torch.Tensor:
+        return F.max_pool2d(F.pad(x, (0, 1, 0, 1), value=float("-inf")), 2, 1)
+
+
+class Averaged(Fed):
+    """Pools means."""
+
+    def operate(self, x: torch.Tensor) -> torch.Tensor:
+        return F.avg_pool2d(x, 3, 2, 1, count_include_pad=False)
+
+
+class Upsampled(Fed):
+    """Copies values."""
+
+    def operate(self, x: torch.Tensor) -> torch.Tensor:
+        return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+class Joined(Fed):
+    """Slices, and joins on different grids."""
+
+    def operate(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x[:, 4:], F.avg_pool2d(x, 1)[:, :4]], 1)
+
+
+class Summed(Fed):
+    """Adds and cuts off what is negative."""
+
+    def operate(self, x: torch.Tensor) -> torch.Tensor:
+        return F.relu(F.max_pool2d(x, 3, 1, 1) + x)
+
+
+class Activated(Fed):
+    """Has an activation that stands alone, which heads do not hold."""
+
+    def operate(self, x: torch.Tensor) -> torch.Tensor:
+        return F.leaky_relu(F.max_pool2d(x, 2), 0.2)
+
+
+CASES = {
+    "conv": Grouped,
+    "max_pool": Pooled,
+    "average_pool": Averaged,
+    "upsample": Upsampled,
+    "concat": Joined,
+    "slice": Joined,
+    "add": Summed,
+    "activation": Activated,
+}
+FOLDED = {"batch_norm"}  # into convolutions, before anything runs
+FRAMES = pictures(4)
+
+
+def graph_with(op: str) -> Graph:
+    """The optimised graph of the operator's case."""
+    graph = optimise(import_module(seeded(CASES[op]()), SIZE))
+    assert op in {node.op for node in graph.nodes}
+    return graph
+
+
+def test_every_operator_has_a_case() -> None:
+    assert set(OPERATORS) == set(CASES) | FOLDED
+
+
+@pytest.mark.parametrize("op", CASES)
+def test_an_imported_operator_keeps_the_function(op: str) -> None:
+    graph = graph_with(op)
+    check_shapes(graph)
+    image = torch.from_numpy(FRAMES).float() / 255
+    found = execute.run(graph, {"image": image}, [node.name for node in graph.nodes[1:]])
+    with torch.inference_mode():
+        expected = seeded(CASES[op]())(image)
+    torch.testing.assert_close(found[graph.outputs[0]], expected, atol=1e-5, rtol=1e-5)
+    assert all(found[node.name].shape[1:] == node.shape for node in graph.nodes[1:])
+
+
+@pytest.mark.parametrize("op", CASES)
+def test_heads_in_the_runtime_equal_the_integer_reference(op: str) -> None:
+    graph = graph_with(op)
+    network = rounded(graph, observe(graph, FRAMES), reduced_range=saturates_int8())
+    for cut in enumerate_cuts(graph)[1:]:
+        if any(node.name in network.refused for node in cut.head):
+            assert op == "activation"
+            with pytest.raises(ModelError, match="no integer form"):
+                head_model(network, cut.tensors)
+            continue
+        runtime = Model(head_model(network, cut.tensors))
+        for frame in FRAMES:
+            codes = runtime.run({"image": frame[None]})
+            check_parity(codes, integer.run(network, frame[None], cut.tensors), what=cut.name)
+
+
+@pytest.mark.parametrize("op", CASES)
+def test_tails_in_the_runtime_equal_torch(op: str, tmp_path: Path) -> None:
+    graph = graph_with(op)
+    weights = SharedWeights.of(graph.nodes)
+    write_weights(tmp_path, weights)
+    image = torch.from_numpy(FRAMES[:2]).float() / 255
+    whole = execute.run(graph, {"image": image}, graph.outputs)
+    for cut in enumerate_cuts(graph)[:-1]:
+        path = tmp_path / "tail.onnx"
+        path.write_bytes(tail_model(graph, cut, weights))
+        sent = execute.run(graph, {"image": image}, cut.tensors)
+        (output,) = Model(path).run({name: value.numpy() for name, value in sent.items()})
+        np.testing.assert_allclose(output, whole[graph.outputs[0]].numpy(), atol=2e-5)
+
+
+def test_a_wrong_shape_or_an_unknown_operator_is_refused() -> None:
+    image = Node("image", "input", (), (3, 8, 8))
+    pool = {"kernel": (2, 2), "stride": (2, 2), "pads": (0, 0, 0, 0)}
+    good = Node("pool", "max_pool", ("image",), (3, 4, 4), pool)
+    check_shapes(Graph((image, good), ("pool",)))
+    bad = Node("pool", "max_pool", ("image",), (3, 5, 4), pool)
+    with pytest.raises(ModelError, match=r"pool: max_pool makes \(3, 4, 4\), not \(3, 5, 4\)"):
+        check_shapes(Graph((image, bad), ("pool",)))
+    with pytest.raises(ModelError, match="pool: no operator fft"):
+        operator_of(Node("pool", "fft", ("image",), (3, 4, 4)))
+    joined = Node("both", "add", ("image", "pool"), (3, 8, 8))
+    with pytest.raises(ModelError, match="add of different shapes"):
+        check_shapes(Graph((image, good, joined), ("both",)))
+
+
+def test_average_pooling_that_counts_padding_is_refused() -> None:
+    class Counting(Fed):
+        """Counts padding as zeros."""
+
+        def operate(self, x: torch.Tensor) -> torch.Tensor:
+            return F.avg_pool2d(x, 3, 1, 1)
+
+    with pytest.raises(ModelError, match="padding that counts"):
+        import_module(seeded(Counting()), SIZE)
