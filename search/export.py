@@ -181,7 +181,7 @@ def _add_head(
         outputs=tuple(
             HeadOutput(
                 name=name,
-                shape=network.graph[name].shape,
+                shape=network.graph[name].map_shape,
                 scale=network.grids[name].scale,
                 zero_point=network.grids[name].zero_point,
             )

@@ -19,7 +19,7 @@ from search.cache import Cache, digest
 from search.measure.frames import Frames, load_frames
 from search.measure.held_out import Division, Judging, fit_all, in_both, without_copies
 from search.network.graph import Graph
-from search.network.importer import import_module
+from search.network.importers.torch_module import import_module
 from search.network.losses import distillation_loss
 from search.network.passes import optimise
 from search.quantization.calibration import Statistics, observe

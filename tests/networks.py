@@ -8,7 +8,7 @@ from PIL import Image
 from torch import nn
 
 from search.network.graph import Graph
-from search.network.importer import import_module
+from search.network.importers.torch_module import import_module
 from search.network.passes import optimise
 
 SIZE = (32, 32)

@@ -35,7 +35,7 @@ from common.version import __version__
 from search.measure.frames import load_frames
 from search.network.cuts import enumerate_cuts
 from search.network.graph import IMAGE
-from search.network.importer import import_module
+from search.network.importers.torch_module import import_module
 from search.network.losses import distillation_loss
 from search.network.passes import optimise
 from search.prepare import detector_of

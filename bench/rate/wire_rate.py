@@ -37,7 +37,7 @@ from search.measure.accuracy import AgreementAccuracy, CocoAccuracy
 from search.measure.evaluate import Evaluator
 from search.measure.frames import load_frames
 from search.network.cuts import enumerate_cuts
-from search.network.importer import import_module
+from search.network.importers.torch_module import import_module
 from search.network.losses import distillation_loss
 from search.network.passes import optimise
 from search.prediction.candidates import Candidate, CostModel

@@ -26,7 +26,7 @@ from search.allocate.exact import solve_exact
 from search.allocate.problem import Problem, TensorChoice, narrowest
 from search.network.cuts import enumerate_cuts, undominated
 from search.network.graph import Graph
-from search.network.importer import import_module
+from search.network.importers.torch_module import import_module
 from search.network.passes import optimise
 from search.quantization.widths import WIDTHS
 from search.strategies.costs import CostGraph

@@ -84,7 +84,8 @@ def enumerate_cuts(graph: Graph, *, max_tensors: int = 4) -> list[Cut]:
     cuts = []
     for head in sorted(heads, key=lambda mask: (mask.bit_count(), mask)):
         cut = _cut_of(graph, body, head)
-        if head in (0, whole) or len(cut.tensors) <= max_tensors:
+        sendable = all(graph[name].sendable for name in cut.tensors)
+        if head in (0, whole) or (sendable and len(cut.tensors) <= max_tensors):
             cuts.append(cut)
     return cuts
 

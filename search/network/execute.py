@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 
 from common.errors import ModelError
-from search.network.activations import activate
 from search.network.graph import Graph, Node
 from search.network.operators.base import weights_of
 from search.network.operators.registry import operator_of
@@ -46,7 +45,7 @@ def apply(
     """
     weights = weights_of(node, inputs[0]) if parameters is None else _own(node, parameters)
     output = operator_of(node).run(node, inputs, weights)
-    return output if node.activation is None else activate(node.activation, output)
+    return output if node.activation is None else node.activation.run(output)
 
 
 def _own(node: Node, parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -7,28 +7,22 @@ are `operator_rank`, the rank counting nodes in topological order, so "conv_8" i
 operator.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import ModelError
+from search.network.activations import Activation
+from search.network.onnx_builder import OPSET
 
 IMAGE = "image"
 
-Shape = tuple[int, int, int]
-ActivationKind = Literal["leaky_relu", "relu", "sigmoid", "silu"]
-
-
-@dataclass(frozen=True)
-class Activation:
-    """An element-wise non-linearity; `slope` is that of a leaky ReLU below zero."""
-
-    kind: ActivationKind
-    slope: float = 0.0
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,11 +33,13 @@ class Node:
         name: Name of the operator and of its output.
         op: Name of its operator, see `search.network.operators`; "input" for the image.
         inputs: Names of the tensors read, in order.
-        shape: (C, H, W) of the output.
+        shape: Of the output for one image, mostly (C, H, W).
         attributes: Settings of the operator.
         weight: Convolution kernel (C_out, C_in / groups, kH, kW), float32.
         bias: (C_out,), float32.
         activation: Fused into the operator, applied last.
+        batched: Whether it is a float32 tensor of a fixed shape for each image of the batch, which
+            is the first axis.
     """
 
     name: str
@@ -54,12 +50,29 @@ class Node:
     weight: NDArray[np.float32] | None = None
     bias: NDArray[np.float32] | None = None
     activation: Activation | None = None
+    batched: bool = True
+
+    @property
+    def sendable(self) -> bool:
+        """Whether it can be a tensor of a cut: a (C, H, W) tensor for each image."""
+        return self.batched and len(self.shape) == 3
+
+    @property
+    def map_shape(self) -> tuple[int, int, int]:
+        """The shape (C, H, W) of a tensor that can be sent.
+
+        Raises:
+            ModelError: If it has no such shape.
+        """
+        if not self.sendable:
+            raise ModelError(f"{self.name}: a tensor of shape {self.shape} cannot be sent")
+        channels, height, width = self.shape
+        return channels, height, width
 
     @property
     def elements(self) -> int:
         """Number of elements of the output for one frame."""
-        channels, height, width = self.shape
-        return channels * height * width
+        return math.prod(self.shape)
 
     @property
     def parameters(self) -> int:
@@ -69,18 +82,27 @@ class Node:
     @property
     def macs(self) -> int:
         """Multiply-accumulates for one frame."""
-        if self.op != "conv" or self.weight is None:
+        counted: int | None = self.attributes.get("macs")
+        if counted is not None:
+            return counted
+        if self.weight is None or self.weight.ndim < 2:
             return 0
-        _, height, width = self.shape
-        return self.weight.size * height * width
+        return self.weight.size * self.elements // len(self.weight)
 
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """Nodes in topological order, the image first; `outputs` name the detector's maps."""
+    """A network.
+
+    Attributes:
+        nodes: In topological order, the image first.
+        outputs: Names of the tensors that the network makes.
+        opset: Version of ONNX's operators that its nodes are written in.
+    """
 
     nodes: tuple[Node, ...]
     outputs: tuple[str, ...]
+    opset: int = OPSET
 
     def __post_init__(self) -> None:
         known: set[str] = set()
@@ -147,4 +169,4 @@ class Graph:
             replace(node, name=names[node.name], inputs=tuple(names[i] for i in node.inputs))
             for node in self.nodes
         )
-        return Graph(nodes, tuple(names[name] for name in self.outputs))
+        return replace(self, nodes=nodes, outputs=tuple(names[name] for name in self.outputs))

@@ -52,6 +52,11 @@ class OnnxBuilder:
             self.initializers.append(numpy_helper.from_array(np.asarray(array), name))
         return name
 
+    def scalar(self, value: float) -> str:
+        """Add a float32 scalar; returns its name."""
+        array = np.array(value, np.float32)
+        return self.constant(f"scalar_{int(array.view(np.uint32)):08x}", array)
+
     def integer_weight(self, name: str, array: NDArray[np.int8]) -> str:
         """Add integer weights, or declare them where they stay outside; returns their name."""
         if not self.outside_weights:

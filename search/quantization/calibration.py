@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from common.errors import CalibrationError
 from common.imaging.images import unit_range
 from search.network import execute
-from search.network.activations import activate
 from search.network.graph import Graph, Node
 
 BINS = 2048
@@ -131,7 +130,7 @@ def _tensors(graph: Graph, image: torch.Tensor) -> Iterator[tuple[tuple[str, boo
             if node.activation is not None:
                 linear = execute.apply(_linear(node), inputs)
                 yield (node.name, False), linear
-                values[node.name] = activate(node.activation, linear)
+                values[node.name] = node.activation.run(linear)
             else:
                 values[node.name] = execute.apply(node, inputs)
             yield (node.name, True), values[node.name]

@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import ModelError
-from search.network.activations import entry_of
-from search.network.graph import Activation, Graph, Node
+from search.network.activations import Activation
+from search.network.graph import Graph, Node
 
 _Doubles = NDArray[np.float64]
 
@@ -50,7 +50,7 @@ def equalise(graph: Graph) -> Graph:
         if max(moved, default=0.0) < _SETTLED:
             break
     nodes = tuple(convs[node.name].node() if node.name in convs else node for node in graph.nodes)
-    return Graph(nodes, graph.outputs)
+    return replace(graph, nodes=nodes)
 
 
 def equalisable_pairs(graph: Graph) -> Iterator[tuple[Node, Node]]:
@@ -77,7 +77,7 @@ def _only_conv_behind(graph: Graph, conv: Node) -> Node | None:
 
 def _is_homogeneous(activation: Activation | None) -> bool:
     """Whether a positive factor may be taken out of it."""
-    return activation is None or entry_of(activation).is_homogeneous
+    return activation is None or activation.is_homogeneous
 
 
 class _Conv:

@@ -19,11 +19,10 @@ from onnx import TensorProto, helper
 
 from common.bundle.packed_weights import Packable, pack_weights
 from common.errors import ModelError
-from search.network.activations import entry_of, write_activation
 from search.network.cuts import Cut
 from search.network.graph import IMAGE, Graph, Node
 from search.network.onnx_builder import Location, OnnxBuilder
-from search.network.operators.convolution import write_sums, write_table
+from search.network.operators.convolution import activation_table, write_sums, write_table
 from search.network.operators.registry import operator_of
 from search.quantization.network import QuantizedGraph
 
@@ -139,14 +138,16 @@ def head_model(
 def _pools_first(
     network: QuantizedGraph, node: Node, readers: list[Node], fetch: Sequence[str]
 ) -> bool:
-    """Whether to pool before the activation: it commutes, and then works on fewer elements."""
+    """Whether to pool before the activation, so that it works on fewer elements.
+
+    The two commute if the activation's table never falls.
+    """
     return (
         node.op == "conv"
         and node.name in network.before
-        and node.activation is not None
-        and entry_of(node.activation).is_monotone
         and [reader.op for reader in readers] == ["max_pool"]
         and node.name not in fetch
+        and bool((np.diff(activation_table(network, node).astype(np.int16)) >= 0).all())
     )
 
 
@@ -154,7 +155,7 @@ def _float_node(builder: OnnxBuilder, node: Node) -> None:
     linear = node.name if node.activation is None else f"{node.name}.linear"
     made = operator_of(node).write(builder, node, node.inputs, linear)
     if node.activation is not None:
-        write_activation(builder, node.activation, made, node.name)
+        node.activation.write(builder, made, node.name)
 
 
 def _value(name: str, kind: int, node: Node, batch: int | str) -> Any:

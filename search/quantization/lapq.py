@@ -125,7 +125,7 @@ def head_loss(
     Raises:
         ModelError: When called, if a node of the head has no integer form.
     """
-    head = Graph(graph.ancestors(fetch), tuple(fetch))
+    head = replace(graph, nodes=graph.ancestors(fetch), outputs=tuple(fetch))
     batches = [frames[start : start + _BATCH] for start in range(0, len(frames), _BATCH)]
     teachers = [_maps(graph, {IMAGE: torch.from_numpy(unit_range(each))}) for each in batches]
     samples = _input_samples(head, frames) if correct_bias else {}

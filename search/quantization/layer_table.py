@@ -86,7 +86,7 @@ def to_json(rows: Sequence[LayerRow]) -> str:
 
 def _row(graph: Graph, statistics: Statistics, rank: int, node: Node) -> LayerRow:
     seen = statistics.after[node.name]
-    activation = "" if node.activation is None else f"+{node.activation.kind}"
+    activation = "" if node.activation is None else f"+{node.activation.name}"
     return LayerRow(
         rank=rank,
         name=node.name,

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from common.errors import ModelError
 from common.imaging.images import unit_range
 from search.network import execute
-from search.network.activations import activate
 from search.network.graph import Node
 from search.network.quant_params import QuantizedConv
 from search.quantization import integer
@@ -84,7 +83,7 @@ class SampledLayer:
     def _activated(self, sums: torch.Tensor) -> torch.Tensor:
         if self.node.activation is None:
             return sums
-        return activate(self.node.activation, sums)
+        return self.node.activation.run(sums)
 
 
 def layers_of(

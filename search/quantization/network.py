@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import ModelError
-from search.network.activations import entry_of
 from search.network.graph import IMAGE, Graph, Node
 from search.network.operators.registry import makes_values, operator_of
 from search.network.quant_params import QuantizedConv, QuantParams
@@ -107,7 +106,10 @@ class QuantizedGraph:
 
     def weight_bytes(self, nodes: tuple[Node, ...]) -> int:
         """Bytes of weights, scales and biases of a head as stored."""
-        return sum(self.convs[n.name].stored_bytes for n in nodes if n.name in self.convs)
+        return sum(
+            self.convs[node.name].stored_bytes if node.name in self.convs else 4 * node.parameters
+            for node in nodes
+        )
 
 
 def choose_clips(
@@ -190,14 +192,15 @@ def integer_bias(
 
 
 def has_table(node: Node) -> bool:
-    """Whether the codes of a convolution's sums pass a table to become its output."""
-    return node.activation is not None and not entry_of(node.activation).clips_at_zero
+    """Whether the codes of a node's sums pass a table to become its output."""
+    activated = node.activation is not None and not node.activation.only_cuts_off
+    return activated and operator_of(node).has_sums
 
 
 def _below(node: Node, clips: Clips) -> QuantParams:
     """Grid of sums; values that a leaky ReLU would put above the tensor's range are clipped."""
     (low, high), top = clips.before[node.name], clips.after[node.name][1]
-    same = node.activation is not None and entry_of(node.activation).is_identity_above_zero
+    same = node.activation is not None and node.activation.keeps_positive
     return QuantParams.over(low, min(high, top) if same and top > 0 else high)
 
 

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from common.choices import one_of
 from common.imaging.images import unit_range
 from search.network import execute
-from search.network.activations import activate
 from search.network.graph import Graph, Node
 from search.network.losses import Loss, feature_loss
 from search.network.quant_params import QuantParams
@@ -260,7 +259,7 @@ def _with_weight(
     with torch.inference_mode():
         sums, wanted = execute.apply(changed, inputs), execute.apply(exact, inputs)
         sums = sums - (sums - wanted).mean((0, 2, 3), keepdim=True)
-        return sums if node.activation is None else activate(node.activation, sums)
+        return sums if node.activation is None else node.activation.run(sums)
 
 
 def _outputs_with(

@@ -138,7 +138,7 @@ def _table(
 ) -> WireTensor:
     return WireTensor(
         name=node.name,
-        shape=node.shape,
+        shape=node.map_shape,
         bits=bits,
         to_symbol=tuple(int(s) for s in symbols),
         to_value=tuple(float(np.float32(v)) for v in values),

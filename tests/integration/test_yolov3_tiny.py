@@ -12,7 +12,7 @@ from common.runtime.session import Model, check_parity
 from search.network import execute
 from search.network.cuts import enumerate_cuts
 from search.network.graph import Graph
-from search.network.importer import import_module
+from search.network.importers.torch_module import import_module
 from search.network.passes import optimise
 from search.quantization import integer
 from search.quantization.calibration import observe

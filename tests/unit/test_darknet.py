@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from common.errors import ModelError, WeightsError
-from search.network.importer import import_module
+from search.network.importers.torch_module import import_module
 from search.network.passes import optimise
 from search.zoo.cfg import Section, parse_cfg
 from search.zoo.darknet import DarknetModule, MaxPool, load_darknet

@@ -10,7 +10,7 @@ from torch import nn
 
 from search.network import execute
 from search.network.graph import Graph
-from search.network.importer import import_module
+from search.network.importers.torch_module import import_module
 from search.network.passes import optimise
 from search.quantization.equalise import equalisable_pairs, equalise
 from tests.networks import SIZE, ConvBlock, branched_graph, pictures, seeded

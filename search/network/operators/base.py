@@ -20,8 +20,6 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from common.errors import ModelError
-from search.network.activations import activate, entry_of, write_activation
 from search.network.graph import Node, Shape
 from search.network.onnx_builder import OnnxBuilder
 from search.network.quant_params import Codes, Quantized
@@ -34,11 +32,18 @@ class Operator(ABC):
     """One operator; its settings are a node's attributes.
 
     Attributes:
+        computes_in_torch: Whether `run` works.
         makes_values: Whether its output has a grid of its own; others move the values of their
             first input, and share its grid.
+        has_sums: Whether a runtime's kernel rounds its sums of products to codes, so that an
+            activation behind it is a table from the codes of the sums to those of the output.
+        takes_activation: Whether an activation that alone reads a node may be fused into it.
     """
 
+    computes_in_torch: ClassVar[bool] = True
     makes_values: ClassVar[bool] = True
+    has_sums: ClassVar[bool] = False
+    takes_activation: ClassVar[bool] = False
 
     @abstractmethod
     def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
@@ -72,29 +77,23 @@ class Operator(ABC):
             The name of what it makes: `output`, unless there is nothing to compute.
         """
 
-    def takes_activation(self, node: Node) -> bool:
-        """Whether an activation that alone reads a node may be fused into it."""
-        return False
-
     def refusal(self, node: Node) -> str | None:
         """Reason why a head may not hold a node; None if it may."""
-        activation = node.activation
-        if activation is not None and not entry_of(activation).has_integer_form:
-            return f"{node.name}: {activation} has no integer form"
+        del node
         return None
 
     def run_codes(self, network: Quantized, node: Node, inputs: Sequence[Codes]) -> Codes:
         """Compute the output's codes, (N, ...), with the activation."""
         if not self.makes_values:
             moved = self.run(node, [torch.from_numpy(codes).float() for codes in inputs], {})
-            return moved.numpy().astype(np.uint8)
+            return np.ascontiguousarray(moved.numpy().astype(np.uint8))
         values = [
             torch.from_numpy(network.grids[name].dequantize(codes))
             for name, codes in zip(node.inputs, inputs, strict=True)
         ]
-        output = self.run(node, values, {})
-        if node.activation is not None:
-            output = activate(node.activation, output)
+        output = self.run(node, values, weights_of(node, values[0]))
+        if node.activation is not None and not node.activation.only_cuts_off:
+            output = node.activation.run(output)
         return network.grids[node.name].quantize(output.numpy())
 
     def write_codes(self, builder: OnnxBuilder, network: Quantized, node: Node) -> None:
@@ -107,8 +106,8 @@ class Operator(ABC):
             for index, name in enumerate(node.inputs)
         ]
         real = self.write(builder, node, values, f"{node.name}.real")
-        if node.activation is not None and not entry_of(node.activation).clips_at_zero:
-            real = write_activation(builder, node.activation, real, f"{node.name}.after")
+        if node.activation is not None and not node.activation.only_cuts_off:
+            real = node.activation.write(builder, real, f"{node.name}.after")
         builder.quantize(real, network.grids[node.name], node.name)
 
 
@@ -134,14 +133,3 @@ def only(inputs: Sequence[Shape]) -> Shape:
     """The shape of the one input."""
     (shape,) = inputs
     return shape
-
-
-def equal(node: Node, inputs: Sequence[Shape]) -> Shape:
-    """The shape that all inputs have.
-
-    Raises:
-        ModelError: If they differ.
-    """
-    if len(set(inputs)) != 1:
-        raise ModelError(f"{node.name}: {node.op} of different shapes {list(inputs)}")
-    return inputs[0]

@@ -1,4 +1,4 @@
-"""Convolutions, and the batch normalisation that folds into them."""
+"""Convolutions, and the scaling by channel that folds into them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +9,6 @@ import torch.nn.functional as F  # noqa: N812 - torch's usual alias
 from numpy.typing import NDArray
 
 from common.errors import ModelError
-from search.network.activations import activate, write_activation
 from search.network.graph import Node, Shape
 from search.network.onnx_builder import OnnxBuilder
 from search.network.operators.base import (
@@ -22,35 +21,24 @@ from search.network.quant_params import Codes, Quantized, QuantParams
 
 
 class Conv(Operator):
-    """A convolution, with `stride`, `pads` as (top, left, bottom, right) and `groups`.
+    """A convolution, with `stride`, `pads` as (top, left, bottom, right), `groups` and `dilation`.
 
     In integers, sums of products are computed in float64, where they are exact; requantization
     repeats the runtime's float32 arithmetic (scale, round half to even, saturate). With an
-    activation other than a ReLU there are two grids: the sums are quantized before the activation,
-    which is then a table from codes to codes.
+    activation that is a table there are two grids: the sums are quantized before it.
     """
+
+    has_sums = True
+    takes_activation = True
 
     def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
         channels, height, width = only(inputs)
-        if node.weight is None:
-            raise ModelError(f"{node.name}: a convolution without weights")
-        made, read, *kernel = node.weight.shape
-        if read * node.attributes["groups"] != channels:
-            raise ModelError(
-                f"{node.name}: weights for {read * node.attributes['groups']} channels, "
-                f"found {channels}"
-            )
-        top, left, bottom, right = node.attributes["pads"]
-        return made, *(
-            (size + padding - span) // step + 1
-            for size, padding, span, step in zip(
-                (height, width),
-                (top + bottom, left + right),
-                kernel,
-                node.attributes["stride"],
-                strict=True,
-            )
-        )
+        made, read, *kernel = _weight(node).shape
+        groups, dilation = node.attributes["groups"], node.attributes.get("dilation", (1, 1))
+        if read * groups != channels:
+            raise ModelError(f"{node.name}: weights for {read * groups} channels, found {channels}")
+        spans = [around * (size - 1) + 1 for size, around in zip(kernel, dilation, strict=True)]
+        return made, *window_shape((height, width), spans, node)
 
     def run(self, node: Node, inputs: Sequence[torch.Tensor], weights: Weights) -> torch.Tensor:
         (source,) = inputs
@@ -65,9 +53,6 @@ class Conv(Operator):
     ) -> str:
         names = (*inputs, *write_weights(builder, node))
         return builder.add("Conv", names, output, **_onnx_attributes(node))
-
-    def takes_activation(self, node: Node) -> bool:
-        return True
 
     def run_codes(self, network: Quantized, node: Node, inputs: Sequence[Codes]) -> Codes:
         conv = network.convs[node.name]
@@ -92,15 +77,48 @@ class Conv(Operator):
         write_table(builder, network, node, linear, node.name)
 
 
-class BatchNorm(Operator):
-    """A batch normalisation: a gain (`weight`) and an offset (`bias`) by channel."""
+class ConvTranspose(Operator):
+    """A transposed convolution, with `stride`, `pads`, `extra` rows and columns, and `groups`.
+
+    Its weights are (C_in, C_out / groups, kH, kW). Heads compute it in floating point: runtimes
+    have no integer kernel for it.
+    """
+
+    takes_activation = True
 
     def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
-        return only(inputs)
+        channels, height, width = only(inputs)
+        read, made, *kernel = _weight(node).shape
+        if read != channels:
+            raise ModelError(f"{node.name}: weights for {read} channels, found {channels}")
+        (top, left, bottom, right), stride = node.attributes["pads"], node.attributes["stride"]
+        tall, wide = (
+            step * (size - 1) + span - around + extra
+            for size, step, span, around, extra in zip(
+                (height, width),
+                stride,
+                kernel,
+                (top + bottom, left + right),
+                node.attributes["extra"],
+                strict=True,
+            )
+        )
+        return made * node.attributes["groups"], tall, wide
 
     def run(self, node: Node, inputs: Sequence[torch.Tensor], weights: Weights) -> torch.Tensor:
-        (source,) = inputs
-        return source * weights["weight"][:, None, None] + weights["bias"][:, None, None]
+        top, left, bottom, right = node.attributes["pads"]
+        down, across = node.attributes["extra"]
+        whole = F.conv_transpose2d(
+            inputs[0],
+            weights["weight"],
+            weights.get("bias"),
+            node.attributes["stride"],
+            0,
+            (max(down - bottom, 0), max(across - right, 0)),
+            node.attributes["groups"],
+        )
+        height, width = node.shape[1:]
+        return whole[:, :, top : top + height, left : left + width]
 
     def write(
         self,
@@ -109,7 +127,44 @@ class BatchNorm(Operator):
         inputs: Sequence[str],
         output: str,
     ) -> str:
-        raise ModelError(f"{node.name}: operator {node.op} has no ONNX form")
+        names = (*inputs, *write_weights(builder, node))
+        return builder.add(
+            "ConvTranspose",
+            names,
+            output,
+            strides=node.attributes["stride"],
+            pads=node.attributes["pads"],
+            output_padding=node.attributes["extra"],
+            group=node.attributes["groups"],
+        )
+
+
+class Scale(Operator):
+    """A gain (`weight`) and an offset (`bias`) by channel, as of a batch normalisation."""
+
+    takes_activation = True
+
+    def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
+        return only(inputs)
+
+    def run(self, node: Node, inputs: Sequence[torch.Tensor], weights: Weights) -> torch.Tensor:
+        gain, offset = (_by_channel(weights[part], node) for part in ("weight", "bias"))
+        return inputs[0] * gain + offset
+
+    def write(
+        self,
+        builder: OnnxBuilder,
+        node: Node,
+        inputs: Sequence[str],
+        output: str,
+    ) -> str:
+        if node.weight is None or node.bias is None:
+            raise ModelError(f"{node.name}: a scale without its constants")
+        around = (1,) * (len(node.shape) - 1)
+        gain = builder.weight(f"{node.name}.weight", node.weight.reshape(-1, *around))
+        offset = builder.weight(f"{node.name}.bias", node.bias.reshape(-1, *around))
+        scaled = builder.add("Mul", (*inputs, gain), f"{output}.scaled")
+        return builder.add("Add", (scaled, offset), output)
 
 
 def activation_table(network: Quantized, node: Node) -> Codes:
@@ -117,7 +172,7 @@ def activation_table(network: Quantized, node: Node) -> Codes:
     if node.activation is None:
         raise ModelError(f"{node.name}: no activation")
     linear = network.before[node.name].dequantize(np.arange(256, dtype=np.uint8))
-    values = activate(node.activation, torch.from_numpy(linear)).numpy()
+    values = node.activation.run(torch.from_numpy(linear)).numpy()
     return network.grids[node.name].quantize(values)
 
 
@@ -159,26 +214,50 @@ def write_table(
     if node.activation is None:
         raise ModelError(f"{node.name}: no activation")
     real = builder.dequantize(codes, network.before[node.name], f"{output}.before")
-    write_activation(builder, node.activation, real, f"{output}.after")
+    node.activation.write(builder, real, f"{output}.after")
     grid = network.grids[node.name]
     highest = float(network.before[node.name].dequantize(np.array(255, np.uint8)))
     beyond = highest / grid.scale + grid.zero_point > grid.top + 0.5
     builder.quantize(f"{output}.after", grid, output, saturates=beyond)
 
 
+def window_shape(size: Sequence[int], spans: Sequence[int], node: Node) -> Shape:
+    """Numbers of places of a window of `spans` that moves over `size` by a node's stride."""
+    top, left, bottom, right = node.attributes["pads"]
+    return tuple(
+        (length + around - span) // step + 1
+        for length, around, span, step in zip(
+            size, (top + bottom, left + right), spans, node.attributes["stride"], strict=True
+        )
+    )
+
+
 def _convolve(
     node: Node, source: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
     attributes = node.attributes
+    top, left, bottom, right = attributes["pads"]
+    if (top, left) != (bottom, right):
+        source, top, left = F.pad(source, (left, right, top, bottom)), 0, 0
     return F.conv2d(
         source,
         weight,
         bias,
         attributes["stride"],
-        attributes["pads"][:2],
-        1,
+        (top, left),
+        attributes.get("dilation", 1),
         attributes["groups"],
     )
+
+
+def _weight(node: Node) -> NDArray[np.float32]:
+    if node.weight is None:
+        raise ModelError(f"{node.name}: {node.op} without weights")
+    return node.weight
+
+
+def _by_channel(values: torch.Tensor, node: Node) -> torch.Tensor:
+    return values.reshape(-1, *(1,) * (len(node.shape) - 1))
 
 
 def _requantize(
@@ -195,8 +274,11 @@ def _requantize(
 
 def _onnx_attributes(node: Node) -> Mapping[str, Any]:
     attributes = node.attributes
-    return {
+    written = {
         "strides": attributes["stride"],
         "pads": attributes["pads"],
         "group": attributes["groups"],
     }
+    if "dilation" in attributes:
+        written["dilations"] = attributes["dilation"]
+    return written

@@ -1,19 +1,23 @@
-"""Element by element: activations that stand alone, and sums of two tensors."""
+"""Element by element: functions of one tensor that stand alone, and of two tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from search.network.activations import entry_of
+from common.errors import ModelError
 from search.network.graph import Node, Shape
 from search.network.onnx_builder import OnnxBuilder
-from search.network.operators.base import Operator, Weights, equal, only
+from search.network.operators.base import Operator, Weights, only, write_weights
 from search.network.quant_params import Codes, Quantized
 
 
 class StandaloneActivation(Operator):
     """An activation that no operator has taken in: the identity, and then the activation."""
+
+    takes_activation = True
 
     def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
         return only(inputs)
@@ -30,20 +34,17 @@ class StandaloneActivation(Operator):
     ) -> str:
         return inputs[0]
 
-    def refusal(self, node: Node) -> str | None:
-        """Refuse all: so far only convolutions have the grid that its table reads."""
-        return f"{node.name}: {node.activation} has no integer form"
 
+class PRelu(Operator):
+    """A leaky ReLU whose slope is the channel's (`weight`)."""
 
-class Add(Operator):
-    """The sum of two tensors of one shape."""
+    takes_activation = True
 
     def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
-        return equal(node, inputs)
+        return only(inputs)
 
     def run(self, node: Node, inputs: Sequence[torch.Tensor], weights: Weights) -> torch.Tensor:
-        left, right = inputs
-        return left + right
+        return torch.nn.functional.prelu(inputs[0], weights["weight"].reshape(-1))
 
     def write(
         self,
@@ -52,12 +53,57 @@ class Add(Operator):
         inputs: Sequence[str],
         output: str,
     ) -> str:
-        return builder.add("Add", inputs, output)
+        return builder.add("PRelu", (*inputs, *write_weights(builder, node)), output)
 
-    def takes_activation(self, node: Node) -> bool:
-        return node.activation is not None and entry_of(node.activation).clips_at_zero
+
+class Binary(Operator):
+    """A function of two tensors, element by element, the smaller one repeated.
+
+    Args:
+        op: Its name in ONNX.
+    """
+
+    takes_activation = True
+
+    def __init__(self, op: str) -> None:
+        self._op = op
+        self._run = _BINARY[op]
+
+    def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
+        left, right = inputs
+        if len(left) != len(right):
+            raise ModelError(f"{node.name}: {node.op} of different shapes {left} and {right}")
+        try:
+            return tuple(np.broadcast_shapes(left, right))
+        except ValueError:
+            raise ModelError(
+                f"{node.name}: {node.op} of different shapes {left} and {right}"
+            ) from None
+
+    def run(self, node: Node, inputs: Sequence[torch.Tensor], weights: Weights) -> torch.Tensor:
+        left, right = inputs
+        return self._run(left, right)
+
+    def write(
+        self,
+        builder: OnnxBuilder,
+        node: Node,
+        inputs: Sequence[str],
+        output: str,
+    ) -> str:
+        return builder.add(self._op, inputs, output)
+
+
+class Add(Binary):
+    """The sum of two tensors."""
+
+    def __init__(self) -> None:
+        super().__init__("Add")
 
     def run_codes(self, network: Quantized, node: Node, inputs: Sequence[Codes]) -> Codes:
+        """Add codes in units of the target's step, as the runtime's kernel does."""
+        if _is_activated(node):
+            return super().run_codes(network, node, inputs)
         target = network.grids[node.name]
         sources = [network.grids[name] for name in node.inputs]
         ratios = [np.float32(source.scale) / np.float32(target.scale) for source in sources]
@@ -67,3 +113,65 @@ class Add(Operator):
         )
         left, right = (q.astype(np.float32) * r for q, r in zip(inputs, ratios, strict=True))
         return np.asarray(np.clip(np.rint(left + (right + offset)), 0, target.top), np.uint8)
+
+
+class Multiply(Binary):
+    """The product of two tensors."""
+
+    def __init__(self) -> None:
+        super().__init__("Mul")
+
+    def run_codes(self, network: Quantized, node: Node, inputs: Sequence[Codes]) -> Codes:
+        """Multiply codes, and scale the product once, as the runtime's kernel does."""
+        if _is_activated(node):
+            return super().run_codes(network, node, inputs)
+        target = network.grids[node.name]
+        first, second = (network.grids[name] for name in node.inputs)
+        left, right = (
+            q.astype(np.float32) - np.float32(network.grids[name].zero_point)
+            for name, q in zip(node.inputs, inputs, strict=True)
+        )
+        scale = np.float32(first.scale) * np.float32(second.scale) / np.float32(target.scale)
+        product: NDArray[np.float32] = left * right * scale
+        return np.asarray(np.clip(np.rint(product) + target.zero_point, 0, target.top), np.uint8)
+
+
+class Softmax(Operator):
+    """Exponentials along an `axis`, divided by their sum."""
+
+    def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
+        return only(inputs)
+
+    def run(self, node: Node, inputs: Sequence[torch.Tensor], weights: Weights) -> torch.Tensor:
+        return torch.softmax(inputs[0], node.attributes["axis"])
+
+    def refusal(self, node: Node) -> str | None:
+        return f"{node.name}: a softmax in 8 bits would lose its small values"
+
+    def write(
+        self,
+        builder: OnnxBuilder,
+        node: Node,
+        inputs: Sequence[str],
+        output: str,
+    ) -> str:
+        return builder.add("Softmax", inputs, output, axis=node.attributes["axis"])
+
+
+def _is_activated(node: Node) -> bool:
+    """Whether an activation keeps a runtime from using its kernel for two tensors of codes."""
+    return node.activation is not None and not node.activation.only_cuts_off
+
+
+_BINARY: MappingProxyType[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = (
+    MappingProxyType(
+        {
+            "Add": torch.add,
+            "Div": torch.div,
+            "Max": torch.maximum,
+            "Min": torch.minimum,
+            "Mul": torch.mul,
+            "Sub": torch.sub,
+        }
+    )
+)

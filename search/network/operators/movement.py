@@ -1,5 +1,6 @@
-"""Operators that move values: joins, slices and copies."""
+"""Operators that move values: joins, slices, copies, and other orders of the same values."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,15 +15,21 @@ from search.network.quant_params import Codes, Quantized
 
 
 class Concat(Operator):
-    """Tensors joined along the channels; on one grid, their codes are joined as they are."""
+    """Tensors joined along an `axis`; on one grid, their codes are joined as they are.
+
+    Axes are those of a tensor with its batch: 1 is the channels.
+    """
 
     def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
-        if len({shape[1:] for shape in inputs}) != 1:
+        axis = node.attributes.get("axis", 1) - 1
+        rests = {(*shape[:axis], *shape[axis + 1 :]) for shape in inputs}
+        if len(rests) != 1:
             raise ModelError(f"{node.name}: joins tensors of different sizes {list(inputs)}")
-        return sum(shape[0] for shape in inputs), *inputs[0][1:]
+        joined = sum(shape[axis] for shape in inputs)
+        return *inputs[0][:axis], joined, *inputs[0][axis + 1 :]
 
     def run(self, node: Node, inputs: Sequence[torch.Tensor], weights: Weights) -> torch.Tensor:
-        return torch.cat(list(inputs), 1)
+        return torch.cat(list(inputs), node.attributes.get("axis", 1))
 
     def write(
         self,
@@ -31,11 +38,11 @@ class Concat(Operator):
         inputs: Sequence[str],
         output: str,
     ) -> str:
-        return builder.add("Concat", inputs, output, axis=1)
+        return builder.add("Concat", inputs, output, axis=node.attributes.get("axis", 1))
 
     def run_codes(self, network: Quantized, node: Node, inputs: Sequence[Codes]) -> Codes:
         if self._is_on_one_grid(network, node):
-            return np.concatenate(inputs, 1)
+            return np.concatenate(inputs, node.attributes.get("axis", 1))
         return super().run_codes(network, node, inputs)
 
     def write_codes(self, builder: OnnxBuilder, network: Quantized, node: Node) -> None:
@@ -50,15 +57,20 @@ class Concat(Operator):
 
 
 class Slice(Operator):
-    """The channels from `start` to before `stop`."""
+    """Every `step`th value along an `axis`, from `start` to before `stop`."""
 
     makes_values = False
 
     def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
-        return node.attributes["stop"] - node.attributes["start"], *only(inputs)[1:]
+        axis, kept = self._axis(node) - 1, range(*self._bounds(node))
+        shape = only(inputs)
+        if not kept or not 0 <= kept[0] <= kept[-1] < shape[axis]:
+            raise ModelError(f"{node.name}: slices {kept} of {shape[axis]} values")
+        return *shape[:axis], len(kept), *shape[axis + 1 :]
 
     def run(self, node: Node, inputs: Sequence[torch.Tensor], weights: Weights) -> torch.Tensor:
-        return inputs[0][:, node.attributes["start"] : node.attributes["stop"]]
+        everything = (slice(None),) * self._axis(node)
+        return inputs[0][(*everything, slice(*self._bounds(node)))]
 
     def write(
         self,
@@ -67,15 +79,62 @@ class Slice(Operator):
         inputs: Sequence[str],
         output: str,
     ) -> str:
+        start, stop, step = self._bounds(node)
+        settings = [("start", start), ("stop", stop), ("axis", self._axis(node))]
+        if step != 1:
+            settings.append(("step", step))
         bounds = [
             builder.constant(f"{node.name}.{key}", np.array([value], np.int64))
-            for key, value in (
-                ("start", node.attributes["start"]),
-                ("stop", node.attributes["stop"]),
-                ("axis", 1),
-            )
+            for key, value in settings
         ]
         return builder.add("Slice", (*inputs, *bounds), output)
+
+    def _axis(self, node: Node) -> int:
+        axis: int = node.attributes.get("axis", 1)
+        return axis
+
+    def _bounds(self, node: Node) -> tuple[int, int, int]:
+        attributes = node.attributes
+        return attributes["start"], attributes["stop"], attributes.get("step", 1)
+
+
+class Pad(Operator):
+    """Zeros around height and width: `pads` as (top, left, bottom, right)."""
+
+    makes_values = False
+
+    def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
+        channels, height, width = only(inputs)
+        top, left, bottom, right = node.attributes["pads"]
+        return channels, height + top + bottom, width + left + right
+
+    def run(self, node: Node, inputs: Sequence[torch.Tensor], weights: Weights) -> torch.Tensor:
+        top, left, bottom, right = node.attributes["pads"]
+        return F.pad(inputs[0], (left, right, top, bottom))
+
+    def write(
+        self,
+        builder: OnnxBuilder,
+        node: Node,
+        inputs: Sequence[str],
+        output: str,
+    ) -> str:
+        return builder.add("Pad", (*inputs, self._pads(builder, node)), output)
+
+    def run_codes(self, network: Quantized, node: Node, inputs: Sequence[Codes]) -> Codes:
+        top, left, bottom, right = node.attributes["pads"]
+        around = ((0, 0), (0, 0), (top, bottom), (left, right))
+        return np.pad(inputs[0], around, constant_values=network.grids[node.name].zero_point)
+
+    def write_codes(self, builder: OnnxBuilder, network: Quantized, node: Node) -> None:
+        zero = np.array(network.grids[node.name].zero_point, np.uint8)
+        value = builder.constant(f"{node.name}.value", zero)
+        builder.add("Pad", (*node.inputs, self._pads(builder, node), value), node.name)
+
+    def _pads(self, builder: OnnxBuilder, node: Node) -> str:
+        top, left, bottom, right = node.attributes["pads"]
+        pads = np.array([0, 0, top, left, 0, 0, bottom, right], np.int64)
+        return builder.constant(f"{node.name}.pads", pads)
 
 
 class Upsample(Operator):
@@ -108,3 +167,117 @@ class Upsample(Operator):
             coordinate_transformation_mode="asymmetric",
             nearest_mode="floor",
         )
+
+
+class Resize(Operator):
+    """Height and width changed to `size` by linear interpolation.
+
+    `aligned` says whether the corners of both grids of points coincide, else their edges do.
+    """
+
+    def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
+        return only(inputs)[0], *node.attributes["size"]
+
+    def run(self, node: Node, inputs: Sequence[torch.Tensor], weights: Weights) -> torch.Tensor:
+        return F.interpolate(
+            inputs[0],
+            size=node.attributes["size"],
+            mode="bilinear",
+            align_corners=node.attributes["aligned"],
+        )
+
+    def write(
+        self,
+        builder: OnnxBuilder,
+        node: Node,
+        inputs: Sequence[str],
+        output: str,
+    ) -> str:
+        before = node.attributes["source_size"]
+        scales = [after / size for after, size in zip(node.attributes["size"], before, strict=True)]
+        name = builder.constant(f"{node.name}.scales", np.array([1, 1, *scales], "f4"))
+        mode = "align_corners" if node.attributes["aligned"] else "pytorch_half_pixel"
+        return builder.add(
+            "Resize",
+            (*inputs, "", name),
+            output,
+            mode="linear",
+            coordinate_transformation_mode=mode,
+        )
+
+
+class Transpose(Operator):
+    """The axes in another `order`; the batch stays the first."""
+
+    makes_values = False
+
+    def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
+        shape, order = only(inputs), node.attributes["order"]
+        if order[0] != 0 or sorted(order) != list(range(len(shape) + 1)):
+            raise ModelError(f"{node.name}: no order of the axes of {shape}: {order}")
+        return tuple(shape[axis - 1] for axis in order[1:])
+
+    def run(self, node: Node, inputs: Sequence[torch.Tensor], weights: Weights) -> torch.Tensor:
+        return inputs[0].permute(node.attributes["order"])
+
+    def write(
+        self,
+        builder: OnnxBuilder,
+        node: Node,
+        inputs: Sequence[str],
+        output: str,
+    ) -> str:
+        return builder.add("Transpose", inputs, output, perm=node.attributes["order"])
+
+
+class Reshape(Operator):
+    """The same values in the same order with another `shape`, without the batch."""
+
+    makes_values = False
+
+    def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
+        shape: Shape = node.attributes["shape"]
+        if math.prod(shape) != math.prod(only(inputs)):
+            raise ModelError(f"{node.name}: cannot reshape {only(inputs)} to {shape}")
+        return shape
+
+    def run(self, node: Node, inputs: Sequence[torch.Tensor], weights: Weights) -> torch.Tensor:
+        return inputs[0].reshape(len(inputs[0]), *node.attributes["shape"])
+
+    def write(
+        self,
+        builder: OnnxBuilder,
+        node: Node,
+        inputs: Sequence[str],
+        output: str,
+    ) -> str:
+        shape = np.array([0, *node.attributes["shape"]], np.int64)  # 0 keeps the batch
+        return builder.add(
+            "Reshape", (*inputs, builder.constant(f"{node.name}.shape", shape)), output
+        )
+
+
+class Gather(Operator):
+    """The channels of `order`, one of them perhaps several times."""
+
+    makes_values = False
+
+    def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
+        channels, *rest = only(inputs)
+        order = node.attributes["order"]
+        if not order or not 0 <= min(order) <= max(order) < channels:
+            raise ModelError(f"{node.name}: no channels of {channels}: {order}")
+        return len(order), *rest
+
+    def run(self, node: Node, inputs: Sequence[torch.Tensor], weights: Weights) -> torch.Tensor:
+        return inputs[0][:, list(node.attributes["order"])]
+
+    def write(
+        self,
+        builder: OnnxBuilder,
+        node: Node,
+        inputs: Sequence[str],
+        output: str,
+    ) -> str:
+        order = builder.constant(f"{node.name}.order", np.array(node.attributes["order"], "i8"))
+        return builder.add("Gather", (*inputs, order), output, axis=1)

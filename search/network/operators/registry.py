@@ -4,24 +4,56 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from common.errors import ModelError
-from search.network.graph import Graph, Node
+from search.network.graph import Graph, Node, Shape
 from search.network.operators.base import Operator
-from search.network.operators.convolution import BatchNorm, Conv
-from search.network.operators.elementwise import Add, StandaloneActivation
-from search.network.operators.movement import Concat, Slice, Upsample
+from search.network.operators.convolution import Conv, ConvTranspose, Scale
+from search.network.operators.elementwise import (
+    Add,
+    Binary,
+    Multiply,
+    PRelu,
+    Softmax,
+    StandaloneActivation,
+)
+from search.network.operators.movement import (
+    Concat,
+    Gather,
+    Pad,
+    Reshape,
+    Resize,
+    Slice,
+    Transpose,
+    Upsample,
+)
+from search.network.operators.opaque import OPAQUE, OPAQUE_OUTPUT, Opaque, OpaqueOutput
 from search.network.operators.pooling import AveragePooling, MaxPooling
 
 OPERATORS: Mapping[str, Operator] = MappingProxyType(
     {
-        "conv": Conv(),
-        "batch_norm": BatchNorm(),
         "activation": StandaloneActivation(),
-        "max_pool": MaxPooling(),
-        "average_pool": AveragePooling(),
-        "upsample": Upsample(),
-        "concat": Concat(),
         "add": Add(),
+        "average_pool": AveragePooling(),
+        "concat": Concat(),
+        "conv": Conv(),
+        "conv_transpose": ConvTranspose(),
+        "divide": Binary("Div"),
+        "gather": Gather(),
+        "max_pool": MaxPooling(),
+        "maximum": Binary("Max"),
+        "minimum": Binary("Min"),
+        "multiply": Multiply(),
+        OPAQUE: Opaque(),
+        OPAQUE_OUTPUT: OpaqueOutput(),
+        "pad": Pad(),
+        "prelu": PRelu(),
+        "reshape": Reshape(),
+        "resize": Resize(),
+        "scale": Scale(),
         "slice": Slice(),
+        "softmax": Softmax(),
+        "subtract": Binary("Sub"),
+        "transpose": Transpose(),
+        "upsample": Upsample(),
     }
 )
 
@@ -60,7 +92,7 @@ def check_shapes(graph: Graph) -> None:
     for node in graph.nodes:
         if node.op == "input":
             continue
-        inputs: Sequence[tuple[int, int, int]] = [graph[name].shape for name in node.inputs]
+        inputs: Sequence[Shape] = [graph[name].shape for name in node.inputs]
         made = operator_of(node).shape(node, inputs)
         if made != node.shape:
             raise ModelError(f"{node.name}: {node.op} makes {made}, not {node.shape}")

@@ -1,0 +1,1 @@
+"""Importers: from a torch module or an ONNX file to the graph."""
