@@ -56,10 +56,12 @@ def seeded(module: nn.Module, seed: int = 0) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for layer in module.modules():
-            if isinstance(layer, nn.Conv2d):
+            if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
                 layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) * 0.3)
                 if layer.bias is not None:
                     layer.bias.copy_(torch.randn(layer.bias.shape, generator=generator) * 0.1)
+            elif isinstance(layer, nn.PReLU):
+                layer.weight.copy_(torch.rand(layer.weight.shape, generator=generator))
             elif isinstance(layer, nn.BatchNorm2d):
                 assert layer.running_mean is not None
                 assert layer.running_var is not None

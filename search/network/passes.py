@@ -86,18 +86,19 @@ def _of_one_tensor(
 
 
 def _folds_scale(producer: Node, _scale: Node) -> bool:
-    return producer.op == "conv" and producer.activation is None
+    return producer.op in ("conv", "scale") and producer.activation is None
 
 
-def _fold_scale(conv: Node, scale: Node) -> Node:
+def _fold_scale(producer: Node, scale: Node) -> Node:
     """Y = gain (W x + b) + offset; done in float64, so the only rounding is the last."""
-    if conv.weight is None or scale.weight is None or scale.bias is None:
+    if producer.weight is None or scale.weight is None or scale.bias is None:
         raise ModelError(f"{scale.name}: a scale without its constants")
     gain = scale.weight.astype(np.float64)
-    bias = 0.0 if conv.bias is None else conv.bias.astype(np.float64)
+    bias = 0.0 if producer.bias is None else producer.bias.astype(np.float64)
+    by_channel = gain.reshape(-1, *(1,) * (producer.weight.ndim - 1))
     return replace(
-        conv,
-        weight=(conv.weight * gain[:, None, None, None]).astype(np.float32),
+        producer,
+        weight=(producer.weight * by_channel).astype(np.float32),
         bias=(bias * gain + scale.bias).astype(np.float32),
     )
 

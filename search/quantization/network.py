@@ -139,7 +139,7 @@ def choose_clips(
             after[node.name] = choose(statistics.after[node.name], each.activation)
         if has_table(node):
             before[node.name] = choose(statistics.before[node.name], 8)
-        if node.op == "conv":
+        if operator_of(node).has_integer_weights:
             method = "minmax" if each.weight == 8 else weight_clipping
             weights[node.name] = CLIPS[method](_weight(node), each.weight)
     return Clips(after, before, weights)
@@ -169,7 +169,7 @@ def quantize(
             grids[node.name] = grids[node.inputs[0]]
         if has_table(node):
             before[node.name] = _below(node, clips)
-        if node.op == "conv":
+        if operator_of(node).has_integer_weights:
             bits = min(each.weight, 7) if reduced_range else each.weight
             scale = scale_of(clips.weights[node.name], bits)
             weight = round_nearest(_weight(node), scale, bits)

@@ -1,6 +1,6 @@
 """Import of an ONNX file into the graph.
 
-    file -> one image of a fixed size -> one version of the operators -> simplified -> calls -> graph
+    file -> one image of a fixed size -> one opset -> simplified -> calls -> graph
 
 The file is a stranger's: its size, the place of its weights, its inputs and operators are checked.
 What is simplified is compared with the file as it was, on one seeded input. Operators without an
@@ -101,7 +101,9 @@ def import_onnx(network: OnnxNetwork, scaling: InputScaling) -> Graph:
     Raises:
         ModelError: If an output does not depend on the image.
     """
-    constants = {i.name: numpy_helper.to_array(i) for i in network.model.graph.initializer}
+    constants = {
+        each.name: np.array(numpy_helper.to_array(each)) for each in network.model.graph.initializer
+    }
     declared = _declared_shapes(network.model)
     _, *size = network.input_shape
     height, width = size[:2] if scaling.channels_last else size[1:]
@@ -133,8 +135,8 @@ def _scale_image(builder: GraphBuilder, name: str, scaling: InputScaling) -> Non
             bias=offset.astype(np.float32),
         )
     if scaling.channels_last:
-        order = {"order": (0, 2, 3, 1)}
-        made = builder.append(f"{name}/moved", "transpose", (made,), attributes=order)
+        last = {"order": (0, 2, 3, 1)}
+        made = builder.append(f"{name}/moved", "transpose", (made,), attributes=last)
     builder.rename(made, name)
 
 
@@ -295,21 +297,23 @@ def _converted(path: Path, model: onnx.ModelProto) -> onnx.ModelProto:
         plain = inliner.inline_local_functions(model) if model.functions else model
         if _opset(plain) >= OPSET:
             return plain
-        return version_converter.convert_version(plain, OPSET)
+        converted: onnx.ModelProto = version_converter.convert_version(plain, OPSET)
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(
             f"{path}: its operators cannot be converted from opset {_opset(model)} to {OPSET}; "
             f"export it again with opset {OPSET}: {reason}"
         ) from error
+    return converted
 
 
 def _simplified(path: Path, model: onnx.ModelProto) -> onnx.ModelProto:
     try:
-        return onnxslim.slim(model)
+        slimmed: onnx.ModelProto = onnxslim.slim(model)
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"{path}: it cannot be simplified by onnxslim: {reason}") from error
+    return slimmed
 
 
 def _compare(

@@ -9,9 +9,11 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import torch
 
 from search.network.activations import FUNCTIONS, Activation, Step
 from search.network.importers.calls import Array, Call, GraphBuilder, as_pair
+from search.network.operators.convolution import by_other_channels
 
 Reader = Callable[[Call, GraphBuilder], None]
 
@@ -66,13 +68,16 @@ def _conv_transpose(call: Call, graph: GraphBuilder) -> None:
         raise call.unsupported("with auto_pad or output_shape")
     source = graph.tensor(call)
     _, height, width = graph.shape(source)
-    attributes = {
+    attributes: dict[str, Any] = {
         "stride": as_pair(call.attributes.get("strides", (1, 1))),
         "pads": tuple(call.attributes.get("pads", _NO_PADS)),
         "extra": as_pair(call.attributes.get("output_padding", (0, 0))),
         "groups": int(call.attributes.get("group", 1)),
         "macs": weight.size * height * width,
     }
+    weight = np.ascontiguousarray(
+        by_other_channels(torch.from_numpy(weight), attributes["groups"]).numpy()
+    )
     graph.add(call, "conv_transpose", (source,), attributes=attributes, weight=weight, bias=bias)
 
 

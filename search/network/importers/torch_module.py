@@ -402,6 +402,11 @@ def _transpose(program: _Program, node: fx.Node) -> None:
     program.call("Transpose", (program.input(source),), node.name, perm=order)
 
 
+def _pixel_shuffle(program: _Program, node: fx.Node) -> None:
+    source, factor = node.args
+    program.call("DepthToSpace", (program.input(source),), node.name, blocksize=factor, mode="CRD")
+
+
 def _softmax(program: _Program, node: fx.Node) -> None:
     program.call("Softmax", (program.input(node.args[0]),), node.name, axis=node.args[1])
 
@@ -442,7 +447,7 @@ _OPERATORS: dict[str, _Converter] = {
     "aten.neg.default": _plain("Neg"),
     "aten.pad.default": _pad,
     "aten.permute.default": _permute,
-    "aten.pixel_shuffle.default": _plain("DepthToSpace", "blocksize"),
+    "aten.pixel_shuffle.default": _pixel_shuffle,
     "aten.pow.Tensor_Scalar": _tensors("Pow"),
     "aten.prelu.default": _tensors("PRelu"),
     "aten.relu.default": _plain("Relu"),

@@ -35,6 +35,7 @@ class Operator(ABC):
         computes_in_torch: Whether `run` works.
         makes_values: Whether its output has a grid of its own; others move the values of their
             first input, and share its grid.
+        has_integer_weights: Whether heads keep its weights in integers.
         has_sums: Whether a runtime's kernel rounds its sums of products to codes, so that an
             activation behind it is a table from the codes of the sums to those of the output.
         takes_activation: Whether an activation that alone reads a node may be fused into it.
@@ -42,6 +43,7 @@ class Operator(ABC):
 
     computes_in_torch: ClassVar[bool] = True
     makes_values: ClassVar[bool] = True
+    has_integer_weights: ClassVar[bool] = False
     has_sums: ClassVar[bool] = False
     takes_activation: ClassVar[bool] = False
 

@@ -28,6 +28,7 @@ class Conv(Operator):
     activation that is a table there are two grids: the sums are quantized before it.
     """
 
+    has_integer_weights = True
     has_sums = True
     takes_activation = True
 
@@ -80,17 +81,20 @@ class Conv(Operator):
 class ConvTranspose(Operator):
     """A transposed convolution, with `stride`, `pads`, `extra` rows and columns, and `groups`.
 
-    Its weights are (C_in, C_out / groups, kH, kW). Heads compute it in floating point: runtimes
+    Its weights are (C_out, C_in / groups, kH, kW), as those of convolutions are; ONNX and torch
+    have them by input channels. Heads keep them in integers and compute in floating point: runtimes
     have no integer kernel for it.
     """
 
+    has_integer_weights = True
     takes_activation = True
 
     def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
         channels, height, width = only(inputs)
-        read, made, *kernel = _weight(node).shape
-        if read != channels:
-            raise ModelError(f"{node.name}: weights for {read} channels, found {channels}")
+        made, read, *kernel = _weight(node).shape
+        groups = node.attributes["groups"]
+        if read * groups != channels:
+            raise ModelError(f"{node.name}: weights for {read * groups} channels, found {channels}")
         (top, left, bottom, right), stride = node.attributes["pads"], node.attributes["stride"]
         tall, wide = (
             step * (size - 1) + span - around + extra
@@ -103,19 +107,20 @@ class ConvTranspose(Operator):
                 strict=True,
             )
         )
-        return made * node.attributes["groups"], tall, wide
+        return made, tall, wide
 
     def run(self, node: Node, inputs: Sequence[torch.Tensor], weights: Weights) -> torch.Tensor:
         top, left, bottom, right = node.attributes["pads"]
         down, across = node.attributes["extra"]
+        groups = node.attributes["groups"]
         whole = F.conv_transpose2d(
             inputs[0],
-            weights["weight"],
+            by_other_channels(weights["weight"], groups),
             weights.get("bias"),
             node.attributes["stride"],
             0,
             (max(down - bottom, 0), max(across - right, 0)),
-            node.attributes["groups"],
+            groups,
         )
         height, width = node.shape[1:]
         return whole[:, :, top : top + height, left : left + width]
@@ -127,16 +132,58 @@ class ConvTranspose(Operator):
         inputs: Sequence[str],
         output: str,
     ) -> str:
-        names = (*inputs, *write_weights(builder, node))
-        return builder.add(
-            "ConvTranspose",
-            names,
-            output,
-            strides=node.attributes["stride"],
-            pads=node.attributes["pads"],
-            output_padding=node.attributes["extra"],
-            group=node.attributes["groups"],
+        names = [*inputs]
+        for part, array in (("weight", node.weight), ("bias", node.bias)):
+            if array is not None:
+                names.append(builder.weight(f"{node.name}.{part}", array))
+        names[1] = self._by_inputs(builder, node, names[1])
+        return builder.add("ConvTranspose", names, output, **self._attributes(node))
+
+    def run_codes(self, network: Quantized, node: Node, inputs: Sequence[Codes]) -> Codes:
+        conv, source = network.convs[node.name], network.grids[node.inputs[0]]
+        bias = conv.bias.astype(np.float32) * (np.float32(source.scale) * conv.scale)
+        output = self.run(
+            node,
+            [torch.from_numpy(source.dequantize(inputs[0]))],
+            {"weight": torch.from_numpy(conv.real), "bias": torch.from_numpy(bias)},
         )
+        if node.activation is not None and not node.activation.only_cuts_off:
+            output = node.activation.run(output)
+        return network.grids[node.name].quantize(output.numpy())
+
+    def write_codes(self, builder: OnnxBuilder, network: Quantized, node: Node) -> None:
+        real, weight, bias = write_real_inputs(builder, network, node)
+        by_inputs = self._by_inputs(builder, node, weight)
+        names = (real, by_inputs, bias)
+        made = builder.add("ConvTranspose", names, f"{node.name}.real", **self._attributes(node))
+        if node.activation is not None and not node.activation.only_cuts_off:
+            made = node.activation.write(builder, made, f"{node.name}.after")
+        builder.quantize(made, network.grids[node.name], node.name)
+
+    def _by_inputs(self, builder: OnnxBuilder, node: Node, weight: str) -> str:
+        """The weights by input channels; runtimes do this once, when they open the model."""
+        made, read, tall, wide = _weight(node).shape
+        groups = node.attributes["groups"]
+        if groups == 1:
+            return builder.add("Transpose", (weight,), f"{weight}.by_inputs", perm=(1, 0, 2, 3))
+        apart = builder.constant(
+            f"{weight}.apart", np.array([groups, made // groups, read, tall, wide], np.int64)
+        )
+        joined = builder.constant(
+            f"{weight}.joined", np.array([groups * read, made // groups, tall, wide], np.int64)
+        )
+        grouped = builder.add("Reshape", (weight, apart), f"{weight}.grouped")
+        order = (0, 2, 1, 3, 4)
+        moved = builder.add("Transpose", (grouped,), f"{weight}.moved", perm=order)
+        return builder.add("Reshape", (moved, joined), f"{weight}.by_inputs")
+
+    def _attributes(self, node: Node) -> Mapping[str, Any]:
+        return {
+            "strides": node.attributes["stride"],
+            "pads": node.attributes["pads"],
+            "output_padding": node.attributes["extra"],
+            "group": node.attributes["groups"],
+        }
 
 
 class Scale(Operator):
@@ -178,9 +225,16 @@ def activation_table(network: Quantized, node: Node) -> Codes:
 
 def write_sums(builder: OnnxBuilder, network: Quantized, node: Node, output: str) -> str:
     """Input codes -> convolution -> codes on the grid of its sums; returns their name."""
+    target = network.before.get(node.name, network.grids[node.name])
+    inputs = write_real_inputs(builder, network, node)
+    sums = builder.add("Conv", inputs, f"{node.name}.sums", **_onnx_attributes(node))
+    return builder.quantize(sums, target, output)
+
+
+def write_real_inputs(builder: OnnxBuilder, network: Quantized, node: Node) -> tuple[str, str, str]:
+    """Dequantize what a convolution reads; returns the names of input, weight and bias."""
     conv = network.convs[node.name]
     source = network.grids[node.inputs[0]]
-    target = network.before.get(node.name, network.grids[node.name])
     real = builder.dequantize(node.inputs[0], source, f"{node.name}.in")
     channels = len(conv.scale)
     weight = builder.add(
@@ -203,8 +257,7 @@ def write_sums(builder: OnnxBuilder, network: Quantized, node: Node, output: str
         f"{node.name}.bias.real",
         axis=0,
     )
-    sums = builder.add("Conv", (real, weight, bias), f"{node.name}.sums", **_onnx_attributes(node))
-    return builder.quantize(sums, target, output)
+    return real, weight, bias
 
 
 def write_table(
@@ -219,6 +272,13 @@ def write_table(
     highest = float(network.before[node.name].dequantize(np.array(255, np.uint8)))
     beyond = highest / grid.scale + grid.zero_point > grid.top + 0.5
     builder.quantize(f"{output}.after", grid, output, saturates=beyond)
+
+
+def by_other_channels(weight: torch.Tensor, groups: int) -> torch.Tensor:
+    """Weights by output channels, (A, B / groups, ...), as weights by input channels, or back."""
+    first, second, *kernel = weight.shape
+    apart = weight.reshape(groups, first // groups, second, *kernel).swapaxes(1, 2)
+    return apart.reshape(groups * second, first // groups, *kernel)
 
 
 def window_shape(size: Sequence[int], spans: Sequence[int], node: Node) -> Shape:
