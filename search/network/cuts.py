@@ -5,13 +5,13 @@ those made by the head (or the image itself) that the tail reads, and those outp
 that the head already holds. The empty head is cloud-only, the whole graph is edge-only.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from common.errors import ModelError
 from search.network.graph import Graph, Node
 
-MAX_HEADS = 200_000
+BEAM = 256
+"""Heads of one size that are looked at; the networks of the zoo have fewer."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,43 +51,117 @@ class Cut:
         return "split" if self.tail else "edge-only"
 
 
+@dataclass(frozen=True)
+class FoundCuts:
+    """Cuts of a graph.
+
+    Attributes:
+        cuts: Cloud-only first, edge-only last.
+        complete: Whether these are all there are; else heads that send much were left out.
+    """
+
+    cuts: tuple[Cut, ...]
+    complete: bool
+
+
 def enumerate_cuts(graph: Graph, *, max_tensors: int = 4) -> list[Cut]:
-    """All cuts of at most `max_tensors` tensors, cloud-only first and edge-only last.
+    """The cuts of `find_cuts`."""
+    return list(find_cuts(graph, max_tensors=max_tensors).cuts)
+
+
+def find_cuts(graph: Graph, *, max_tensors: int = 4, beam: int = BEAM) -> FoundCuts:
+    """Cuts of at most `max_tensors` tensors, cloud-only first and edge-only last.
 
     Cloud-only and edge-only are always among them, however many outputs the network has. Heads are
-    found by adding one ready node at a time; a bit mask stands for a head.
+    found by adding one ready node at a time; of those of one size, the `beam` that send the fewest
+    elements go on, so that graphs of many branches stay in hand.
 
-    Raises:
-        ModelError: If the graph is so wide that it has more than `MAX_HEADS` heads.
+    Args:
+        graph: The network.
+        max_tensors: Most tensors that travel, but for edge-only.
+        beam: Heads of one size.
     """
     body = [node for node in graph.nodes if node.op != "input"]
-    index = {node.name: bit for bit, node in enumerate(body)}
-    needs = [sum(1 << index[i] for i in set(node.inputs) if i in index) for node in body]
-
-    heads = {0}
-    frontier = [0]
-    while frontier:
-        grown = {
-            head | 1 << bit
-            for head in frontier
-            for bit, need in enumerate(needs)
-            if not head >> bit & 1 and head & need == need
-        }
-        frontier = list(grown - heads)
-        heads |= grown
-        if len(heads) > MAX_HEADS:
-            raise ModelError(
-                f"the graph has over {MAX_HEADS} heads: its branches are too many to cut"
-            )
-
-    whole = (1 << len(body)) - 1
+    heads = _Heads(graph, body)
+    level, found, complete = [heads.empty()], [], True
+    for _ in range(len(body) + 1):
+        found += level
+        grown = {head.mask: head for each in level for head in heads.grown(each)}
+        level = sorted(grown.values(), key=lambda head: (head.elements, head.mask))
+        complete = complete and len(level) <= beam
+        level = sorted(level[:beam], key=lambda head: head.mask)
     cuts = []
-    for head in sorted(heads, key=lambda mask: (mask.bit_count(), mask)):
-        cut = _cut_of(graph, body, head)
-        sendable = all(graph[name].sendable for name in cut.tensors)
-        if head in (0, whole) or (sendable and len(cut.tensors) <= max_tensors):
+    for head in found:
+        cut = heads.cut(head, max_tensors)
+        if cut is not None:
             cuts.append(cut)
-    return cuts
+    return FoundCuts(tuple(cuts), complete)
+
+
+@dataclass(frozen=True)
+class _Head:
+    """A set of nodes as a bit mask, and what it sends.
+
+    Attributes:
+        mask: The nodes; the first of the body is the lowest bit.
+        live: Tensors that later nodes read, or that the network makes, as a mask; the image is the
+            bit above the body.
+        elements: Number of elements of these.
+    """
+
+    mask: int
+    live: int
+    elements: int
+
+
+class _Heads:
+    """Heads of a graph, each grown from a smaller one."""
+
+    def __init__(self, graph: Graph, body: list[Node]) -> None:
+        self._graph = graph
+        self._body = body
+        index = {node.name: bit for bit, node in enumerate(body)}
+        index[graph.nodes[0].name] = len(body)
+        self._inputs = [{index[name] for name in node.inputs} for node in body]
+        self._readers = [0] * (len(body) + 1)
+        for bit, sources in enumerate(self._inputs):
+            for source in sources:
+                self._readers[source] |= 1 << bit
+        self._needs = [sum(1 << s for s in sources if s < len(body)) for sources in self._inputs]
+        self._kept = sum(1 << index[name] for name in set(graph.outputs))
+        self._elements = [node.elements for node in (*body, graph.nodes[0])]
+        self._sendable = sum(
+            1 << bit for bit, node in enumerate((*body, graph.nodes[0])) if node.sendable
+        )
+
+    def empty(self) -> _Head:
+        image = len(self._body)
+        return _Head(0, 1 << image, self._elements[image])
+
+    def grown(self, head: _Head) -> Iterator[_Head]:
+        """Heads of one node more."""
+        for bit, need in enumerate(self._needs):
+            if head.mask >> bit & 1 or head.mask & need != need:
+                continue
+            mask = head.mask | 1 << bit
+            live, elements = head.live, head.elements
+            if self._readers[bit] or self._kept >> bit & 1:
+                live |= 1 << bit
+                elements += self._elements[bit]
+            for source in self._inputs[bit]:
+                done = not self._readers[source] & ~mask and not self._kept >> source & 1
+                if done and live >> source & 1:
+                    live &= ~(1 << source)
+                    elements -= self._elements[source]
+            yield _Head(mask, live, elements)
+
+    def cut(self, head: _Head, max_tensors: int) -> Cut | None:
+        """The cut behind a head; None if it has too many tensors, or some that cannot be sent."""
+        whole = (1 << len(self._body)) - 1
+        fits = head.live.bit_count() <= max_tensors and not head.live & ~self._sendable
+        if fits or head.mask in (0, whole):
+            return _cut_of(self._graph, self._body, head.mask)
+        return None
 
 
 def undominated(graph: Graph, cuts: Sequence[Cut]) -> list[Cut]:

@@ -2,12 +2,10 @@
 
 import itertools
 
-import pytest
 import torch
 
-from common.errors import ModelError
 from search.network import execute
-from search.network.cuts import Cut, enumerate_cuts, undominated
+from search.network.cuts import Cut, enumerate_cuts, find_cuts, prefix_cuts, undominated
 from search.network.graph import Graph, Node
 from tests.networks import SIZE, branched_graph
 
@@ -59,11 +57,16 @@ def test_head_and_tail_divide_the_graph() -> None:
         assert len(cut.head) + len(cut.tail) == len(graph.nodes) - 1
 
 
-def test_a_graph_too_wide_to_cut_is_refused() -> None:
+def test_of_a_graph_of_many_branches_the_heads_that_send_least_stay() -> None:
     image = Node("image", "input", (), (1, 1, 1))
     leaves = tuple(Node(f"n{k}", "activation", ("image",), (1, 1, 1)) for k in range(20))
-    with pytest.raises(ModelError, match="too many to cut"):
-        enumerate_cuts(Graph((image, *leaves), tuple(n.name for n in leaves)))
+    found = find_cuts(Graph((image, *leaves), tuple(n.name for n in leaves)), beam=50)
+    assert not found.complete
+    kinds = [cut.kind for cut in found.cuts]
+    assert kinds[0] == "cloud-only"
+    assert kinds[-1] == "edge-only"
+    assert len(kinds) <= 50 * 21
+    assert find_cuts(branched_graph()).complete
 
 
 def _diamond() -> Graph:
