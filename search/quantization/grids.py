@@ -11,13 +11,17 @@ from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
+from search.network.activations import IDENTITY, Activation
 from search.network.quant_params import QuantParams
 from search.quantization.calibration import Distribution
 
 Range = tuple[float, float]
 Clipping = Literal["minmax", "percentile", "mse", "aciq"]
+RangeChooser = Callable[[Distribution, int], Range]
 
 _PERCENTILE = 99.99
 
@@ -36,25 +40,40 @@ def percentile_range(distribution: Distribution, _bits: int) -> Range:
     return min(float(low), 0.0), max(float(high), 0.0)
 
 
-def least_error_range(distribution: Distribution, bits: int) -> Range:
+def least_error_range(
+    distribution: Distribution, bits: int, behind: Activation = IDENTITY
+) -> Range:
     """The range of least squared error on the histogram.
 
     Both ends are searched, each from the range seen down to a small part of it: the fewer bits, the
     smaller.
+
+    Args:
+        distribution: Of the values.
+        bits: Of the grid.
+        behind: Function of the values whose error counts; much of a SiLU's argument lies where it
+            is next to zero, and needs no points of the grid.
     """
     values, counts = distribution.centres.astype(np.float32), distribution.counts
-    least = 0.3 if bits >= 8 else 0.04
+    exact = _applied(behind, values)
+    least = 0.3 if bits >= 8 and behind == IDENTITY else 0.04
     best, least_squared = (distribution.low, distribution.high), np.inf
     lows = distribution.low * np.linspace(1.0, least, 17) if distribution.low < 0 else [0.0]
     highs = distribution.high * np.linspace(1.0, least, 33) if distribution.high > 0 else [0.0]
     for low in lows:
         for high in highs:
             grid = QuantParams.over(float(low), float(high), bits)
-            error = grid.dequantize(grid.quantize(values)) - values
+            error = _applied(behind, grid.dequantize(grid.quantize(values))) - exact
             squared = float(np.dot(counts, error * error))
             if squared < least_squared:
                 best, least_squared = (float(low), float(high)), squared
     return best
+
+
+def _applied(function: Activation, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    if function == IDENTITY:
+        return values
+    return np.asarray(function.run(torch.from_numpy(values)).numpy(), np.float32)
 
 
 def aciq_range(distribution: Distribution, bits: int) -> Range:
@@ -103,7 +122,7 @@ def _optimal_clip(spread: float, bits: int, *, laplace: bool, one_sided: bool) -
     return spread * float(found.x)
 
 
-RANGES: Mapping[Clipping, Callable[[Distribution, int], Range]] = MappingProxyType(
+RANGES: Mapping[Clipping, RangeChooser] = MappingProxyType(
     {
         "minmax": whole_range,
         "percentile": percentile_range,

@@ -24,8 +24,14 @@ from common.errors import ModelError
 from search.network.graph import IMAGE, Graph, Node
 from search.network.operators.registry import makes_values, operator_of
 from search.network.quant_params import QuantizedConv, QuantParams
-from search.quantization.calibration import Statistics
-from search.quantization.grids import RANGES, Clipping, Range
+from search.quantization.calibration import Distribution, Statistics
+from search.quantization.grids import (
+    RANGES,
+    Clipping,
+    Range,
+    RangeChooser,
+    least_error_range,
+)
 from search.quantization.weights import CLIPS, Floats, round_nearest, scale_of
 from search.quantization.widths import FULL, Configuration, Widths
 
@@ -138,11 +144,18 @@ def choose_clips(
         if makes_values(node):
             after[node.name] = choose(statistics.after[node.name], each.activation)
         if has_table(node):
-            before[node.name] = choose(statistics.before[node.name], 8)
+            before[node.name] = _range_before(node, statistics.before[node.name], choose)
         if operator_of(node).has_integer_weights:
             method = "minmax" if each.weight == 8 else weight_clipping
             weights[node.name] = CLIPS[method](_weight(node), each.weight)
     return Clips(after, before, weights)
+
+
+def _range_before(node: Node, distribution: Distribution, choose: RangeChooser) -> Range:
+    """Range of a node's sums; behind a function that is flat somewhere, by the error behind it."""
+    if node.activation is None or node.activation.is_homogeneous:
+        return choose(distribution, 8)
+    return least_error_range(distribution, 8, node.activation)
 
 
 def quantize(

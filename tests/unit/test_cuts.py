@@ -5,7 +5,7 @@ import itertools
 import torch
 
 from search.network import execute
-from search.network.cuts import Cut, enumerate_cuts, find_cuts, prefix_cuts, undominated
+from search.network.cuts import Cut, enumerate_cuts, find_cuts, undominated
 from search.network.graph import Graph, Node
 from tests.networks import SIZE, branched_graph
 
