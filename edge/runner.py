@@ -23,8 +23,8 @@ from common.rpc import splitpoint_pb2 as pb
 from common.rpc.messages import detections_from_message, microseconds, reference_to
 from common.tasks.detections import Detections
 from edge.head import EdgePlan
-from edge.planning.patience import AS_USUAL, Patience
 from edge.planning.predictor import Served
+from edge.planning.timeouts import AS_USUAL, Patience
 from edge.stream.client import Answer, CloudClient
 
 

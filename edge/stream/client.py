@@ -49,9 +49,9 @@ _FULL_PAUSES_S = 0.5, 8.0
 _LATE_S = 1.0
 """How much longer than its own time-out an attempt to connect may take to end."""
 
-Asking = pb.Frame | pb.Report | pb.Probe
+Request = pb.Frame | pb.Report | pb.Probe
 """Messages that the cloud answers."""
-Telling = pb.Switch | pb.ProfileReport
+Notification = pb.Switch | pb.ProfileReport
 """Messages that the cloud does not answer."""
 
 
@@ -221,7 +221,7 @@ class CloudClient:
         self._check_room()
         self._open(connect_s).require(plan_digest)
 
-    def submit(self, message: Asking, connect_s: float | None = None) -> "Future[Answer]":
+    def submit(self, message: Request, connect_s: float | None = None) -> "Future[Answer]":
         """Send a frame, report or probe; its frame_id is assigned here.
 
         Args:
@@ -235,7 +235,7 @@ class CloudClient:
         """
         return self._send(message, connect_s)[1]
 
-    def tell(self, message: Telling) -> None:
+    def tell(self, message: Notification) -> None:
         """Send a message without an answer, if a stream is open; it may be lost with the stream."""
         stream = self._stream
         if stream is not None and not stream.lost:
@@ -244,7 +244,7 @@ class CloudClient:
 
     def request(
         self,
-        message: Asking,
+        message: Request,
         timeout_s: float | None = None,
         connect_s: float | None = None,
     ) -> Answer:
@@ -293,7 +293,7 @@ class CloudClient:
         if stream is not None:
             stream.close()
 
-    def _send(self, message: Asking, connect_s: float | None) -> "tuple[_Stream, Future[Answer]]":
+    def _send(self, message: Request, connect_s: float | None) -> "tuple[_Stream, Future[Answer]]":
         if not isinstance(message, pb.Probe):
             self._check_room()
         until_s = self._clock() + self._patience_s(connect_s)
@@ -453,7 +453,7 @@ class _Stream:
                 "both ends need the same bundle"
             )
 
-    def submit(self, message: Asking) -> "Future[Answer]":
+    def submit(self, message: Request) -> "Future[Answer]":
         if isinstance(message, pb.Frame):
             self.require(message.plan_digest)
         if not isinstance(message, pb.Probe):
@@ -481,7 +481,7 @@ class _Stream:
             raise
         return waiting.future
 
-    def tell(self, message: Telling) -> None:
+    def tell(self, message: Notification) -> None:
         if isinstance(message, pb.Switch):
             self._transport.send(pb.EdgeMessage(switch=message))
         else:

@@ -7,6 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cloud import rest as cloud_rest
 from cloud.admission import Admission
+from cloud.data_plane import DataPlane
 from cloud.edges import Edge, Edges
 from cloud.metrics import CloudMetrics
 from cloud.store.samples import SampleSource
@@ -49,7 +50,7 @@ class TestCloud:
         times = pb.CloudTimes(tail_us=3000, total_us=9000)
         message = pb.EdgeMessage(frame=frame)
 
-        metrics.answered(message, pb.CloudMessage(result=pb.Result(times=times)))
+        metrics.answered(message, pb.Result(times=times))
 
         told = values(_text(metrics))
         assert told["splitpoint_cloud_frames_total", (("plan", tiny.SPLIT),)] == 1
@@ -60,10 +61,8 @@ class TestCloud:
 
     def test_a_rejection_is_counted_by_its_reason_and_not_as_a_frame(self, bundle: Bundle) -> None:
         metrics = CloudMetrics(bundle.plans)
-        reason = pb.Rejection.REASON_BAD_PAYLOAD
-        message = pb.EdgeMessage(frame=pb.Frame(plan_digest=_digest(bundle, tiny.SPLIT)))
 
-        metrics.answered(message, pb.CloudMessage(rejection=pb.Rejection(reason=reason)))
+        metrics.rejected(pb.Rejection.REASON_BAD_PAYLOAD)
 
         told = values(_text(metrics))
         assert told["splitpoint_cloud_rejections_total", (("reason", "bad-payload"),)] == 1
@@ -73,7 +72,7 @@ class TestCloud:
         metrics = CloudMetrics(bundle.plans)
         message = pb.EdgeMessage(report=pb.Report(plan_digest=b"x" * 32))
 
-        metrics.answered(message, pb.CloudMessage(result=pb.Result()))
+        metrics.answered(message, pb.Result())
 
         assert values(_text(metrics))["splitpoint_cloud_reports_total", (("plan", "another"),)] == 1
 
@@ -88,7 +87,7 @@ class TestCloud:
         edges, store = Edges(), Store()
         store.ignore("door")
         app = cloud_rest.create_app(
-            Tails(bundle), Admission(ThreadPoolExecutor(1), 1), store=store, edges=edges
+            DataPlane(Tails(bundle), Admission(ThreadPoolExecutor(1), 1), store=store, edges=edges)
         )
         edge = Edge(SampleSource("door", "box", "ort", 1), "00", "1", _nowhere)
         digest = _digest(bundle, tiny.SPLIT)

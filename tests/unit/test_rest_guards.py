@@ -11,6 +11,7 @@ from fastapi import FastAPI
 
 from cloud import rest as cloud_rest
 from cloud.admission import Admission
+from cloud.data_plane import DataPlane
 from cloud.tails import Tails
 from common.bundle.bundle import Bundle
 from edge import rest as edge_rest
@@ -27,7 +28,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.fixture(scope="module")
 def cloud(bundle: Bundle) -> Iterator[FastAPI]:
     with ThreadPoolExecutor(1) as workers:
-        yield cloud_rest.create_app(Tails(bundle), Admission(workers, 1))
+        yield cloud_rest.create_app(DataPlane(Tails(bundle), Admission(workers, 1)))
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
-"""The pilot: asks the planner for each frame's plan and feeds observations back to it.
+"""The controller: asks the planner for each frame's plan and feeds observations back to it.
 
-    frame -> Pilot.choose -> Planner -> plan       (announced to the cloud when it changes)
-    Served -> Pilot.served -> Planner
+    frame -> PlanController.choose -> Planner -> plan       (announced to the cloud when it changes)
+    Served -> PlanController.served -> Planner
     no frames for the link -> Prober -> LinkEstimator
     Welcome.learned -> Planner
 
@@ -19,10 +19,10 @@ from common.latency import PlanCost
 from common.link.link import Link
 from common.rpc import splitpoint_pb2 as pb
 from common.rpc.messages import microseconds
-from edge.planning.patience import AS_USUAL, Patience
 from edge.planning.planner import DEFAULT, PlanChoice, Planner, PlannerSettings, State
 from edge.planning.predictor import Expected, Served
 from edge.planning.prober import Prober
+from edge.planning.timeouts import AS_USUAL, Patience
 from edge.stream.client import CloudClient, NoAnswerError
 
 _LOG = logging.getLogger("splitpoint.edge")
@@ -31,7 +31,7 @@ _LEAST_PATIENCE_S = 1.0
 _MAX_REASON = 300
 
 
-class Pilot:
+class PlanController:
     """Chooses the plan of every frame.
 
     Args:
