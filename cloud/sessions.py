@@ -44,7 +44,7 @@ class EdgeStream(Protocol):
 
     @property
     def peer(self) -> str:
-        """Who is at the other end, for limits per peer."""
+        """Address of the other end, for limits per peer."""
 
     @property
     def certified(self) -> str | None:

@@ -181,7 +181,7 @@ class Detector:
         else:
             chosen, done = self._run_or_rest(self.controller, chosen, taken, started_s, deadline_ms)
         latency_ms = (time.perf_counter() - started_s) * 1000
-        self._tell(chosen, done, preprocess_ms, latency_ms, capture_ms)
+        self._record(chosen, done, preprocess_ms, latency_ms, capture_ms)
         times_ms = {"preprocess": preprocess_ms, **done.stages_ms}
         times_ms["other"] = latency_ms - sum(times_ms.values())
         return Outcome(
@@ -220,12 +220,12 @@ class Detector:
             self._client.close()
 
     def welcomed(self, welcome: pb.Welcome) -> None:
-        """See `edge.stream.client.Listener`."""
+        """See `edge.stream.connection.Listener`."""
         if self.controller is not None:
             self.controller.welcomed(welcome)
 
     def ordered(self, order: pb.ProfileOrder) -> pb.ProfileReport:
-        """See `edge.stream.client.Listener`."""
+        """See `edge.stream.connection.Listener`."""
         return answer(order, self._plans, frame_of(self.bundle), self._picture)
 
     def _choose(self, plan: bytes | None, deadline_ms: float | None) -> _Chosen:
@@ -255,9 +255,9 @@ class Detector:
         if chosen.expected is None:
             return chosen, self._runner.run(chosen.opened, taken)
         sent_s = time.perf_counter()
-        patience = controller.patience(chosen.expected, started_s, deadline_ms)
+        timeouts = controller.timeouts(chosen.expected, started_s, deadline_ms)
         try:
-            return chosen, self._runner.run(chosen.opened, taken, patience)
+            return chosen, self._runner.run(chosen.opened, taken, timeouts)
         except CloudUnavailableError as error:
             waited_ms = (time.perf_counter() - sent_s) * 1000
             instead = controller.failed(chosen.expected, error, waited_ms)
@@ -265,9 +265,9 @@ class Detector:
                 raise
             # The latency of this frame is no observation of the fallback plan.
             opened = self._opened(instead)
-            return _Chosen(opened, None, str(error)), self._runner.run(opened, taken, patience)
+            return _Chosen(opened, None, str(error)), self._runner.run(opened, taken, timeouts)
 
-    def _tell(
+    def _record(
         self,
         chosen: _Chosen,
         done: FrameResult,

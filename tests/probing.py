@@ -9,7 +9,8 @@ import pytest
 from common.rpc import splitpoint_pb2 as pb
 from edge.link.estimate import Estimate, Passage
 from edge.planning.prober import Prober
-from edge.stream.client import Answer, NoAnswerError
+from edge.stream.client import NoAnswerError
+from edge.stream.connection import Answer
 
 FRESH = Estimate(
     uplink_bps=8e6,

@@ -46,7 +46,7 @@ def cloud(bundle: Bundle) -> Cloud:
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """However busy this machine is, a frame without a deadline is waited for."""
-    monkeypatch.setattr(controller_module, "_LEAST_PATIENCE_S", LONG_S)
+    monkeypatch.setattr(controller_module, "_LEAST_TIMEOUT_S", LONG_S)
 
 
 def _rejected(reason: int) -> Spoil:
@@ -220,7 +220,7 @@ class TestDeadlines:
         cloud.deaf = True
         outcome = detector.detect(tiny.image(), deadline_ms=300.0)
         assert outcome.plan.name == tiny.EDGE_ONLY
-        assert outcome.latency_ms < LONG_S * 1e3, "not the patience of a frame without a deadline"
+        assert outcome.latency_ms < LONG_S * 1e3, "not the time-out of a frame without a deadline"
         detector.close()
 
     def test_callers_with_a_deadline_and_no_other_plan_fail_by_it(
@@ -270,9 +270,9 @@ class TestDeadlines:
         if resting is not None:
             other = Expected(cost, resting[0], 0.0, resting[1], resting[0], 0.0, 0.1)
             monkeypatch.setattr(planner_of(detector), "resting", lambda _: other)
-        patience = controller.patience(chosen, 50.0, deadline_ms)
-        assert (patience.answered_s - 50.0) * 1e3 == pytest.approx(answered_ms)
-        assert (patience.connected_s - 50.0) * 1e3 == pytest.approx(connected_ms)
+        timeouts = controller.timeouts(chosen, 50.0, deadline_ms)
+        assert (timeouts.answered_s - 50.0) * 1e3 == pytest.approx(answered_ms)
+        assert (timeouts.connected_s - 50.0) * 1e3 == pytest.approx(connected_ms)
         detector.close()
 
 

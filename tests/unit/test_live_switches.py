@@ -32,7 +32,7 @@ from common.tasks.detections import Detections
 from edge.detector import Detector, find_plan
 from edge.planning.controller import PlanController
 from edge.planning.planner import PlannerSettings
-from edge.planning.timeouts import Patience
+from edge.planning.timeouts import FrameTimeouts
 from edge.stream.client import CloudClient
 from edge.stream.transport import GrpcTransport
 from tests import tiny
@@ -120,7 +120,7 @@ def test_no_frame_is_lost_or_doubled_over_many_switches(bundle: Bundle) -> None:
             PlannerSettings(switch_cost=math.inf, trial_share=0.0),
         )
         # However busy this machine is: a frame is waited for.
-        detector.controller.patience = lambda *_: Patience(60.0, 60.0)  # type: ignore[method-assign]
+        detector.controller.timeouts = lambda *_: FrameTimeouts(60.0, 60.0)  # type: ignore[method-assign]
         planner = detector.controller._planner
         expected = {
             (digest, number): detector.detect(picture, digest).detections

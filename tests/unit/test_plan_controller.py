@@ -113,7 +113,7 @@ class TestAnnouncements:
         controller = controller_of(detector)
         controller.ready()
         client, telling, overtaken = controller._client, threading.Event(), threading.Event()
-        tell = client.tell
+        tell = client.notify
 
         def held_up(message: pb.Switch | pb.ProfileReport) -> None:
             if not telling.is_set():
@@ -121,7 +121,7 @@ class TestAnnouncements:
                 overtaken.wait(0.3)  # where nobody may overtake, it goes on by itself
             tell(message)
 
-        client.tell = held_up  # type: ignore[method-assign]
+        client.notify = held_up  # type: ignore[method-assign]
 
         def then_another() -> None:
             assert telling.wait(60)

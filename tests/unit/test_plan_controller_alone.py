@@ -23,8 +23,8 @@ def cloud(bundle: Bundle) -> Cloud:
 
 
 @pytest.fixture(autouse=True)
-def _short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(controller_module, "_LEAST_PATIENCE_S", 0.2)
+def _short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(controller_module, "_LEAST_TIMEOUT_S", 0.2)
 
 
 class TestWithoutTheCloud:

@@ -10,7 +10,7 @@ from common.errors import CloudUnavailableError, SplitpointError
 from common.rpc import splitpoint_pb2 as pb
 from edge.link.estimate import Passage
 from edge.planning.prober import PINGS, Prober
-from edge.stream.client import Answer
+from edge.stream.connection import Answer
 from tests.probing import ACTIVE_S, FRESH, World
 
 
