@@ -26,6 +26,7 @@ from common.errors import OverloadedError
 
 T = TypeVar("T")
 LaneName = Literal["edge", "rest"]
+LANES: tuple[LaneName, ...] = ("edge", "rest")
 
 _EDGE_TURNS = 4
 """Turns of edges in a row while REST waits; the next one is REST's."""
@@ -94,8 +95,8 @@ class Admission:
         self._edge = _Lane(edge, count)
         self._rest = _Lane(rest, max(1, count - 1))
         self._edge_turns = 0
-        self.shed: dict[LaneName, int] = {"edge": 0, "rest": 0}
-        self.abandoned: dict[LaneName, int] = {"edge": 0, "rest": 0}
+        self.shed: dict[LaneName, int] = dict.fromkeys(LANES, 0)
+        self.abandoned: dict[LaneName, int] = dict.fromkeys(LANES, 0)
 
     def waiting(self, lane: LaneName) -> int:
         """Calls of a lane that wait for a worker."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import Metric
 
-from cloud.admission import Admission
+from cloud.admission import LANES, Admission
 from cloud.edges import Edge, Edges
 from cloud.store.store import Store
 from cloud.streams import REASONS, Streams
@@ -152,6 +152,11 @@ class CloudMetrics:
                 [({"reason": reason}, self._streams.ended[reason]) for reason in REASONS],
             )
         if self._admission is not None:
+            yield gauge(
+                "splitpoint_cloud_waiting_calls",
+                "Calls that wait for a worker, by who made them.",
+                [({"lane": lane}, self._admission.waiting(lane)) for lane in LANES],
+            )
             yield counted(
                 "splitpoint_cloud_shed_calls",
                 "Calls that were turned away, by who made them.",

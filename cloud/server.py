@@ -167,8 +167,9 @@ async def serve_until(
     rest_host = settings.rest_host or settings.host
     workers = ThreadPoolExecutor(settings.workers, thread_name_prefix="tail")
     admission = Admission(workers, settings.workers)
-    with bind(rest_host, settings.rest_port) as listener:
-        bind(settings.host, settings.grpc_port).close()  # says early why, if it cannot be
+    with bind(rest_host, settings.rest_port, "--rest-port") as listener:
+        # Says early why, if it cannot be.
+        bind(settings.host, settings.grpc_port, "--grpc-port").close()
         if settings.tls.client_ca is not None:
             _warn_of_clear_rest(listener)
         try:

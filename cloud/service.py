@@ -117,7 +117,9 @@ class GrpcServer:
             else:
                 self.port = self._server.add_secure_port(where, credentials)
         except RuntimeError as error:
-            raise AddressInUseError(f"{where} cannot be bound: choose another port") from error
+            raise AddressInUseError(
+                f"{where} cannot be bound: choose another port with --grpc-port"
+            ) from error
 
     async def start(self) -> None:
         """Serve from now on."""

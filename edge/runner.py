@@ -142,7 +142,8 @@ class Runner:
         """
         if self._client is None:
             raise CloudUnavailableError(
-                f"plan {opened.plan.name} needs the cloud, and no address was given"
+                f"plan {opened.plan.name} needs the cloud, and no address was given: "
+                "give --cloud HOST:PORT"
             )
         return self._client
 

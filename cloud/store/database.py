@@ -42,7 +42,8 @@ def open_database(path: Path) -> sqlite3.Connection:
     """
     try:
         _check_file(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.parent.is_dir():
+            raise StoreError(f"{path}: there is no folder {path.parent}: make it, or {_ADVICE}")
         return _connect(path)
     except OSError as error:
         raise StoreError(f"{path}: cannot be created: {error.strerror}: {_ADVICE}") from error

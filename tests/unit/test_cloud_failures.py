@@ -117,6 +117,7 @@ def test_where_nothing_else_serves_it_is_a_5xx(
     cloud.spoil = failure
     response = request(app, "POST", "/v1/detect", content=tiny.png())
     assert response.status_code in {502, 503}
+    assert ("retry-after" in response.headers) == (response.status_code == 503)
     assert "\n" not in response.json()["error"]["message"]
     detector.close()
 

@@ -172,6 +172,7 @@ def test_without_a_cloud_only_edge_only_works(bundle: Bundle) -> None:
     app = edge_rest.create_app(detector)
     split = request(app, "POST", "/v1/detect", content=tiny.png(), params={"plan": tiny.SPLIT})
     assert split.status_code == 503
+    assert int(split.headers["retry-after"]) >= 1
     _error(split)
     local = request(app, "POST", "/v1/detect", content=tiny.png(), params={"plan": tiny.EDGE_ONLY})
     assert local.status_code == 200

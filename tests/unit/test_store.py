@@ -170,7 +170,7 @@ def test_tables_have_each_source_plan_and_stage(store: Store) -> None:
 
 
 def test_what_was_kept_is_there_after_a_restart(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "store.sqlite"
+    path = tmp_path / "store.sqlite"
     first = Store(path)
     first.add(sample(10.0))
     first.close()
