@@ -11,7 +11,6 @@ import asyncio
 import ipaddress
 import logging
 import os
-import platform
 import resource
 import socket
 import threading
@@ -47,6 +46,7 @@ from common.http.serving import (
     retract,
     stop_on_signals,
 )
+from common.machine import cpu_name
 from common.rpc.tls import ServerTls, server_credentials
 from common.runtime.session import runtime_name
 from common.tables.rows import RuntimeTarget
@@ -74,7 +74,7 @@ class CloudSettings:
         workers: Frames served at once, of all edges and REST callers.
         max_edges: Edges connected at once.
         store: File for observations; None keeps them while the process runs.
-        device: What this machine is, for latency tables; its host name, if empty.
+        device: What this machine is, for latency tables; its CPU, if empty.
         tls: Files for TLS with edges; without any, gRPC is in the clear. REST always is.
         ready_file: Written once requests are served.
     """
@@ -262,7 +262,7 @@ class _Process:
             await asyncio.gather(*(each.stop(grace_s) for each in front_ends.values()))
 
     def _front_ends(self, plane: DataPlane) -> "dict[str, FrontEnd]":
-        """Bind every front end but REST, which tells that the tails are not ready yet."""
+        """Bind every front end but REST, which answers before the tails are ready."""
         settings = self._settings
         return {
             "grpc": GrpcServer(
@@ -292,7 +292,7 @@ class _Process:
         """Register the segments of plans, and what tails run on here, with the store."""
         settings = self._settings
         self._store.register_plans(bundle.plans)
-        device = settings.device or platform.node() or "cloud"
+        device = settings.device or cpu_name()
         target = RuntimeTarget(device, runtime_name(settings.threads), settings.threads)
         self._store.set_cloud_device(target, time.time())
 

@@ -257,7 +257,7 @@ def test_a_missing_extra_names_what_to_install(
     def lack(_: object) -> None:
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
-    monkeypatch.setattr("splitpoint.cloud_server.serve", lack)
+    monkeypatch.setattr("cloud.server.serve", lack)
     assert _run("cloud", "--bundle", bundle) == 69
     assert ".[search]" in _one_line(capsys)
 
