@@ -261,20 +261,20 @@ class _Process:
             grace_s = _GRACE_S if stopped.is_set() else None
             await asyncio.gather(*(each.stop(grace_s) for each in front_ends.values()))
 
-    def _front_ends(self, plane: DataPlane) -> "dict[str, FrontEnd]":
+    def _front_ends(self, plane: DataPlane) -> dict[str, FrontEnd]:
         """Bind every front end but REST, which answers before the tails are ready."""
         settings = self._settings
-        return {
-            "grpc": GrpcServer(
-                plane.tails.bundle,
-                EdgeSessions(plane, self._streams),
-                limits=self._streams.limits,
-                descriptors=self._descriptors,
-                host=settings.host,
-                port=settings.grpc_port,
-                credentials=self._credentials,
-            )
-        }
+        front_ends: dict[str, FrontEnd] = {}
+        front_ends["grpc"] = GrpcServer(
+            plane.tails.bundle,
+            EdgeSessions(plane, self._streams),
+            limits=self._streams.limits,
+            descriptors=self._descriptors,
+            host=settings.host,
+            port=settings.grpc_port,
+            credentials=self._credentials,
+        )
+        return front_ends
 
     def _data_plane(self, tails: Tails) -> DataPlane:
         metrics = CloudMetrics(

@@ -1,6 +1,9 @@
 """The gRPC front end: one stream per edge, served by `cloud.sessions`.
 
-HTTP/2 -> checked, then parsed (common.rpc.envelope) -> EdgeSessions -> messages, or a status
+    HTTP/2 -> checked, then parsed (common.rpc.envelope) -> EdgeSessions -> messages, or a status
+
+It says how gRPC's streams are read, written and ended, and what a connection may cost before it is
+an edge's stream; the protocol of an edge's stream is in `cloud.sessions`.
 """
 
 import asyncio
