@@ -85,7 +85,7 @@ class Profiling:
 
     @contextmanager
     def one(self) -> Iterator[None]:
-        """Hold a place while a profile is under way.
+        """Hold a slot while a profile is under way.
 
         Raises:
             OverloadedError: If there is none.

@@ -8,7 +8,7 @@ Both groups are bounded in all and per peer, so that one address cannot lock the
 is an address without its port, of IPv6 the network of 64 bits that one customer is given. A stream
 that waits has a few seconds; where waiting streams are too many, the oldest ends, since an honest
 edge says Hello at once. An edge may be idle for as long as it likes, as keepalive pings show that
-it lives; only where there is no room left, the one that has been silent for longest gives way to a
+it lives; only where no slot is left, the one that has been silent for longest gives way to a
 newcomer, if that is more than a minute. It connects again with its next frame.
 
 All of it lives in the event loop of the server.
@@ -169,7 +169,7 @@ class Streams:
         """Move a stream to the edges.
 
         Raises:
-            TooManyStreamsError: If there is no room, and none is idle for long enough.
+            TooManyStreamsError: If no slot is free, and no edge is idle for long enough.
         """
         self._edges.add(slot)
         self._waiting.remove(slot)

@@ -2,7 +2,7 @@
 
     nothing, or an empty file            -> a new store
     a store                              -> brought up to date
-    a store, damaged                     -> moved aside, begun anew: it is history and can be lost
+    a store, damaged                     -> moved aside, begun anew: it can be collected again
     a newer store, or anything else      -> refused and left as it is: it is of use to somebody
 
 What a file is, its first bytes say, and then its application id and tables, read before anything is

@@ -11,7 +11,7 @@ frame never waits for a disk, and welcoming an edge reads memory only. Everythin
 has a connection of its own (`cloud.store.connection`).
 
 Everything is bounded: samples, the sources that they are of, hours, profiles and the summary.
-Everything here can be lost: it is history (`cloud.store.database` begins anew when it must).
+Everything here can be collected again (`cloud.store.database` begins anew when it must).
 """
 
 from collections import Counter

@@ -108,4 +108,4 @@ def _parsed(cursor: str) -> _Cursor:
         text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
         return _Cursor.model_validate_json(text)
     except ValueError as error:  # no base64, no UTF-8, no JSON, or another one
-        raise SettingsError("cursor: expected `next` of the page before, as it was told") from error
+        raise SettingsError("cursor: expected `next` of the page before, unchanged") from error

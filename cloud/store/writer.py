@@ -137,7 +137,7 @@ class SampleWriter:
         return batch, [], False
 
     def _write(self, batch: Sequence[Sample]) -> None:
-        places = ", ".join("?" * (9 + len(OBSERVED)))
+        values = ", ".join("?" * (9 + len(OBSERVED)))
         rows = [
             (
                 sample.at_s,
@@ -155,7 +155,7 @@ class SampleWriter:
         ]
         with self._file.transaction() as database:
             database.executemany(
-                f"INSERT INTO samples (at_s, {KEY}, {_MEASURED}) VALUES ({places})",  # noqa: S608
+                f"INSERT INTO samples (at_s, {KEY}, {_MEASURED}) VALUES ({values})",  # noqa: S608
                 rows,
             )
         self._sources.add(batch)

@@ -168,7 +168,7 @@ class EdgeRecord(BaseModel):
     switches: int = Field(description="How often it announced one.")
     duplicate_name: bool = Field(
         default=False,
-        description="Whether another one calls itself the same; `edge` tells them apart.",
+        description="Whether another one calls itself the same; `edge` is unique.",
     )
 
 

@@ -72,7 +72,9 @@ class RestServer(uvicorn.Server):
         """Start, then set `ready`."""
         await super().startup(sockets)
         for listener in sockets or []:
-            listener.listen(_BACKLOG)  # asyncio has one number for the queue and for its own pace
+            listener.listen(
+                _BACKLOG
+            )  # asyncio has one number for the queue and for accepting at once
         self.connections.start()
         self.ready.set()
 

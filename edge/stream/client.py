@@ -223,7 +223,7 @@ class CloudClient:
         left_s = self._full.left_s(self._clock())
         if left_s:
             raise CloudOverloadedError(
-                "the cloud has no room now: it is left alone for a moment", retry_after_s=left_s
+                "the cloud is overloaded: it is left alone for a moment", retry_after_s=left_s
             )
 
     def _connect_wait_s(self, connect_s: float | None) -> float:

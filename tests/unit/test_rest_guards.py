@@ -59,7 +59,7 @@ def test_the_known_parameters_are_named_beside_it(app: FastAPI) -> None:
     answer = request(app, "POST", "/v1/detect", content=tiny.png(), params={"treshold": "0.5"})
     assert answer.status_code == 422
     assert re.search(
-        r"'treshold': /v1/detect knows .*score_threshold", answer.json()["error"]["message"]
+        r"'treshold': /v1/detect takes .*score_threshold", answer.json()["error"]["message"]
     )
 
 
