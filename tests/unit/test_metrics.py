@@ -1,5 +1,7 @@
 """What /metrics tells on both ends, and that the dashboard asks for nothing else."""
 
+import asyncio
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -82,6 +84,27 @@ class TestCloud:
         metrics.arrived()
         metrics.left()
         assert values(_text(metrics))["splitpoint_cloud_queue_depth", ()] == 1
+
+    def test_calls_that_wait_are_shown_by_lane(self, bundle: Bundle) -> None:
+        with ThreadPoolExecutor(1) as workers:
+            admission = Admission(workers, 1)
+            begun, go_on = threading.Event(), threading.Event()
+
+            def work() -> None:
+                begun.set()
+                go_on.wait()
+
+            async def waiting() -> Values:
+                calls = [asyncio.create_task(admission.run("edge", "a", work)) for _ in range(3)]
+                await asyncio.to_thread(begun.wait)
+                shown = values(_text(CloudMetrics(bundle.plans, admission=admission)))
+                go_on.set()
+                await asyncio.gather(*calls)
+                return shown
+
+            shown = asyncio.run(waiting())
+        assert shown["splitpoint_cloud_waiting_calls", (("lane", "edge"),)] == 2
+        assert shown["splitpoint_cloud_waiting_calls", (("lane", "rest"),)] == 0
 
     def test_connected_edges_tell_their_plan_and_link(self, bundle: Bundle) -> None:
         edges, store = Edges(), Store()

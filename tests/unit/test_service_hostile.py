@@ -1,5 +1,6 @@
 """Peers that do not speak the protocol, and frames that are spoilt."""
 
+import asyncio
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -73,6 +74,16 @@ class TestProtocolErrors:
         self, tails: Tails, workers: ThreadPoolExecutor
     ) -> None:
         assert exchange(tails, workers) == []
+
+
+@pytest.mark.parametrize(
+    "gone", [asyncio.InvalidStateError("RPC already finished."), grpc.aio.UsageError("closed")]
+)
+def test_a_peer_that_has_left_is_no_error(
+    tails: Tails, workers: ThreadPoolExecutor, gone: Any
+) -> None:
+    (message,) = exchange(tails, workers, HELLO, gone)
+    assert message.HasField("welcome")
 
 
 class TestHostileFrames:
