@@ -36,11 +36,11 @@ class StoreConnection:
         self.closed = False
         try:
             self._database = open_database(self._path)
+            if self._scratch is not None:
+                self._database.execute("PRAGMA synchronous = OFF")  # it is not to outlive a crash
         except BaseException:
             self._remove_scratch()
             raise
-        if self._scratch is not None:
-            self._database.execute("PRAGMA synchronous = OFF")  # it is not to outlive a crash
 
     def close(self) -> None:
         """Let the file go."""
