@@ -320,7 +320,7 @@ class _Edge:
         }
 
     def _state(self, pilot: str | None) -> dict[str, Any]:
-        chosen = (self._detector if pilot is None else self._pilots[pilot]).pilot
+        chosen = (self._detector if pilot is None else self._pilots[pilot]).controller
         if chosen is None:
             return {}
         state = chosen.state()

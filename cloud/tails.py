@@ -3,7 +3,7 @@
     payloads -> count, CRC-32 -> codec -> table look-up -> tail -> decode boxes, NMS -> detections
 
 What arrives is checked against the plan, never against what it says of itself. Tails with the same
-file are opened once: plans that differ only in widths or wire format share one session.
+file are opened once: plans that differ only in bit widths or wire format share one session.
 """
 
 import time

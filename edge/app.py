@@ -109,7 +109,7 @@ def _costs(bundle: Bundle, settings: EdgeSettings) -> list[PlanCost]:
     known = sorted({row.device for row in rows if row.side == "edge"})
     if device not in known:
         raise SettingsError(
-            f"{settings.tables}: nothing about device {device!r}; it knows "
+            f"{settings.tables}: nothing about device {device!r}; it has "
             f"{', '.join(known) or 'none'}: give --device"
         )
     return costs(bundle.plans, rows, device)

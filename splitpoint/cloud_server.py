@@ -7,7 +7,6 @@ from types import TracebackType
 from typing import Any, Self
 
 from cloud.server import CloudSettings, serve, serve_until
-from common.machine import cpu_name
 from common.rpc.tls import ServerTls
 
 _LOCAL = "127.0.0.1"
@@ -62,7 +61,7 @@ class CloudServer:
             workers=workers,
             max_edges=max_edges,
             store=store,
-            device=device or cpu_name(),
+            device=device,
             tls=tls or ServerTls(),
             ready_file=ready_file,
         )

@@ -56,10 +56,10 @@ def run(
     from common.http.log_limits import quiet_grpc
 
     quiet_grpc()
+    from cloud.server import CloudSettings, serve  # heavy: only this command needs it
     from common.rpc.tls import ServerTls
-    from splitpoint.cloud_server import CloudServer  # heavy: only this command needs it
 
-    CloudServer(
+    settings = CloudSettings(
         bundle,
         host=host,
         grpc_port=grpc_port,
@@ -72,4 +72,5 @@ def run(
         device=device,
         tls=ServerTls(tls_cert, tls_key, tls_client_ca),
         ready_file=ready_file,
-    ).run()
+    )
+    serve(settings)

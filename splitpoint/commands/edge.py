@@ -199,7 +199,11 @@ def _serve(
     check_ready_file(ready_file)
     with ExitStack() as stack:
         # Before the models: a port in use or a missing camera fails at once.
-        listener = None if listen is None else stack.enter_context(bind(*parse_address(listen)))
+        listener = (
+            None
+            if listen is None
+            else stack.enter_context(bind(*parse_address(listen), "--listen"))
+        )
         camera, period_s = (None, 0.0) if played is None else _camera(played)
         # REST clients may name any plan, so all of them are opened.
         every = listener is not None

@@ -33,7 +33,8 @@ class Fed(nn.Module):
         self.head = nn.Conv2d(8, 6, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.operate(F.leaky_relu(self.stem(x), 0.1)))
+        made: torch.Tensor = self.head(self.operate(F.leaky_relu(self.stem(x), 0.1)))
+        return made
 
     def operate(self, x: torch.Tensor) -> torch.Tensor:
         """Apply the operator under test."""
