@@ -2,7 +2,7 @@
 
 Sums of products are computed in float64, where they are exact; requantization repeats the
 runtime's float32 arithmetic (scale, round half to even, saturate). An edge must reproduce these
-codes before it serves (`common.runtime.session.check_parity`).
+codes before it serves (`common.runtime.parity.check_parity`).
 """
 
 from collections.abc import Sequence
