@@ -1,7 +1,7 @@
 """Quantized models in OpenVINO, to the last bit of what ONNX Runtime computes.
 
     codes -> convolution, + bias -> x multiplier -> round half to even -> + zero point -> codes
-    codes -> activation, by a table of 256 -> codes
+    codes -> activation, by a table of 256 or two lines that give the same -> codes
 
 By itself OpenVINO reads QuantizeLinear as FakeQuantize, which scales, shifts and rounds in an order
 of its own: a sum within a rounding error of two codes takes the other one, a wrong code makes more
@@ -75,6 +75,54 @@ class _Grid:
     zero: np.float32
 
 
+@dataclass(frozen=True)
+class _Lines:
+    """A table of codes as arithmetic, which is faster: a line on either side of the zero point.
+
+    code -> x = code - before -> round(x, or x times slope where x < 0, times step) + after -> clamp
+    """
+
+    before: np.float32
+    slope: np.float32
+    step: np.float32
+    after: np.float32
+    lowest: int
+    highest: int
+
+    @classmethod
+    def of(cls, table: NDArray[np.uint8], before: _Float32, after: np.float32) -> "_Lines | None":
+        """The lines that give exactly this table; None if none do, as of a sigmoid."""
+        x = np.arange(_TOP + 1) - float(before.item())
+        steps, lowest, highest = table - float(after), int(table.min()), int(table.max())
+        inner = (table > lowest) & (table < highest)
+        right, left = (_line(x[side & inner], steps[side & inner]) for side in (x > 0, x < 0))
+        if not right:
+            return None
+        lines = cls(
+            np.float32(before.item()),
+            np.float32(left / right),
+            np.float32(right),
+            after,
+            lowest,
+            highest,
+        )
+        return lines if np.array_equal(lines.table(), table) else None
+
+    def table(self) -> NDArray[np.float32]:
+        """(256,) codes, by the same float32 operations as `codes_of`."""
+        x = np.arange(_TOP + 1, dtype=np.float32) - self.before
+        rounded = np.rint(np.where(x < 0, x * self.slope, x) * self.step)
+        return np.clip(rounded + self.after, self.lowest, self.highest)
+
+    def codes_of(self, codes: Output) -> Output:
+        """Codes after the activation."""
+        x = ops.subtract(ops.convert(codes, "f32"), self.before)
+        bent = ops.prelu(x, ops.constant(np.full(1, self.slope)))
+        rounded = ops.round(ops.multiply(bent, self.step), "half_to_even")
+        shifted = ops.add(rounded, self.after)
+        return ops.convert(ops.clamp(shifted, self.lowest, self.highest), "u8").output(0)
+
+
 def quantize_linear(context: Any) -> list[Output]:
     """Read one QuantizeLinear; OpenVINO's reader calls this with the operator's inputs.
 
@@ -89,8 +137,8 @@ def quantize_linear(context: Any) -> list[Output]:
     table = None if codes is None else _table(values, codes, grid)
     if codes is None or table is None:
         return [_fake_quantized(values, grid)]
-    index = ops.convert(codes.codes, "i32")
-    return [ops.gather(ops.constant(table), index, ops.constant(0, np.int32)).output(0)]
+    lines = _Lines.of(table, codes.zero, grid.zero)
+    return [_looked_up(codes.codes, table) if lines is None else lines.codes_of(codes.codes)]
 
 
 def mark_quantized(model: Any) -> None:
@@ -133,7 +181,7 @@ def _convolution_codes(convolution: _Convolution, grid: _Grid) -> Output:
 
 
 def _convolved(node: Node, values: Node, weight: _Dequantized) -> Node:
-    """The same convolution of other values, its weights as integers."""
+    """Convolution of these values as the node has it, by weights that are integers."""
     shape = list(node.get_input_shape(1))
     kernel = ops.constant(_peeled(weight.codes).get_node().data.reshape(shape))
     depth = 2 if node.get_type_name() == "GroupConvolution" else 1
@@ -161,6 +209,7 @@ def _table(values: Output, codes: _Dequantized, grid: _Grid) -> NDArray[np.uint8
     entry.replace_source_output(parameter.output(0))
     try:
         model = openvino.Model([values], [parameter], "activation")
+        model.validate_nodes_and_infer_types()
         after = openvino.Tensor(openvino.Type.f32, openvino.Shape(values.get_shape()))
         before = openvino.Tensor(np.arange(_TOP + 1, dtype=np.uint8).reshape(_TABLE))
         if after.data.shape != _TABLE or not model.evaluate([after], [before]):
@@ -174,6 +223,20 @@ def _table(values: Output, codes: _Dequantized, grid: _Grid) -> NDArray[np.uint8
     finally:
         entry.replace_source_output(codes.codes)
         _infer_shapes(values, codes)
+
+
+def _line(x: NDArray[Any], steps: NDArray[Any]) -> float:
+    """Slope of a line through the origin that rounds to these steps, far from ties; 0 of none."""
+    if not x.size:
+        return 0.0
+    ends = np.sort(np.stack([(steps - 0.5) / x, (steps + 0.5) / x]), axis=0)
+    return float(ends[0].max() + ends[1].min()) / 2
+
+
+def _looked_up(codes: Output, table: NDArray[np.uint8]) -> Output:
+    """Codes after an activation, by its table."""
+    index = ops.convert(codes, "i32")
+    return ops.gather(ops.constant(table), index, ops.constant(0, np.int32)).output(0)
 
 
 def _infer_shapes(values: Output, codes: _Dequantized) -> None:
@@ -202,12 +265,12 @@ def _activated(values: Output) -> _Dequantized | None:
         if node.get_instance_id() in seen:
             continue
         seen.add(node.get_instance_id())
-        codes = _dequantized(value)
+        codes, constant = _dequantized(value), _constant(value)
         if codes is not None:
             found.append(codes)
         elif node.get_type_name() in _BY_ELEMENT:
             waiting += node.input_values()
-        elif _constant(value) is None:
+        elif constant is None or constant.size != 1:
             return None
     if len(found) != 1 or found[0].scale.size != 1 or not _is(found[0].codes, openvino.Type.u8):
         return None
@@ -262,7 +325,7 @@ def _constant(values: Output) -> NDArray[Any] | None:
 
 
 def _peeled(values: Output) -> Output:
-    """What stands before conversions and changes of shape."""
+    """Values before conversions and changes of shape."""
     while values.get_node().get_type_name() in ("Convert", "Reshape", "Unsqueeze"):
         values = values.get_node().input_value(0)
     return values

@@ -117,9 +117,13 @@ class LatencyRow(BaseModel):
 
         Args:
             device: Name of the device.
-            runtime: Registered name of the runtime, whatever its version and threads.
+            runtime: Registered name of the runtime, whatever its version and threads; a simulation
+                is of any.
         """
-        return device in (None, self.device) and runtime in (None, self.runtime.partition(" ")[0])
+        if device not in (None, self.device):
+            return False
+        known = self.runtime.partition(" ")[0]
+        return runtime in (None, known) or self.source == "simulated"
 
 
 _ROWS = TypeAdapter(list[LatencyRow])

@@ -1,4 +1,4 @@
-"""ONNX Runtime behind one module: what it refuses is one clear line, whatever raises it."""
+"""ONNX Runtime: what it refuses is one clear line, whatever raises it."""
 
 import subprocess
 import sys
@@ -70,7 +70,7 @@ def test_no_private_module_of_the_runtime_is_needed() -> None:
         "import sys, onnxruntime as o\n"
         "del o.capi\n"
         "from common.errors import ModelError\n"
-        "from common.runtime.session import Session\n"
+        "from common.runtime.registry import open_model\n"
         "try:\n    open_model(b'junk')\n"
         "except ModelError as error:\n    print(error)\n"
     )
