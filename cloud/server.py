@@ -48,7 +48,7 @@ from common.http.serving import (
 )
 from common.machine import cpu_name
 from common.rpc.tls import ServerTls, server_credentials
-from common.runtime.session import runtime_name
+from common.runtime.registry import DEFAULT_RUNTIME, runtime_name
 from common.tables.rows import RuntimeTarget
 
 T = TypeVar("T")
@@ -71,6 +71,7 @@ class CloudSettings:
         rest_host: Address for REST; the same as `host`, if empty.
         rest_port: Port for REST; 0 takes a free one.
         threads: Threads within one inference.
+        runtime: Name of the runtime of tails.
         workers: Frames served at once, of all edges and REST callers.
         max_edges: Edges connected at once.
         store: File for observations; None keeps them while the process runs.
@@ -85,6 +86,7 @@ class CloudSettings:
     rest_host: str = ""
     rest_port: int = 8080
     threads: int = 1
+    runtime: str = DEFAULT_RUNTIME
     workers: int = 2
     max_edges: int = MOST_EDGES
     store: Path | None = None
@@ -226,7 +228,11 @@ class _Process:
         listener: socket.socket,
         on_ready: Callable[[dict[str, Any]], None],
     ) -> None:
-        tails = await _unless(stopped, partial(Tails, threads=self._settings.threads), bundle)
+        settings = self._settings
+        opened = partial(
+            Tails, threads=settings.threads, runtime=settings.runtime, workers=settings.workers
+        )
+        tails = await _unless(stopped, opened, bundle)
         await _unless(stopped, self._register, bundle)
         plane = self._data_plane(tails)
         rest = RestServer(create_app(plane))
@@ -293,7 +299,8 @@ class _Process:
         settings = self._settings
         self._store.register_plans(bundle.plans)
         device = settings.device or cpu_name()
-        target = RuntimeTarget(device, runtime_name(settings.threads), settings.threads)
+        runtime = runtime_name(settings.threads, settings.runtime)
+        target = RuntimeTarget(device, runtime, settings.threads)
         self._store.set_cloud_device(target, time.time())
 
 

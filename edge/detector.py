@@ -30,6 +30,7 @@ from common.latency import costs as plan_costs
 from common.link.link import Link
 from common.rpc import splitpoint_pb2 as pb
 from common.rpc.messages import detections_to_message, microseconds
+from common.runtime.registry import DEFAULT_RUNTIME
 from common.tasks.detections import Detections
 from edge.head import EdgePlan, open_reproduced
 from edge.planning.controller import PlanController
@@ -89,6 +90,7 @@ class Detector:
         client: Client of the cloud; None if there is none, which leaves the edge-only plans.
         plans: Digests of the plans to open; all, if None. The first is the default.
         threads: Threads within one run of a head.
+        runtime: Name of the runtime of heads.
         costs: Predicted costs of the plans; those of the search, if None.
         adaptive: Whether a controller chooses the plan of frames that name none. Needs a client.
         report: What is reported to the cloud about edge-only frames.
@@ -108,6 +110,7 @@ class Detector:
         *,
         plans: Iterable[bytes] | None = None,
         threads: int = 1,
+        runtime: str = DEFAULT_RUNTIME,
         costs: Sequence[PlanCost] | None = None,
         adaptive: bool = False,
         report: Reported = "times",
@@ -118,7 +121,9 @@ class Detector:
         self._size = self._spec.input_height, self._spec.input_width
         self._picture = PICTURE
         self._client = client
-        self._plans = open_reproduced(bundle, plans, threads=threads, required=required)
+        self._plans = open_reproduced(
+            bundle, plans, threads=threads, runtime=runtime, required=required
+        )
         self._runner = Runner(client, len(self._spec.class_names))
         self._reported = report
         self.reporter = None if client is None or report == "none" else EdgeOnlyReporter(client)

@@ -51,7 +51,7 @@ class RuntimeTarget(NamedTuple):
 
     Attributes:
         device: The machine, as its operator calls it.
-        runtime: What models run in there; see `common.runtime.session.runtime_name`.
+        runtime: What models run in there; see `common.runtime.registry.runtime_name`.
         threads: Threads within one run; 0 if nobody said.
     """
 
@@ -65,7 +65,7 @@ class LatencyRow(BaseModel):
 
     Attributes:
         device: What it was measured on, as its operator calls it.
-        runtime: What models run in there; see `common.runtime.session.runtime_name`.
+        runtime: What models run in there; see `common.runtime.registry.runtime_name`.
         threads: Threads within one run.
         side: Which end of the link the device stands at.
         network: Digest of the network that the segment belongs to; see `network_digest`.
@@ -111,6 +111,19 @@ class LatencyRow(BaseModel):
             *(self.device, self.runtime, self.threads),
             *(self.side, self.network, self.segment, self.bits, self.source),
         )
+
+    def is_of(self, device: str | None, runtime: str | None) -> bool:
+        """Whether it was measured on a device and in a runtime; None stands for any.
+
+        Args:
+            device: Name of the device.
+            runtime: Registered name of the runtime, whatever its version and threads; a simulation
+                is of any.
+        """
+        if device not in (None, self.device):
+            return False
+        known = self.runtime.partition(" ")[0]
+        return runtime in (None, known) or self.source == "simulated"
 
 
 _ROWS = TypeAdapter(list[LatencyRow])

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from common.runtime.registry import DEFAULT_RUNTIME
 from splitpoint.commands import options
 
 
@@ -17,6 +18,7 @@ def run(
     ] = "",
     rest_port: Annotated[int, typer.Option(help="Port for REST; 0 takes a free one.")] = 8080,
     threads: options.TailThreads = 1,
+    runtime: options.Runtime = DEFAULT_RUNTIME,
     workers: options.Workers = 2,
     max_edges: Annotated[
         int,
@@ -66,6 +68,7 @@ def run(
         rest_host=rest_host,
         rest_port=rest_port,
         threads=threads,
+        runtime=runtime,
         workers=workers,
         max_edges=max_edges,
         store=store,
