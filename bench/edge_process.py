@@ -32,7 +32,8 @@ from common.imaging.images import Letterbox, letterbox, read_image
 from common.latency import PlanCost, costs
 from common.link.link import Link, parse_link
 from common.rpc.splitpoint_pb2 import Hello
-from common.runtime.session import Model, runtime_name
+from common.runtime.base import Session
+from common.runtime.registry import open_model, runtime_name
 from common.tables.store_file import read_tables
 from common.tasks.detections import Detections, decode_yolo
 from edge.detector import DEFAULT_SCORE_THRESHOLD, Detector, Outcome
@@ -229,7 +230,7 @@ class _Edge:
             for name, *plans in arguments.pilot
         }
         self._bundle = bundle
-        self._whole: Model | None = None
+        self._whole: Session | None = None
         self._plain_address = arguments.plain
         self._connection: http.client.HTTPConnection | None = None
 
@@ -278,7 +279,7 @@ class _Edge:
         detector = self._bundle.manifest.detector
         plan = next(p for p in self._bundle.plans.values() if p.codec in LOSSLESS_UPLOADS)
         if self._whole is None and plan.tail is not None:
-            self._whole = Model(self._bundle.file(plan.tail.file))
+            self._whole = open_model(self._bundle.file(plan.tail.file))
         if self._whole is None:
             return {"error": "no plan has the whole network"}
         picture, wire = self._images[image], plan.wire[0]
@@ -320,7 +321,7 @@ class _Edge:
         }
 
     def _state(self, pilot: str | None) -> dict[str, Any]:
-        chosen = (self._detector if pilot is None else self._pilots[pilot]).pilot
+        chosen = (self._detector if pilot is None else self._pilots[pilot]).controller
         if chosen is None:
             return {}
         state = chosen.state()

@@ -16,8 +16,9 @@ import asyncio
 import contextlib
 import math
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
@@ -25,6 +26,7 @@ from common.errors import OverloadedError
 
 T = TypeVar("T")
 LaneName = Literal["edge", "rest"]
+LANES: tuple[LaneName, ...] = ("edge", "rest")
 
 _EDGE_TURNS = 4
 """Turns of edges in a row while REST waits; the next one is REST's."""
@@ -38,13 +40,13 @@ class LaneLimits:
     Attributes:
         queue: Calls that may wait, of all clients.
         per_client: Calls that may wait, of one client.
-        patience_s: How long a call waits for a worker before it is turned away: by then its caller
+        max_wait_s: How long a call waits for a worker before it is turned away: by then its caller
             has given up, or soon will.
     """
 
     queue: int
     per_client: int
-    patience_s: float = 10.0
+    max_wait_s: float = 10.0
 
 
 EDGE_LIMITS = LaneLimits(queue=256, per_client=16)
@@ -93,8 +95,8 @@ class Admission:
         self._edge = _Lane(edge, count)
         self._rest = _Lane(rest, max(1, count - 1))
         self._edge_turns = 0
-        self.shed: dict[LaneName, int] = {"edge": 0, "rest": 0}
-        self.abandoned: dict[LaneName, int] = {"edge": 0, "rest": 0}
+        self.shed: dict[LaneName, int] = dict.fromkeys(LANES, 0)
+        self.abandoned: dict[LaneName, int] = dict.fromkeys(LANES, 0)
 
     def waiting(self, lane: LaneName) -> int:
         """Calls of a lane that wait for a worker."""
@@ -149,12 +151,12 @@ class Admission:
         state.count += 1
         self._dispatch()
         try:
-            async with asyncio.timeout(state.limits.patience_s):
+            async with asyncio.timeout(state.limits.max_wait_s):
                 await turn
         except TimeoutError:
             self._withdraw(state, client, turn)
             raise self._turned_away(
-                lane, f"no worker was free within {state.limits.patience_s:g} s"
+                lane, f"no worker was free within {state.limits.max_wait_s:g} s"
             ) from None
         except asyncio.CancelledError:
             self.abandoned[lane] += 1
@@ -210,6 +212,36 @@ class Admission:
 
     def _lane(self, name: LaneName) -> _Lane:
         return self._edge if name == "edge" else self._rest
+
+
+class ByteBudget:
+    """A bound on messages that are held in memory.
+
+    Args:
+        most: Bytes, of all messages.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._held = 0
+
+    @contextmanager
+    def held(self, size: int) -> Iterator[None]:
+        """Count a message for as long as it is held.
+
+        Raises:
+            OverloadedError: If the bound would be exceeded.
+        """
+        if self._held + size > self._most:
+            raise OverloadedError(
+                f"the cloud is busy ({self._held >> 20} of at most {self._most >> 20} MiB of "
+                "messages are under way): try again in 1 s"
+            )
+        self._held += size
+        try:
+            yield
+        finally:
+            self._held -= size
 
 
 def _next_turn(state: _Lane) -> "asyncio.Future[None]":

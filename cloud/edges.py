@@ -23,8 +23,6 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-import grpc
-
 from cloud.store.samples import SampleSource
 from common.errors import CloudUnavailableError, OverloadedError, SettingsError
 from common.rpc import splitpoint_pb2 as pb
@@ -40,6 +38,7 @@ _MAX_REASON = 300
 _MAX_BPS = 1e12
 
 Send = Callable[[pb.CloudMessage], Awaitable[None]]
+"""Sends a message to an edge; raises ConnectionError if it has gone."""
 
 
 class UnknownEdgeError(SettingsError):
@@ -86,7 +85,7 @@ class Profiling:
 
     @contextmanager
     def one(self) -> Iterator[None]:
-        """Hold a place while a profile is under way.
+        """Hold a slot while a profile is under way.
 
         Raises:
             OverloadedError: If there is none.
@@ -168,12 +167,12 @@ class Edge:
                 waiting.set_exception(EdgeFailedError(f"{self.name} hung up"))
         self._orders.clear()
 
-    async def profile(self, budget_s: float, patience_s: float = 30.0) -> pb.ProfileReport:
+    async def profile(self, budget_s: float, max_wait_s: float = 30.0) -> pb.ProfileReport:
         """Have the edge time its plans.
 
         Args:
             budget_s: How long it may take.
-            patience_s: How much longer is waited, for it to begin and for its answer to arrive.
+            max_wait_s: How much longer is waited, for it to begin and for its answer to arrive.
 
         Raises:
             EdgeBusyError: If it is being profiled already.
@@ -185,22 +184,22 @@ class Edge:
         with self.profiling.one():
             self._profiled = True
             try:
-                return await self._profile(budget_s, patience_s)
+                return await self._profile(budget_s, max_wait_s)
             finally:
                 self._profiled = False
 
-    async def _profile(self, budget_s: float, patience_s: float) -> pb.ProfileReport:
+    async def _profile(self, budget_s: float, max_wait_s: float) -> pb.ProfileReport:
         order = pb.ProfileOrder(order_id=next(self._ids), budget_ms=max(1, round(budget_s * 1e3)))
         waiting: asyncio.Future[pb.ProfileReport] = asyncio.get_running_loop().create_future()
         self._orders[order.order_id] = waiting
         try:
-            async with asyncio.timeout(budget_s + patience_s):  # an edge may not even read
+            async with asyncio.timeout(budget_s + max_wait_s):  # an edge may not even read
                 await self.send(pb.CloudMessage(order=order))
                 report = await waiting
         except TimeoutError:
-            late = f"{self.name} did not answer within {budget_s + patience_s:g} s"
+            late = f"{self.name} did not answer within {budget_s + max_wait_s:g} s"
             raise EdgeFailedError(late) from None
-        except (asyncio.InvalidStateError, grpc.aio.BaseError) as error:
+        except ConnectionError as error:
             raise EdgeFailedError(f"{self.name} hung up") from error
         finally:
             self._orders.pop(order.order_id, None)

@@ -1,7 +1,7 @@
 """The cloud's metrics: frames, rejections and latencies, for GET /metrics.
 
-SplitService -> arrived, answered, switched -> counters, histograms
-Edges, Store -> read when asked             -> connected edges, their plans, what was ignored
+    DataPlane -> arrived, answered, rejected -> counters, histograms
+    Edges, Store -> read when asked          -> connected edges, their plans, what was ignored
 
 Edges become labels only while they are connected, so that their number is bounded.
 """
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import Metric
 
-from cloud.admission import Admission
+from cloud.admission import LANES, Admission
 from cloud.edges import Edge, Edges
 from cloud.store.store import Store
 from cloud.streams import REASONS, Streams
@@ -99,16 +99,17 @@ class CloudMetrics:
         """Count a message that waits no longer, whatever became of it."""
         self._depth.dec()
 
-    def answered(self, message: pb.EdgeMessage, answer: pb.CloudMessage) -> None:
-        """Count a message with its answer."""
-        if answer.HasField("rejection"):
-            reason = _REASONS.get(answer.rejection.reason, "internal")
-            self._rejections.labels(reason).inc()
-        elif message.HasField("frame"):
+    def rejected(self, reason: "pb.Rejection.Reason") -> None:
+        """Count a message that was refused."""
+        self._rejections.labels(_REASONS.get(reason, "internal")).inc()
+
+    def answered(self, message: pb.EdgeMessage, result: pb.Result) -> None:
+        """Count a message with its result."""
+        if message.HasField("frame"):
             self._frames.labels(self._name(message.frame.plan_digest)).inc()
             self._bytes.inc(message.ByteSize())
             for stage in SERVED:
-                microseconds = getattr(answer.result.times, f"{stage}_us")
+                microseconds = getattr(result.times, f"{stage}_us")
                 self._stages.labels(stage).observe(microseconds / 1e6)
         elif message.HasField("report"):
             self._reports.labels(self._name(message.report.plan_digest)).inc()
@@ -133,16 +134,16 @@ class CloudMetrics:
             "1 for the plan that an edge announced last.",
             list(self._in_use(edges)),
         )
-        told = [(edge.name, edge.switch) for edge in edges if edge.switch is not None]
+        announced = [(edge.name, edge.switch) for edge in edges if edge.switch is not None]
         yield gauge(
             "splitpoint_cloud_link_uplink_bits_per_second",
             "Bandwidth that an edge announced.",
-            [({"edge": name}, switch.uplink_bps) for name, switch in told],
+            [({"edge": name}, switch.uplink_bps) for name, switch in announced],
         )
         yield gauge(
             "splitpoint_cloud_link_rtt_seconds",
             "Round trip that an edge announced.",
-            [({"edge": name}, switch.rtt_us / 1e6) for name, switch in told],
+            [({"edge": name}, switch.rtt_us / 1e6) for name, switch in announced],
         )
         if self._streams is not None:
             yield counted(
@@ -151,6 +152,11 @@ class CloudMetrics:
                 [({"reason": reason}, self._streams.ended[reason]) for reason in REASONS],
             )
         if self._admission is not None:
+            yield gauge(
+                "splitpoint_cloud_waiting_calls",
+                "Calls that wait for a worker, by who made them.",
+                [({"lane": lane}, self._admission.waiting(lane)) for lane in LANES],
+            )
             yield counted(
                 "splitpoint_cloud_shed_calls",
                 "Calls that were turned away, by who made them.",

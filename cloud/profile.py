@@ -88,17 +88,17 @@ def rows_of(
         if row.stage in stages:
             raise ImpossibleTimesError(f"{row.stage} of plan {plan.name} twice")
         stages[row.stage] = _timing(row)
-    place = RuntimeTarget(source.device, source.runtime, source.threads)
-    return profiled(times, plans, "edge", place, now_s)
+    target = RuntimeTarget(source.device, source.runtime, source.threads)
+    return profiled(times, plans, "edge", target, now_s)
 
 
 def _probe(runner: TailRunner, frames: Sequence[pb.Frame]) -> Probe:
     """A run of all stages of a plan that the cloud has."""
-    history = ReferenceFrames()
+    references = ReferenceFrames()
     *earlier, last = frames
     for frame in earlier:
-        history.keep(frame, runner.finish(frame, history.find(frame)).symbols)
-    previous = history.find(last)
+        references.keep(frame, runner.finish(frame, references.find(frame)).symbols)
+    previous = references.find(last)
 
     def run() -> tuple[float, float, float]:
         finished = runner.finish(last, previous)

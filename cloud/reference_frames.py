@@ -37,11 +37,6 @@ class ReferenceMemory:
         self._ids = itertools.count()
         self._bytes = 0
 
-    @property
-    def size_bytes(self) -> int:
-        """Symbols that are remembered."""
-        return self._bytes
-
     def open(self) -> int:
         """A new stream, by a number."""
         with self._lock:

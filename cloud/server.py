@@ -1,6 +1,6 @@
 """One process that serves the cloud's half: gRPC for edges, REST for everyone, one event loop.
 
-    bind REST -> open tails -> REST, not ready -> warm up -> gRPC -> ready file -> SIGTERM
+    bind REST -> open tails -> REST, not ready -> warm up -> other front ends -> ready file -> end
 
 A port that is taken is reported before any model is opened. Ending is graceful: no new frames are
 read, those under way are answered, and the process exits with 0. It ends within its grace whatever
@@ -11,7 +11,6 @@ import asyncio
 import ipaddress
 import logging
 import os
-import platform
 import resource
 import socket
 import threading
@@ -21,20 +20,21 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import grpc
 
 from cloud.admission import Admission
+from cloud.data_plane import DataPlane
 from cloud.edges import Edges
 from cloud.metrics import CloudMetrics
 from cloud.rest import create_app
-from cloud.service import SplitService
+from cloud.service import GrpcServer
+from cloud.sessions import EdgeSessions
 from cloud.store.store import Store
 from cloud.streams import MOST_EDGES, StreamLimits, Streams
 from cloud.tails import Tails
 from common.bundle.bundle import Bundle
-from common.errors import AddressInUseError
 from common.http.serving import (
     RestServer,
     announce,
@@ -46,9 +46,9 @@ from common.http.serving import (
     retract,
     stop_on_signals,
 )
-from common.rpc.messages import channel_options, largest_message_bytes
+from common.machine import cpu_name
 from common.rpc.tls import ServerTls, server_credentials
-from common.runtime.session import runtime_name
+from common.runtime.registry import DEFAULT_RUNTIME, runtime_name
 from common.tables.rows import RuntimeTarget
 
 T = TypeVar("T")
@@ -57,13 +57,7 @@ _LOG = logging.getLogger("splitpoint.cloud")
 _GRACE_S = 5.0
 _LAST_S = 3.0
 """Time that the process may live beyond the grace, to write what waits."""
-_HANDSHAKE_MS = 10_000
-_IDLE_CONNECTION_MS = 30_000
-_METADATA_BYTES = 8192
-_MOST_UNREAD_BYTES = 1 << 20
 _DESCRIPTORS = 65_536
-_SPARE_DESCRIPTORS = 128
-"""Descriptors kept for files, models, the store and REST, before gRPC gets any."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +71,11 @@ class CloudSettings:
         rest_host: Address for REST; the same as `host`, if empty.
         rest_port: Port for REST; 0 takes a free one.
         threads: Threads within one inference.
+        runtime: Name of the runtime of tails.
         workers: Frames served at once, of all edges and REST callers.
         max_edges: Edges connected at once.
         store: File for observations; None keeps them while the process runs.
-        device: What this machine is, for latency tables; its host name, if empty.
+        device: What this machine is, for latency tables; its CPU, if empty.
         tls: Files for TLS with edges; without any, gRPC is in the clear. REST always is.
         ready_file: Written once requests are served.
     """
@@ -91,12 +86,29 @@ class CloudSettings:
     rest_host: str = ""
     rest_port: int = 8080
     threads: int = 1
+    runtime: str = DEFAULT_RUNTIME
     workers: int = 2
     max_edges: int = MOST_EDGES
     store: Path | None = None
     device: str = ""
     tls: ServerTls = field(default_factory=ServerTls)
     ready_file: Path | None = None
+
+
+class FrontEnd(Protocol):
+    """A front end of the data plane; its port is bound when it is made.
+
+    Attributes:
+        port: The port that was bound.
+    """
+
+    port: int
+
+    async def start(self) -> None:
+        """Serve from now on."""
+
+    async def stop(self, grace_s: float | None) -> None:
+        """Answer what is under way for as long as the grace, then end; at once without one."""
 
 
 class _StoppedError(Exception):
@@ -157,8 +169,9 @@ async def serve_until(
     rest_host = settings.rest_host or settings.host
     workers = ThreadPoolExecutor(settings.workers, thread_name_prefix="tail")
     admission = Admission(workers, settings.workers)
-    with bind(rest_host, settings.rest_port) as listener:
-        bind(settings.host, settings.grpc_port).close()  # says early why, if it cannot be
+    with bind(rest_host, settings.rest_port, "--rest-port") as listener:
+        # Says early why, if it cannot be.
+        bind(settings.host, settings.grpc_port, "--grpc-port").close()
         if settings.tls.client_ca is not None:
             _warn_of_clear_rest(listener)
         try:
@@ -216,117 +229,79 @@ class _Process:
         on_ready: Callable[[dict[str, Any]], None],
     ) -> None:
         settings = self._settings
-        tails = await _unless(stopped, partial(Tails, threads=settings.threads), bundle)
-        await _unless(stopped, self._introduce, bundle)
+        opened = partial(
+            Tails, threads=settings.threads, runtime=settings.runtime, workers=settings.workers
+        )
+        tails = await _unless(stopped, opened, bundle)
+        await _unless(stopped, self._register, bundle)
+        plane = self._data_plane(tails)
+        rest = RestServer(create_app(plane))
+        serving_rest = asyncio.create_task(rest.serve_until(stopped, listener))
+        try:
+            await rest.ready.wait()
+            await _unless(stopped, tails.warm_up)
+            ports = {"rest": port_of(listener)}
+            await self._serve_front_ends(stopped, plane, ports, on_ready)
+        finally:
+            stopped.set()  # an error, too, is an end
+            await asyncio.wait({serving_rest}, timeout=_GRACE_S)
+
+    async def _serve_front_ends(
+        self,
+        stopped: asyncio.Event,
+        plane: DataPlane,
+        ports: dict[str, int],
+        on_ready: Callable[[dict[str, Any]], None],
+    ) -> None:
+        """Serve by all front ends that begin once every tail has run."""
+        front_ends = self._front_ends(plane)
+        try:
+            for each in front_ends.values():
+                await each.start()
+            ports = {name: each.port for name, each in front_ends.items()} | ports
+            ready = _ready(plane.tails, ports)
+            announce("ready", ready, self._settings.ready_file)
+            on_ready(ready)
+            await stopped.wait()
+        finally:
+            grace_s = _GRACE_S if stopped.is_set() else None
+            await asyncio.gather(*(each.stop(grace_s) for each in front_ends.values()))
+
+    def _front_ends(self, plane: DataPlane) -> dict[str, FrontEnd]:
+        """Bind every front end but REST, which answers before the tails are ready."""
+        settings = self._settings
+        front_ends: dict[str, FrontEnd] = {}
+        front_ends["grpc"] = GrpcServer(
+            plane.tails.bundle,
+            EdgeSessions(plane, self._streams),
+            limits=self._streams.limits,
+            descriptors=self._descriptors,
+            host=settings.host,
+            port=settings.grpc_port,
+            credentials=self._credentials,
+        )
+        return front_ends
+
+    def _data_plane(self, tails: Tails) -> DataPlane:
         metrics = CloudMetrics(
-            bundle.plans,
+            tails.bundle.plans,
             self._edges,
             self._store,
             streams=self._streams,
             admission=self._admission,
         )
-        rest = RestServer(
-            create_app(
-                tails,
-                self._admission,
-                store=self._store,
-                edges=self._edges,
-                metrics=metrics,
-            )
+        return DataPlane(
+            tails, self._admission, store=self._store, edges=self._edges, metrics=metrics
         )
-        serving_rest = asyncio.create_task(rest.serve_until(stopped, listener))
-        try:
-            await rest.ready.wait()
-            await _unless(stopped, tails.warm_up)
-            await self._serve_edges(stopped, tails, metrics, listener, on_ready)
-        finally:
-            stopped.set()  # an error, too, is an end
-            await asyncio.wait({serving_rest}, timeout=_GRACE_S)
 
-    async def _serve_edges(
-        self,
-        stopped: asyncio.Event,
-        tails: Tails,
-        metrics: CloudMetrics,
-        listener: socket.socket,
-        on_ready: Callable[[dict[str, Any]], None],
-    ) -> None:
-        service = SplitService(
-            tails,
-            self._admission,
-            store=self._store,
-            edges=self._edges,
-            streams=self._streams,
-            metrics=metrics,
-        )
-        server, port = self._bind(tails.bundle)
-        server.add_generic_rpc_handlers((service.handler(),))
-        try:
-            await server.start()
-            ready = _ready(tails, port, port_of(listener))
-            announce("ready", ready, self._settings.ready_file)
-            on_ready(ready)
-            await stopped.wait()
-            service.drain()
-        finally:
-            await server.stop(_GRACE_S if stopped.is_set() else None)
-
-    def _introduce(self, bundle: Bundle) -> None:
+    def _register(self, bundle: Bundle) -> None:
         """Register the segments of plans, and what tails run on here, with the store."""
         settings = self._settings
         self._store.register_plans(bundle.plans)
-        device = settings.device or platform.node() or "cloud"
-        place = RuntimeTarget(device, runtime_name(settings.threads), settings.threads)
-        self._store.set_cloud_device(place, time.time())
-
-    def _bind(self, bundle: Bundle) -> tuple[grpc.aio.Server, int]:
-        host, port = self._settings.host, self._settings.grpc_port
-        server = grpc.aio.server(
-            options=server_options(bundle, self._streams.limits, self._descriptors),
-            maximum_concurrent_rpcs=self._streams.limits.streams,
-        )
-        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        try:
-            if self._credentials is None:
-                return server, server.add_insecure_port(where)
-            return server, server.add_secure_port(where, self._credentials)
-        except RuntimeError as error:
-            raise AddressInUseError(f"{where} cannot be bound: choose another port") from error
-
-
-def server_options(bundle: Bundle, limits: StreamLimits, descriptors: int) -> list[tuple[str, int]]:
-    """Options of the gRPC server: what a connection may cost before it is an edge's stream.
-
-    Args:
-        bundle: Its plans bound the size of a message.
-        limits: Of streams.
-        descriptors: Files and sockets that the process may open.
-    """
-    connections = max(1, (descriptors - _SPARE_DESCRIPTORS) // 2)
-    if connections < limits.edges:
-        _LOG.warning(
-            "%d files may be open, enough for %d connections of edges and not for --max-edges %d: "
-            "raise `ulimit -n`",
-            descriptors,
-            connections,
-            limits.edges,
-        )
-    largest = largest_message_bytes(bundle.plans.values())
-    return [
-        *channel_options(largest),
-        # What a stream may send before it is read: a frame, so that a distant edge need not wait.
-        # By itself gRPC lets this grow, to 50 MB a stream where a peer reads no answers.
-        ("grpc.http2.bdp_probe", 0),
-        ("grpc.http2.lookahead_bytes", min(largest, _MOST_UNREAD_BYTES)),
-        # Without this option a second server would bind the same port and take half of the edges.
-        ("grpc.so_reuseport", 0),
-        ("grpc.max_allowed_incoming_connections", connections),
-        ("grpc.max_concurrent_streams", limits.edges),
-        ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
-        # An edge's connection has a stream and is not idle, whatever it sends.
-        ("grpc.max_connection_idle_ms", _IDLE_CONNECTION_MS),
-        ("grpc.max_metadata_size", _METADATA_BYTES),
-    ]
+        device = settings.device or cpu_name()
+        runtime = runtime_name(settings.threads, settings.runtime)
+        target = RuntimeTarget(device, runtime, settings.threads)
+        self._store.set_cloud_device(target, time.time())
 
 
 def raise_descriptors() -> int:
@@ -378,10 +353,9 @@ def _warn_of_clear_rest(listener: socket.socket) -> None:
         )
 
 
-def _ready(tails: Tails, grpc_port: int, rest_port: int) -> dict[str, Any]:
+def _ready(tails: Tails, ports: dict[str, int]) -> dict[str, Any]:
     return {
-        "grpc": grpc_port,
-        "rest": rest_port,
+        **ports,
         "pid": os.getpid(),
         "plans": [plan.name for plan in tails.bundle.plans.values()],
         "models": tails.opened,

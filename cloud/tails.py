@@ -3,12 +3,13 @@
     payloads -> count, CRC-32 -> codec -> table look-up -> tail -> decode boxes, NMS -> detections
 
 What arrives is checked against the plan, never against what it says of itself. Tails with the same
-file are opened once: plans that differ only in widths or wire format share one session.
+file are opened once: plans that differ only in bit widths or wire format share one session.
 """
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,8 @@ from common.errors import PayloadError, UnknownPlanError
 from common.imaging.images import MAX_SIDE_PIXELS, Letterbox
 from common.rpc import splitpoint_pb2 as pb
 from common.rpc.messages import checked_threshold
-from common.runtime.session import Model
+from common.runtime.base import Session
+from common.runtime.registry import DEFAULT_RUNTIME, open_model
 from common.tasks.detections import Detections, DetectorSpec, decode_yolo
 
 DEFAULT_SCORE_THRESHOLD = 0.25
@@ -61,7 +63,7 @@ class TailRunner:
         digest: bytes,
         detector: DetectorSpec,
         codecs: Sequence[Codec],
-        model: Model,
+        model: Session,
     ) -> None:
         self.plan = plan
         self.digest = digest
@@ -167,22 +169,33 @@ class Tails:
     Args:
         bundle: The opened bundle.
         threads: Threads within one inference.
+        runtime: Name of the runtime of tails.
+        workers: Inferences that are wanted at once.
 
     Raises:
+        SettingsError: If there is no such runtime here.
         BundleError: If a context model cannot be used.
         ModelError: If a tail cannot be opened.
     """
 
-    def __init__(self, bundle: Bundle, *, threads: int = 1) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        threads: int = 1,
+        runtime: str = DEFAULT_RUNTIME,
+        workers: int = 1,
+    ) -> None:
         self.bundle = bundle
-        self._models: dict[tuple[str, ...], Model] = {}
+        self._open = partial(open_model, threads=threads, parallel_runs=workers, runtime=runtime)
+        self._models: dict[tuple[str, ...], Session] = {}
         self._runners = {
             digest: TailRunner(
                 plan,
                 digest,
                 bundle.manifest.detector,
                 open_codecs(bundle, plan),
-                self._model(plan.tail, threads),
+                self._model(plan.tail),
             )
             for digest, plan in bundle.plans.items()
             if plan.tail is not None
@@ -251,9 +264,9 @@ class Tails:
             raise UnknownPlanError(f"no edge-only plan {digest.hex()[:12]} in this cloud's bundle")
         return len(self.bundle.manifest.detector.class_names)
 
-    def _model(self, tail: Tail, threads: int) -> Model:
+    def _model(self, tail: Tail) -> Session:
         files = self.bundle.manifest.files
         key = tuple(files[name].sha256 for name in (tail.file, *tail.files))
         if key not in self._models:
-            self._models[key] = Model(self.bundle.file(tail.file), threads=threads)
+            self._models[key] = self._open(self.bundle.file(tail.file))
         return self._models[key]

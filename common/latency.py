@@ -73,7 +73,10 @@ class PlanCost:
 
 
 def costs(
-    plans: Mapping[bytes, Plan], rows: Iterable[LatencyRow] = (), device: str | None = None
+    plans: Mapping[bytes, Plan],
+    rows: Iterable[LatencyRow] = (),
+    device: str | None = None,
+    runtime: str | None = None,
 ) -> list[PlanCost]:
     """The costs of a bundle's plans.
 
@@ -81,8 +84,9 @@ def costs(
         plans: By digest.
         rows: Of latency tables.
         device: Whose rows are meant on the edge; None takes those of any. The cloud's always count.
+        runtime: Name of the runtime whose rows are meant on the edge; None takes those of any.
     """
-    concerned = (row for row in rows if row.side == "cloud" or device in (None, row.device))
+    concerned = (row for row in rows if row.side == "cloud" or row.is_of(device, runtime))
     known = {_key(row): row for row in sorted(concerned, key=_worth)}
     return [_cost(digest, plan, known) for digest, plan in plans.items()]
 

@@ -17,7 +17,7 @@ from common.machine import cpu_name
 from common.rpc.messages import MAX_EDGE_ID_CHARACTERS
 from common.rpc.splitpoint_pb2 import Hello
 from common.rpc.tls import ClientTls, channel_credentials
-from common.runtime.session import runtime_name
+from common.runtime.registry import DEFAULT_RUNTIME, runtime_name
 from common.tables.store_file import read_tables
 from common.version import __version__
 from edge.detector import Detector, find_plan
@@ -46,6 +46,7 @@ class EdgeSettings:
         edge_id: Name of this edge, for the cloud.
         device: What this edge is, for latency tables; its CPU, if None.
         threads: Threads within one run of a head.
+        runtime: Name of the runtime of heads.
         tables: Measured times of this kind of edge: a store, or a table as JSON.
         memory_bytes: Limit on all heads together; that of the search, if None.
     """
@@ -58,6 +59,7 @@ class EdgeSettings:
     edge_id: str = field(default_factory=own_name)
     device: str | None = None
     threads: int = 1
+    runtime: str = DEFAULT_RUNTIME
     tables: Path | None = None
     memory_bytes: int | None = None
 
@@ -93,6 +95,7 @@ def open_edge(bundle: Bundle, settings: EdgeSettings, *, every_plan: bool = Fals
         client,
         plans=digests,
         threads=settings.threads,
+        runtime=settings.runtime,
         costs=_costs(bundle, settings),
         adaptive=adaptive,
         report=settings.report,
@@ -106,13 +109,14 @@ def _costs(bundle: Bundle, settings: EdgeSettings) -> list[PlanCost]:
         return costs(bundle.plans)
     device = cpu_name() if settings.device is None else settings.device
     rows = read_tables(settings.tables)
-    known = sorted({row.device for row in rows if row.side == "edge"})
+    edges = [row for row in rows if row.side == "edge" and row.is_of(None, settings.runtime)]
+    known = sorted({row.device for row in edges})
     if device not in known:
         raise SettingsError(
-            f"{settings.tables}: nothing about device {device!r}; it knows "
+            f"{settings.tables}: nothing about device {device!r} with {settings.runtime}; it has "
             f"{', '.join(known) or 'none'}: give --device"
         )
-    return costs(bundle.plans, rows, device)
+    return costs(bundle.plans, rows, device, settings.runtime)
 
 
 def _client(bundle: Bundle, settings: EdgeSettings) -> CloudClient | None:
@@ -148,7 +152,7 @@ def _client(bundle: Bundle, settings: EdgeSettings) -> CloudClient | None:
         bundle_digest=bundle.digest,
         software_version=__version__,
         device=device,
-        runtime=runtime_name(settings.threads),
+        runtime=runtime_name(settings.threads, settings.runtime),
         threads=settings.threads,
         instance=secrets.randbits(64) or 1,
     )

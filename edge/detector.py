@@ -1,10 +1,12 @@
 """The edge's detector: runs one image through a plan of the bundle and returns its detections.
 
-    image -> letterbox -> [Pilot: which plan] -> Runner -> detections
-                                                   +-----> observed times: to the Pilot, the cloud
+    image -> letterbox -> [PlanController: which plan] -> Runner -> detections
+                                ^                            |
+                                +------ observed times ------+----> the cloud
 
-The plan of a frame is the caller's choice or that of the `Pilot`. With a pilot, a cloud that does
-not answer delays a frame but does not lose its detections, if the bundle has an edge-only plan.
+The plan of a frame is the caller's choice or that of the `PlanController`. With a controller, a
+cloud that does not answer delays a frame but does not lose its detections, if the bundle has an
+edge-only plan.
 
 Stages are those of the search's latency model, so that a frame's observed times can be compared
 with its plan's prediction.
@@ -28,9 +30,10 @@ from common.latency import costs as plan_costs
 from common.link.link import Link
 from common.rpc import splitpoint_pb2 as pb
 from common.rpc.messages import detections_to_message, microseconds
+from common.runtime.registry import DEFAULT_RUNTIME
 from common.tasks.detections import Detections
 from edge.head import EdgePlan, open_reproduced
-from edge.planning.pilot import Pilot
+from edge.planning.controller import PlanController
 from edge.planning.predictor import Expected
 from edge.profile import PICTURE, answer, frame_of
 from edge.reporter import EdgeOnlyReporter, Reported
@@ -55,7 +58,8 @@ class Outcome:
             the cloud did not answer, for the time until another plan took over. Stages that the
             plan does not have are left out.
         latency_ms: From the image to its detections, as measured; the sum of `times_ms`.
-        expected: The prediction for the plan; None without a pilot, or if another plan took over.
+        expected: The prediction for the plan; None without a controller, or if another plan took
+            over.
         reason: Why this plan was chosen.
     """
 
@@ -86,8 +90,9 @@ class Detector:
         client: Client of the cloud; None if there is none, which leaves the edge-only plans.
         plans: Digests of the plans to open; all, if None. The first is the default.
         threads: Threads within one run of a head.
+        runtime: Name of the runtime of heads.
         costs: Predicted costs of the plans; those of the search, if None.
-        adaptive: Whether a pilot chooses the plan of frames that name none. Needs a client.
+        adaptive: Whether a controller chooses the plan of frames that name none. Needs a client.
         report: What is reported to the cloud about edge-only frames.
         required: Digests of plans that must open. Others whose heads this machine does not
             reproduce are left out, with a warning, as long as one is left.
@@ -105,6 +110,7 @@ class Detector:
         *,
         plans: Iterable[bytes] | None = None,
         threads: int = 1,
+        runtime: str = DEFAULT_RUNTIME,
         costs: Sequence[PlanCost] | None = None,
         adaptive: bool = False,
         report: Reported = "times",
@@ -115,11 +121,13 @@ class Detector:
         self._size = self._spec.input_height, self._spec.input_width
         self._picture = PICTURE
         self._client = client
-        self._plans = open_reproduced(bundle, plans, threads=threads, required=required)
+        self._plans = open_reproduced(
+            bundle, plans, threads=threads, runtime=runtime, required=required
+        )
         self._runner = Runner(client, len(self._spec.class_names))
         self._reported = report
         self.reporter = None if client is None or report == "none" else EdgeOnlyReporter(client)
-        self.pilot: Pilot | None = None
+        self.controller: PlanController | None = None
         if client is not None:
             client.listen(self)
         if client is not None and adaptive:
@@ -127,12 +135,12 @@ class Detector:
             opened = [cost for cost in known if cost.digest in self._plans]
             asked = bundle.manifest.search
             link = Link(asked.uplink_bps, asked.uplink_bps, asked.rtt_ms)
-            self.pilot = Pilot(client, opened, link)
+            self.controller = PlanController(client, opened, link)
 
     @property
     def default(self) -> bytes:
         """Digest of the plan that serves when none is named."""
-        return next(iter(self._plans)) if self.pilot is None else self.pilot.current
+        return next(iter(self._plans)) if self.controller is None else self.controller.current
 
     def detect(
         self,
@@ -147,7 +155,7 @@ class Detector:
 
         Args:
             image: (H, W, 3) RGB.
-            plan: Digest of an opened plan; the pilot's choice, or the default, if None.
+            plan: Digest of an opened plan; the controller's choice, or the default, if None.
             score_threshold: Lowest score to return, in (0, 1].
             capture_ms: Time to get the image, reported with the frame's times.
             deadline_ms: From this call on. The most accurate plan that is expected to keep it is
@@ -155,8 +163,8 @@ class Detector:
                 in the time that is left.
 
         Raises:
-            SettingsError: If the threshold or deadline is out of range, or there is no pilot to
-                choose a plan by the deadline.
+            SettingsError: If the threshold or deadline is out of range, or there is no controller
+                to choose a plan by the deadline.
             UnknownPlanError: If the plan was not opened here.
             CloudUnavailableError: If the plan needs the cloud, which is unreachable, overloaded or
                 answers too late.
@@ -173,12 +181,12 @@ class Detector:
         preprocess_ms = (time.perf_counter() - chosen_s) * 1000
         where = Letterbox.fit(image.shape[1], image.shape[0], self._size)
         taken = FrameInput(pixels, where, score_threshold)
-        if self.pilot is None or plan is not None:
+        if self.controller is None or plan is not None:
             done = self._runner.run(chosen.opened, taken)
         else:
-            chosen, done = self._run_or_rest(self.pilot, chosen, taken, started_s, deadline_ms)
+            chosen, done = self._run_or_rest(self.controller, chosen, taken, started_s, deadline_ms)
         latency_ms = (time.perf_counter() - started_s) * 1000
-        self._tell(chosen, done, preprocess_ms, latency_ms, capture_ms)
+        self._record(chosen, done, preprocess_ms, latency_ms, capture_ms)
         times_ms = {"preprocess": preprocess_ms, **done.stages_ms}
         times_ms["other"] = latency_ms - sum(times_ms.values())
         return Outcome(
@@ -199,8 +207,8 @@ class Detector:
             CloudUnavailableError: If it needs the cloud, which does not complete the handshake.
             PlanNotHeldError: If it needs the cloud, which does not hold it.
         """
-        if self.pilot is not None:
-            self.pilot.ready()
+        if self.controller is not None:
+            self.controller.ready()
             return
         opened = self._opened(None)
         if opened.plan.tail is None:
@@ -209,62 +217,62 @@ class Detector:
 
     def close(self) -> None:
         """Flush pending reports within a short time-out, then close the client."""
-        if self.pilot is not None:
-            self.pilot.close()
+        if self.controller is not None:
+            self.controller.close()
         if self.reporter is not None:
             self.reporter.close()
         if self._client is not None:
             self._client.close()
 
     def welcomed(self, welcome: pb.Welcome) -> None:
-        """See `edge.stream.client.Listener`."""
-        if self.pilot is not None:
-            self.pilot.welcomed(welcome)
+        """See `edge.stream.connection.Listener`."""
+        if self.controller is not None:
+            self.controller.welcomed(welcome)
 
     def ordered(self, order: pb.ProfileOrder) -> pb.ProfileReport:
-        """See `edge.stream.client.Listener`."""
+        """See `edge.stream.connection.Listener`."""
         return answer(order, self._plans, frame_of(self.bundle), self._picture)
 
     def _choose(self, plan: bytes | None, deadline_ms: float | None) -> _Chosen:
-        """The plan that the caller names, or else the pilot's choice or the default."""
-        pilot = self.pilot
+        """The plan that the caller names, or else the controller's choice or the default."""
+        controller = self.controller
         if deadline_ms is not None:
             if not 0 < deadline_ms < math.inf:
                 raise SettingsError(f"deadline {deadline_ms} ms: expected a positive number")
-            if pilot is None or plan is not None:
+            if controller is None or plan is not None:
                 raise SettingsError("a deadline chooses the plan: name none, and let it adapt")
-        if pilot is None:
+        if controller is None:
             return _Chosen(self._opened(plan))
         if plan is not None:
-            return _Chosen(self._opened(plan), pilot.expected(plan))
-        choice = pilot.choose(deadline_ms)
+            return _Chosen(self._opened(plan), controller.expected(plan))
+        choice = controller.choose(deadline_ms)
         return _Chosen(self._opened(choice.digest), choice.expected, choice.reason)
 
     def _run_or_rest(
         self,
-        pilot: Pilot,
+        controller: PlanController,
         chosen: _Chosen,
         taken: FrameInput,
         started_s: float,
         deadline_ms: float | None,
     ) -> tuple[_Chosen, FrameResult]:
-        """Run a frame by the chosen plan; if the cloud fails, by the pilot's fallback plan."""
+        """Run a frame by the chosen plan; if the cloud fails, by the controller's fallback plan."""
         if chosen.expected is None:
             return chosen, self._runner.run(chosen.opened, taken)
         sent_s = time.perf_counter()
-        patience = pilot.patience(chosen.expected, started_s, deadline_ms)
+        timeouts = controller.timeouts(chosen.expected, started_s, deadline_ms)
         try:
-            return chosen, self._runner.run(chosen.opened, taken, patience)
+            return chosen, self._runner.run(chosen.opened, taken, timeouts)
         except CloudUnavailableError as error:
             waited_ms = (time.perf_counter() - sent_s) * 1000
-            instead = pilot.failed(chosen.expected, error, waited_ms)
+            instead = controller.failed(chosen.expected, error, waited_ms)
             if instead is None:
                 raise
             # The latency of this frame is no observation of the fallback plan.
             opened = self._opened(instead)
-            return _Chosen(opened, None, str(error)), self._runner.run(opened, taken, patience)
+            return _Chosen(opened, None, str(error)), self._runner.run(opened, taken, timeouts)
 
-    def _tell(
+    def _record(
         self,
         chosen: _Chosen,
         done: FrameResult,
@@ -272,9 +280,9 @@ class Detector:
         latency_ms: float,
         capture_ms: float,
     ) -> None:
-        """Report a frame's times to the pilot and the cloud."""
-        if self.pilot is not None and chosen.expected is not None:
-            self.pilot.served(chosen.expected, done.served(latency_ms))
+        """Report a frame's times to the controller and the cloud."""
+        if self.controller is not None and chosen.expected is not None:
+            self.controller.served(chosen.expected, done.served(latency_ms))
         if self._client is None:
             return
         times = done.edge_times(preprocess_ms, latency_ms)

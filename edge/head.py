@@ -24,7 +24,9 @@ from common.codec.quantizer import WireTable
 from common.errors import ParityError, SettingsError
 from common.imaging.images import Letterbox
 from common.rpc import splitpoint_pb2 as pb
-from common.runtime.session import Model, check_parity
+from common.runtime.base import Session
+from common.runtime.parity import check_parity
+from common.runtime.registry import DEFAULT_RUNTIME, open_model
 from common.tasks.detections import Detections, DetectorSpec, decode_yolo
 
 _LOG = logging.getLogger("splitpoint.edge")
@@ -77,7 +79,7 @@ class EdgePlan:
         digest: bytes,
         detector: DetectorSpec,
         codecs: Sequence[Codec],
-        model: Model | None,
+        model: Session | None,
     ) -> None:
         self.plan = plan
         self.digest = digest
@@ -157,7 +159,11 @@ class EdgePlan:
 
 
 def open_plans(
-    bundle: Bundle, digests: Iterable[bytes] | None = None, *, threads: int = 1
+    bundle: Bundle,
+    digests: Iterable[bytes] | None = None,
+    *,
+    threads: int = 1,
+    runtime: str = DEFAULT_RUNTIME,
 ) -> dict[bytes, EdgePlan]:
     """Open plans of a bundle; plans with the same head share one session.
 
@@ -165,14 +171,16 @@ def open_plans(
         bundle: The opened bundle.
         digests: Which of its plans; all, if None.
         threads: Threads within one run of a head.
+        runtime: Name of the runtime of heads.
 
     Raises:
+        SettingsError: If there is no such runtime here.
         UnknownPlanError: If the bundle has no such plan.
         BundleError: If a context model or packed weights cannot be used.
         ModelError: If a head cannot be opened.
         ParityError: If this machine's runtime does not reproduce a head.
     """
-    opener = _Opener(bundle, threads)
+    opener = _Opener(bundle, threads, runtime)
     return {digest: opener.open(digest) for digest in _wanted(bundle, digests)}
 
 
@@ -181,6 +189,7 @@ def open_reproduced(
     digests: Iterable[bytes] | None = None,
     *,
     threads: int = 1,
+    runtime: str = DEFAULT_RUNTIME,
     required: Collection[bytes] = (),
 ) -> dict[bytes, EdgePlan]:
     """Open the plans whose heads this machine reproduces; the others are left out with a warning.
@@ -189,13 +198,14 @@ def open_reproduced(
         bundle: The opened bundle.
         digests: Which of its plans; all, if None.
         threads: Threads within one run of a head.
+        runtime: Name of the runtime of heads.
         required: Those that may not be left out.
 
     Raises:
         ParityError: If the head of a required plan is not reproduced, or no plan is left.
         Other errors: See `open_plans`.
     """
-    opener = _Opener(bundle, threads)
+    opener = _Opener(bundle, threads, runtime)
     opened: dict[bytes, EdgePlan] = {}
     left_out: list[str] = []
     failure: ParityError | None = None
@@ -217,10 +227,11 @@ def open_reproduced(
 class _Opener:
     """Opens plans of one bundle; those with the same head share its session, or its failure."""
 
-    def __init__(self, bundle: Bundle, threads: int) -> None:
+    def __init__(self, bundle: Bundle, threads: int, runtime: str) -> None:
         self._bundle = bundle
         self._threads = threads
-        self._heads: dict[tuple[str, ...], Model | ParityError] = {}
+        self._runtime = runtime
+        self._heads: dict[tuple[str, ...], Session | ParityError] = {}
 
     def open(self, digest: bytes) -> EdgePlan:
         """Open one plan; see `open_plans`."""
@@ -229,11 +240,11 @@ class _Opener:
         codecs = open_codecs(self._bundle, plan)
         return EdgePlan(plan, digest, self._bundle.manifest.detector, codecs, model)
 
-    def _model(self, head: Head) -> Model:
+    def _model(self, head: Head) -> Session:
         key = _content(self._bundle, head)
         if key not in self._heads:
             try:
-                self._heads[key] = _open_head(self._bundle, head, self._threads)
+                self._heads[key] = _open_head(self._bundle, head, self._threads, self._runtime)
             except ParityError as error:
                 self._heads[key] = error
         found = self._heads[key]
@@ -292,11 +303,12 @@ def _content(bundle: Bundle, head: Head) -> tuple[str, ...]:
     return tuple(bundle.manifest.files[name].sha256 for name in names)
 
 
-def _open_head(bundle: Bundle, head: Head, threads: int) -> Model:
+def _open_head(bundle: Bundle, head: Head, threads: int, runtime: str) -> Session:
     weights = {}
     if head.weights is not None:
         weights = unpack_weights(bundle.file(head.weights).read_bytes(), head.weights)
-    model = Model(bundle.file(head.file), threads=threads, weights=weights)
+    file = bundle.file(head.file)
+    model = open_model(file, threads=threads, weights=weights, runtime=runtime)
     image, expected = read_vector(bundle, head)
-    check_parity(model.run({INPUT: image}), expected, what=head.file)
+    check_parity(model.run({INPUT: image}), expected, what=head.file, runtime=runtime)
     return model

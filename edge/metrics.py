@@ -1,7 +1,7 @@
 """The edge's metrics for GET /metrics: times of frames, plan in use and link estimate.
 
 Outcome -> served            -> counters, histograms
-Pilot, Reporter -> when asked -> plan in use, link estimate, expected latencies
+PlanController, Reporter -> when asked -> plan in use, link estimate, expected latencies
 Camera -> when asked          -> frames captured and dropped
 
 Plans are labels by name; their number is the bundle's.
@@ -113,8 +113,8 @@ class EdgeMetrics:
         yield gauge(
             "splitpoint_edge_plan_in_use", "1 for the plan in use.", [({"plan": in_use}, 1.0)]
         )
-        if detector.pilot is not None:
-            yield from _believed(detector.pilot.state())
+        if detector.controller is not None:
+            yield from _believed(detector.controller.state())
         if detector.reporter is not None:
             yield total(
                 "splitpoint_edge_lost_reports",

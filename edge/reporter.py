@@ -6,8 +6,8 @@ import threading
 from typing import Literal
 
 from common.errors import PlanNotHeldError, SplitpointError
+from common.http.log_limits import EventLimit
 from common.rpc import splitpoint_pb2 as pb
-from edge.logs import Sparingly
 from edge.stream.client import CloudClient
 
 Reported = Literal["detections", "times", "none"]
@@ -30,7 +30,7 @@ class EdgeOnlyReporter:
         self._reports: queue.Queue[pb.Report | None] = queue.Queue(limit)
         self._worker: threading.Thread | None = None
         self._refused: tuple[object, bytes] | None = None
-        self._sparingly = Sparingly()
+        self._log_limit = EventLimit()
         self.sent = 0
         self.lost = 0
 
@@ -65,7 +65,7 @@ class EdgeOnlyReporter:
                 self.lost += 1
                 if isinstance(error, PlanNotHeldError):
                     self._refused = self._client.stream, message.plan_digest
-                if times := self._sparingly.due(type(error).__name__):
+                if times := self._log_limit.due(type(error).__name__):
                     _LOG.warning("%d reports did not reach the cloud: %s", times, error)
             else:
                 self.sent += 1

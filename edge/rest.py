@@ -18,7 +18,7 @@ from fastapi import FastAPI, Query, Request, Response
 
 from common.errors import SourceError
 from common.explanation import ExplainedPlans, explanation
-from common.http.intake import EDGE_INTAKE, Intake, IntakeLimits, TurnLimits, Turns, unless_gone
+from common.http.intake import EDGE_INTAKE, Intake, IntakeLimits, unless_gone
 from common.http.metrics import serve_intake, serve_metrics
 from common.http.schemas import (
     IMAGE_BODY,
@@ -32,11 +32,12 @@ from common.http.schemas import (
     new_app,
     plan_record,
 )
+from common.http.turns import TurnLimits, Turns
 from common.imaging.images import EDGE_LIMITS, ImageLimits, decode_image
 from common.tasks.draw import annotate
 from edge.detector import DEFAULT_SCORE_THRESHOLD, Detector, find_plan
 from edge.metrics import EdgeMetrics
-from edge.planning.pilot import announcement
+from edge.planning.controller import announcement
 
 if TYPE_CHECKING:
     from edge.capture.player import Player  # brings the video decoder
@@ -116,13 +117,13 @@ def create_app(
     @app.get("/v1/plans")
     async def plans() -> ExplainedPlans:
         """Plans of the bundle, the search's choice first; the plan in use and the reason for it."""
-        bundle, pilot = detector.bundle, detector.pilot
+        bundle, controller = detector.bundle, detector.controller
         return ExplainedPlans(
             model=bundle.manifest.search.model,
             plans=[plan_record(plan, digest) for digest, plan in bundle.plans.items()],
             in_use=[]
-            if pilot is None
-            else [explanation("", announcement(pilot.state()), bundle.plans)],
+            if controller is None
+            else [explanation("", announcement(controller.state()), bundle.plans)],
         )
 
     @app.get("/livez")

@@ -23,9 +23,10 @@ from common.rpc import splitpoint_pb2 as pb
 from common.rpc.messages import detections_from_message, microseconds, reference_to
 from common.tasks.detections import Detections
 from edge.head import EdgePlan
-from edge.planning.patience import AS_USUAL, Patience
 from edge.planning.predictor import Served
-from edge.stream.client import Answer, CloudClient
+from edge.planning.timeouts import CLIENT_DEFAULTS, FrameTimeouts
+from edge.stream.client import CloudClient
+from edge.stream.connection import Answer
 
 
 @dataclass(frozen=True)
@@ -112,14 +113,14 @@ class Runner:
         self._answered: dict[bytes, _Answered] = {}
 
     def run(
-        self, opened: EdgePlan, taken: FrameInput, patience: Patience = AS_USUAL
+        self, opened: EdgePlan, taken: FrameInput, timeouts: FrameTimeouts = CLIENT_DEFAULTS
     ) -> FrameResult:
         """Run a frame.
 
         Args:
             opened: The plan.
             taken: The frame.
-            patience: Time-outs for the cloud.
+            timeouts: Time-outs for the cloud.
 
         Raises:
             CloudUnavailableError: If the plan needs the cloud, which is unreachable, overloaded or
@@ -128,7 +129,7 @@ class Runner:
                 invalid detections.
         """
         if opened.plan.tail is not None:
-            return self._through_the_cloud(opened, taken, patience)
+            return self._through_the_cloud(opened, taken, timeouts)
         local = opened.infer(taken.pixels, taken.where, taken.threshold)
         stages = {"head": local.head_ms, "postprocess": local.postprocess_ms}
         return FrameResult(local.detections, stages)
@@ -141,16 +142,17 @@ class Runner:
         """
         if self._client is None:
             raise CloudUnavailableError(
-                f"plan {opened.plan.name} needs the cloud, and no address was given"
+                f"plan {opened.plan.name} needs the cloud, and no address was given: "
+                "give --cloud HOST:PORT"
             )
         return self._client
 
     def _through_the_cloud(
-        self, opened: EdgePlan, taken: FrameInput, patience: Patience
+        self, opened: EdgePlan, taken: FrameInput, timeouts: FrameTimeouts
     ) -> FrameResult:
         client = self.client_for(opened)
         # First: without a stream, running the head would be wasted.
-        client.require(opened.digest, patience.for_stream_s())
+        client.require(opened.digest, timeouts.stream_timeout_s())
         earlier = self._answered.get(opened.digest)
         cut = opened.cut(taken.pixels, None if earlier is None else earlier.symbols)
         message = pb.Frame(
@@ -163,12 +165,12 @@ class Runner:
         if cut.looks_back and earlier is not None:
             message.reference.CopyFrom(earlier.reference)
         try:
-            answer = _asked(client, message, patience)
+            answer = _asked(client, message, timeouts)
         except StaleReferenceError:  # a new stream, or a restarted cloud: send without a reference
             message.ClearField("reference")
             del message.payloads[:]
             message.payloads.extend(opened.encode(cut.symbols))
-            answer = _alone(client, message, patience)
+            answer = _alone(client, message, timeouts)
         detections = self._detections(answer)
         if opened.plan.looks_back:
             self._answered[opened.digest] = _Answered(reference_to(message), cut.symbols)
@@ -192,14 +194,16 @@ class Runner:
             raise CloudFailedError(f"the cloud's answer cannot be used: {error}") from error
 
 
-def _asked(client: CloudClient, message: pb.Frame, patience: Patience) -> Answer:
-    client.connect(patience.for_stream_s())  # first: connecting shortens the wait for the answer
-    return client.request(message, patience.for_answer_s(), patience.for_stream_s())
+def _asked(client: CloudClient, message: pb.Frame, timeouts: FrameTimeouts) -> Answer:
+    client.connect(
+        timeouts.stream_timeout_s()
+    )  # first: connecting shortens the wait for the answer
+    return client.request(message, timeouts.answer_timeout_s(), timeouts.stream_timeout_s())
 
 
-def _alone(client: CloudClient, message: pb.Frame, patience: Patience) -> Answer:
+def _alone(client: CloudClient, message: pb.Frame, timeouts: FrameTimeouts) -> Answer:
     """Request the answer to a frame without a reference; a stale reference is then an error."""
     try:
-        return _asked(client, message, patience)
+        return _asked(client, message, timeouts)
     except StaleReferenceError as error:
         raise CloudFailedError(str(error)) from error

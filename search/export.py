@@ -17,7 +17,8 @@ from common.bundle.bundle import BundleWriter
 from common.bundle.manifest import Head, HeadOutput, Manifest, Plan, Search, Tail, network_digest
 from common.bundle.packed_weights import unpack_weights
 from common.codec.spec import WireTensor
-from common.runtime.session import Model, check_parity
+from common.runtime.parity import check_parity
+from common.runtime.registry import open_model
 from common.tasks.detections import DetectorSpec
 from search.cache import digest
 from search.network.cuts import Cut
@@ -84,7 +85,9 @@ def _write(
             key = networks.digest(cut)
             if key not in heads:
                 name = names.of(_slug(cut.label), key)
-                heads[key] = _add_head(writer, networks, cut, vector_image, name)
+                heads[key] = _add_head(
+                    writer, networks, cut, vector_image, name, found.request.runtime
+                )
             head = heads[key]
         if cut.tail:
             key = _tail_digest(cut)
@@ -157,7 +160,12 @@ def _tail_digest(cut: Cut) -> str:
 
 
 def _add_head(
-    writer: BundleWriter, networks: Heads, cut: Cut, image: NDArray[np.uint8], name: str
+    writer: BundleWriter,
+    networks: Heads,
+    cut: Cut,
+    image: NDArray[np.uint8],
+    name: str,
+    runtime: str,
 ) -> Head:
     network = networks.of(cut)
     file, vector = f"{_MODELS}/head-{name}.onnx", f"vectors/{name}"
@@ -165,8 +173,8 @@ def _add_head(
     model = head_model(network, cut.tensors, outside_weights=packed is not None)
     unpacked = {} if packed is None else unpack_weights(packed, file)
     expected = integer.run(network, image, cut.tensors)
-    made = Model(model, weights=unpacked).run({IMAGE: image})
-    check_parity(made, expected, what=f"head of {cut.name}")
+    made = open_model(model, weights=unpacked, runtime=runtime).run({IMAGE: image})
+    check_parity(made, expected, what=f"head of {cut.name}", runtime=runtime)
     writer.add(file, model)
     weights = None if packed is None else f"{_MODELS}/head-{name}.weights"
     if packed is not None and weights is not None:

@@ -95,7 +95,7 @@ def search_key(request: Request) -> str:
     }
     if request.tables is not None:
         values["tables"] = read_tables(request.tables)  # a store's bytes may change, its rows not
-    return digest(values, software_digest(), timing_place())
+    return digest(values, software_digest(), timing_place(request.runtime))
 
 
 def _content(value: object) -> object:

@@ -13,6 +13,7 @@ from common.bundle.manifest import Manifest
 from common.errors import SettingsError
 from common.places import require_bundle_place
 from common.progress import Reporter
+from common.runtime.registry import runtime_named
 from common.tables.store_file import read_tables
 from search.cache import Cache
 from search.export import write_plans
@@ -36,6 +37,7 @@ def search(request: Request, out: Path, reporter: Reporter) -> tuple[Manifest, S
             written then.
     """
     _check(request)
+    runtime_named(request.runtime)
     if request.tables is not None:
         learned_device(request.device.name, read_tables(request.tables))  # before hours of work
     require_bundle_place(out)

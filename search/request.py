@@ -6,6 +6,7 @@ from pathlib import Path
 
 from common.bundle.manifest import JudgedBy
 from common.link.link import Link
+from common.runtime.registry import DEFAULT_RUNTIME
 from search.prediction.candidates import CostModel, RankedCandidate
 from search.prediction.cut_times import CutTimes
 from search.prediction.devices import DeviceProfile
@@ -35,6 +36,7 @@ class Request:
             at the upper end of a one-sided interval.
         no_raw_image: Whether pixels must stay on the edge.
         cloud_threads: Threads of the cloud's runtime.
+        runtime: Name of the runtime of heads and tails, which they are timed in.
         max_images: Images used at the most, of each folder.
         narrow_cuts: How many cuts that do not fit at 8 bits get weights of fewer.
         refined_cuts: How many cuts get searched quantizers, context models and adapted tails.
@@ -61,6 +63,7 @@ class Request:
     max_drop: float = 3.0
     no_raw_image: bool = False
     cloud_threads: int = 1
+    runtime: str = DEFAULT_RUNTIME
     max_images: int = 128
     narrow_cuts: int = 2
     refined_cuts: int = 1

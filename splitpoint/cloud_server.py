@@ -7,8 +7,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from cloud.server import CloudSettings, serve, serve_until
-from common.machine import cpu_name
 from common.rpc.tls import ServerTls
+from common.runtime.registry import DEFAULT_RUNTIME
 
 _LOCAL = "127.0.0.1"
 
@@ -28,6 +28,8 @@ class CloudServer:
         rest_host: Address for REST; the same as `host`, if empty.
         rest_port: Port for REST; 0 takes a free one.
         threads: Threads within one inference.
+        runtime: Runtime of tails: "onnxruntime", or "openvino" (`pip install
+            'splitpoint[openvino]'`).
         workers: Frames served at once, of all edges and REST callers.
         max_edges: Edges connected at once.
         store: SQLite file for observations; None keeps them while it runs.
@@ -45,6 +47,7 @@ class CloudServer:
         rest_host: str = "",
         rest_port: int = 0,
         threads: int = 1,
+        runtime: str = DEFAULT_RUNTIME,
         workers: int = 2,
         max_edges: int = 512,
         store: Path | None = None,
@@ -59,10 +62,11 @@ class CloudServer:
             rest_host=rest_host,
             rest_port=rest_port,
             threads=threads,
+            runtime=runtime,
             workers=workers,
             max_edges=max_edges,
             store=store,
-            device=device or cpu_name(),
+            device=device,
             tls=tls or ServerTls(),
             ready_file=ready_file,
         )

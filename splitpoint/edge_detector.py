@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from common.bundle.bundle import Bundle
 from common.link.trace import link_or_trace
 from common.rpc.tls import ClientTls
+from common.runtime.registry import DEFAULT_RUNTIME
 from common.sizes import parse_size
 from edge.app import EdgeSettings, open_edge, own_name
 from edge.detector import DEFAULT_SCORE_THRESHOLD, Outcome, find_plan
@@ -38,6 +39,8 @@ class EdgeDetector:
         link: A link to emulate, such as "3mbit/20ms", or a trace's file name.
         memory: Limit on all heads together, such as "4MiB"; that of the search, if None.
         threads: Threads within one run of a head.
+        runtime: Runtime of heads: "onnxruntime", or "openvino" (`pip install
+            'splitpoint[openvino]'`).
         edge_id: Name of this edge, for the cloud; this machine's host name, if None.
         device: What this edge is, for latency tables; its CPU, if None.
         tables: Measured times of this kind of edge: a store, or a table as JSON.
@@ -57,6 +60,7 @@ class EdgeDetector:
         link: str | None = None,
         memory: str | None = None,
         threads: int = 1,
+        runtime: str = DEFAULT_RUNTIME,
         edge_id: str | None = None,
         device: str | None = None,
         tables: Path | None = None,
@@ -72,6 +76,7 @@ class EdgeDetector:
             edge_id=own_name() if edge_id is None else edge_id,
             device=device,
             threads=threads,
+            runtime=runtime,
             tables=tables,
             memory_bytes=None if memory is None else parse_size(memory),
         )

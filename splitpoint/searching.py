@@ -25,6 +25,7 @@ class SearchOptions(TypedDict, total=False):
     max_drop: float
     no_raw_image: bool
     cloud_threads: int
+    runtime: str
     max_images: int
     narrow_cuts: int
     refined_cuts: int

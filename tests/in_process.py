@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from cloud.admission import Admission
+from cloud.data_plane import DataPlane
 from cloud.reference_frames import ReferenceFrames
-from cloud.service import SplitService
 from cloud.tails import Tails
 from common.bundle.bundle import Bundle
 from common.errors import CloudUnavailableError
@@ -15,12 +15,13 @@ from common.latency import PlanCost, costs
 from common.link.link import Link
 from common.rpc import splitpoint_pb2 as pb
 from edge.detector import Detector, find_plan
-from edge.planning.pilot import Pilot
+from edge.planning.controller import PlanController
 from edge.planning.planner import Planner, PlannerSettings
 from edge.planning.prober import Prober
 from edge.stream.client import CloudClient
 from edge.stream.transport import InProcessTransport
 from tests import tiny
+from tests.planes import answer_to
 
 LINK = Link(16e6, 16e6, 1.0)
 COSTS = {
@@ -38,8 +39,8 @@ class Cloud:
 
     def __init__(self, bundle: Bundle) -> None:
         admission = Admission(ThreadPoolExecutor(1), 1)
-        self.service = SplitService(Tails(bundle), admission)
-        self.held: Sequence[bytes] = self.service._tails.digests
+        self.plane = DataPlane(Tails(bundle), admission)
+        self.held: Sequence[bytes] = self.plane.tails.digests
         self.learned: list[pb.Learned] = []
         self.messages: list[pb.EdgeMessage] = []
         self.streams: list[InProcessTransport] = []
@@ -50,7 +51,7 @@ class Cloud:
     def connect(self) -> InProcessTransport:
         if self.unreachable:
             raise CloudUnavailableError("not reachable")
-        history = ReferenceFrames()
+        references = ReferenceFrames()
 
         def handle(message: pb.EdgeMessage) -> Iterable[pb.CloudMessage]:
             kind = message.WhichOneof("kind")
@@ -66,8 +67,8 @@ class Cloud:
                 if kind != "report":  # these come whenever they like
                     self.deafened()
                 return []
-            answer = self.service.serve(message, time.perf_counter(), history)
-            return [self.spoil(answer) if kind == "frame" else answer]
+            made = answer_to(self.plane, message, time.perf_counter(), references)
+            return [self.spoil(made) if kind == "frame" else made]
 
         self.streams.append(InProcessTransport(handle))
         return self.streams[-1]
@@ -124,22 +125,22 @@ def adaptive(
     client = CloudClient(cloud.connect, hello, answer_timeout_s=0.5)
     plans = [find_plan(bundle, name) for name in wanted]
     detector = Detector(bundle, client, plans=plans, adaptive=True)
-    detector.pilot = Pilot(client, known(bundle, wanted), LINK, settings)
-    detector.pilot._prober = ByHand(client, detector.pilot._planner)
+    detector.controller = PlanController(client, known(bundle, wanted), LINK, settings)
+    detector.controller._prober = ByHand(client, detector.controller._planner)
     return detector
 
 
-def pilot_of(detector: Detector) -> Pilot:
-    assert detector.pilot is not None
-    return detector.pilot
+def controller_of(detector: Detector) -> PlanController:
+    assert detector.controller is not None
+    return detector.controller
 
 
 def planner_of(detector: Detector) -> Planner:
-    return pilot_of(detector)._planner
+    return controller_of(detector)._planner
 
 
 def prober_of(detector: Detector) -> ByHand:
-    prober = pilot_of(detector)._prober
+    prober = controller_of(detector)._prober
     assert isinstance(prober, ByHand)
     return prober
 
@@ -163,4 +164,4 @@ def in_threads(work: Iterable[Callable[[], object]]) -> None:
 
 def unlearning(detector: Detector) -> None:
     """Leave expectations as they are: how fast this machine is shall not matter."""
-    pilot_of(detector).served = lambda *_: None  # type: ignore[method-assign]
+    controller_of(detector).served = lambda *_: None  # type: ignore[method-assign]

@@ -9,7 +9,8 @@ import pytest
 from common.rpc import splitpoint_pb2 as pb
 from edge.link.estimate import Estimate, Passage
 from edge.planning.prober import Prober
-from edge.stream.client import Answer, NoAnswerError
+from edge.stream.client import NoAnswerError
+from edge.stream.connection import Answer
 
 FRESH = Estimate(
     uplink_bps=8e6,
@@ -26,7 +27,7 @@ ACTIVE_S = 3.0
 
 
 @dataclass
-class World:
+class SimulatedCloud:
     """A client, its planner and a clock, all in the hands of the test."""
 
     now_s: float = 100.0
@@ -47,59 +48,59 @@ class World:
 
     @property
     def client(self) -> Any:
-        world = self
+        simulated = self
 
         class Link:
             def estimate(self, _: float) -> Estimate:
-                return world.estimate
+                return simulated.estimate
 
             def overdue(self, _: float, size_bytes: int, waited_ms: float) -> None:
-                world.overdue.append(size_bytes)
+                simulated.overdue.append(size_bytes)
                 bps = size_bytes * 8e3 / waited_ms
-                world.estimate = replace(world.estimate, uplink_bps=bps)
+                simulated.estimate = replace(simulated.estimate, uplink_bps=bps)
 
         class Client:
             link = Link()
 
             @property
             def quiet_until_s(self) -> float:
-                return world.quiet_until_s
+                return simulated.quiet_until_s
 
             def connect(self) -> None:
-                if world.stream is None and world.answers:
-                    world.stream = object()
+                if simulated.stream is None and simulated.answers:
+                    simulated.stream = object()
 
             @property
             def stream(self) -> object | None:
-                return world.stream
+                return simulated.stream
 
             def request(self, message: pb.Probe, timeout_s: float) -> Answer:
-                return world.asked(len(message.padding), timeout_s)
+                return simulated.asked(len(message.padding), timeout_s)
 
             def reset(self) -> None:
-                world.resets += 1
-                world.stream = None
+                simulated.resets += 1
+                simulated.stream = None
 
         return Client()
 
     @property
     def planner(self) -> Any:
-        world = self
+        simulated = self
 
         class Planner:
             @property
             def cloud_away(self) -> bool:
-                return world.cloud_away
+                return simulated.cloud_away
 
             def wants_probe(self, _: float) -> bool:
-                return world.wanted
+                return simulated.wanted
 
             def probed(self, _: float) -> None:
-                world.cloud_away = False
+                simulated.cloud_away = False
 
             def lost(self) -> None:
-                world.losses += 1
-                world.cloud_away = True
+                simulated.losses += 1
+                simulated.cloud_away = True
 
         return Planner()
 
@@ -122,30 +123,30 @@ class World:
 class ByHand(Prober):
     """Its thread does nothing: the test does."""
 
-    def __init__(self, world: World) -> None:
-        super().__init__(world.client, world.planner, world.clock)
-        self.world = world
+    def __init__(self, simulated: SimulatedCloud) -> None:
+        super().__init__(simulated.client, simulated.planner, simulated.clock)
+        self.simulated = simulated
 
     def _work(self) -> None:
         pass
 
     def go(self, seconds: float, *, frames: bool = True) -> list[tuple[float, int]]:
         """Let time pass, with frames all along or not; returns what was sent, and when."""
-        before = len(self.world.sent)
-        until_s = self.world.now_s + seconds
+        before = len(self.simulated.sent)
+        until_s = self.simulated.now_s + seconds
         for _ in range(10_000):
             if frames:
                 self.frame()
                 self.rest()
-            wait_s, act = self.due(self.world.now_s)
+            wait_s, act = self.due(self.simulated.now_s)
             if act is None:
-                self.world.now_s = until_s
-                return self.world.sent[before:]
+                self.simulated.now_s = until_s
+                return self.simulated.sent[before:]
             if wait_s > 0:
                 # As the thread does: what is known may change, so it looks again.
-                self.world.now_s = min(self.world.now_s + min(wait_s, 0.1), until_s)
-            if self.world.now_s >= until_s:
-                return self.world.sent[before:]
+                self.simulated.now_s = min(self.simulated.now_s + min(wait_s, 0.1), until_s)
+            if self.simulated.now_s >= until_s:
+                return self.simulated.sent[before:]
             if wait_s == 0:
                 self.act(act)
         pytest.fail("it never rests")
@@ -154,5 +155,5 @@ class ByHand(Prober):
 def calibrated(prober: ByHand) -> ByHand:
     prober.frame()
     prober.calibrate()
-    prober.world.sent.clear()
+    prober.simulated.sent.clear()
     return prober

@@ -90,13 +90,13 @@ def closed(connection: socket.socket) -> bool:
         return True
 
 
-def until(holds: Callable[[], bool], patience_s: float = 60) -> None:
+def until(holds: Callable[[], bool], max_wait_s: float = 60) -> None:
     """Wait for a condition.
 
     Raises:
         TimeoutError: If it does not hold in a time that no machine needs.
     """
-    give_up_s = time.monotonic() + patience_s
+    give_up_s = time.monotonic() + max_wait_s
     while not holds():
         if time.monotonic() > give_up_s:
             raise TimeoutError("the condition never held")

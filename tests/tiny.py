@@ -21,7 +21,7 @@ from PIL import Image
 from common.bundle.bundle import Bundle, BundleWriter
 from common.bundle.manifest import Head, HeadOutput, Plan, Prediction, Tail, network_digest
 from common.codec.spec import CodecSpec, WireTensor
-from common.runtime.session import Model
+from common.runtime.registry import open_model
 from common.tables.rows import segments
 from common.tasks.detections import DetectorSpec, YoloHeadSpec
 from tests.bundles import SEARCH
@@ -130,8 +130,10 @@ class _Network:
         self._second = _Conv("second", second, stride=4, pads=[0, 0, 0, 0])
         self._frame = rng.integers(0, 256, (1, 3, SIZE, SIZE), dtype=np.uint8)
         pixels = (self._frame * np.float32(_PIXEL_SCALE)).astype(np.float32)
-        (cut,) = Model(self._float("image", (3, SIZE, SIZE), "cut", _CUT)).run({"image": pixels})
-        (out,) = Model(self._float("cut", _CUT, "map", _MAP)).run({"cut": cut})
+        (cut,) = open_model(self._float("image", (3, SIZE, SIZE), "cut", _CUT)).run(
+            {"image": pixels}
+        )
+        (out,) = open_model(self._float("cut", _CUT, "map", _MAP)).run({"cut": cut})
         self._cut_scale = float(np.float32(cut.max() / 255))
         self._map_scale = float(np.float32(2 * np.abs(out).max() / 255))
 
@@ -157,7 +159,7 @@ class _Network:
 
     def _head(self, writer: BundleWriter, stem: str, output: str) -> Head:
         data = self._int8(output)
-        (expected,) = Model(data).run({"image": self._frame})
+        (expected,) = open_model(data).run({"image": self._frame})
         if self._wrong_vector:
             expected = expected ^ 0x55
         writer.add(f"{stem}.onnx", data)

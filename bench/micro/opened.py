@@ -3,11 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
-from types import MappingProxyType
-from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from common.bundle.bundle import Bundle, open_codecs
@@ -18,9 +15,9 @@ from common.codec.quantizer import WireTable
 from common.errors import SplitpointError
 from common.imaging.images import Letterbox, letterbox
 from common.rpc import splitpoint_pb2 as pb
+from common.runtime.base import NO_WEIGHTS, Array
+from common.runtime.onnx_runtime import OnnxRuntime
 from edge.head import INPUT, EdgePlan, open_plans
-
-Array = NDArray[Any]
 
 
 class Opened:
@@ -75,24 +72,16 @@ class Opened:
 
 
 class Bare:
-    """ONNX Runtime without our wrapper, one thread, the options of `common.runtime.session.Model`.
+    """ONNX Runtime's own session, without our wrapper: one thread, the same options.
 
     Args:
         source: The model.
         weights: External initialisers by name.
     """
 
-    def __init__(self, source: Path, weights: Mapping[str, Array] = MappingProxyType({})) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
-        # The values must live as long as the session.
-        self._weights = [onnxruntime.OrtValue.ortvalue_from_numpy(w) for w in weights.values()]
-        options.add_external_initializers(list(weights), self._weights)
-        self.session = onnxruntime.InferenceSession(
-            str(source), options, providers=["CPUExecutionProvider"]
-        )
+    def __init__(self, source: Path, weights: Mapping[str, Array] = NO_WEIGHTS) -> None:
+        self._opened = OnnxRuntime().open(source, weights=weights)  # holds the weights
+        self.session = self._opened.bare
 
     def run_ms(self, inputs: Mapping[str, Array]) -> float:
         """Time of one run."""

@@ -36,7 +36,7 @@ from rich.table import Table
 
 from bench.machine import machine
 from bench.micro.echo import echo_client
-from bench.micro.opened import Array, Bare, Opened
+from bench.micro.opened import Bare, Opened
 from bench.plan_choice import cheapest_split, upload
 from bench.processes import Service
 from cloud.tails import DEFAULT_SCORE_THRESHOLD, TailRunner
@@ -48,7 +48,8 @@ from common.latency import costs
 from common.link.link import Link
 from common.progress import Stages
 from common.rpc import splitpoint_pb2 as pb
-from common.runtime.session import Model
+from common.runtime.base import Array, Session
+from common.runtime.registry import open_model
 from common.tables.timing import Timing, interleave_until_tight, probe_until_tight
 from common.tasks.detections import Detections, decode_yolo
 from common.version import __version__
@@ -203,7 +204,7 @@ def _head_row(opened: Opened) -> PartRow:
 def _tail_rows(opened: Opened) -> Iterator[PartRow]:
     """Rows of the tail, and of decoding boxes behind it."""
     plan, where, detector = opened.plan, opened.where, opened.detector
-    model = Model(opened.tail_file)
+    model = open_model(opened.tail_file)
     runner = TailRunner(plan, opened.edge.digest, detector, opened.codecs, model)
     bare, symbols, names = Bare(opened.tail_file), opened.symbols(), [w.name for w in plan.wire]
     inputs = opened.inputs()
@@ -227,7 +228,7 @@ def _tail_rows(opened: Opened) -> Iterator[PartRow]:
 
 def _batch_row(opened: Sequence[Opened]) -> PartRow:
     """Row of frames one after the other, against one batch that has to be joined first."""
-    model, name = Model(opened[0].tail_file), opened[0].plan.name
+    model, name = open_model(opened[0].tail_file), opened[0].plan.name
     frames = [each.inputs() for each in opened]
     part = f"tail of {len(frames)} frames in turn"
     if not takes_batches(model):
@@ -243,7 +244,7 @@ def _batch_row(opened: Sequence[Opened]) -> PartRow:
     return PartRow(part, timing, name, f"one batch of {len(frames)}", batch, note)
 
 
-def takes_batches(model: Model) -> bool:
+def takes_batches(model: Session) -> bool:
     """Whether every input's batch may vary."""
     return all(port.shape[0] is None for port in model.inputs)
 

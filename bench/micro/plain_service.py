@@ -16,7 +16,7 @@ from fastapi import FastAPI, Request
 from common.bundle.bundle import Bundle
 from common.codec.spec import LOSSLESS_UPLOADS
 from common.imaging.images import Letterbox, decode_image, letterbox
-from common.runtime.session import Model
+from common.runtime.registry import open_model
 from common.tasks.detections import decode_yolo
 
 _SCORE_THRESHOLD = 0.25
@@ -31,7 +31,7 @@ def create_app(bundle: Bundle) -> FastAPI:
     plan = next(p for p in bundle.plans.values() if p.codec in LOSSLESS_UPLOADS)
     if plan.tail is None:
         raise RuntimeError("an upload without a tail")
-    model = Model(bundle.file(plan.tail.file))
+    model = open_model(bundle.file(plan.tail.file))
     values = plan.wire[0].to_value
     size = detector.input_height, detector.input_width
     scale = values[1] - values[0]

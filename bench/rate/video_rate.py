@@ -30,7 +30,7 @@ from common.codec.quantizer import WireTable
 from common.codec.spec import USUAL_UPLOAD
 from common.imaging.images import letterbox
 from common.progress import Stages
-from common.runtime.session import Model
+from common.runtime.registry import open_model
 from common.version import __version__
 from search.measure.frames import load_frames
 from search.network.cuts import enumerate_cuts
@@ -115,7 +115,7 @@ def _run(arguments: argparse.Namespace, folder: Path, stages: Stages) -> dict[st
     (codec,), (wire,) = candidate.codecs, candidate.wire
     if not isinstance(codec, ContextCoded):
         raise TypeError("expected the context coder first")
-    head, table = Model(head_model(network, cut.tensors), threads=2), WireTable(wire)
+    head, table = open_model(head_model(network, cut.tensors), threads=2), WireTable(wire)
     videos = {}
     for path in arguments.videos:
         progress = stages.stage(f"coding {path.name}")

@@ -2,7 +2,7 @@
 
     nothing, or an empty file            -> a new store
     a store                              -> brought up to date
-    a store, damaged                     -> moved aside, begun anew: it is history and can be lost
+    a store, damaged                     -> moved aside, begun anew: it can be collected again
     a newer store, or anything else      -> refused and left as it is: it is of use to somebody
 
 What a file is, its first bytes say, and then its application id and tables, read before anything is
@@ -42,7 +42,8 @@ def open_database(path: Path) -> sqlite3.Connection:
     """
     try:
         _check_file(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.parent.is_dir():
+            raise StoreError(f"{path}: there is no folder {path.parent}: make it, or {_ADVICE}")
         return _connect(path)
     except OSError as error:
         raise StoreError(f"{path}: cannot be created: {error.strerror}: {_ADVICE}") from error

@@ -14,7 +14,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from cloud.store.store import Store, StoredRow
+from cloud.store.stage_rows import StoredRow
+from cloud.store.store import Store
 from common.errors import SettingsError
 from common.stages import OBSERVED
 from common.tables.rows import LatencyRow
@@ -80,11 +81,11 @@ def read_page(store: Store, cursor: str | None, limit: int) -> Page:
             return Page(rows[:limit], (), _text(_Cursor(stage=_key(rows[limit - 1]))))
     tables = sorted(store.latency_rows(), key=lambda row: row.key)
     left = [row for row in tables if after.segment is None or row.key > after.segment]
-    told = left[: limit - len(rows)]
-    if len(told) == len(left):
-        return Page(rows, told, None)
-    last = _Cursor(segment=told[-1].key) if told else _Cursor(stage=_key(rows[-1]))
-    return Page(rows, told, _text(last))
+    sent = left[: limit - len(rows)]
+    if len(sent) == len(left):
+        return Page(rows, sent, None)
+    last = _Cursor(segment=sent[-1].key) if sent else _Cursor(stage=_key(rows[-1]))
+    return Page(rows, sent, _text(last))
 
 
 def _key(row: StoredRow) -> _Stage:
@@ -107,4 +108,4 @@ def _parsed(cursor: str) -> _Cursor:
         text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
         return _Cursor.model_validate_json(text)
     except ValueError as error:  # no base64, no UTF-8, no JSON, or another one
-        raise SettingsError("cursor: expected `next` of the page before, as it was told") from error
+        raise SettingsError("cursor: expected `next` of the page before, unchanged") from error

@@ -298,8 +298,8 @@ class GuardedProtocol(H11Protocol):
             return False
         if self._raw.get_write_buffer_size():
             return now_s - self.since_s > limits.write_s
-        patience_s = limits.linger_s if self._half_read or self._lingers else limits.header_s
-        return now_s - self.since_s > patience_s
+        idle_s = limits.linger_s if self._half_read or self._lingers else limits.header_s
+        return now_s - self.since_s > idle_s
 
     @property
     def _busy(self) -> bool:

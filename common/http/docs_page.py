@@ -24,18 +24,18 @@ pre { overflow: auto; max-height: 24rem; background: #8881; padding: .5rem }
 td { padding: 0 1rem 0 0; vertical-align: top } img { max-width: 100% }
 """
 _SCRIPT: Final = """
-const form = document.querySelector('form'), told = document.querySelector('#answer');
+const form = document.querySelector('form'), answered = document.querySelector('#answer');
 form.addEventListener('submit', async event => {
   event.preventDefault();
-  told.textContent = 'waiting';
+  answered.textContent = 'waiting';
   const query = new URLSearchParams();
   for (const input of form.querySelectorAll('[data-query]'))
     if (input.value) query.set(input.name, input.value);
   try {
     const answer = await fetch(form.dataset.path + (query.toString() && '?' + query),
                                {method: 'POST', body: form.image.files[0]});
-    told.textContent = answer.status + '\\n' + JSON.stringify(await answer.json(), null, 2);
-  } catch (error) { told.textContent = String(error); }
+    answered.textContent = answer.status + '\\n' + JSON.stringify(await answer.json(), null, 2);
+  } catch (error) { answered.textContent = String(error); }
 });
 """
 _DETECT: Final = "/v1/detect"

@@ -71,7 +71,7 @@ def refuse_unknown_parameters(request: Request) -> None:
     if unknown:
         raise SettingsError(
             f"unknown query parameter {', '.join(map(repr, unknown[:_MOST_SHOWN]))}: "
-            f"{request.url.path[:200]} knows {', '.join(sorted(known)) or 'none'}"
+            f"{request.url.path[:200]} takes {', '.join(sorted(known)) or 'none'}"
         )
     if len(given.multi_items()) > len(given):
         raise SettingsError("a query parameter is given twice: give each once")

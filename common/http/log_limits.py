@@ -1,11 +1,14 @@
 """Limits on log lines, so that a client cannot fill a disk; its faults leave no stack trace.
 
-    record -> kind (logger, level, what it says less numbers) -> the first of a kind pass
-                                                              -> the others are counted
+    record -> LogLimit: kind (logger, level, what it says less numbers) --+
+    event of a frame, such as an unreachable cloud -----------------------+-> EventLimit
+                                           the first of a kind pass, the others are counted <-+
 
 Any client that reaches a port can cause lines: by connecting, by hanging up, by sending garbage. Of
 each kind of line the first few of a minute are written; the last of them is followed by a line that
-says so, and once the minute is over another one says how many were held back.
+says so, and once the minute is over another one says how many were held back. Events that may come
+with every frame are limited where they arise, to one line a minute: programs that use the package
+log as they like.
 """
 
 import errno
@@ -41,6 +44,76 @@ class _Kind:
     held: int = 0
 
 
+class EventLimit:
+    """Passes the first events of each kind in each interval, and counts the others. Thread-safe.
+
+    Args:
+        interval_s: The interval, in seconds; of each kind it begins with the first event.
+        clock: Seconds, never backwards.
+    """
+
+    def __init__(
+        self, interval_s: float = INTERVAL_S, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._interval_s = interval_s
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._kinds: OrderedDict[str, _Kind] = OrderedDict()
+
+    def due(self, kind: str) -> int:
+        """Count an event of which one passes in each interval.
+
+        Returns:
+            Events since the last that passed, this one included; 0 if this one is held back.
+        """
+        with self._lock:
+            found = self._of(kind, "")
+            held = 0
+            if self._clock() - found.since_s >= self._interval_s:
+                held = found.held
+                found.since_s, found.passed, found.held = self._clock(), 0, 0
+            return 1 + held if _passes(found, 1) else 0
+
+    def count(self, kind: str, sample: str, most: int) -> tuple[bool, bool]:
+        """Count an event; returns whether it passes, and whether it is the last that does.
+
+        Args:
+            kind: What it is; see `ended`.
+            sample: An event of this kind, for people.
+            most: Events that pass in each interval.
+        """
+        with self._lock:
+            found = self._of(kind, sample)
+            passes = _passes(found, most)
+            return passes, passes and found.passed == most
+
+    def ended(self) -> list[tuple[str, int]]:
+        """Forget the kinds whose interval has ended; returns samples and counts of held events."""
+        with self._lock:
+            now_s, held = self._clock(), []
+            while self._kinds:
+                name, kind = next(iter(self._kinds.items()))
+                if now_s - kind.since_s < self._interval_s:
+                    break
+                del self._kinds[name]
+                if kind.held:
+                    held.append((kind.sample, kind.held))
+            return held
+
+    def _of(self, kind: str, sample: str) -> _Kind:
+        if kind not in self._kinds and len(self._kinds) >= _MOST_KINDS:
+            kind = ""  # so many kinds are a flood of their own
+        return self._kinds.setdefault(kind, _Kind(self._clock(), sample))
+
+
+def _passes(kind: _Kind, most: int) -> bool:
+    if kind.passed < most:
+        kind.passed += 1
+        return True
+    kind.held += 1
+    return False
+
+
 class LogLimit(logging.Filter):
     """Passes a bounded number of lines of each kind; for a handler, so that it sees all loggers.
 
@@ -59,52 +132,23 @@ class LogLimit(logging.Filter):
         super().__init__()
         self._lines = lines
         self._interval_s = interval_s
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._kinds: OrderedDict[tuple[str, int, str], _Kind] = OrderedDict()
+        self._events = EventLimit(interval_s, clock)
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether a line passes; removes the stack trace of an error that a peer caused."""
         if record.name == _SUMMARY:
             return True
         _shorten(record)
-        kind = _kind_of(record)
-        with self._lock:
-            over = self._over(self._clock())
-            passes, is_last = self._count(kind, record)
-        for each in over:
-            _say("lines-held-back", {"like": each.sample, "count": each.held})
+        for sample, held in self._events.ended():
+            _say("lines-held-back", {"like": sample, "count": held})
+        most = min(self._lines, TRACES) if record.exc_info else self._lines
+        passes, is_last = self._events.count(_kind_of(record), _sample(record), most)
         if is_last:
             fields = {"like": _sample(record), "for_s": self._interval_s}
             # After this line, which is not written yet.
             record.msg = f"{record.getMessage()}\n{_line('more-lines-are-held-back', fields)}"
             record.args = None
         return passes
-
-    def _count(self, kind: tuple[str, int, str], record: logging.LogRecord) -> tuple[bool, bool]:
-        found = self._kinds.get(kind)
-        if found is None:
-            if len(self._kinds) >= _MOST_KINDS:
-                kind = ("", 0, "")  # so many kinds are a flood of their own
-            found = self._kinds.setdefault(kind, _Kind(self._clock(), _sample(record)))
-        most = min(self._lines, TRACES) if record.exc_info else self._lines
-        if found.passed < most:
-            found.passed += 1
-            return True, found.passed == most
-        found.held += 1
-        return False, False
-
-    def _over(self, now_s: float) -> list[_Kind]:
-        """Forget the kinds whose interval has ended; returns those of which lines were held."""
-        ended = []
-        while self._kinds:
-            key, kind = next(iter(self._kinds.items()))
-            if now_s - kind.since_s < self._interval_s:
-                break
-            del self._kinds[key]
-            if kind.held:
-                ended.append(kind)
-        return ended
 
 
 def quiet_grpc() -> None:
@@ -115,10 +159,10 @@ def quiet_grpc() -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 
-def _kind_of(record: logging.LogRecord) -> tuple[str, int, str]:
+def _kind_of(record: logging.LogRecord) -> str:
     event = getattr(record, "event", None)  # of `log_event`, whose message holds names
     said = event if isinstance(event, str) else str(record.msg)
-    return record.name, record.levelno, said[:_KIND_CHARACTERS].translate(_DIGITS)
+    return f"{record.name} {record.levelno} {said[:_KIND_CHARACTERS].translate(_DIGITS)}"
 
 
 def _sample(record: logging.LogRecord) -> str:

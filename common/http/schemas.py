@@ -45,6 +45,7 @@ IMAGE_BODY: dict[str, Any] = {
 """`openapi_extra` of a route that takes an image."""
 
 
+_BUSY = 503
 _CLIENT_CLOSED_REQUEST = 499
 _MEANINGS: Mapping[int, str] = {
     400: "What came cannot be decoded.",
@@ -55,7 +56,7 @@ _MEANINGS: Mapping[int, str] = {
     413: "The image is over the limit on bytes or on pixels.",
     415: "The body is no image.",
     422: "A parameter makes no sense, or is not known.",
-    503: "Busy or not ready; `Retry-After` says in how many seconds to try again, where it is set.",
+    503: "Busy or not ready; `Retry-After` says in how many seconds to try again.",
     504: "The edge did not do what it was asked.",
 }
 
@@ -167,7 +168,7 @@ class EdgeRecord(BaseModel):
     switches: int = Field(description="How often it announced one.")
     duplicate_name: bool = Field(
         default=False,
-        description="Whether another one calls itself the same; `edge` tells them apart.",
+        description="Whether another one calls itself the same; `edge` is unique.",
     )
 
 
@@ -258,9 +259,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(SplitpointError)
     async def on_known(_: Request, error: SplitpointError) -> JSONResponse:
-        headers = None
-        if isinstance(error, OverloadedError | CloudOverloadedError):
-            headers = {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
+        headers = {"Retry-After": _retry_after(error)} if error.http_status == _BUSY else None
         return answer(error.http_status, type(error).__name__, str(error), headers)
 
     @app.exception_handler(ClientDisconnect)
@@ -284,6 +283,13 @@ def install_error_handlers(app: FastAPI) -> None:
         return answer(
             500, "InternalError", f"the server failed ({type(error).__name__}); see its log"
         )
+
+
+def _retry_after(error: SplitpointError) -> str:
+    """Seconds until another try makes sense; 1 for an error that does not say."""
+    if isinstance(error, OverloadedError | CloudOverloadedError):
+        return str(max(1, math.ceil(error.retry_after_s)))
+    return "1"
 
 
 class ReportRecord(BaseModel):

@@ -72,7 +72,9 @@ class RestServer(uvicorn.Server):
         """Start, then set `ready`."""
         await super().startup(sockets)
         for listener in sockets or []:
-            listener.listen(_BACKLOG)  # asyncio has one number for the queue and for its own pace
+            listener.listen(
+                _BACKLOG
+            )  # asyncio has one number for the queue and for accepting at once
         self.connections.start()
         self.ready.set()
 
@@ -107,8 +109,13 @@ class RestServer(uvicorn.Server):
         await serving
 
 
-def bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int, option: str = "") -> socket.socket:
     """Bind a listening TCP socket; port 0 takes a free one.
+
+    Args:
+        host: Address of this machine.
+        port: Port to listen on.
+        option: The option that chooses the port, for error messages.
 
     Raises:
         AddressInUseError: If the port is taken or may not be bound.
@@ -129,7 +136,7 @@ def bind(host: str, port: int) -> socket.socket:
         listener.listen(128)
     except OSError as error:
         listener.close()
-        raise _explain(error, host, port) from error
+        raise _explain(error, host, port, option) from error
     listener.setblocking(False)
     return listener
 
@@ -224,12 +231,17 @@ def stop_on_signals(stopped: asyncio.Event) -> None:
         loop.add_signal_handler(number, stopped.set)
 
 
-def _explain(error: OSError, host: str, port: int) -> AddressInUseError | SettingsError:
-    where = f"{host}:{port}"
+def _explain(
+    error: OSError, host: str, port: int, option: str
+) -> AddressInUseError | SettingsError:
+    where, by = f"{host}:{port}", f" with {option}" if option else ""
     if error.errno == errno.EADDRINUSE:
         return AddressInUseError(
-            f"{where} is taken by another process: end that one, or choose another port (0 for any)"
+            f"{where} is taken by another process: end that one, or choose another port{by} "
+            "(0 for any)"
         )
     if error.errno in {errno.EACCES, errno.EPERM}:
-        return AddressInUseError(f"{where} may not be bound by this user: choose a port over 1023")
+        return AddressInUseError(
+            f"{where} may not be bound by this user: choose a port over 1023{by}"
+        )
     return SettingsError(f"{where} cannot be bound: {error.strerror}")

@@ -47,8 +47,8 @@ def largest_message_bytes(plans: Iterable[Plan]) -> int:
     allow; the other codecs need at most a byte for a symbol, and one more.
     """
     frames = (sum(_payload_bytes(plan, tensor) for tensor in plan.wire) for plan in plans)
-    told = MAX_MEASUREMENTS * 2 * _FIELD_BYTES
-    largest = max(frames, default=0) + told + 2 * _FIELD_BYTES
+    measurements = MAX_MEASUREMENTS * 2 * _FIELD_BYTES
+    largest = max(frames, default=0) + measurements + 2 * _FIELD_BYTES
     return min(max(largest, _LEAST_LARGEST_BYTES), MAX_MESSAGE_BYTES)
 
 

@@ -65,7 +65,7 @@ def channel_credentials(files: ClientTls) -> grpc.ChannelCredentials | None:
     if files == ClientTls():
         return None
     if files.ca is None:
-        raise SettingsError("TLS needs --tls-ca, to know the cloud by")
+        raise SettingsError("TLS needs --tls-ca, to verify the cloud by")
     if (files.cert is None) != (files.key is None):
         raise SettingsError("give both of --tls-cert and --tls-key, or neither")
     authority = _authority(files.ca)

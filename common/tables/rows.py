@@ -51,7 +51,7 @@ class RuntimeTarget(NamedTuple):
 
     Attributes:
         device: The machine, as its operator calls it.
-        runtime: What models run in there; see `common.runtime.session.runtime_name`.
+        runtime: What models run in there; see `common.runtime.registry.runtime_name`.
         threads: Threads within one run; 0 if nobody said.
     """
 
@@ -65,12 +65,12 @@ class LatencyRow(BaseModel):
 
     Attributes:
         device: What it was measured on, as its operator calls it.
-        runtime: What models run in there; see `common.runtime.session.runtime_name`.
+        runtime: What models run in there; see `common.runtime.registry.runtime_name`.
         threads: Threads within one run.
         side: Which end of the link the device stands at.
         network: Digest of the network that the segment belongs to; see `network_digest`.
         segment: As `segments` names it.
-        bits: Widths of the segment's weights: "8", or "2-8" and a digest of which layer has which;
+        bits: Bit widths of the segment's weights: "8", or "2-8" and a digest of each layer's;
             "32" for floating point.
         n: Runs or frames.
         median_ms: Their median.
@@ -112,6 +112,19 @@ class LatencyRow(BaseModel):
             *(self.side, self.network, self.segment, self.bits, self.source),
         )
 
+    def is_of(self, device: str | None, runtime: str | None) -> bool:
+        """Whether it was measured on a device and in a runtime; None stands for any.
+
+        Args:
+            device: Name of the device.
+            runtime: Registered name of the runtime, whatever its version and threads; a simulation
+                is of any.
+        """
+        if device not in (None, self.device):
+            return False
+        known = self.runtime.partition(" ")[0]
+        return runtime in (None, known) or self.source == "simulated"
+
 
 _ROWS = TypeAdapter(list[LatencyRow])
 
@@ -125,7 +138,7 @@ class Segment:
         side: Where it runs.
         network: Digest of the network that it belongs to.
         name: The same for all plans of the network that share it, apart from `bits`.
-        bits: Widths of its weights, or of its symbols.
+        bits: Bit widths of its weights, or of its symbols.
     """
 
     stage: str
@@ -178,7 +191,7 @@ def segments(plan: Plan) -> Iterator[Segment]:
 
 
 def profiled(
-    times: StageTimes, plans: Mapping[bytes, Plan], side: Side, place: RuntimeTarget, now_s: float
+    times: StageTimes, plans: Mapping[bytes, Plan], side: Side, target: RuntimeTarget, now_s: float
 ) -> list[LatencyRow]:
     """The rows of a profile of plans; what several plans share becomes one row.
 
@@ -186,7 +199,7 @@ def profiled(
         times: The measured times.
         plans: All of these plans, by digest.
         side: Which side of them; stages of the other are left out.
-        place: Where it was timed.
+        target: Where it was timed.
         now_s: When, in seconds since the epoch.
     """
     shared: dict[Segment, list[Timing]] = defaultdict(list)
@@ -195,19 +208,19 @@ def profiled(
             if segment.side == side and segment.stage in stages:
                 shared[segment].append(stages[segment.stage])
     return [
-        row_of(Timing.pooled(timings), segment, place, "profiled", now_s)
+        row_of(Timing.pooled(timings), segment, target, "profiled", now_s)
         for segment, timings in shared.items()
     ]
 
 
 def row_of(
-    timing: Timing, segment: Segment, place: RuntimeTarget, source: Source, last_seen_s: float
+    timing: Timing, segment: Segment, target: RuntimeTarget, source: Source, last_seen_s: float
 ) -> LatencyRow:
     """The row of one segment."""
     return LatencyRow(
-        device=place.device,
-        runtime=place.runtime,
-        threads=place.threads,
+        device=target.device,
+        runtime=target.runtime,
+        threads=target.threads,
         side=segment.side,
         network=segment.network,
         segment=segment.name,
@@ -274,7 +287,7 @@ def read_json(path: Path) -> list[LatencyRow]:
 
 
 def _widths(bits: Mapping[str, int]) -> str:
-    """Widths of a head's layers; where they differ, with a digest of which layer has which."""
+    """Bit widths of a head's layers; where they differ, with a digest of which layer has which."""
     spread = _range(bits.values())
     if len(set(bits.values())) < 2:
         return spread

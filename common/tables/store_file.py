@@ -341,19 +341,19 @@ def _served(database: sqlite3.Connection) -> list[LatencyRow]:
     """Rows of served frames: the newest samples of all plans that share a segment."""
     segments = _segments(database)
     taken: dict[tuple[RuntimeTarget, Segment], list[_Times]] = defaultdict(list)
-    for side, place, plan, samples in _newest(database):
+    for side, target, plan, samples in _newest(database):
         times = np.array(samples, np.float64).reshape(-1, 1 + len(COMPUTED))
         for segment in segments[plan]:
             if segment.side == side:
                 column = times[:, [0, 1 + COMPUTED.index(segment.stage)]]
-                taken[place, segment].append(column[~np.isnan(column[:, 1])])
+                taken[target, segment].append(column[~np.isnan(column[:, 1])])
     rows = []
-    for (place, segment), parts in sorted(taken.items(), key=itemgetter(0)):
+    for (target, segment), parts in sorted(taken.items(), key=itemgetter(0)):
         times = np.concatenate(parts)
         newest = times[np.argsort(times[:, 0], kind="stable")[-RECENT:]]
         if len(newest):
             timing = Timing.of(newest[:, 1].tolist())
-            rows.append(row_of(timing, segment, place, "served", float(newest[-1, 0])))
+            rows.append(row_of(timing, segment, target, "served", float(newest[-1, 0])))
     return rows
 
 
@@ -373,9 +373,9 @@ def _newest(
     """The newest samples of each plan: on each kind of edge, and in this cloud from all edges."""
     columns = ", ".join(("at_s", *(f"{stage}_ms" for stage in COMPUTED)))
     plans = set()
-    for place, plan, samples in newest_by_kind(database, columns):
+    for target, plan, samples in newest_by_kind(database, columns):
         plans.add(plan)
-        yield "edge", place, plan, samples
+        yield "edge", target, plan, samples
     about: dict[str, str] = dict(database.execute("SELECT key, value FROM about"))
     if "device" not in about:
         return

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING
 from starlette.types import ASGIApp
 
 from common.errors import SourceError, SplitpointError
+from common.http.log_limits import EventLimit
 from common.http.serving import Fields, RestServer, announce, log_event, retract, stop_on_signals
 from edge.detector import Detector, Outcome
-from edge.logs import Sparingly
 from edge.metrics import EdgeMetrics
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ GRACE_S = 8.0
 """Grace period: the process is ended this long after the request to stop, in any case."""
 _STATUS_S = 1.0
 _PAUSE_S = 0.5
-_PATIENCE_S = 2.0
+_END_TIMEOUT_S = 2.0
 _USUAL_PERIOD_S = 1 / 25
 _SILENT_S, _SILENT_PERIODS = 5.0, 3.0
 """A camera may give no frame for 5 s or 3 frame periods, whichever is longer."""
@@ -92,7 +92,7 @@ class Player:
         self._silent_s = max(_SILENT_S, _SILENT_PERIODS * period_s)
         self._waiting_s: float | None = None
         self._begun = False
-        self._sparingly = Sparingly()
+        self._log_limit = EventLimit()
         self._traced: set[str] = set()
         self.latest: LatestFrame | None = None
         self.failed = 0
@@ -170,7 +170,7 @@ class Player:
         """Count a frame that was not served, and log it at a limited rate per kind of error."""
         self.failed += 1
         kind = _kind(error)
-        if self._stopped.is_set() or not (times := self._sparingly.due(kind)):
+        if self._stopped.is_set() or not (times := self._log_limit.due(kind)):
             return
         fields = {"error": type(error).__name__, "message": _line(error), "times": times}
         log_event("frame-failed", fields)
@@ -292,9 +292,9 @@ def play_until_stopped(
             if serving is not None:
                 await serving
             # A frame that waits for the cloud may finish; closing the detector then ends its wait.
-            await _either(ended, _PATIENCE_S)
+            await _either(ended, _END_TIMEOUT_S)
             await asyncio.to_thread(detector.close)
-            await _either(ended, _PATIENCE_S)
+            await _either(ended, _END_TIMEOUT_S)
             retract(ready_file)
 
     asyncio.run(run())

@@ -1,6 +1,6 @@
 """Frame sources: a folder of pictures, a video file or a camera.
 
-    folder | file | camera -> [thread: decode, keep pace] -> Newest -> Detector
+    folder | file | camera -> [thread: decode, at its frame rate] -> Newest -> Detector
 
 The newest frame wins: a camera does not wait for a detector, so a frame that nobody took when the
 next one comes is dropped and counted. Pictures and files are played like a camera, at their own
@@ -76,10 +76,10 @@ class Captured:
 
 
 class Feed(Protocol):
-    """A source of frames in order: on demand, or at a camera's own pace.
+    """A source of frames in order: on demand, or at a camera's own frame rate.
 
     Attributes:
-        live: Whether it is a camera, which keeps its own pace and is opened again after its end.
+        live: Whether it is a camera: it has its own frame rate, and is opened again after its end.
         skipped: Pictures or packets that could not be decoded, over all `frames` calls.
     """
 
@@ -357,7 +357,7 @@ class Camera:
             self._newest.end()
 
     def _play_once(self) -> None:
-        # A camera keeps its own pace, unless fewer frames are asked for.
+        # A camera has its own frame rate, unless fewer frames are asked for.
         fps = self._asked_fps or (None if self._feed.live else self._feed.rate())
         for frame in self._feed.frames():
             if self._closed.is_set():

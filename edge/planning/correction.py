@@ -79,7 +79,7 @@ class Correction:
         own = self._own.get(key)
         return 0 if own is None else own.n
 
-    def learn(self, key: Hashable, measured: float, predicted: float) -> None:
+    def update(self, key: Hashable, measured: float, predicted: float) -> None:
         """Update from one measurement.
 
         Args:
@@ -168,7 +168,7 @@ class Coverage:
         low, high = _at(ordered, rank), _at(ordered, len(ordered) - 1 - rank)
         return math.exp(low), math.exp(high)
 
-    def learn(self, key: Hashable, measured: float, predicted: float) -> None:
+    def update(self, key: Hashable, measured: float, predicted: float) -> None:
         """Update from one measurement; `predicted` is the value that `interval` applied to."""
         if measured <= 0 or predicted <= 0:
             return

@@ -114,12 +114,12 @@ class Expectations:
         cost = choice.cost
         for each in (self._edge, self._cloud, self._bytes):
             each.step()
-        self._edge.learn(cost.digest, frame.edge_ms, cost.edge_ms)
+        self._edge.update(cost.digest, frame.edge_ms, cost.edge_ms)
         if cost.needs_cloud:
-            self._cloud.learn(cost.digest, frame.cloud_ms, cost.cloud_ms)
-            self._bytes.learn(cost.digest, frame.uplink_bytes, cost.uplink_bytes)
+            self._cloud.update(cost.digest, frame.cloud_ms, cost.cloud_ms)
+            self._bytes.update(cost.digest, frame.uplink_bytes, cost.uplink_bytes)
             self.queued(frame.queue_ms)
-        self._coverage.learn(cost.digest, frame.latency_ms, choice.latency_ms)
+        self._coverage.update(cost.digest, frame.latency_ms, choice.latency_ms)
 
     def queued(self, queue_ms: float) -> None:
         """Update the average queueing time of the cloud."""

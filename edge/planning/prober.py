@@ -33,7 +33,7 @@ CALIBRATION_BYTES = (3000, 9000)
 
 _ACTIVE_S = 3.0
 _PING_S = 5.0
-_STALE_S, _PATIENCE_S = 0.5, 0.8
+_STALE_S, _DEFERRAL_S = 0.5, 0.8
 """Age at which a bandwidth is stale, and how long a probe waits for a frame being served."""
 _AWAY_S = 1.0
 _TIMEOUT_S = 2.0
@@ -155,7 +155,7 @@ class Prober:
                 stale_s = self._probed_s + _SETTLE_S - now_s
             waits.append((stale_s, lambda: self._look(size, soon=soon)))
         wait_s, act = min(waits, key=lambda each: each[0])
-        free_s = self._serving_s + _PATIENCE_S - now_s
+        free_s = self._serving_s + _DEFERRAL_S - now_s
         self._held = max(0.0, wait_s) < free_s
         return max(0.0, wait_s, free_s), act
 
@@ -174,7 +174,7 @@ class Prober:
                 wait_s, act = self.due(self._clock())
                 if wait_s > 0 and not self._closed:
                     # Conditions may change meanwhile: check again after 0.8 s at the latest.
-                    self._wake.wait(None if act is None else min(wait_s, _PATIENCE_S))
+                    self._wake.wait(None if act is None else min(wait_s, _DEFERRAL_S))
                     continue
                 if self._closed:
                     return

@@ -26,6 +26,8 @@ from common.rpc.messages import channel_options
 from common.rpc.splitpoint_pb2 import CloudMessage, EdgeMessage
 
 _METHOD = "/splitpoint.v1.SplitService/Stream"
+_NOT_OURS = "Failed parsing HTTP/2", "UNIMPLEMENTED"
+"""What gRPC says of a server without HTTP/2, and of a gRPC server without our service."""
 
 
 class Transport(Protocol):
@@ -155,6 +157,11 @@ class GrpcTransport:
         self._requests.put(None)
         if kind is not CloudUnavailableError:
             return kind(f"cloud at {self._address}: {why}")
+        if any(each in why for each in _NOT_OURS):
+            return CloudUnavailableError(
+                f"cloud at {self._address}: what answers there does not speak Splitpoint's gRPC; "
+                "is it the REST port? Give the port of `splitpoint cloud --grpc-port` (50051)"
+            )
         # A server that refuses a certificate just hangs up.
         refused = "handshake" in why or "Socket closed" in why
         tls = ", with the TLS that this edge expects (--tls-ca, --tls-cert)" if refused else ""
@@ -216,6 +223,11 @@ def check_address(address: str) -> str:
     Raises:
         SettingsError: If it is not.
     """
+    if "://" in address:
+        raise SettingsError(
+            f"cloud address {address!r}: expected HOST:PORT alone, like 127.0.0.1:50051: no URL, "
+            "as edges speak gRPC"
+        )
     host, _, port = address.rpartition(":")
     if not (host and port.isascii() and port.isdecimal() and 0 < int(port) < 65536):
         raise SettingsError(f"cloud address {address!r}: expected HOST:PORT, like 127.0.0.1:50051")

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from common.codec.quantizer import WireTable
 from common.codec.spec import CodecSpec
 from common.imaging.images import Letterbox
-from common.runtime.session import Model
+from common.runtime.base import Session
+from common.runtime.registry import open_model
 from common.tasks.detections import Detections, DetectorSpec, decode_yolo
 from search.cache import digest
 from search.measure.accuracy import EVALUATION_SCORE
@@ -63,9 +64,9 @@ class Evaluator:
         self._weights = SharedWeights.of(network.graph.nodes)
         self._cut: Cut | None = None
         self._head: str | None = None
-        self._runner: Model | None = None
+        self._runner: Session | None = None
         self._codes: dict[int, list[NDArray[np.uint8]]] = {}
-        self._tail: Model | None = None
+        self._tail: Session | None = None
         write_weights(folder, self._weights)
 
     def detections(self, candidate: Candidate, images: range | None = None) -> list[Detections]:
@@ -147,7 +148,7 @@ class Evaluator:
             self._runner = None
             if cut.head:
                 model = head_model(self._heads.of(cut), cut.tensors)
-                self._runner = Model(model, threads=1)
+                self._runner = open_model(model, threads=1)
         self._tail = None
         if cut.tail:
             weights = self._weights
@@ -156,7 +157,7 @@ class Evaluator:
                 write_weights(self._folder, weights)
             path = self._folder / "evaluated.onnx"
             path.write_bytes(tail_model(self._network.graph, cut, weights))
-            self._tail = Model(path, threads=1)
+            self._tail = open_model(path, threads=1)
 
     def _codes_of(self, index: int) -> list[NDArray[np.uint8]]:
         """Codes of the open cut's head for one image, cached for the next candidate of the cut."""

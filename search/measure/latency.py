@@ -12,7 +12,7 @@ import numpy as np
 
 from common.codec.context import FAST
 from common.machine import cpu_model, usable_cores
-from common.runtime.session import Model, runtime_name
+from common.runtime.registry import DEFAULT_RUNTIME, open_model, runtime_name
 from common.tables.timing import NO_TIME, Timing, interleave
 from search.cache import Cache
 from search.network.cuts import Cut
@@ -25,7 +25,7 @@ _GROUP = 8
 
 
 class MeasuredLatency:
-    """Times the models of each cut with ONNX Runtime on this machine.
+    """Times the models of each cut on this machine.
 
     Args:
         network: The quantized network.
@@ -34,6 +34,7 @@ class MeasuredLatency:
         folder: For the tails and their weights while they are timed.
         head_threads: Threads of the edge's runtime.
         tail_threads: Threads of the cloud's runtime.
+        runtime: Name of the runtime of both.
         rounds: Runs of each model.
     """
 
@@ -46,12 +47,15 @@ class MeasuredLatency:
         origin: str,
         head_threads: int = 1,
         tail_threads: int = 1,
+        runtime: str = DEFAULT_RUNTIME,
         rounds: int = 9,
     ) -> None:
         self._network = network
         self._folder = folder
         self._cache = cache
-        self._inputs = (origin, head_threads, tail_threads, rounds, timing_place(), Timing._fields)
+        place = timing_place(runtime)
+        self._inputs = (origin, head_threads, tail_threads, rounds, place, Timing._fields)
+        self._runtime = runtime
         self._head_threads = head_threads
         self._tail_threads = tail_threads
         self._rounds = rounds
@@ -85,7 +89,8 @@ class MeasuredLatency:
     def _head(self, cut: Cut) -> Callable[[], object] | None:
         if not cut.head:
             return None
-        model = Model(head_model(self._network, cut.tensors), threads=self._head_threads)
+        data = head_model(self._network, cut.tensors)
+        model = open_model(data, threads=self._head_threads, runtime=self._runtime)
         shape = self._network.graph[IMAGE].shape
         image = np.random.default_rng(0).integers(0, 256, (1, *shape), np.uint8)
         return lambda: model.run({IMAGE: image})
@@ -95,7 +100,7 @@ class MeasuredLatency:
             return None
         path = self._folder / "tail.onnx"
         path.write_bytes(tail_model(self._network.graph, cut, weights))
-        model = Model(path, threads=self._tail_threads)
+        model = open_model(path, threads=self._tail_threads, runtime=self._runtime)
         rng = np.random.default_rng(0)
         inputs = {
             name: rng.standard_normal((1, *self._network.graph[name].shape), np.float32)
@@ -104,10 +109,10 @@ class MeasuredLatency:
         return lambda: model.run(inputs)
 
 
-def timing_place() -> tuple[str, float, str, bool]:
+def timing_place(runtime: str = DEFAULT_RUNTIME) -> tuple[str, float, str, bool]:
     """Properties of the machine that times depend on, for the cache keys of times.
 
     Processor, cores that this process may use, runtime, and whether the context coder is compiled:
     a cache that is carried to another machine gives none of this one's times there.
     """
-    return cpu_model(), usable_cores(), runtime_name(threads=1), FAST
+    return cpu_model(), usable_cores(), runtime_name(1, runtime), FAST

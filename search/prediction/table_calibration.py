@@ -94,23 +94,32 @@ class TableCalibration:
 
 
 def rows_of(
-    network: str, rows: Iterable[LatencyRow], device: DeviceProfile | None = None
+    network: str,
+    rows: Iterable[LatencyRow],
+    device: DeviceProfile | None = None,
+    runtime: str | None = None,
 ) -> list[LatencyRow]:
-    """The rows of one network; those of others have segments of the same names.
+    """The rows of one network and runtime; those of others have segments of the same names.
 
     Args:
         network: Its digest; see `common.bundle.manifest.network_digest`.
         rows: Of the tables.
         device: An edge that must be in these rows, or have a profile.
+        runtime: Name of the edges' runtime; None for any. The cloud's rows always count.
 
     Raises:
         SettingsError: If it is in neither.
     """
-    found = [row for row in rows if row.network == network]
+    found = [
+        row
+        for row in rows
+        if row.network == network and (row.side == "cloud" or row.is_of(None, runtime))
+    ]
     if device is not None and device.name not in (*devices_of(found), *DEVICES):
         raise SettingsError(
-            f"the tables know the device {device.name!r} by times of other networks only, not of "
-            "this one with these weights: profile it with this network, or name another --device"
+            f"the tables know the device {device.name!r} by times of other networks only, or of "
+            "another --runtime, not of this one with these weights: profile it with this network, "
+            "or name another --device"
         )
     return found
 

@@ -25,6 +25,7 @@ from common.errors import SettingsError, SplitpointError, WeightsError
 from common.link.link import Link
 from common.places import require_bundle_place
 from common.progress import Reporter
+from common.runtime.registry import DEFAULT_RUNTIME
 from common.tables.rows import LatencyRow
 from common.tables.store_file import read_tables
 from search.bundling import search_to
@@ -60,6 +61,7 @@ class ProposalSpec:
         refined_cuts: As `Request`.
         format_trials: As `Request`.
         adapt_steps: As `Request`.
+        runtime: As `Request`; rows of edges with another are left out.
         cache: Folder for intermediate results.
         software_version: Written into the bundle.
     """
@@ -79,6 +81,7 @@ class ProposalSpec:
     refined_cuts: int = 1
     format_trials: int = 3
     adapt_steps: int = 200
+    runtime: str = DEFAULT_RUNTIME
     cache: Path | None = None
     software_version: str = "unknown"
 
@@ -114,7 +117,8 @@ def propose(
     """
     with Bundle.open(asked.bundle) as bundle:
         present = bundle.manifest
-    rows = rows_of(present.plans[0].network, read_tables(asked.tables))
+    tables = read_tables(asked.tables)
+    rows = rows_of(present.plans[0].network, tables, runtime=asked.runtime)
     request = request_of(asked, present, rows)
     _check_places(asked)
     with tempfile.TemporaryDirectory(prefix="splitpoint-") as scratch:
@@ -165,6 +169,7 @@ def request_of(asked: ProposalSpec, present: Manifest, rows: list[LatencyRow]) -
         refined_cuts=asked.refined_cuts,
         format_trials=asked.format_trials,
         adapt_steps=asked.adapt_steps,
+        runtime=asked.runtime,
         video=search.video,
         tables=asked.tables,
         cache=asked.cache,

@@ -1,7 +1,7 @@
 """The head in integers, computed in torch: the reference for every runtime.
 
 Each operator repeats the arithmetic of the runtime's integer kernel. An edge must reproduce these
-codes before it serves (`common.runtime.session.check_parity`).
+codes before it serves (`common.runtime.parity.check_parity`).
 """
 
 from collections.abc import Sequence

@@ -26,7 +26,7 @@ from scipy.optimize import minimize
 
 from common.errors import ModelError
 from common.imaging.images import unit_range
-from common.runtime.session import Model
+from common.runtime.registry import open_model
 from search.network import execute
 from search.network.graph import IMAGE, Graph, Node
 from search.network.losses import Loss, feature_loss
@@ -132,7 +132,7 @@ def head_loss(
 
     def evaluate(clips: Clips) -> float:
         network = quantize(head, clips, widths, reduced_range=reduced_range)
-        model = Model(head_model(_corrected(network, samples), fetch), threads=threads)
+        model = open_model(head_model(_corrected(network, samples), fetch), threads=threads)
         total = 0.0
         for batch, teacher in zip(batches, teachers, strict=True):
             codes = [model.run({IMAGE: frame[None]}) for frame in batch]

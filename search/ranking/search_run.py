@@ -113,7 +113,7 @@ class _Ranking:
         self._rows = None
         if request.tables is not None:
             rows = read_tables(request.tables)
-            self._rows = rows_of(prepared.network, rows, request.device)
+            self._rows = rows_of(prepared.network, rows, request.device, request.runtime)
         self._cuts, self._narrow = self._allowed()
         self._meter, postprocess_ms = open_meter(
             network.heads,
@@ -131,6 +131,7 @@ class _Ranking:
             cache=prepared.cache,
             origin=prepared.origin,
             tail_threads=request.cloud_threads,
+            runtime=request.runtime,
         )
         self._world = CostModel(
             request.link, request.device, prepared.calibration.letterbox_ms, postprocess_ms

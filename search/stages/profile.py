@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from common.progress import Reporter
-from common.runtime.session import runtime_name
+from common.runtime.registry import DEFAULT_RUNTIME, runtime_name
 from common.tables.rows import LatencyRow, RuntimeTarget, Segment, head_to, row_of, tail_from
 from search.measure.latency import MeasuredLatency
 from search.network.cuts import enumerate_cuts
@@ -58,7 +58,12 @@ def write_times(
     return [write_cuts(time_cuts(prepared, cloud_threads, reporter), out)]
 
 
-def time_cuts(prepared: Prepared, cloud_threads: int, reporter: Reporter) -> list[TimedCut]:
+def time_cuts(
+    prepared: Prepared,
+    cloud_threads: int,
+    reporter: Reporter,
+    runtime: str = DEFAULT_RUNTIME,
+) -> list[TimedCut]:
     """Time every cut, fewest elements to send first; at most `MAX_TIMED_CUTS`."""
     heads = Heads(prepared.rounder().nearest({}))
     cuts = enumerate_cuts(prepared.graph)
@@ -73,6 +78,7 @@ def time_cuts(prepared: Prepared, cloud_threads: int, reporter: Reporter) -> lis
             origin=prepared.origin,
             head_threads=_HEAD_THREADS,
             tail_threads=cloud_threads,
+            runtime=runtime,
         )
         times = source.times(cuts, reporter.stage("timing heads and tails"))
     return [TimedCut(cut.name, sent[cut.name], times[cut.name]) for cut in cuts]
@@ -96,7 +102,12 @@ def write_cuts(timed: list[TimedCut], out: Path) -> Path:
 
 
 def cut_rows(
-    timed: list[TimedCut], network: str, device: str, cloud_threads: int, now_s: float
+    timed: list[TimedCut],
+    network: str,
+    device: str,
+    cloud_threads: int,
+    now_s: float,
+    runtime: str = DEFAULT_RUNTIME,
 ) -> list[LatencyRow]:
     """Times of cuts as rows of a latency table, named as `common.tables.rows.segments` names them.
 
@@ -107,9 +118,10 @@ def cut_rows(
         device: Name of the device that both sides were timed on.
         cloud_threads: Threads of the tails.
         now_s: Time of measurement, in seconds since the epoch.
+        runtime: Name of the runtime that they were timed in.
     """
-    edge = RuntimeTarget(device, runtime_name(_HEAD_THREADS), _HEAD_THREADS)
-    cloud = RuntimeTarget(device, runtime_name(cloud_threads), cloud_threads)
+    edge = RuntimeTarget(device, runtime_name(_HEAD_THREADS, runtime), _HEAD_THREADS)
+    cloud = RuntimeTarget(device, runtime_name(cloud_threads, runtime), cloud_threads)
     rows = []
     for cut in timed:
         head = Segment("head", "edge", network, head_to(cut.name), "8")

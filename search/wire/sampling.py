@@ -17,7 +17,7 @@ from common.codec import Codec
 from common.codec.quantizer import WireTable
 from common.codec.spec import WireTensor
 from common.imaging.images import unit_range
-from common.runtime.session import Model
+from common.runtime.registry import open_model
 from search.network import execute
 from search.network.graph import IMAGE, Graph
 from search.quantization.export import head_model
@@ -62,7 +62,7 @@ def sample(
     counts = {name: np.zeros(256, np.int64) for name in tensors}
     codes: dict[str, list[NDArray[np.uint8]]] = {name: [] for name in (IMAGE, *tensors)}
     coded = set(np.linspace(0, len(frames) - 1, CODED_FRAMES).astype(int).tolist())
-    model = Model(head_model(network, tensors), threads=2) if tensors else None
+    model = open_model(head_model(network, tensors), threads=2) if tensors else None
     for index, frame in enumerate(frames):
         outputs = [] if model is None else model.run({IMAGE: frame[None]})
         for name, output in zip(tensors, outputs, strict=True):

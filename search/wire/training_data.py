@@ -16,7 +16,7 @@ from PIL import Image
 
 from common.errors import CalibrationError
 from common.imaging.images import unit_range
-from common.runtime.session import Model
+from common.runtime.registry import open_model
 from search.network.cuts import Cut
 from search.network.graph import IMAGE
 from search.quantization.export import SharedWeights, head_model, tail_model, write_weights
@@ -87,8 +87,8 @@ def collect(
     write_weights(folder, weights)
     path = folder / "teacher.onnx"
     path.write_bytes(tail_model(network.graph, whole, weights))
-    teacher = Model(path, threads=threads)
-    head = Model(head_model(network, tensors), threads=threads)
+    teacher = open_model(path, threads=threads)
+    head = open_model(head_model(network, tensors), threads=threads)
     held_out = frames[::HELD_OUT]
     total = len(held_out) + (len(frames) - len(held_out)) * (1 + copies)
     codes = [np.empty((total, *network.graph[name].shape), np.uint8) for name in tensors]
@@ -132,7 +132,7 @@ def collect_pairs(
         progress: Called with frames done and in total.
     """
     rng = np.random.default_rng(0)
-    head = Model(head_model(network, tensors), threads=threads)
+    head = open_model(head_model(network, tensors), threads=threads)
     known = [frame for index, frame in enumerate(frames) if index % HELD_OUT]
     shots = [(now, move(now, rng)) for now in known]
     shots += [(move(now, rng), move(now, rng)) for now in known]

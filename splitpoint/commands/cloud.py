@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from common.runtime.registry import DEFAULT_RUNTIME
 from splitpoint.commands import options
 
 
@@ -17,6 +18,7 @@ def run(
     ] = "",
     rest_port: Annotated[int, typer.Option(help="Port for REST; 0 takes a free one.")] = 8080,
     threads: options.TailThreads = 1,
+    runtime: options.Runtime = DEFAULT_RUNTIME,
     workers: options.Workers = 2,
     max_edges: Annotated[
         int,
@@ -56,20 +58,22 @@ def run(
     from common.http.log_limits import quiet_grpc
 
     quiet_grpc()
+    from cloud.server import CloudSettings, serve  # heavy: only this command needs it
     from common.rpc.tls import ServerTls
-    from splitpoint.cloud_server import CloudServer  # heavy: only this command needs it
 
-    CloudServer(
+    settings = CloudSettings(
         bundle,
         host=host,
         grpc_port=grpc_port,
         rest_host=rest_host,
         rest_port=rest_port,
         threads=threads,
+        runtime=runtime,
         workers=workers,
         max_edges=max_edges,
         store=store,
         device=device,
         tls=ServerTls(tls_cert, tls_key, tls_client_ca),
         ready_file=ready_file,
-    ).run()
+    )
+    serve(settings)

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common.errors import ImageError, SettingsError
+from common.runtime.registry import DEFAULT_RUNTIME
 from common.sizes import parse_size
 from splitpoint.commands import options
 
@@ -55,6 +56,7 @@ def run(
         typer.Option(help="Fixed plan, by name or start of its digest; default: adaptive."),
     ] = None,
     threads: options.HeadThreads = 1,
+    runtime: options.Runtime = DEFAULT_RUNTIME,
     edge_id: Annotated[
         str | None,
         typer.Option(help="Name of this edge in the cloud; default: this machine's host name."),
@@ -151,6 +153,7 @@ def run(
         edge_id=own_name() if edge_id is None else edge_id,
         device=device,
         threads=threads,
+        runtime=runtime,
         tables=tables,
         memory_bytes=None if memory is None else parse_size(memory),
     )
@@ -199,7 +202,11 @@ def _serve(
     check_ready_file(ready_file)
     with ExitStack() as stack:
         # Before the models: a port in use or a missing camera fails at once.
-        listener = None if listen is None else stack.enter_context(bind(*parse_address(listen)))
+        listener = (
+            None
+            if listen is None
+            else stack.enter_context(bind(*parse_address(listen), "--listen"))
+        )
         camera, period_s = (None, 0.0) if played is None else _camera(played)
         # REST clients may name any plan, so all of them are opened.
         every = listener is not None

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from common.runtime.registry import RUNTIMES
+
 MAX_THREADS = max(8, 4 * (os.cpu_count() or 1))
 """Upper limit on threads: more only take memory on a machine with this number of cores."""
 
@@ -41,6 +43,13 @@ TailThreads = Annotated[
     int, typer.Option(min=1, max=MAX_THREADS, help="Threads within one inference.")
 ]
 Workers = Annotated[int, typer.Option(min=1, max=MAX_THREADS, help="Frames served at once.")]
+Runtime = Annotated[
+    str,
+    typer.Option(
+        metavar=f"[{'|'.join(RUNTIMES)}]",
+        help="Runtime of the models; others than the first are extras of the same name.",
+    ),
+]
 Quantizer = Annotated[
     str | None,
     typer.Option(

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from common.errors import SettingsError
+from common.runtime.registry import DEFAULT_RUNTIME
 from splitpoint.commands import options
 
 if TYPE_CHECKING:
@@ -25,10 +26,12 @@ _USES: Mapping[str, frozenset[str]] = {
     "model": frozenset(
         {
             *("calibration", "out", "stats", "times", "weights", "max_images", "cloud_threads"),
-            *("cache", "no_cache", "device", "tables"),
+            *("runtime", "cache", "no_cache", "device", "tables"),
         }
     ),
-    "bundle": frozenset({"device", "tables", "threads", "budget", "cloud_side", "picture"}),
+    "bundle": frozenset(
+        {"device", "tables", "threads", "runtime", "budget", "cloud_side", "picture"}
+    ),
     "remote": frozenset({"cloud", "tables", "budget"}),
 }
 """Options that are allowed with each kind of profile, by the option that selects it."""
@@ -61,6 +64,7 @@ def run(
         int,
         typer.Option(min=1, max=options.MAX_THREADS, help="With --bundle: threads within one run."),
     ] = 1,
+    runtime: options.Runtime = DEFAULT_RUNTIME,
     cloud_side: Annotated[
         bool, typer.Option("--cloud-side", help="With --bundle: also time the cloud's stages.")
     ] = False,
@@ -113,11 +117,13 @@ def run(
             cloud_threads=cloud_threads,
             cache=options.cache_of(cache, no_cache),
             device=_named(device) if tables is not None else None,
+            runtime=runtime,
         )
     elif use == "bundle":
         named = _named(device)
         size = _size(picture)
-        rows = _bundle(_required(bundle, "--bundle"), named, threads, budget, cloud_side, size)
+        place = _place(named, threads, runtime)
+        rows = _bundle(_required(bundle, "--bundle"), place, runtime, budget, cloud_side, size)
     else:
         rows = _remote(_required(remote, "--remote"), _required(cloud, "--cloud"), budget)
     if rows and (use != "model" or tables is not None):
@@ -140,6 +146,7 @@ def _model(
     cloud_threads: int,
     cache: Path | None,
     device: str | None,
+    runtime: str,
 ) -> "list[LatencyRow]":
     """Write a model's statistics and times; returns latency table rows if a device is named."""
     from common.places import require_folder
@@ -160,10 +167,11 @@ def _model(
         if stats or not times:
             written += write_statistics(prepared, out)
         if times or not stats:
-            timed = time_cuts(prepared, cloud_threads, stages)
+            timed = time_cuts(prepared, cloud_threads, stages, runtime)
             written.append(write_cuts(timed, out))
             if device is not None:
-                rows = cut_rows(timed, prepared.network, device, cloud_threads, time.time())
+                now_s = time.time()
+                rows = cut_rows(timed, prepared.network, device, cloud_threads, now_s, runtime)
     for path in written:
         typer.echo(f"wrote {path}")
     return rows
@@ -171,8 +179,8 @@ def _model(
 
 def _bundle(
     path: Path,
-    device: str,
-    threads: int,
+    place: "RuntimeTarget",
+    runtime: str,
     budget_s: float,
     cloud_side: bool,
     picture: tuple[int, int],
@@ -180,17 +188,15 @@ def _bundle(
     """Time a bundle's plans on this machine."""
     from common.bundle.bundle import Bundle
     from common.progress import Stages
-    from common.runtime.session import runtime_name
-    from common.tables.rows import RuntimeTarget
 
-    place = RuntimeTarget(device, runtime_name(threads), threads)
     with Bundle.open(path) as opened, Stages() as stages:
-        return _timed(opened, place, budget_s, cloud_side, picture, stages)
+        return _timed(opened, place, runtime, budget_s, cloud_side, picture, stages)
 
 
 def _timed(
     bundle: "Bundle",
     place: "RuntimeTarget",
+    runtime: str,
     budget_s: float,
     cloud_side: bool,
     picture: tuple[int, int],
@@ -200,7 +206,8 @@ def _timed(
     from edge.head import open_plans
     from edge.profile import frame_of, frames_of, profile
 
-    plans, frame = open_plans(bundle, threads=place.threads), frame_of(bundle)
+    plans = open_plans(bundle, threads=place.threads, runtime=runtime)
+    frame = frame_of(bundle)
     each_s = budget_s / 2 if cloud_side else budget_s
     show = stages.stage("timing the edge's stages")
     times = profile(plans, frame, budget_s=each_s, picture=picture, progress=show)
@@ -210,10 +217,18 @@ def _timed(
         from cloud.tails import Tails
 
         show = stages.stage("timing the cloud's stages")
-        tails = Tails(bundle, threads=place.threads)
+        tails = Tails(bundle, threads=place.threads, runtime=runtime)
         times = cloud.profile(tails, frames_of(plans, frame), budget_s=each_s, progress=show)
         rows += profiled(times, bundle.plans, "cloud", place, time.time())
     return rows
+
+
+def _place(device: str, threads: int, runtime: str) -> "RuntimeTarget":
+    """Return what a bundle's plans are timed on."""
+    from common.runtime.registry import runtime_name
+    from common.tables.rows import RuntimeTarget
+
+    return RuntimeTarget(device, runtime_name(threads, runtime), threads)
 
 
 def _remote(edge: str, cloud: str, budget_s: float) -> "list[LatencyRow]":

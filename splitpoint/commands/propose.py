@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from common.runtime.registry import DEFAULT_RUNTIME
 from splitpoint.commands import options
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def run(
     refined_cuts: options.RefinedCuts = 1,
     format_trials: options.FormatTrials = 3,
     adapt_steps: options.AdaptSteps = 200,
+    runtime: options.Runtime = DEFAULT_RUNTIME,
     cache: options.Cache = None,
     no_cache: options.NoCache = False,
 ) -> None:
@@ -74,6 +76,7 @@ def run(
         refined_cuts=refined_cuts,
         format_trials=format_trials,
         adapt_steps=adapt_steps,
+        runtime=runtime,
         cache=options.cache_of(cache, no_cache),
         software_version=__version__,
     )

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from common.runtime.registry import DEFAULT_RUNTIME
 from splitpoint.commands import options
 
 
@@ -36,6 +37,7 @@ def run(
         bool, typer.Option("--no-raw-image", help="Exclude plans that send pixels off the edge.")
     ] = False,
     cloud_threads: options.CloudThreads = 1,
+    runtime: options.Runtime = DEFAULT_RUNTIME,
     max_images: options.MaxImages = 128,
     narrow_cuts: Annotated[
         int, typer.Option(min=0, help="Number of cuts to quantize below 8 bits to fit the memory.")
@@ -91,6 +93,7 @@ def run(
             max_drop=max_drop,
             no_raw_image=no_raw_image,
             cloud_threads=cloud_threads,
+            runtime=runtime,
             max_images=max_images,
             narrow_cuts=narrow_cuts,
             refined_cuts=refined_cuts,

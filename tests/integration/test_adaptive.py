@@ -21,7 +21,7 @@ from common.bundle.bundle import Bundle
 from common.errors import CloudUnavailableError
 from common.imaging.images import letterbox
 from common.rpc import splitpoint_pb2 as pb
-from common.runtime.session import runtime_name
+from common.runtime.registry import runtime_name
 from common.tables.rows import LatencyRow, read_json, to_json
 from edge.detector import find_plan
 from edge.head import open_plans

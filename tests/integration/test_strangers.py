@@ -78,7 +78,7 @@ def test_sigterm_ends_a_process_whatever_strangers_left_open(
             stderr=log,
         )
     try:
-        until(lambda: ready.exists() or process.poll() is not None, patience_s=120)
+        until(lambda: ready.exists() or process.poll() is not None, max_wait_s=120)
         port = json.loads(ready.read_bytes())["rest"]
         with (
             _connections(port, 20, HALF_A_BODY),

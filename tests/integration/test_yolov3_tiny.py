@@ -8,7 +8,8 @@ import torch
 
 from common.imaging.images import letterbox, read_image
 from common.machine import saturates_int8
-from common.runtime.session import Model, check_parity
+from common.runtime.parity import check_parity
+from common.runtime.registry import open_model
 from search.network import execute
 from search.network.cuts import enumerate_cuts
 from search.network.graph import Graph
@@ -60,7 +61,7 @@ def test_int8_heads_reproduce_the_reference_on_real_images(
 ) -> None:
     network = rounded(graph, observe(graph, frames), reduced_range=saturates_int8())
     for fetched in (("max_pool_7",), ("conv_8",), ("conv_8", "conv_13"), graph.outputs):
-        head = Model(head_model(network, fetched))
+        head = open_model(head_model(network, fetched))
         for frame in frames[:2]:
             check_parity(
                 head.run({"image": frame[None]}),

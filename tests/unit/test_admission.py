@@ -146,7 +146,7 @@ def test_a_call_that_waits_too_long_is_turned_away() -> None:
                 await admission.run("edge", "a", lambda: None)
             assert admission.waiting("edge") == 0
 
-    with _pool(1, LaneLimits(queue=2, per_client=2, patience_s=0)) as admission:
+    with _pool(1, LaneLimits(queue=2, per_client=2, max_wait_s=0)) as admission:
         asyncio.run(scenario(admission))
 
 

@@ -13,6 +13,8 @@ from splitpoint.cli import main
 from splitpoint.commands.edge import file_names, image_ids
 from tests import tiny
 
+FREE_PORTS = ("--grpc-port", "0", "--rest-port", "0")
+
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
@@ -109,6 +111,21 @@ def test_edge_only_runs_without_a_cloud(
             "HOST:PORT",
         ),
         (
+            ["edge", "--bundle", "{bundle}", "--cloud", "http://door:8080", "{picture}"],
+            64,
+            "expected HOST:PORT alone, like 127.0.0.1:50051: no URL",
+        ),
+        (
+            ["edge", "--bundle", "{bundle}", "--plan", "split-4", "{picture}"],
+            69,
+            "no address was given: give --cloud HOST:PORT",
+        ),
+        (
+            ["cloud", "--bundle", "{bundle}", *FREE_PORTS, "--store", "{none}/x/store.sqlite"],
+            65,
+            "there is no folder",
+        ),
+        (
             [
                 "edge",
                 "--bundle",
@@ -135,17 +152,17 @@ def test_edge_only_runs_without_a_cloud(
         (
             ["edge", "--bundle", "{bundle}", "--listen", "127.0.0.1:{taken}"],
             71,
-            "is taken by another process",
+            "another process: end that one, or choose another port with --listen",
         ),
         (
             ["cloud", "--bundle", "{bundle}", "--rest-port", "{taken}"],
             71,
-            "is taken by another process",
+            "another process: end that one, or choose another port with --rest-port",
         ),
         (
             ["cloud", "--bundle", "{bundle}", "--rest-port", "0", "--grpc-port", "{taken}"],
             71,
-            "is taken by another process",
+            "another process: end that one, or choose another port with --grpc-port",
         ),
         (["cloud", "--bundle", "{bundle}", "--rest-port", "99999"], 64, "0 to 65535"),
         (["edge", "--bundle", "{bundle}", "--source", "{none}"], 66, "no such file"),
@@ -240,7 +257,7 @@ def test_a_missing_extra_names_what_to_install(
     def lack(_: object) -> None:
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
-    monkeypatch.setattr("splitpoint.cloud_server.serve", lack)
+    monkeypatch.setattr("cloud.server.serve", lack)
     assert _run("cloud", "--bundle", bundle) == 69
     assert ".[search]" in _one_line(capsys)
 

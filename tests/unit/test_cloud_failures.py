@@ -13,7 +13,7 @@ from common.rpc import splitpoint_pb2 as pb
 from common.rpc.messages import MAX_DETECTIONS
 from edge import rest
 from edge.detector import Detector, find_plan
-from edge.planning import pilot as pilot_module
+from edge.planning import controller as controller_module
 from edge.planning.planner import PlannerSettings
 from edge.planning.predictor import Expected
 from edge.stream.client import CloudClient
@@ -23,7 +23,7 @@ from tests.asgi import request
 from tests.in_process import (
     Cloud,
     adaptive,
-    pilot_of,
+    controller_of,
     planner_of,
     prober_of,
     unlearning,
@@ -46,7 +46,7 @@ def cloud(bundle: Bundle) -> Cloud:
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """However busy this machine is, a frame without a deadline is waited for."""
-    monkeypatch.setattr(pilot_module, "_LEAST_PATIENCE_S", LONG_S)
+    monkeypatch.setattr(controller_module, "_LEAST_TIMEOUT_S", LONG_S)
 
 
 def _rejected(reason: int) -> Spoil:
@@ -97,7 +97,7 @@ def test_a_failure_of_the_cloud_costs_no_frame(
 ) -> None:
     detector = adaptive(bundle, cloud)
     unlearning(detector)
-    pilot_of(detector).ready()
+    controller_of(detector).ready()
     cloud.spoil = failure
     outcome = detector.detect(tiny.image())
     assert outcome.plan.name == tiny.EDGE_ONLY
@@ -117,6 +117,7 @@ def test_where_nothing_else_serves_it_is_a_5xx(
     cloud.spoil = failure
     response = request(app, "POST", "/v1/detect", content=tiny.png())
     assert response.status_code in {502, 503}
+    assert ("retry-after" in response.headers) == (response.status_code == 503)
     assert "\n" not in response.json()["error"]["message"]
     detector.close()
 
@@ -126,20 +127,20 @@ def test_a_plan_that_the_cloud_fails_on_is_left_alone_for_longer_and_longer(
 ) -> None:
     detector = adaptive(bundle, cloud, [tiny.SPLIT, tiny.EDGE_ONLY])
     unlearning(detector)
-    pilot_of(detector).ready()
+    controller_of(detector).ready()
     planner, digest = planner_of(detector), find_plan(bundle, tiny.SPLIT)
     cloud.spoil = FAILURES["internal"]
     for _ in range(3):
         assert detector.detect(tiny.image()).plan.name == tiny.EDGE_ONLY
     assert len(cloud.frames) == 1
-    assert not pilot_of(detector).state().cloud_away
+    assert not controller_of(detector).state().cloud_away
     until_s = planner._failed[digest].until_s
     assert planner.choose(until_s - 1e-3).expected.cost.plan.name == tiny.EDGE_ONLY
     assert planner.choose(until_s + 1e-3, 1e6).expected.digest in bundle.plans
     planner.failed(digest, until_s + 1e-3)
     assert planner._failed[digest].until_s - until_s > 1.5
     cloud.spoil = lambda answer: answer
-    pilot_of(detector).welcomed(pb.Welcome(plan_digests=cloud.held))
+    controller_of(detector).welcomed(pb.Welcome(plan_digests=cloud.held))
     assert not planner._failed, "a cloud that greets anew begins anew"
     detector.close()
 
@@ -171,7 +172,7 @@ def test_a_redeployed_cloud_costs_no_frame_and_the_old_bundle_brings_its_plans_b
 ) -> None:
     detector = adaptive(bundle, cloud, settings=PlannerSettings(dwell_s=0.0))
     unlearning(detector)
-    pilot_of(detector).ready()
+    controller_of(detector).ready()
     assert detector.detect(tiny.image()).plan.tail is not None
 
     def redeployed(held: Bundle) -> None:
@@ -181,7 +182,7 @@ def test_a_redeployed_cloud_costs_no_frame_and_the_old_bundle_brings_its_plans_b
     redeployed(tiny.build(tmp_path / "other", seed=5))
     for _ in range(4):
         assert detector.detect(tiny.image()).plan.name == tiny.EDGE_ONLY
-    assert not pilot_of(detector).state().cloud_away
+    assert not controller_of(detector).state().cloud_away
     redeployed(bundle)
     prober_of(detector).look()  # what it does all the time while frames come
     assert detector.detect(tiny.image()).plan.tail is not None
@@ -194,8 +195,8 @@ class TestDeadlines:
     ) -> None:
         detector = adaptive(bundle, cloud)
         unlearning(detector)
-        pilot_of(detector).ready()
-        client, greets = pilot_of(detector)._client, threading.Event()
+        controller_of(detector).ready()
+        client, greets = controller_of(detector)._client, threading.Event()
 
         def silent() -> Transport:
             greets.wait(LONG_S)
@@ -215,19 +216,19 @@ class TestDeadlines:
     ) -> None:
         detector = adaptive(bundle, cloud)
         unlearning(detector)
-        pilot_of(detector).ready()
+        controller_of(detector).ready()
         detector.detect(tiny.image())
         cloud.deaf = True
         outcome = detector.detect(tiny.image(), deadline_ms=300.0)
         assert outcome.plan.name == tiny.EDGE_ONLY
-        assert outcome.latency_ms < LONG_S * 1e3, "not the patience of a frame without a deadline"
+        assert outcome.latency_ms < LONG_S * 1e3, "not the time-out of a frame without a deadline"
         detector.close()
 
     def test_callers_with_a_deadline_and_no_other_plan_fail_by_it(
         self, bundle: Bundle, cloud: Cloud
     ) -> None:
         detector = adaptive(bundle, cloud, [tiny.SPLIT, tiny.CLOUD_ONLY])
-        client, greets = pilot_of(detector)._client, threading.Event()
+        client, greets = controller_of(detector)._client, threading.Event()
 
         def silent() -> Transport:
             greets.wait(LONG_S)
@@ -261,18 +262,18 @@ class TestDeadlines:
         connected_ms: float,
     ) -> None:
         """A plan of 100 ms, 300 at the most."""
-        monkeypatch.setattr("edge.planning.pilot.time.perf_counter", lambda: 50.0)
+        monkeypatch.setattr("edge.planning.controller.time.perf_counter", lambda: 50.0)
         names = [tiny.SPLIT] if resting is None else [tiny.SPLIT, tiny.EDGE_ONLY]
         detector = adaptive(bundle, cloud, names)
-        pilot = pilot_of(detector)
+        controller = controller_of(detector)
         (cost,) = [c for c in planner_of(detector)._costs.values() if c.needs_cloud]
         chosen = Expected(cost, 100.0, 50.0, 300.0, 90.0, 1000.0, 0.1)
         if resting is not None:
             other = Expected(cost, resting[0], 0.0, resting[1], resting[0], 0.0, 0.1)
             monkeypatch.setattr(planner_of(detector), "resting", lambda _: other)
-        patience = pilot.patience(chosen, 50.0, deadline_ms)
-        assert (patience.answered_s - 50.0) * 1e3 == pytest.approx(answered_ms)
-        assert (patience.connected_s - 50.0) * 1e3 == pytest.approx(connected_ms)
+        timeouts = controller.timeouts(chosen, 50.0, deadline_ms)
+        assert (timeouts.answered_s - 50.0) * 1e3 == pytest.approx(answered_ms)
+        assert (timeouts.connected_s - 50.0) * 1e3 == pytest.approx(connected_ms)
         detector.close()
 
 

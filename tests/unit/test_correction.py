@@ -14,7 +14,7 @@ def teach(correction: Correction, key: str, factor: float, n: int, noise: float 
     rng = np.random.default_rng(n)
     for _ in range(n):
         correction.step()
-        correction.learn(key, 40.0 * factor * float(np.exp(noise * rng.standard_normal())), 40.0)
+        correction.update(key, 40.0 * factor * float(np.exp(noise * rng.standard_normal())), 40.0)
 
 
 def test_nothing_measured_corrects_nothing() -> None:
@@ -47,7 +47,7 @@ def test_one_stray_frame_moves_little() -> None:
     correction = Correction()
     teach(correction, "a", 1.0, 100)
     before = correction.factor("a")
-    correction.learn("a", 4000.0, 40.0)
+    correction.update("a", 4000.0, 40.0)
     assert correction.factor("a") == pytest.approx(before, rel=0.1)
 
 
@@ -89,8 +89,8 @@ def test_what_was_served_here_is_not_begun_again() -> None:
 @pytest.mark.parametrize(("measured", "predicted"), [(0.0, 40.0), (-1.0, 40.0), (40.0, 0.0)])
 def test_times_that_are_none_teach_nothing(measured: float, predicted: float) -> None:
     correction, coverage = Correction(), Coverage()
-    correction.learn("a", measured, predicted)
-    coverage.learn("a", measured, predicted)
+    correction.update("a", measured, predicted)
+    coverage.update("a", measured, predicted)
     assert correction.n == 0
     assert coverage.n == 0
 
@@ -105,7 +105,7 @@ def test_intervals_cover_what_they_promise(noise: str) -> None:
     }
     coverage = Coverage(0.95)
     for _ in range(3000):
-        coverage.learn("a", 50.0 * float(np.exp(draws[noise]())), 50.0)
+        coverage.update("a", 50.0 * float(np.exp(draws[noise]())), 50.0)
     assert 0.90 <= coverage.covered / coverage.n <= 0.98
 
 
@@ -114,7 +114,7 @@ def test_intervals_stay_honest_when_noise_grows() -> None:
     coverage = Coverage(0.95)
     for k in range(3000):
         spread = 0.03 if k < 1500 else 0.15
-        coverage.learn("a", 50.0 * float(np.exp(spread * rng.standard_normal())), 50.0)
+        coverage.update("a", 50.0 * float(np.exp(spread * rng.standard_normal())), 50.0)
     assert 0.90 <= coverage.covered / coverage.n <= 0.98
     low, high = coverage.interval("a")
     assert low < 0.85
@@ -131,7 +131,7 @@ def test_of_little_known_the_interval_is_wide() -> None:
 def test_intervals_know_the_last_errors_alone(errors: list[float], window: int) -> None:
     coverage = Coverage(window=window)
     for error in errors:
-        coverage.learn("a", math.exp(error), 1.0)
+        coverage.update("a", math.exp(error), 1.0)
     assert coverage._own.keys() <= {"a"}
     for recent in (coverage._all, *coverage._own.values()):
         assert recent.ordered == pytest.approx(sorted(errors[-window:]))

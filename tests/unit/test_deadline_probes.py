@@ -12,7 +12,7 @@ from common.link.link import Link, Shaper
 from common.rpc import splitpoint_pb2 as pb
 from edge.detector import Detector, find_plan
 from edge.link.estimate import LinkEstimator
-from edge.planning.pilot import Pilot
+from edge.planning.controller import PlanController
 from edge.planning.planner import Planner
 from edge.stream.client import CloudClient
 from edge.stream.shaping import ShapedTransport
@@ -99,8 +99,10 @@ def test_requests_with_deadlines_find_a_link_that_has_become_fast(bundle: Bundle
     plans = [find_plan(bundle, name) for name in (tiny.EDGE_ONLY, tiny.CLOUD_ONLY)]
     detector = Detector(bundle, client, plans=plans, adaptive=True)
     by_kind = {cost.needs_cloud: cost for cost in known(bundle, [tiny.EDGE_ONLY, tiny.CLOUD_ONLY])}
-    detector.pilot = Pilot(client, [replace(by_kind[False], edge_ms=1.0), by_kind[True]], SLOW)
-    detector.pilot.ready()
+    detector.controller = PlanController(
+        client, [replace(by_kind[False], edge_ms=1.0), by_kind[True]], SLOW
+    )
+    detector.controller.ready()
 
     def serve_until(kind: str) -> None:
         deadline_s = time.monotonic() + 60

@@ -9,6 +9,7 @@ import pytest
 from fastapi import FastAPI
 
 from cloud.admission import Admission
+from cloud.data_plane import DataPlane
 from cloud.edges import Edge, Edges, ReportedDetections
 from cloud.rest import create_app
 from cloud.store.samples import SampleSource
@@ -34,7 +35,7 @@ def edges() -> Edges:
 @pytest.fixture
 def app(bundle: Bundle, edges: Edges) -> Iterator[FastAPI]:
     with ThreadPoolExecutor(1) as workers:
-        yield create_app(Tails(bundle), Admission(workers, 1), edges=edges)
+        yield create_app(DataPlane(Tails(bundle), Admission(workers, 1), edges=edges))
 
 
 async def _nowhere(message: pb.CloudMessage) -> None:

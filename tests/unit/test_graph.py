@@ -10,7 +10,8 @@ from torch import nn
 
 from common.errors import ModelError
 from common.machine import saturates_int8
-from common.runtime.session import Model, check_parity
+from common.runtime.parity import check_parity
+from common.runtime.registry import open_model
 from search.network import execute
 from search.network.activations import Activation
 from search.network.graph import Graph, Node
@@ -168,7 +169,7 @@ def test_residuals_and_routes_fuse_without_changing_what_is_computed() -> None:
     network = rounded(graph, observe(graph, frames), reduced_range=saturates_int8())
     assert not network.refused
     assert network.grids[residual.name].zero_point == 0
-    made = Model(head_model(network, graph.outputs)).run({"image": frames[:1]})
+    made = open_model(head_model(network, graph.outputs)).run({"image": frames[:1]})
     check_parity(made, integer.run(network, frames[:1], graph.outputs), what="the whole network")
     for name, codes, tensor in zip(graph.outputs, made, expected, strict=True):
         real = network.grids[name].dequantize(codes)

@@ -10,7 +10,7 @@ from common.bundle.bundle import Bundle
 from common.codec import make_codec
 from common.errors import ParityError, SettingsError, UnknownPlanError
 from common.imaging.images import Letterbox, letterbox
-from common.runtime.session import Model
+from common.runtime.registry import open_model
 from edge.detector import find_plan
 from edge.head import EdgePlan, fitting_together, open_plans, open_reproduced
 from search.prediction.devices import device_profile
@@ -43,7 +43,7 @@ def test_what_travels_are_the_symbols_of_the_heads_output(
 ) -> None:
     opened = plans[name]
     assert opened.plan.head is not None
-    (codes,) = Model(bundle.file(opened.plan.head.file)).run({"image": FRAME[None]})
+    (codes,) = open_model(bundle.file(opened.plan.head.file)).run({"image": FRAME[None]})
     expected = np.array(opened.plan.wire[0].to_symbol, np.uint8)[codes[0]]
 
     np.testing.assert_array_equal(decoded(opened), expected)

@@ -74,3 +74,9 @@ def test_no_class_name_occurs_twice() -> None:
 def test_the_picture_of_the_rooms_is_current() -> None:
     text = PAGE.read_text()
     assert page(text) == text, "run `python -m tests.rooms`"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_only_the_seam_knows_the_libraries_behind_it(path: Path) -> None:
+    if path.parent != ROOT / "common" / "runtime":
+        assert not set(imported(path)) & {"onnxruntime", "openvino"}

@@ -11,14 +11,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 
 from common.errors import ImageError, ImageTooLargeError, OverloadedError
-from common.http.intake import (
-    Intake,
-    IntakeLimits,
-    SlowRequestError,
-    TurnLimits,
-    Turns,
-    unless_gone,
-)
+from common.http.intake import Intake, IntakeLimits, SlowRequestError, unless_gone
+from common.http.turns import TurnLimits, Turns
 
 HOUR_S = 3600.0
 STEP = 256 << 10
@@ -215,7 +209,7 @@ def test_a_slow_body_is_given_up(bounds: dict[str, Any]) -> None:
 
 def test_turns_run_so_many_at_once_and_let_so_many_wait() -> None:
     async def scenario() -> None:
-        turns = Turns(TurnLimits(at_once=1, waiting=2, patience_s=HOUR_S))
+        turns = Turns(TurnLimits(at_once=1, waiting=2, max_wait_s=HOUR_S))
         begun, go_on = threading.Event(), threading.Event()
 
         def work() -> int:
@@ -240,7 +234,7 @@ def test_turns_run_so_many_at_once_and_let_so_many_wait() -> None:
 
 def test_a_turn_that_does_not_come_is_given_up() -> None:
     async def scenario() -> None:
-        turns = Turns(TurnLimits(at_once=1, waiting=2, patience_s=0))
+        turns = Turns(TurnLimits(at_once=1, waiting=2, max_wait_s=0))
         begun, go_on = threading.Event(), threading.Event()
 
         def work() -> None:

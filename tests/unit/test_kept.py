@@ -88,6 +88,7 @@ OTHERS: dict[str, Any] = {
     "max_drop": 1.0,
     "no_raw_image": True,
     "cloud_threads": 2,
+    "runtime": "openvino",
     "max_images": 1,
     "narrow_cuts": 0,
     "refined_cuts": 0,

@@ -77,7 +77,7 @@ def row(segment: str, median_ms: float, **others: Any) -> LatencyRow:
     cloud = segment.startswith(("tail", "decode"))
     fields: dict[str, Any] = {
         "device": "rack" if cloud else "pi",
-        "runtime": "r",
+        "runtime": "onnxruntime x1",
         "threads": 1,
         "side": "cloud" if cloud else "edge",
         "network": tiny.NETWORK,

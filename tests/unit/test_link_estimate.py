@@ -15,7 +15,7 @@ BURST = 1500
 BELIEVED = Link(1e6, 1e6, 50.0)
 
 
-class World:
+class SimulatedLink:
     """A link that messages pass one after the other, each after the last was answered."""
 
     def __init__(
@@ -60,17 +60,17 @@ class World:
 @given(mbit=st.floats(0.3, 40.0), rtt_ms=st.floats(2, 200), size=st.integers(2500, 40_000))
 @settings(deadline=None)
 def test_a_steady_link_is_found(mbit: float, rtt_ms: float, size: int) -> None:
-    world = World(mbit * 1e6, rtt_ms)
+    simulated = SimulatedLink(mbit * 1e6, rtt_ms)
     # A transfer within the jitter tells of no bandwidth.
-    assume((size - BURST) * 8e3 / world.uplink_bps > 2.0)
-    world.calibrate()
+    assume((size - BURST) * 8e3 / simulated.uplink_bps > 2.0)
+    simulated.calibrate()
     for _ in range(20):
-        world.send(size)
-    found = world.estimator.estimate(world.now_s)
+        simulated.send(size)
+    found = simulated.estimator.estimate(simulated.now_s)
     assert found.rtt_ms == pytest.approx(rtt_ms, abs=0.7)
     # What counts is what other messages will take.
     for other in (2000, 20_000, 100_000):
-        expected = (other - BURST) * 8e3 / world.uplink_bps
+        expected = (other - BURST) * 8e3 / simulated.uplink_bps
         assert found.uplink_ms(other, BELIEVED) == pytest.approx(expected, rel=0.2, abs=3.0)
 
 
@@ -82,63 +82,63 @@ def test_before_anything_is_known_the_link_is_as_believed() -> None:
 
 
 def test_clocks_that_are_apart_tell_the_way_up_from_the_way_down() -> None:
-    world = World(2e6, rtt_ms=40.0, jitter_ms=0.0)
-    world.calibrate()
-    uplink_ms, downlink_ms = world.send(11_500)
+    simulated = SimulatedLink(2e6, rtt_ms=40.0, jitter_ms=0.0)
+    simulated.calibrate()
+    uplink_ms, downlink_ms = simulated.send(11_500)
     assert uplink_ms == pytest.approx(20 + 40)
     assert downlink_ms == pytest.approx(20)
 
 
 @pytest.mark.parametrize("factor", [0.25, 4.0])
 def test_a_step_is_a_change_and_not_noise(factor: float) -> None:
-    world = World(4e6)
-    world.calibrate()
+    simulated = SimulatedLink(4e6)
+    simulated.calibrate()
     for _ in range(30):
-        world.send(8000)
-    assert world.estimator.estimate(world.now_s).changes == 0
-    world.uplink_bps *= factor
+        simulated.send(8000)
+    assert simulated.estimator.estimate(simulated.now_s).changes == 0
+    simulated.uplink_bps *= factor
     for _ in range(2):
-        world.send(8000)
-    assert world.uplink == pytest.approx(world.uplink_bps, rel=0.15)
-    assert world.estimator.estimate(world.now_s).changes == 1
+        simulated.send(8000)
+    assert simulated.uplink == pytest.approx(simulated.uplink_bps, rel=0.15)
+    assert simulated.estimator.estimate(simulated.now_s).changes == 1
 
 
 def test_one_stray_message_changes_little() -> None:
-    world = World(4e6)
-    world.calibrate()
+    simulated = SimulatedLink(4e6)
+    simulated.calibrate()
     for _ in range(30):
-        world.send(8000)
-    before = world.uplink
-    usual, world.uplink_bps = world.uplink_bps, 0.4e6
-    world.send(8000)
-    world.uplink_bps = usual
-    assert world.uplink == pytest.approx(before)
+        simulated.send(8000)
+    before = simulated.uplink
+    usual, simulated.uplink_bps = simulated.uplink_bps, 0.4e6
+    simulated.send(8000)
+    simulated.uplink_bps = usual
+    assert simulated.uplink == pytest.approx(before)
     for _ in range(5):
-        world.send(8000)
-    assert world.uplink == pytest.approx(before, rel=0.1)
+        simulated.send(8000)
+    assert simulated.uplink == pytest.approx(before, rel=0.1)
 
 
 def test_an_edge_that_is_slow_to_send_does_not_shake_the_estimate() -> None:
-    world = World(8e6, jitter_ms=8.0)
-    world.calibrate()
+    simulated = SimulatedLink(8e6, jitter_ms=8.0)
+    simulated.calibrate()
     found = []
     for _ in range(60):
-        world.send(40)
-        world.send(12_000)
-        found.append(world.uplink)
+        simulated.send(40)
+        simulated.send(12_000)
+        found.append(simulated.uplink)
     steps = np.abs(np.diff(np.log(found[10:])))
     assert steps.max() < 0.15
-    assert world.estimator.estimate(world.now_s).changes == 0
+    assert simulated.estimator.estimate(simulated.now_s).changes == 0
 
 
 def test_what_a_busy_edge_lets_messages_wait_is_no_transfer() -> None:
-    world = World(5e6, handover_ms=40.0)
-    world.calibrate()
+    simulated = SimulatedLink(5e6, handover_ms=40.0)
+    simulated.calibrate()
     for _ in range(4):
-        world.send(40)
-        world.send(4600)
-    estimate = world.estimator.estimate(world.now_s)
-    assert world.uplink == pytest.approx(5e6, rel=0.1)
+        simulated.send(40)
+        simulated.send(4600)
+    estimate = simulated.estimator.estimate(simulated.now_s)
+    assert simulated.uplink == pytest.approx(5e6, rel=0.1)
     assert estimate.jitter_ms < 2
     assert estimate.rtt_ms is not None
     assert 20 < estimate.rtt_ms < 20 + 40, "what a message waits, the next one will, too"
@@ -146,27 +146,27 @@ def test_what_a_busy_edge_lets_messages_wait_is_no_transfer() -> None:
 
 def test_small_probes_of_a_jittery_edge_see_a_link_quicken() -> None:
     """Their transfers vanish in the jitter; that they do tells enough."""
-    world = World(0.6e6, jitter_ms=14.0)
-    world.calibrate()
+    simulated = SimulatedLink(0.6e6, jitter_ms=14.0)
+    simulated.calibrate()
     for _ in range(10):
-        world.send(40)
-        world.send(3000)
-    assert world.uplink == pytest.approx(0.6e6, rel=0.4)
-    world.uplink_bps = 8e6
-    world.send(3000)
-    assert world.estimator.estimate(world.now_s).unsettled
-    world.send(7500)
-    assert world.uplink > 2e6
+        simulated.send(40)
+        simulated.send(3000)
+    assert simulated.uplink == pytest.approx(0.6e6, rel=0.4)
+    simulated.uplink_bps = 8e6
+    simulated.send(3000)
+    assert simulated.estimator.estimate(simulated.now_s).unsettled
+    simulated.send(7500)
+    assert simulated.uplink > 2e6
 
 
 @pytest.mark.parametrize("mbit", [0.6, 2.0, 8.0, 30.0])
 def test_jitter_alone_is_no_change(mbit: float) -> None:
-    world = World(mbit * 1e6, jitter_ms=14.0)
-    world.calibrate()
+    simulated = SimulatedLink(mbit * 1e6, jitter_ms=14.0)
+    simulated.calibrate()
     for _ in range(300):
-        world.send(40)
-        world.send(3000)
-    assert world.estimator.estimate(world.now_s).changes <= 2
+        simulated.send(40)
+        simulated.send(3000)
+    assert simulated.estimator.estimate(simulated.now_s).changes <= 2
 
 
 def test_messages_that_queue_behind_each_other_are_charged_their_own_time() -> None:
@@ -186,26 +186,26 @@ def test_messages_that_queue_behind_each_other_are_charged_their_own_time() -> N
 
 
 def test_what_is_overdue_bounds_the_bandwidth() -> None:
-    world = World(8e6)
-    world.calibrate()
-    world.estimator.overdue(world.now_s, 10_000, 1000.0)
-    assert world.uplink == pytest.approx(80_000)
-    world.estimator.overdue(world.now_s, 10_000, 1.0)  # says nothing new
-    assert world.uplink == pytest.approx(80_000)
+    simulated = SimulatedLink(8e6)
+    simulated.calibrate()
+    simulated.estimator.overdue(simulated.now_s, 10_000, 1000.0)
+    assert simulated.uplink == pytest.approx(80_000)
+    simulated.estimator.overdue(simulated.now_s, 10_000, 1.0)  # says nothing new
+    assert simulated.uplink == pytest.approx(80_000)
 
 
 def test_a_new_stream_has_new_clocks_but_the_same_link() -> None:
-    world = World(4e6)
-    world.calibrate()
+    simulated = SimulatedLink(4e6)
+    simulated.calibrate()
     for _ in range(5):
-        world.send(8000)
-    before = world.uplink
-    world.estimator.reconnected()
-    assert world.uplink == before
-    uplink_ms, downlink_ms = world.send(8000)
+        simulated.send(8000)
+    before = simulated.uplink
+    simulated.estimator.reconnected()
+    assert simulated.uplink == before
+    uplink_ms, downlink_ms = simulated.send(8000)
     assert downlink_ms == 0.0  # not yet told apart
     assert uplink_ms > 20
-    assert world.uplink == before
+    assert simulated.uplink == before
 
 
 @pytest.mark.parametrize(
@@ -220,15 +220,15 @@ def test_a_new_stream_has_new_clocks_but_the_same_link() -> None:
 def test_a_cloud_whose_clock_steps_breaks_nothing(
     distort: Callable[[Transit], Transit],
 ) -> None:
-    world = World(4e6)
-    world.calibrate()
-    arrived_s = world.now_s + 0.03 + CLOCKS_APART_S
-    usual = Transit(world.now_s, arrived_s, arrived_s, world.now_s + 0.06, 8000)
-    passage = world.estimator.passed(distort(usual))
+    simulated = SimulatedLink(4e6)
+    simulated.calibrate()
+    arrived_s = simulated.now_s + 0.03 + CLOCKS_APART_S
+    usual = Transit(simulated.now_s, arrived_s, arrived_s, simulated.now_s + 0.06, 8000)
+    passage = simulated.estimator.passed(distort(usual))
     assert passage.uplink_ms >= 0
     assert passage.downlink_ms >= 0
     for _ in range(3):
-        world.send(40)
+        simulated.send(40)
     for _ in range(10):
-        world.send(8000)
-    assert world.uplink == pytest.approx(4e6, rel=0.3)
+        simulated.send(8000)
+    assert simulated.uplink == pytest.approx(4e6, rel=0.3)

@@ -15,11 +15,14 @@ import numpy as np
 import pytest
 
 from cloud.admission import Admission
+from cloud.data_plane import DataPlane
 from cloud.edges import Edges
 from cloud.reference_frames import ReferenceFrames
 from cloud.service import SplitService
+from cloud.sessions import EdgeSessions
 from cloud.tails import Tails
 from common.bundle.bundle import Bundle
+from common.errors import SplitpointError, StaleReferenceError
 from common.latency import costs
 from common.link.link import Link
 from common.rpc import splitpoint_pb2 as pb
@@ -27,9 +30,9 @@ from common.rpc.messages import channel_options
 from common.rpc.splitpoint_pb2_grpc import add_SplitServiceServicer_to_server
 from common.tasks.detections import Detections
 from edge.detector import Detector, find_plan
-from edge.planning.patience import Patience
-from edge.planning.pilot import Pilot
+from edge.planning.controller import PlanController
 from edge.planning.planner import PlannerSettings
+from edge.planning.timeouts import FrameTimeouts
 from edge.stream.client import CloudClient
 from edge.stream.transport import GrpcTransport
 from tests import tiny
@@ -46,45 +49,47 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return tiny.build(tmp_path_factory.mktemp("bundle") / "b", PLANS)
 
 
-class Counting(SplitService):
+class Counting(DataPlane):
     """Remembers what it was asked."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.served: list[tuple[str, int, bytes]] = []
-        self.refused: list[pb.Rejection] = []
+        self.refused: list[SplitpointError] = []
 
-    def serve(
-        self, message: pb.EdgeMessage, arrived_s: float, history: ReferenceFrames
-    ) -> pb.CloudMessage:
-        answer = super().serve(message, arrived_s, history)
+    def run(
+        self, message: pb.EdgeMessage, arrived_s: float, references: ReferenceFrames
+    ) -> pb.Result:
         kind = message.WhichOneof("kind") or ""
         body = getattr(message, kind)
-        if answer.HasField("rejection"):
-            self.refused.append(answer.rejection)
         self.served.append((kind, body.frame_id, getattr(body, "plan_digest", b"")))
-        return answer
+        try:
+            return super().run(message, arrived_s, references)
+        except SplitpointError as error:
+            self.refused.append(error)
+            raise
 
 
 @contextmanager
 def cloud(bundle: Bundle, edges: Edges) -> Iterator[tuple[Counting, str]]:
-    """A real gRPC server, in a loop of its own; gives its service and address."""
+    """A real gRPC server, in a loop of its own; gives its data plane and address."""
     loop = asyncio.new_event_loop()
     running = threading.Thread(target=loop.run_forever)
     running.start()
     workers = ThreadPoolExecutor(2)
 
     async def start() -> tuple[grpc.aio.Server, Counting, int]:
-        service = Counting(Tails(bundle), Admission(workers, 2), edges=edges)
+        plane = Counting(Tails(bundle), Admission(workers, 2), edges=edges)
+        service = SplitService(bundle, EdgeSessions(plane))
         server = grpc.aio.server(options=channel_options())
         add_SplitServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
-        return server, service, port
+        return server, plane, port
 
-    server, service, port = asyncio.run_coroutine_threadsafe(start(), loop).result(60)
+    server, plane, port = asyncio.run_coroutine_threadsafe(start(), loop).result(60)
     try:
-        yield service, f"127.0.0.1:{port}"
+        yield plane, f"127.0.0.1:{port}"
     finally:
         asyncio.run_coroutine_threadsafe(server.stop(None), loop).result(60)
         loop.call_soon_threadsafe(loop.stop)
@@ -103,20 +108,20 @@ def same(left: Detections, right: Detections) -> bool:
 def test_no_frame_is_lost_or_doubled_over_many_switches(bundle: Bundle) -> None:
     edges = Edges()
     hello = pb.Hello(edge_id="test", bundle_digest=bundle.digest)
-    with cloud(bundle, edges) as (service, address):
+    with cloud(bundle, edges) as (plane, address):
         client = CloudClient(lambda: GrpcTransport(address), hello, answer_timeout_s=60)
         detector = Detector(bundle, client, adaptive=True)
-        assert detector.pilot is not None
-        detector.pilot.close()
-        detector.pilot = Pilot(
+        assert detector.controller is not None
+        detector.controller.close()
+        detector.controller = PlanController(
             client,
             costs(bundle.plans),
             Link(1e9, 1e9, 1.0),
             PlannerSettings(switch_cost=math.inf, trial_share=0.0),
         )
         # However busy this machine is: a frame is waited for.
-        detector.pilot.patience = lambda *_: Patience(60.0, 60.0)  # type: ignore[method-assign]
-        planner = detector.pilot._planner
+        detector.controller.timeouts = lambda *_: FrameTimeouts(60.0, 60.0)  # type: ignore[method-assign]
+        planner = detector.controller._planner
         expected = {
             (digest, number): detector.detect(picture, digest).detections
             for digest in bundle.plans
@@ -124,7 +129,7 @@ def test_no_frame_is_lost_or_doubled_over_many_switches(bundle: Bundle) -> None:
         }
         unlike = {d.boxes.tobytes() + d.scores.tobytes() for d in expected.values()}
         assert len(unlike) > len(PICTURES), "plans must differ, or this test tells nothing"
-        before = len([kind for kind, *_ in service.served if kind == "frame"])
+        before = len([kind for kind, *_ in plane.served if kind == "frame"])
 
         answered: list[tuple[bytes, int, Detections]] = []
         done = threading.Semaphore(0)
@@ -169,17 +174,17 @@ def test_no_frame_is_lost_or_doubled_over_many_switches(bundle: Bundle) -> None:
     used = Counter(digest for digest, _, _ in answered)
     assert set(used) == set(bundle.plans)
     through_cloud = sum(n for digest, n in used.items() if bundle.plans[digest].tail is not None)
-    frames = [(frame_id, digest) for kind, frame_id, digest in service.served if kind == "frame"]
-    stale = [r for r in service.refused if r.reason == pb.Rejection.REASON_STALE_REFERENCE]
-    assert len(stale) == len(service.refused)
+    frames = [(frame_id, digest) for kind, frame_id, digest in plane.served if kind == "frame"]
+    stale = [error for error in plane.refused if isinstance(error, StaleReferenceError)]
+    assert len(stale) == len(plane.refused)
     assert len(frames) - before - len(stale) == through_cloud
     assert (
         Counter(digest for _, digest in frames[before:])[find_plan(bundle, tiny.SPLIT)]
         == (used[find_plan(bundle, tiny.SPLIT)])
     )
-    ids = [frame_id for _, frame_id, _ in service.served]
+    ids = [frame_id for _, frame_id, _ in plane.served]
     assert len(set(ids)) == len(ids)
-    reports = sum(kind == "report" for kind, *_ in service.served)
+    reports = sum(kind == "report" for kind, *_ in plane.served)
     assert reporter.sent + reporter.lost == used[find_plan(bundle, tiny.EDGE_ONLY)] + len(PICTURES)
     assert reports == reporter.sent
     assert told.switches == SWITCHES

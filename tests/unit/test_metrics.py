@@ -1,5 +1,7 @@
 """What /metrics tells on both ends, and that the dashboard asks for nothing else."""
 
+import asyncio
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -7,6 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cloud import rest as cloud_rest
 from cloud.admission import Admission
+from cloud.data_plane import DataPlane
 from cloud.edges import Edge, Edges
 from cloud.metrics import CloudMetrics
 from cloud.store.samples import SampleSource
@@ -49,7 +52,7 @@ class TestCloud:
         times = pb.CloudTimes(tail_us=3000, total_us=9000)
         message = pb.EdgeMessage(frame=frame)
 
-        metrics.answered(message, pb.CloudMessage(result=pb.Result(times=times)))
+        metrics.answered(message, pb.Result(times=times))
 
         told = values(_text(metrics))
         assert told["splitpoint_cloud_frames_total", (("plan", tiny.SPLIT),)] == 1
@@ -60,10 +63,8 @@ class TestCloud:
 
     def test_a_rejection_is_counted_by_its_reason_and_not_as_a_frame(self, bundle: Bundle) -> None:
         metrics = CloudMetrics(bundle.plans)
-        reason = pb.Rejection.REASON_BAD_PAYLOAD
-        message = pb.EdgeMessage(frame=pb.Frame(plan_digest=_digest(bundle, tiny.SPLIT)))
 
-        metrics.answered(message, pb.CloudMessage(rejection=pb.Rejection(reason=reason)))
+        metrics.rejected(pb.Rejection.REASON_BAD_PAYLOAD)
 
         told = values(_text(metrics))
         assert told["splitpoint_cloud_rejections_total", (("reason", "bad-payload"),)] == 1
@@ -73,7 +74,7 @@ class TestCloud:
         metrics = CloudMetrics(bundle.plans)
         message = pb.EdgeMessage(report=pb.Report(plan_digest=b"x" * 32))
 
-        metrics.answered(message, pb.CloudMessage(result=pb.Result()))
+        metrics.answered(message, pb.Result())
 
         assert values(_text(metrics))["splitpoint_cloud_reports_total", (("plan", "another"),)] == 1
 
@@ -84,11 +85,32 @@ class TestCloud:
         metrics.left()
         assert values(_text(metrics))["splitpoint_cloud_queue_depth", ()] == 1
 
+    def test_calls_that_wait_are_shown_by_lane(self, bundle: Bundle) -> None:
+        with ThreadPoolExecutor(1) as workers:
+            admission = Admission(workers, 1)
+            begun, go_on = threading.Event(), threading.Event()
+
+            def work() -> None:
+                begun.set()
+                go_on.wait()
+
+            async def waiting() -> Values:
+                calls = [asyncio.create_task(admission.run("edge", "a", work)) for _ in range(3)]
+                await asyncio.to_thread(begun.wait)
+                shown = values(_text(CloudMetrics(bundle.plans, admission=admission)))
+                go_on.set()
+                await asyncio.gather(*calls)
+                return shown
+
+            shown = asyncio.run(waiting())
+        assert shown["splitpoint_cloud_waiting_calls", (("lane", "edge"),)] == 2
+        assert shown["splitpoint_cloud_waiting_calls", (("lane", "rest"),)] == 0
+
     def test_connected_edges_tell_their_plan_and_link(self, bundle: Bundle) -> None:
         edges, store = Edges(), Store()
         store.ignore("door")
         app = cloud_rest.create_app(
-            Tails(bundle), Admission(ThreadPoolExecutor(1), 1), store=store, edges=edges
+            DataPlane(Tails(bundle), Admission(ThreadPoolExecutor(1), 1), store=store, edges=edges)
         )
         edge = Edge(SampleSource("door", "box", "ort", 1), "00", "1", _nowhere)
         digest = _digest(bundle, tiny.SPLIT)

@@ -10,7 +10,8 @@ from torch import nn
 
 from common.errors import ModelError
 from common.machine import saturates_int8
-from common.runtime.session import Model, check_parity
+from common.runtime.parity import check_parity
+from common.runtime.registry import open_model
 from search.network import execute
 from search.network.cuts import enumerate_cuts
 from search.network.graph import Graph, Node
@@ -239,7 +240,7 @@ def test_heads_in_the_runtime_equal_the_integer_reference(op: str) -> None:
             with pytest.raises(ModelError, match="softmax"):
                 head_model(network, cut.tensors)
             continue
-        runtime = Model(head_model(network, cut.tensors))
+        runtime = open_model(head_model(network, cut.tensors))
         for frame in FRAMES:
             codes = runtime.run({"image": frame[None]})
             check_parity(codes, integer.run(network, frame[None], cut.tensors), what=cut.name)
@@ -256,7 +257,7 @@ def test_tails_in_the_runtime_equal_torch(op: str, tmp_path: Path) -> None:
         path = tmp_path / "tail.onnx"
         path.write_bytes(tail_model(graph, cut, weights))
         sent = execute.run(graph, {"image": image}, cut.tensors)
-        (output,) = Model(path).run({name: value.numpy() for name, value in sent.items()})
+        (output,) = open_model(path).run({name: value.numpy() for name, value in sent.items()})
         np.testing.assert_allclose(output, whole[graph.outputs[0]].numpy(), atol=2e-5)
 
 

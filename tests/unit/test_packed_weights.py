@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from common.bundle.packed_weights import Packable, pack_weights, unpack_weights
 from common.errors import BundleError, ModelError
-from common.runtime.session import Model, check_parity
+from common.runtime.parity import check_parity
+from common.runtime.registry import open_model
 from search.quantization import integer
 from search.quantization.calibration import observe
 from search.quantization.export import head_model, packed_weights
@@ -81,11 +82,11 @@ def test_a_head_runs_on_weights_from_outside(tmp_path: Path) -> None:
     assert len(packed) < 0.6 * sum(conv.weight.nbytes for conv in network.convs.values()) + 1000
     path = tmp_path / "head.onnx"
     path.write_bytes(head_model(network, graph.outputs, outside_weights=True))
-    model = Model(path, weights=unpack_weights(packed, "head.weights"))
+    model = open_model(path, weights=unpack_weights(packed, "head.weights"))
     expected = integer.run(network, frames[:1], graph.outputs)
     check_parity(model.run({"image": frames[:1]}), expected, what="head")
     with pytest.raises(ModelError, match="ONNX Runtime refuses"):
-        Model(path)
+        open_model(path)
 
 
 def test_weights_of_8_bits_stay_in_the_model() -> None:

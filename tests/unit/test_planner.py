@@ -68,7 +68,7 @@ def run(
     seed: int = 0,
     edge_factor: float = 1.0,
 ) -> Tally:
-    """Serve frames in a simulated world: a link, machines that are not as predicted, noise."""
+    """Serve frames by a simulated system: a link, machines that are not as predicted, noise."""
     rng = np.random.default_rng(seed)
     own = {cost.digest: math.exp(0.05 * rng.standard_normal()) * edge_factor for cost in costs}
     estimator = LinkEstimator()

@@ -13,9 +13,9 @@ from fastapi import FastAPI
 
 from cloud import rest as cloud_rest
 from cloud.admission import Admission
+from cloud.data_plane import DataPlane
 from cloud.edges import Edge, Edges
 from cloud.reference_frames import ReferenceFrames
-from cloud.service import SplitService
 from cloud.store.samples import SampleSource
 from cloud.store.store import Store
 from cloud.tails import Tails
@@ -28,6 +28,7 @@ from edge.stream.client import CloudClient
 from edge.stream.transport import InProcessTransport
 from tests import tiny
 from tests.asgi import request
+from tests.planes import answer_to
 
 SOURCE = SampleSource("door", "box 3", "onnxruntime x1", 1)
 
@@ -57,7 +58,7 @@ def store() -> Iterator[Store]:
 @pytest.fixture
 def cloud(tails: Tails, edges: Edges, store: Store) -> FastAPI:
     return cloud_rest.create_app(
-        tails, Admission(ThreadPoolExecutor(1), 1), store=store, edges=edges
+        DataPlane(tails, Admission(ThreadPoolExecutor(1), 1), store=store, edges=edges)
     )
 
 
@@ -331,7 +332,9 @@ class TestProfiles:
     def test_a_cloud_without_a_store_tells_all_the_same(
         self, tails: Tails, edges: Edges, bundle: Bundle
     ) -> None:
-        app = cloud_rest.create_app(tails, Admission(ThreadPoolExecutor(1), 1), edges=edges)
+        app = cloud_rest.create_app(
+            DataPlane(tails, Admission(ThreadPoolExecutor(1), 1), edges=edges)
+        )
         report = pb.ProfileReport(rows=[row(bundle)])
         with connected(edges, report=lambda _: report):
             response = request(app, "POST", "/v1/edges/door/profile")
@@ -340,7 +343,7 @@ class TestProfiles:
 
 def detector(bundle: Bundle, tails: Tails, *, adaptive: bool) -> Detector:
     """An edge whose cloud is a function call."""
-    service = SplitService(tails, Admission(ThreadPoolExecutor(1), 1))
+    plane = DataPlane(tails, Admission(ThreadPoolExecutor(1), 1))
 
     def serve(message: pb.EdgeMessage) -> Iterable[pb.CloudMessage]:
         kind = message.WhichOneof("kind")
@@ -349,7 +352,7 @@ def detector(bundle: Bundle, tails: Tails, *, adaptive: bool) -> Detector:
         return (
             []
             if kind == "switch"
-            else [service.serve(message, time.perf_counter(), ReferenceFrames())]
+            else [answer_to(plane, message, time.perf_counter(), ReferenceFrames())]
         )
 
     hello = pb.Hello(edge_id="test", bundle_digest=bundle.digest)

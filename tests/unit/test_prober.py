@@ -11,47 +11,49 @@ import pytest
 from common.rpc.messages import MAX_PROBE_BYTES
 from edge.link.estimate import Estimate
 from edge.planning.prober import CALIBRATION_BYTES, PINGS, Prober
-from tests.probing import ACTIVE_S, FRESH, PING_S, ByHand, World, calibrated
+from tests.probing import ACTIVE_S, FRESH, PING_S, ByHand, SimulatedCloud, calibrated
 
 
 @pytest.fixture
-def world() -> World:
-    return World()
+def simulated() -> SimulatedCloud:
+    return SimulatedCloud()
 
 
 @pytest.fixture
-def prober(world: World) -> ByHand:
-    return ByHand(world)
+def prober(simulated: SimulatedCloud) -> ByHand:
+    return ByHand(simulated)
 
 
-def test_without_frames_nothing_is_sent(prober: ByHand, world: World) -> None:
-    assert prober.due(world.now_s) == (math.inf, None)
+def test_without_frames_nothing_is_sent(prober: ByHand, simulated: SimulatedCloud) -> None:
+    assert prober.due(simulated.now_s) == (math.inf, None)
     calibrated(prober)
-    world.estimate = replace(FRESH, age_s=100.0, unsettled=True)
-    world.now_s += ACTIVE_S + 1
+    simulated.estimate = replace(FRESH, age_s=100.0, unsettled=True)
+    simulated.now_s += ACTIVE_S + 1
     assert prober.go(100.0, frames=False) == []
-    world.cloud_away = True
+    simulated.cloud_away = True
     assert prober.go(100.0, frames=False) == []
 
 
-def test_a_new_stream_is_calibrated_once(prober: ByHand, world: World) -> None:
+def test_a_new_stream_is_calibrated_once(prober: ByHand, simulated: SimulatedCloud) -> None:
     prober.frame()
-    wait_s, act = prober.due(world.now_s)
+    wait_s, act = prober.due(simulated.now_s)
     assert wait_s == 0
     assert act is not None
     act()
-    assert world.sizes == [0] * PINGS + list(CALIBRATION_BYTES)
+    assert simulated.sizes == [0] * PINGS + list(CALIBRATION_BYTES)
     prober.calibrate()
-    assert len(world.sizes) == PINGS + 2, "a stream that is known is left alone"
-    wait_s, _ = prober.due(world.now_s)
+    assert len(simulated.sizes) == PINGS + 2, "a stream that is known is left alone"
+    wait_s, _ = prober.due(simulated.now_s)
     assert wait_s > 0
-    world.stream = object()
-    assert prober.due(world.now_s)[0] == 0
+    simulated.stream = object()
+    assert prober.due(simulated.now_s)[0] == 0
     prober.calibrate()
-    assert world.sizes[PINGS + 2 :] == [0] * PINGS + list(CALIBRATION_BYTES)
+    assert simulated.sizes[PINGS + 2 :] == [0] * PINGS + list(CALIBRATION_BYTES)
 
 
-def test_two_who_ask_for_it_at_once_calibrate_once(prober: ByHand, world: World) -> None:
+def test_two_who_ask_for_it_at_once_calibrate_once(
+    prober: ByHand, simulated: SimulatedCloud
+) -> None:
     started = threading.Barrier(2)
 
     def ask() -> None:
@@ -63,7 +65,7 @@ def test_two_who_ask_for_it_at_once_calibrate_once(prober: ByHand, world: World)
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert len(world.sizes) == PINGS + len(CALIBRATION_BYTES)
+    assert len(simulated.sizes) == PINGS + len(CALIBRATION_BYTES)
 
 
 def test_while_frames_measure_the_link_only_the_floor_is_pinged(prober: ByHand) -> None:
@@ -72,28 +74,28 @@ def test_while_frames_measure_the_link_only_the_floor_is_pinged(prober: ByHand) 
     assert len(sent) == 4
 
 
-def test_a_bandwidth_that_is_stale_is_probed(prober: ByHand, world: World) -> None:
+def test_a_bandwidth_that_is_stale_is_probed(prober: ByHand, simulated: SimulatedCloud) -> None:
     calibrated(prober)
-    world.estimate = replace(FRESH, age_s=0.4)
-    world.now_s += 2.0
+    simulated.estimate = replace(FRESH, age_s=0.4)
+    simulated.now_s += 2.0
     prober.frame()
     prober.rest()
-    wait_s, _ = prober.due(world.now_s)
+    wait_s, _ = prober.due(simulated.now_s)
     assert wait_s == pytest.approx(0.1)
-    world.estimate = replace(FRESH, age_s=5.0)
-    wait_s, act = prober.due(world.now_s)
+    simulated.estimate = replace(FRESH, age_s=5.0)
+    wait_s, act = prober.due(simulated.now_s)
     assert wait_s == 0
     assert act is not None
     act()
-    assert world.sizes[0] > 0
+    assert simulated.sizes[0] > 0
 
 
 def test_the_first_frame_after_a_pause_has_the_link_for_itself(
-    prober: ByHand, world: World
+    prober: ByHand, simulated: SimulatedCloud
 ) -> None:
     calibrated(prober)
-    world.now_s += ACTIVE_S + 10
-    world.estimate = replace(FRESH, age_s=13.0)
+    simulated.now_s += ACTIVE_S + 10
+    simulated.estimate = replace(FRESH, age_s=13.0)
     assert {size for _, size in prober.go(0.4)} <= {0}
     assert any(size for _, size in prober.go(0.3)), "no frame has measured it since"
 
@@ -102,18 +104,20 @@ def test_the_first_frame_after_a_pause_has_the_link_for_itself(
     "estimate", [replace(FRESH, age_s=10.0), replace(FRESH, unsettled=True), FRESH]
 )
 def test_a_frame_that_is_served_has_the_edge_for_itself(
-    prober: ByHand, world: World, estimate: Estimate
+    prober: ByHand, simulated: SimulatedCloud, estimate: Estimate
 ) -> None:
     calibrated(prober)
-    world.estimate = estimate
-    world.now_s += PING_S
+    simulated.estimate = estimate
+    simulated.now_s += PING_S
     prober.frame()
     assert prober.go(0.5, frames=False) == []
     prober.rest()
     assert prober.go(0.1, frames=False) != []
 
 
-def test_what_waits_for_a_frame_is_sent_as_soon_as_it_is_answered(world: World) -> None:
+def test_what_waits_for_a_frame_is_sent_as_soon_as_it_is_answered(
+    simulated: SimulatedCloud,
+) -> None:
     sent = threading.Event()
 
     class Watched(Prober):
@@ -121,10 +125,10 @@ def test_what_waits_for_a_frame_is_sent_as_soon_as_it_is_answered(world: World) 
             super().act(what)
             sent.set()
 
-    prober = Watched(world.client, world.planner, world.clock)
+    prober = Watched(simulated.client, simulated.planner, simulated.clock)
     prober.calibrate()
-    world.now_s += 1.0
-    world.estimate = replace(FRESH, unsettled=True)
+    simulated.now_s += 1.0
+    simulated.estimate = replace(FRESH, unsettled=True)
     prober.frame()
     assert not sent.wait(0.1)
     prober.rest()
@@ -133,61 +137,65 @@ def test_what_waits_for_a_frame_is_sent_as_soon_as_it_is_answered(world: World) 
 
 
 def test_a_frame_that_takes_long_does_not_keep_the_edge_from_looking(
-    prober: ByHand, world: World
+    prober: ByHand, simulated: SimulatedCloud
 ) -> None:
     calibrated(prober)
-    world.estimate = replace(FRESH, age_s=10.0)
+    simulated.estimate = replace(FRESH, age_s=10.0)
     prober.frame()
     assert [size for _, size in prober.go(2.0, frames=False) if size]
 
 
-def test_a_surprise_is_settled_soon(prober: ByHand, world: World) -> None:
+def test_a_surprise_is_settled_soon(prober: ByHand, simulated: SimulatedCloud) -> None:
     calibrated(prober)
-    world.estimate = replace(FRESH, age_s=0.05, unsettled=True)
+    simulated.estimate = replace(FRESH, age_s=0.05, unsettled=True)
     (sent, *_) = prober.go(0.5)
     assert sent[1] > 0
-    world.sent.clear()
-    world.estimate = FRESH
+    simulated.sent.clear()
+    simulated.estimate = FRESH
     assert prober.go(2.0) == []
 
 
-def test_a_link_that_never_settles_is_not_filled_with_probes(prober: ByHand, world: World) -> None:
+def test_a_link_that_never_settles_is_not_filled_with_probes(
+    prober: ByHand, simulated: SimulatedCloud
+) -> None:
     """A jittery link surprises every time."""
     calibrated(prober)
     bps = 2e5
-    world.bps = bps
-    world.estimate = replace(FRESH, uplink_bps=bps, age_s=5.0, unsettled=True)
+    simulated.bps = bps
+    simulated.estimate = replace(FRESH, uplink_bps=bps, age_s=5.0, unsettled=True)
     sent = prober.go(120.0)
     busy_s = sum(size * 8 / bps for _, size in sent)
     assert busy_s < 0.1 * 120
 
 
 def test_a_large_probe_of_a_fast_link_blinds_nobody_when_the_link_has_slowed(
-    prober: ByHand, world: World
+    prober: ByHand, simulated: SimulatedCloud
 ) -> None:
     calibrated(prober)
-    world.estimate = replace(FRESH, uplink_bps=8e6, age_s=5.0, unsettled=True)
+    simulated.estimate = replace(FRESH, uplink_bps=8e6, age_s=5.0, unsettled=True)
     [(_, spent)] = prober.go(0.5)[:1]
     assert spent > 20_000
-    world.estimate = replace(FRESH, uplink_bps=0.6e6, age_s=5.0)
-    world.sent.clear()
+    simulated.estimate = replace(FRESH, uplink_bps=0.6e6, age_s=5.0)
+    simulated.sent.clear()
     prober.go(2.5)
-    assert any(world.sizes), "within seconds, it looks again"
+    assert any(simulated.sizes), "within seconds, it looks again"
 
 
-def test_no_bandwidth_is_measured_that_nobody_wants_to_know(prober: ByHand, world: World) -> None:
+def test_no_bandwidth_is_measured_that_nobody_wants_to_know(
+    prober: ByHand, simulated: SimulatedCloud
+) -> None:
     calibrated(prober)
-    world.wanted = False
-    world.estimate = replace(FRESH, age_s=100.0, unsettled=True)
+    simulated.wanted = False
+    simulated.estimate = replace(FRESH, age_s=100.0, unsettled=True)
     assert {size for _, size in prober.go(21.0)} == {0}
 
 
 @pytest.mark.parametrize("bps", [1e4, 1e5, 1e6, 1e7, 1e9, None])
 def test_one_of_four_sizes_is_large_within_bounds(
-    prober: ByHand, world: World, bps: float | None
+    prober: ByHand, simulated: SimulatedCloud, bps: float | None
 ) -> None:
     calibrated(prober)
-    world.estimate = replace(FRESH, uplink_bps=bps, age_s=100.0)
+    simulated.estimate = replace(FRESH, uplink_bps=bps, age_s=100.0)
     seconds = 8 * 4500 * 8 / (0.05 * min(bps or 1e6, 1e6)) * 1.5
     charged = FRESH.burst_bytes  # the burst costs no time, so it tells nothing
     sizes = [size - charged for _, size in prober.go(seconds) if size]
@@ -200,73 +208,85 @@ def test_one_of_four_sizes_is_large_within_bounds(
 
 
 @pytest.mark.parametrize("bps", [5e4, 2e5, 1e6, 1e7, 1e8])
-def test_probes_take_a_small_share_of_a_link(prober: ByHand, world: World, bps: float) -> None:
+def test_probes_take_a_small_share_of_a_link(
+    prober: ByHand, simulated: SimulatedCloud, bps: float
+) -> None:
     calibrated(prober)
-    world.bps = bps
-    world.estimate = replace(FRESH, uplink_bps=bps, age_s=100.0)
+    simulated.bps = bps
+    simulated.estimate = replace(FRESH, uplink_bps=bps, age_s=100.0)
     seconds = 100.0
     sent = prober.go(seconds)
     assert sum(size * 8 / bps for _, size in sent) < 0.06 * seconds
 
 
 @pytest.mark.parametrize("bps", [12e3, 20e3, 30e3])
-def test_a_slow_cloud_is_not_taken_for_away(prober: ByHand, world: World, bps: float) -> None:
+def test_a_slow_cloud_is_not_taken_for_away(
+    prober: ByHand, simulated: SimulatedCloud, bps: float
+) -> None:
     """A probe that is still on its way tells of the link, not of the cloud."""
-    world.bps = bps
-    world.estimate = replace(FRESH, uplink_bps=None)
+    simulated.bps = bps
+    simulated.estimate = replace(FRESH, uplink_bps=None)
     seconds = 300.0
     sent = prober.go(seconds)
-    assert not world.cloud_away
-    assert world.losses == 0
-    assert world.overdue
+    assert not simulated.cloud_away
+    assert simulated.losses == 0
+    assert simulated.overdue
     assert [size for _, size in sent[: PINGS + 2]] == [0] * PINGS + list(CALIBRATION_BYTES)
     assert sum(size * 8 / bps for _, size in sent) < 0.1 * seconds
 
 
-def test_a_cloud_that_is_away_is_pinged_once_a_second(prober: ByHand, world: World) -> None:
+def test_a_cloud_that_is_away_is_pinged_once_a_second(
+    prober: ByHand, simulated: SimulatedCloud
+) -> None:
     calibrated(prober)
-    world.answers = False
-    world.cloud_away = True
-    world.now_s += 1.0
+    simulated.answers = False
+    simulated.cloud_away = True
+    simulated.now_s += 1.0
     sent = prober.go(30.0)
     assert {size for _, size in sent} == {0}
     starts = [at_s for at_s, _ in sent]
     assert all(later - earlier >= 1.0 for earlier, later in pairwise(starts))
     assert len(sent) >= 8
-    assert world.resets == len(sent), "each by a stream of its own"
+    assert simulated.resets == len(sent), "each by a stream of its own"
 
 
-def test_a_cloud_that_is_back_is_calibrated_anew(prober: ByHand, world: World) -> None:
+def test_a_cloud_that_is_back_is_calibrated_anew(prober: ByHand, simulated: SimulatedCloud) -> None:
     calibrated(prober)
-    world.answers = False
-    world.cloud_away = True
-    world.now_s += 1.0
+    simulated.answers = False
+    simulated.cloud_away = True
+    simulated.now_s += 1.0
     prober.go(5.0)
-    world.sent.clear()
-    world.answers = True
+    simulated.sent.clear()
+    simulated.answers = True
     sent = prober.go(4.0)
-    assert not world.cloud_away
+    assert not simulated.cloud_away
     assert [size for _, size in sent] == [0] + [0] * PINGS + list(CALIBRATION_BYTES)
 
 
-def test_a_probe_that_fails_says_that_the_cloud_is_away(prober: ByHand, world: World) -> None:
+def test_a_probe_that_fails_says_that_the_cloud_is_away(
+    prober: ByHand, simulated: SimulatedCloud
+) -> None:
     calibrated(prober)
-    world.answers = False
+    simulated.answers = False
     prober.go(8.0)
-    assert world.losses
-    assert world.cloud_away
+    assert simulated.losses
+    assert simulated.cloud_away
 
 
-def test_a_cloud_that_is_full_is_not_pinged_meanwhile(prober: ByHand, world: World) -> None:
+def test_a_cloud_that_is_full_is_not_pinged_meanwhile(
+    prober: ByHand, simulated: SimulatedCloud
+) -> None:
     calibrated(prober)
-    world.cloud_away, world.quiet_until_s = True, world.now_s + 8.0
+    simulated.cloud_away, simulated.quiet_until_s = True, simulated.now_s + 8.0
     assert prober.go(7.9) == []
     assert len(prober.go(0.5)) == 1
 
 
-def test_a_cloud_that_may_be_away_is_looked_for_at_once(prober: ByHand, world: World) -> None:
+def test_a_cloud_that_may_be_away_is_looked_for_at_once(
+    prober: ByHand, simulated: SimulatedCloud
+) -> None:
     calibrated(prober)
-    world.cloud_away, world.answers = True, False
+    simulated.cloud_away, simulated.answers = True, False
     assert prober.go(0.5) == [], "once a second"
     prober.doubt()
     assert len(prober.go(0.1)) == 1

@@ -10,39 +10,41 @@ from common.errors import CloudUnavailableError, SplitpointError
 from common.rpc import splitpoint_pb2 as pb
 from edge.link.estimate import Passage
 from edge.planning.prober import PINGS, Prober
-from edge.stream.client import Answer
-from tests.probing import ACTIVE_S, FRESH, World
+from edge.stream.connection import Answer
+from tests.probing import ACTIVE_S, FRESH, SimulatedCloud
 
 
 @pytest.fixture
-def world() -> World:
-    return World()
+def simulated() -> SimulatedCloud:
+    return SimulatedCloud()
 
 
 class TestItsThread:
     """The real one, over a client that tells when it was asked."""
 
     @staticmethod
-    def of(world: World, answer: Callable[[], None]) -> tuple[Prober, threading.Event]:
+    def of(simulated: SimulatedCloud, answer: Callable[[], None]) -> tuple[Prober, threading.Event]:
         asked = threading.Event()
 
         def ask(size: int, timeout_s: float) -> Answer:
-            world.sent.append((0.0, size))
-            if len(world.sent) >= PINGS + 2:
+            simulated.sent.append((0.0, size))
+            if len(simulated.sent) >= PINGS + 2:
                 asked.set()
             answer()
             return Answer(pb.Result(), 20.0, Passage(10.0, 10.0))
 
-        world.asked = ask  # type: ignore[method-assign]
-        return Prober(world.client, world.planner), asked
+        simulated.asked = ask  # type: ignore[method-assign]
+        return Prober(simulated.client, simulated.planner), asked
 
-    def test_the_first_frame_wakes_it(self, world: World) -> None:
-        prober, asked = self.of(world, lambda: None)
+    def test_the_first_frame_wakes_it(self, simulated: SimulatedCloud) -> None:
+        prober, asked = self.of(simulated, lambda: None)
         prober.frame()
         assert asked.wait(60)
         prober.close()
 
-    def test_after_a_pause_it_sleeps_until_the_frame_is_answered(self, world: World) -> None:
+    def test_after_a_pause_it_sleeps_until_the_frame_is_answered(
+        self, simulated: SimulatedCloud
+    ) -> None:
         looked = threading.Event()
 
         class Watched(Prober):
@@ -50,13 +52,13 @@ class TestItsThread:
                 looked.set()
                 return super().due(now_s)
 
-        prober = Watched(world.client, world.planner, world.clock)
-        prober._stream, prober._pinged_s = world.stream, world.now_s
+        prober = Watched(simulated.client, simulated.planner, simulated.clock)
+        prober._stream, prober._pinged_s = simulated.stream, simulated.now_s
         prober.frame()
         assert looked.wait(60)
         with prober._wake:  # it has looked, and waits
             looked.clear()
-            world.now_s += ACTIVE_S + 1
+            simulated.now_s += ACTIVE_S + 1
         prober.rest()
         assert looked.wait(60)
         with prober._wake:  # until there are frames again
@@ -67,37 +69,37 @@ class TestItsThread:
         assert looked.wait(60)
         prober.close()
 
-    def test_what_settles_follows_the_frame_at_once(self, world: World) -> None:
-        prober = Prober(world.client, world.planner, world.clock)
-        prober._stream, prober._pinged_s = world.stream, world.now_s
-        prober._probed_s = world.now_s - 0.05
-        world.estimate = replace(FRESH, unsettled=True)
-        prober._active_s = prober._serving_s = world.now_s
-        wait_s, _ = prober.due(world.now_s)
+    def test_what_settles_follows_the_frame_at_once(self, simulated: SimulatedCloud) -> None:
+        prober = Prober(simulated.client, simulated.planner, simulated.clock)
+        prober._stream, prober._pinged_s = simulated.stream, simulated.now_s
+        prober._probed_s = simulated.now_s - 0.05
+        simulated.estimate = replace(FRESH, unsettled=True)
+        prober._active_s = prober._serving_s = simulated.now_s
+        wait_s, _ = prober.due(simulated.now_s)
         assert wait_s > 0.5, "as long as a frame may take"
         assert prober._held, "unless it is answered before"
         prober.rest()
-        wait_s, _ = prober.due(world.now_s)
+        wait_s, _ = prober.due(simulated.now_s)
         assert wait_s == pytest.approx(0.05)
 
-    def test_an_error_does_not_end_it(self, world: World) -> None:
+    def test_an_error_does_not_end_it(self, simulated: SimulatedCloud) -> None:
         failures = iter([SplitpointError("no"), CloudUnavailableError("no")])
 
         def answer() -> None:
             for error in failures:
                 raise error
 
-        prober, asked = self.of(world, answer)
+        prober, asked = self.of(simulated, answer)
         for _ in range(1000):
             prober.frame()
             if asked.wait(0.05):
                 break
         assert asked.is_set()
-        assert world.losses
+        assert simulated.losses
         prober.close()
 
-    def test_it_ends_when_it_is_closed(self, world: World) -> None:
-        prober, asked = self.of(world, lambda: None)
+    def test_it_ends_when_it_is_closed(self, simulated: SimulatedCloud) -> None:
+        prober, asked = self.of(simulated, lambda: None)
         prober.frame()
         assert asked.wait(60)
         thread = prober._thread

@@ -12,6 +12,7 @@ from PIL import Image
 
 from cloud import profile as cloud_profile
 from cloud.admission import Admission
+from cloud.data_plane import DataPlane
 from cloud.profile import rows_of
 from cloud.rest import create_app
 from cloud.store.samples import LONGEST_US, ImpossibleTimesError, SampleSource
@@ -297,7 +298,7 @@ def test_a_profile_is_told_under_tables(
     store.upsert_profiles(rows)
     with ThreadPoolExecutor(1) as workers:
         told = request(
-            create_app(tails, Admission(workers, 1), store=store), "GET", "/v1/tables"
+            create_app(DataPlane(tails, Admission(workers, 1), store=store)), "GET", "/v1/tables"
         ).json()
     assert told["tables"] == [row.model_dump() for row in sorted(rows, key=lambda row: row.key)]
     assert told["rows"] == []

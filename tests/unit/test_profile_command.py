@@ -18,11 +18,15 @@ import pytest
 
 from cloud.store.store import Store
 from common.bundle.bundle import Bundle
+from common.errors import SettingsError
 from common.http.serving import bind, port_of
+from common.latency import costs
+from common.runtime.registry import DEFAULT_RUNTIME, runtime_name
 from common.tables.rows import LatencyRow, to_json
 from common.tables.store_file import read_tables
 from splitpoint import remote
 from splitpoint.cli import main
+from splitpoint.edge_detector import EdgeDetector
 from tests import tiny
 
 ROW: dict[str, Any] = {
@@ -87,6 +91,32 @@ class TestBundles:
         assert ("cloud", "tail from cut") in rows
         assert ("cloud", "boxes") in rows
         assert ("edge", "boxes") in rows
+
+    def test_rows_of_runtimes_lie_side_by_side_and_an_edge_takes_its_own(
+        self, bundle: Path, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "tables.json"
+        options = ("--bundle", bundle, "--tables", path, "--device", "box", "--budget", "0.1")
+        assert run(*options, "--cloud-side", "--runtime", "openvino") == 0
+        assert {row.runtime for row in read_tables(path)} == {runtime_name(1, "openvino")}
+        with (
+            pytest.raises(SettingsError, match="nothing about device 'box' with onnxruntime"),
+            EdgeDetector(bundle, "127.0.0.1:1", device="box", tables=path),
+        ):
+            pass
+        assert run(*options, "--runtime", DEFAULT_RUNTIME) == 0
+        heads = {
+            row.runtime: row.median_ms
+            for row in read_tables(path)
+            if row.segment == "head to cut" and row.side == "edge"
+        }
+        assert heads.keys() == {runtime_name(1), runtime_name(1, "openvino")}
+        plans = Bundle.open(bundle).plans
+        for runtime in (DEFAULT_RUNTIME, "openvino"):
+            known = costs(plans, read_tables(path), "box", runtime)
+            split = next(each for each in known if each.plan.name == tiny.SPLIT)
+            (ms,) = [stage.ms for stage in split.stages if stage.stage == "head"]
+            assert ms == heads[runtime_name(1, runtime)]
 
     def test_rows_of_other_devices_stay(self, bundle: Path, tmp_path: Path) -> None:
         path = tmp_path / "tables.json"

@@ -47,7 +47,7 @@ class Silent:
 def row(segment: str, median_ms: float, device: str = "test", **others: Any) -> LatencyRow:
     fields: dict[str, Any] = {
         "device": device,
-        "runtime": "r",
+        "runtime": "onnxruntime x1",
         "threads": 1,
         "side": "edge",
         "network": tiny.NETWORK,

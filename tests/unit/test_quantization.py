@@ -8,7 +8,8 @@ import torch
 
 from common.errors import CalibrationError, ModelError, ParityError
 from common.machine import saturates_int8
-from common.runtime.session import Model, check_parity
+from common.runtime.parity import check_parity
+from common.runtime.registry import open_model
 from search.network import execute
 from search.network.cuts import enumerate_cuts
 from search.network.quant_params import QuantParams
@@ -31,7 +32,7 @@ def network() -> QuantizedGraph:
 
 def test_every_head_reproduces_the_integer_reference(network: QuantizedGraph) -> None:
     for cut in enumerate_cuts(network.graph, max_tensors=8)[1:]:
-        codes = Model(head_model(network, cut.tensors)).run({"image": FRAMES[:1]})
+        codes = open_model(head_model(network, cut.tensors)).run({"image": FRAMES[:1]})
         check_parity(codes, integer.run(network, FRAMES[:1], cut.tensors), what=cut.name)
 
 
@@ -39,7 +40,7 @@ def test_reduced_range_keeps_weights_to_seven_bits(network: QuantizedGraph) -> N
     graph = network.graph
     reduced = rounded(graph, observe(graph, FRAMES), reduced_range=True)
     assert max(int(np.abs(conv.weight).max()) for conv in reduced.convs.values()) == 63
-    codes = Model(head_model(reduced, graph.outputs)).run({"image": FRAMES[:1]})
+    codes = open_model(head_model(reduced, graph.outputs)).run({"image": FRAMES[:1]})
     check_parity(codes, integer.run(reduced, FRAMES[:1], graph.outputs), what="reduced")
 
 
@@ -67,7 +68,7 @@ def test_every_tail_takes_batches_and_reproduces_torch(
         path = tmp_path / "tail.onnx"
         path.write_bytes(tail_model(graph, cut, weights))
         sent = execute.run(graph, {"image": image}, cut.tensors)
-        outputs = Model(path).run({name: value.numpy() for name, value in sent.items()})
+        outputs = open_model(path).run({name: value.numpy() for name, value in sent.items()})
         for name, output in zip(graph.outputs, outputs, strict=True):
             np.testing.assert_allclose(output, whole[name].numpy(), atol=2e-5)
 
@@ -107,5 +108,5 @@ def test_constant_and_missing_calibration_is_refused() -> None:
 
 def test_not_a_model_is_one_line() -> None:
     with pytest.raises(ModelError, match="ONNX Runtime refuses") as caught:
-        Model(b"not a model")
+        open_model(b"not a model")
     assert "\n" not in str(caught.value)

@@ -12,8 +12,8 @@ from PIL import Image
 
 from cloud import rest as cloud_rest
 from cloud.admission import Admission
+from cloud.data_plane import DataPlane
 from cloud.reference_frames import ReferenceFrames
-from cloud.service import SplitService
 from cloud.tails import Tails
 from common.bundle.bundle import Bundle
 from common.imaging.images import ImageLimits
@@ -24,6 +24,7 @@ from edge.stream.client import CloudClient
 from edge.stream.transport import InProcessTransport
 from tests import tiny
 from tests.asgi import request
+from tests.planes import answer_to
 
 LIMITS = ImageLimits(max_bytes=100_000, max_decoded_bytes=700_000)
 
@@ -42,18 +43,20 @@ def tails(bundle: Bundle) -> Tails:
 
 @pytest.fixture(scope="module")
 def cloud(tails: Tails) -> FastAPI:
-    return cloud_rest.create_app(tails, Admission(ThreadPoolExecutor(1), 1), limits=LIMITS)
+    return cloud_rest.create_app(
+        DataPlane(tails, Admission(ThreadPoolExecutor(1), 1), image_limits=LIMITS)
+    )
 
 
 @pytest.fixture(scope="module")
 def edge(bundle: Bundle, tails: Tails) -> Iterable[FastAPI]:
     """An edge whose cloud is a function call."""
-    service = SplitService(tails, Admission(ThreadPoolExecutor(1), 1))
+    plane = DataPlane(tails, Admission(ThreadPoolExecutor(1), 1))
 
     def serve(message: pb.EdgeMessage) -> Iterable[pb.CloudMessage]:
         if message.WhichOneof("kind") == "hello":
             return [pb.CloudMessage(welcome=pb.Welcome(plan_digests=tails.digests))]
-        return [service.serve(message, 0.0, ReferenceFrames())]
+        return [answer_to(plane, message, 0.0, ReferenceFrames())]
 
     hello = pb.Hello(edge_id="test", bundle_digest=bundle.digest)
     detector = Detector(bundle, CloudClient(lambda: InProcessTransport(serve), hello))
@@ -169,6 +172,7 @@ def test_without_a_cloud_only_edge_only_works(bundle: Bundle) -> None:
     app = edge_rest.create_app(detector)
     split = request(app, "POST", "/v1/detect", content=tiny.png(), params={"plan": tiny.SPLIT})
     assert split.status_code == 503
+    assert int(split.headers["retry-after"]) >= 1
     _error(split)
     local = request(app, "POST", "/v1/detect", content=tiny.png(), params={"plan": tiny.EDGE_ONLY})
     assert local.status_code == 200
@@ -178,7 +182,7 @@ def test_without_a_cloud_only_edge_only_works(bundle: Bundle) -> None:
 
 def test_the_cloud_is_ready_only_after_its_warm_up(bundle: Bundle) -> None:
     cold = Tails(bundle)
-    app = cloud_rest.create_app(cold, Admission(ThreadPoolExecutor(1), 1))
+    app = cloud_rest.create_app(DataPlane(cold, Admission(ThreadPoolExecutor(1), 1)))
     assert request(app, "GET", "/livez").status_code == 200
     assert request(app, "GET", "/readyz").status_code == 503
     cold.warm_up()
@@ -187,7 +191,7 @@ def test_the_cloud_is_ready_only_after_its_warm_up(bundle: Bundle) -> None:
 
 def test_a_bundle_without_the_whole_network_has_no_upload(tmp_path: Path) -> None:
     split_only = tiny.build(tmp_path / "split", [tiny.SPLIT])
-    app = cloud_rest.create_app(Tails(split_only), Admission(ThreadPoolExecutor(1), 1))
+    app = cloud_rest.create_app(DataPlane(Tails(split_only), Admission(ThreadPoolExecutor(1), 1)))
     response = request(app, "POST", "/v1/detect", content=tiny.png())
     assert response.status_code == 409
     assert "cloud-only" in _error(response)

@@ -11,6 +11,7 @@ from fastapi import FastAPI
 
 from cloud import rest as cloud_rest
 from cloud.admission import Admission
+from cloud.data_plane import DataPlane
 from cloud.tails import Tails
 from common.bundle.bundle import Bundle
 from edge import rest as edge_rest
@@ -27,7 +28,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.fixture(scope="module")
 def cloud(bundle: Bundle) -> Iterator[FastAPI]:
     with ThreadPoolExecutor(1) as workers:
-        yield cloud_rest.create_app(Tails(bundle), Admission(workers, 1))
+        yield cloud_rest.create_app(DataPlane(Tails(bundle), Admission(workers, 1)))
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def test_the_known_parameters_are_named_beside_it(app: FastAPI) -> None:
     answer = request(app, "POST", "/v1/detect", content=tiny.png(), params={"treshold": "0.5"})
     assert answer.status_code == 422
     assert re.search(
-        r"'treshold': /v1/detect knows .*score_threshold", answer.json()["error"]["message"]
+        r"'treshold': /v1/detect takes .*score_threshold", answer.json()["error"]["message"]
     )
 
 

@@ -11,9 +11,11 @@ import pytest
 
 from cloud import rest as cloud_rest
 from cloud.admission import Admission, LaneLimits
+from cloud.data_plane import DataPlane
 from cloud.tails import Tails
 from common.bundle.bundle import Bundle
-from common.http.intake import IntakeLimits, TurnLimits
+from common.http.intake import IntakeLimits
+from common.http.turns import TurnLimits
 from common.imaging.images import ImageLimits
 from edge import rest as edge_rest
 from edge.detector import Detector, Outcome
@@ -68,8 +70,8 @@ def _cloud(bundle: Bundle, bodies: IntakeLimits = BODIES) -> Iterator[End]:
 
                 return await super().run(lane, client, work)
 
-        admission = Counted(workers, 1, rest=LaneLimits(2, 2, patience_s=HOUR_S))
-        app = cloud_rest.create_app(tails, admission, limits=IMAGES, bodies=bodies)
+        admission = Counted(workers, 1, rest=LaneLimits(2, 2, max_wait_s=HOUR_S))
+        app = cloud_rest.create_app(DataPlane(tails, admission, image_limits=IMAGES), bodies=bodies)
         with served(app) as server:
             try:
                 yield End(
@@ -98,7 +100,7 @@ def _edge(bundle: Bundle, bodies: IntakeLimits = BODIES) -> Iterator[End]:
 
     digest = next(d for d, plan in bundle.plans.items() if plan.name == tiny.EDGE_ONLY)
     detector = Held(bundle, None, plans=[digest])
-    queue = TurnLimits(at_once=1, waiting=2, patience_s=HOUR_S)
+    queue = TurnLimits(at_once=1, waiting=2, max_wait_s=HOUR_S)
     app = edge_rest.create_app(detector, limits=IMAGES, bodies=bodies, queue=queue)
     with served(app) as server:
         try:

@@ -8,7 +8,8 @@ import torch
 
 from common.errors import SettingsError
 from common.machine import saturates_int8
-from common.runtime.session import Model, check_parity
+from common.runtime.parity import check_parity
+from common.runtime.registry import open_model
 from search.network.cuts import enumerate_cuts
 from search.network.graph import Graph
 from search.network.quant_params import QuantParams
@@ -50,7 +51,7 @@ def test_heads_of_few_bits_reproduce_the_integer_reference(
     widths, reduced = uniform(graph, weight, activation), saturates_int8()
     network = rounded(graph, statistics, widths, reduced_range=reduced)
     for cut in enumerate_cuts(graph, max_tensors=8)[1:]:
-        codes = Model(head_model(network, cut.tensors)).run({"image": FRAMES[:1]})
+        codes = open_model(head_model(network, cut.tensors)).run({"image": FRAMES[:1]})
         check_parity(codes, integer.run(network, FRAMES[:1], cut.tensors), what=cut.name)
         for name, made in zip(cut.tensors, codes, strict=True):
             assert made.max() < 1 << network.grids[name].bits

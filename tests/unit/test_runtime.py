@@ -1,4 +1,4 @@
-"""ONNX Runtime behind one module: what it refuses is one clear line, whatever raises it."""
+"""ONNX Runtime: what it refuses is one clear line, whatever raises it."""
 
 import subprocess
 import sys
@@ -9,7 +9,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from common.errors import ModelError, ParityError
-from common.runtime.session import Model, check_parity
+from common.runtime.parity import check_parity
+from common.runtime.registry import open_model
 from search.prediction.devices import DEVICES
 
 
@@ -41,13 +42,13 @@ def test_a_refusal_names_its_cause(tmp_path: Path, data: bytes, cause: str, deep
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.onnx").write_bytes(data)
     with pytest.raises(ModelError, match=cause) as refused:
-        Model(folder / "model.onnx" if deep else data)
+        open_model(folder / "model.onnx" if deep else data)
     assert "\n" not in str(refused.value)
 
 
 def test_a_file_that_is_missing_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"none\.onnx"):
-        Model(tmp_path / "none.onnx")
+        open_model(tmp_path / "none.onnx")
 
 
 @pytest.mark.parametrize(
@@ -60,7 +61,7 @@ def test_a_file_that_is_missing_is_a_clear_error(tmp_path: Path) -> None:
 )
 def test_so_does_what_it_does_not_run(inputs: dict[str, np.ndarray], cause: str) -> None:
     with pytest.raises(ModelError, match=cause):
-        Model(relu()).run(inputs)
+        open_model(relu()).run(inputs)
 
 
 def test_no_private_module_of_the_runtime_is_needed() -> None:
@@ -69,8 +70,8 @@ def test_no_private_module_of_the_runtime_is_needed() -> None:
         "import sys, onnxruntime as o\n"
         "del o.capi\n"
         "from common.errors import ModelError\n"
-        "from common.runtime.session import Model\n"
-        "try:\n    Model(b'junk')\n"
+        "from common.runtime.registry import open_model\n"
+        "try:\n    open_model(b'junk')\n"
         "except ModelError as error:\n    print(error)\n"
     )
     done = subprocess.run(  # noqa: S603 - our own code

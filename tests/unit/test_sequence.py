@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from cloud.admission import Admission
+from cloud.data_plane import DataPlane
 from cloud.reference_frames import FRAMES, ReferenceFrames
-from cloud.service import SplitService
 from cloud.tails import Tails
 from common.bundle.bundle import Bundle
 from common.errors import CloudUnavailableError, StaleReferenceError
@@ -19,6 +19,7 @@ from edge.detector import Detector, find_plan
 from edge.stream.client import CloudClient
 from edge.stream.transport import InProcessTransport
 from tests import tiny
+from tests.planes import answer_to
 
 
 @pytest.fixture(scope="module")
@@ -32,27 +33,27 @@ class Cloud:
 
     def __init__(self, bundle: Bundle) -> None:
         admission = Admission(ThreadPoolExecutor(1), 1)
-        self.service = SplitService(Tails(bundle), admission)
+        self.plane = DataPlane(Tails(bundle), admission)
         self.frames: list[pb.Frame] = []
         self.rejections = 0
         self.deaf = False
         self.streams: list[InProcessTransport] = []
 
     def connect(self) -> InProcessTransport:
-        history = ReferenceFrames()
+        references = ReferenceFrames()
 
         def handle(message: pb.EdgeMessage) -> Iterable[pb.CloudMessage]:
             if message.WhichOneof("kind") == "hello":
-                digests = self.service._tails.digests
+                digests = self.plane.tails.digests
                 return [pb.CloudMessage(welcome=pb.Welcome(plan_digests=digests))]
             if self.deaf:
                 return []
             sent = pb.Frame()
             sent.CopyFrom(message.frame)
             self.frames.append(sent)
-            answer = self.service.serve(message, time.perf_counter(), history)
-            self.rejections += answer.HasField("rejection")
-            return [answer]
+            made = answer_to(self.plane, message, time.perf_counter(), references)
+            self.rejections += made.HasField("rejection")
+            return [made]
 
         self.streams.append(InProcessTransport(handle))
         return self.streams[-1]
@@ -159,29 +160,29 @@ class TestHistory:
         return frame
 
     def test_it_finds_what_it_kept(self) -> None:
-        history = ReferenceFrames()
-        history.keep(self.frame(1), self.SYMBOLS)
-        assert history.find(self.after(self.frame(1))) is self.SYMBOLS
-        assert history.find(self.frame(2)) is None
+        references = ReferenceFrames()
+        references.keep(self.frame(1), self.SYMBOLS)
+        assert references.find(self.after(self.frame(1))) is self.SYMBOLS
+        assert references.find(self.frame(2)) is None
 
     def test_it_forgets_the_oldest(self) -> None:
-        history = ReferenceFrames()
+        references = ReferenceFrames()
         for frame_id in range(1, FRAMES + 2):
-            history.keep(self.frame(frame_id), self.SYMBOLS)
-        history.find(self.after(self.frame(2)))
+            references.keep(self.frame(frame_id), self.SYMBOLS)
+        references.find(self.after(self.frame(2)))
         with pytest.raises(StaleReferenceError, match="send this one without"):
-            history.find(self.after(self.frame(1)))
+            references.find(self.after(self.frame(1)))
 
     def test_the_same_number_of_another_stream_is_another_frame(self) -> None:
-        history = ReferenceFrames()
-        history.keep(self.frame(1, crc32=5), self.SYMBOLS)
+        references = ReferenceFrames()
+        references.keep(self.frame(1, crc32=5), self.SYMBOLS)
         with pytest.raises(StaleReferenceError):
-            history.find(self.after(self.frame(1, crc32=6)))
+            references.find(self.after(self.frame(1, crc32=6)))
 
     def test_another_plan_s_frame_is_not_found(self) -> None:
-        history = ReferenceFrames()
+        references = ReferenceFrames()
         other = self.frame(1)
         other.plan_digest = b"\1" * 32
-        history.keep(other, self.SYMBOLS)
+        references.keep(other, self.SYMBOLS)
         with pytest.raises(StaleReferenceError):
-            history.find(self.after(other))
+            references.find(self.after(other))

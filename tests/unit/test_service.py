@@ -6,9 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from cloud.admission import Admission
+from cloud.data_plane import DataPlane
 from cloud.edges import Edge
 from cloud.reference_frames import ReferenceFrames
-from cloud.service import SplitService, _tells
+from cloud.sessions import EdgeSessions, check_hello
 from cloud.store.samples import SampleSource
 from cloud.streams import ProtocolError
 from cloud.tails import Tails
@@ -17,6 +18,7 @@ from common.codec import make_codec, seal
 from common.rpc import splitpoint_pb2 as pb
 from edge.head import open_plans
 from tests import tiny
+from tests.planes import answer_to
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +27,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def service(bundle: Bundle) -> SplitService:
-    return SplitService(Tails(bundle), Admission(ThreadPoolExecutor(1), 1))
+def plane(bundle: Bundle) -> DataPlane:
+    return DataPlane(Tails(bundle), Admission(ThreadPoolExecutor(1), 1))
 
 
 def _digest(bundle: Bundle, name: str) -> bytes:
@@ -48,10 +50,12 @@ def _frame(bundle: Bundle, name: str = tiny.SPLIT) -> pb.Frame:
 
 @pytest.mark.parametrize("name", [tiny.SPLIT, tiny.CLOUD_ONLY])
 def test_a_frame_becomes_a_result_with_its_times(
-    service: SplitService, bundle: Bundle, name: str
+    plane: DataPlane, bundle: Bundle, name: str
 ) -> None:
     arrived_s = time.perf_counter()
-    answer = service.serve(pb.EdgeMessage(frame=_frame(bundle, name)), arrived_s, ReferenceFrames())
+    answer = answer_to(
+        plane, pb.EdgeMessage(frame=_frame(bundle, name)), arrived_s, ReferenceFrames()
+    )
     result = answer.result
     assert result.frame_id == 7
     assert len(result.detections.scores) > 0
@@ -60,19 +64,17 @@ def test_a_frame_becomes_a_result_with_its_times(
     assert 0 < stages <= times.total_us + 4  # four roundings
 
 
-def test_a_report_is_acknowledged_without_detections(service: SplitService, bundle: Bundle) -> None:
+def test_a_report_is_acknowledged_without_detections(plane: DataPlane, bundle: Bundle) -> None:
     found = pb.Detections(boxes=[1, 2, 3, 4], scores=[0.5], classes=[1])
     report = pb.Report(frame_id=9, plan_digest=_digest(bundle, tiny.EDGE_ONLY), detections=found)
-    answer = service.serve(pb.EdgeMessage(report=report), 0.0, ReferenceFrames())
+    answer = answer_to(plane, pb.EdgeMessage(report=report), 0.0, ReferenceFrames())
     assert answer.result.frame_id == 9
     assert len(answer.result.detections.scores) == 0
 
 
-def test_an_unknown_plan_is_rejected_and_named(service: SplitService) -> None:
+def test_an_unknown_plan_is_rejected_and_named(plane: DataPlane) -> None:
     frame = pb.Frame(frame_id=3, plan_digest=bytes(32))
-    rejection = service.serve(
-        pb.EdgeMessage(frame=frame), arrived_s=0.0, history=ReferenceFrames()
-    ).rejection
+    rejection = answer_to(plane, pb.EdgeMessage(frame=frame), 0.0, ReferenceFrames()).rejection
     assert (rejection.frame_id, rejection.reason) == (3, pb.Rejection.REASON_UNKNOWN_PLAN)
     assert "000000000000" in rejection.message
 
@@ -105,44 +107,40 @@ def _no_size(frame: pb.Frame) -> None:
         _no_size,  # an image without width
     ],
 )
-def test_a_spoilt_frame_costs_itself_only(
-    service: SplitService, bundle: Bundle, spoil: object
-) -> None:
+def test_a_spoilt_frame_costs_itself_only(plane: DataPlane, bundle: Bundle, spoil: object) -> None:
     frame = _frame(bundle)
     spoil(frame)  # type: ignore[operator]
-    rejection = service.serve(
-        pb.EdgeMessage(frame=frame), arrived_s=0.0, history=ReferenceFrames()
-    ).rejection
+    rejection = answer_to(plane, pb.EdgeMessage(frame=frame), 0.0, ReferenceFrames()).rejection
     assert rejection.reason == pb.Rejection.REASON_BAD_PAYLOAD
     assert "\n" not in rejection.message
-    good = service.serve(pb.EdgeMessage(frame=_frame(bundle)), 0.0, ReferenceFrames())
+    good = answer_to(plane, pb.EdgeMessage(frame=_frame(bundle)), 0.0, ReferenceFrames())
     assert good.HasField("result")
 
 
 def test_a_failure_inside_is_no_detail_for_the_peer(
-    service: SplitService, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    plane: DataPlane, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_: pb.Frame) -> pb.Result:
+    def fail(*_: object) -> pb.Result:
         raise ZeroDivisionError("secret")
 
-    monkeypatch.setattr(service, "_finish", fail)
-    rejection = service.serve(
-        pb.EdgeMessage(frame=_frame(bundle)), arrived_s=0.0, history=ReferenceFrames()
+    monkeypatch.setattr(plane, "_finish", fail)
+    rejection = answer_to(
+        plane, pb.EdgeMessage(frame=_frame(bundle)), 0.0, ReferenceFrames()
     ).rejection
     assert rejection.reason == pb.Rejection.REASON_INTERNAL
     assert "secret" not in rejection.message
 
 
 @pytest.mark.parametrize("message", [pb.EdgeMessage(), pb.EdgeMessage(hello=pb.Hello())])
-def test_another_hello_or_nothing_is_no_message(message: pb.EdgeMessage) -> None:
+def test_another_hello_or_nothing_is_no_message(plane: DataPlane, message: pb.EdgeMessage) -> None:
     with pytest.raises(ProtocolError, match="expected a Frame or Report"):
-        _tells(message, _edge())
+        EdgeSessions(plane)._take_notification(message, _edge())
 
 
-def test_a_switch_is_remembered_and_needs_no_answer() -> None:
+def test_a_switch_is_remembered_and_needs_no_answer(plane: DataPlane) -> None:
     edge = _edge()
     switch = pb.Switch(plan_digest=bytes(32), reason="faster", uplink_bps=3e6)
-    assert _tells(pb.EdgeMessage(switch=switch), edge)
+    assert EdgeSessions(plane)._take_notification(pb.EdgeMessage(switch=switch), edge)
     assert edge.switch == switch
     assert edge.switches == 1
 
@@ -158,23 +156,23 @@ def test_a_switch_is_remembered_and_needs_no_answer() -> None:
         pb.Switch(plan_digest=bytes(32), expected=[pb.Expectation(plan_digest=b"short")]),
     ],
 )
-def test_a_switch_that_makes_no_sense_ends_the_stream(switch: pb.Switch) -> None:
+def test_a_switch_that_makes_no_sense_ends_the_stream(plane: DataPlane, switch: pb.Switch) -> None:
     edge = _edge()
     with pytest.raises(ProtocolError):
-        _tells(pb.EdgeMessage(switch=switch), edge)
+        EdgeSessions(plane)._take_notification(pb.EdgeMessage(switch=switch), edge)
     assert edge.switch is None
 
 
-def test_a_probe_is_echoed_with_its_times(service: SplitService) -> None:
+def test_a_probe_is_echoed_with_its_times(plane: DataPlane) -> None:
     probe = pb.Probe(frame_id=5, padding=bytes(64 << 10))
-    result = service.serve(pb.EdgeMessage(probe=probe), 12.5, ReferenceFrames()).result
+    result = answer_to(plane, pb.EdgeMessage(probe=probe), 12.5, ReferenceFrames()).result
     assert result.frame_id == 5
     assert result.times.arrived_us == 12_500_000
 
 
-def test_a_probe_that_is_too_large_is_rejected(service: SplitService) -> None:
+def test_a_probe_that_is_too_large_is_rejected(plane: DataPlane) -> None:
     probe = pb.Probe(frame_id=5, padding=bytes((64 << 10) + 1))
-    rejection = service.serve(pb.EdgeMessage(probe=probe), 0.0, ReferenceFrames()).rejection
+    rejection = answer_to(plane, pb.EdgeMessage(probe=probe), 0.0, ReferenceFrames()).rejection
     assert rejection.reason == pb.Rejection.REASON_BAD_PAYLOAD
 
 
@@ -193,9 +191,9 @@ def _edge() -> Edge:
         pb.Hello(edge_id="edge", bundle_digest=bytes(31)),  # no digest
     ],
 )
-def test_a_hello_is_checked(service: SplitService, hello: pb.Hello) -> None:
+def test_a_hello_is_checked(hello: pb.Hello) -> None:
     with pytest.raises(ProtocolError):
-        service._check_hello(pb.EdgeMessage(hello=hello))
+        check_hello(pb.EdgeMessage(hello=hello))
 
 
 def test_the_codec_of_the_plan_is_the_codec_of_the_payload(bundle: Bundle) -> None:

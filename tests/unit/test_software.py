@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from common.runtime.registry import DEFAULT_RUNTIME
 from search.cache import Cache
 from search.measure.latency import MeasuredLatency
 from search.network.cuts import prefix_cuts
@@ -129,13 +130,15 @@ def test_methods_and_partial_functions_are_what_they_call() -> None:
     assert function_digest(Cache().json) != function_digest(Cache().arrays)
 
 
-def test_times_of_another_machine_are_measured_again(tmp_path: Path) -> None:
+def test_times_of_another_machine_or_runtime_are_measured_again(tmp_path: Path) -> None:
     graph = branched_graph()
     network = rounded(graph, observe(graph, pictures(4)))
 
-    def timed() -> int:
+    def timed(runtime: str = DEFAULT_RUNTIME) -> int:
         cache = Cache(tmp_path / "cache")
-        source = MeasuredLatency(network, tmp_path, cache=cache, origin="graph", rounds=1)
+        source = MeasuredLatency(
+            network, tmp_path, cache=cache, origin="graph", rounds=1, runtime=runtime
+        )
         source.times(prefix_cuts(graph)[1:3], lambda _done, _total: None)
         return len(list((tmp_path / "cache").iterdir()))
 
@@ -144,3 +147,5 @@ def test_times_of_another_machine_are_measured_again(tmp_path: Path) -> None:
     with one_core():
         assert timed() == 2
     assert timed() == 2
+    assert timed("openvino") == 3
+    assert timed("openvino") == 3

@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 
-from cloud.store.learned import LinkSeen, PlanMedians, Spread
+from cloud.store.links import LinkSeen, Spread
 from cloud.store.samples import (
     ImpossibleTimesError,
     PendingMeasurements,
     Sample,
     SampleSource,
 )
-from cloud.store.store import HOUR_S, Store
+from cloud.store.store import Store
+from cloud.store.summary import PlanMedians
+from cloud.store.upkeep import HOUR_S
 from common.errors import StoreError
 from common.rpc import splitpoint_pb2 as pb
 from common.stages import OBSERVED
@@ -168,7 +170,7 @@ def test_tables_have_each_source_plan_and_stage(store: Store) -> None:
 
 
 def test_what_was_kept_is_there_after_a_restart(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "store.sqlite"
+    path = tmp_path / "store.sqlite"
     first = Store(path)
     first.add(sample(10.0))
     first.close()
@@ -209,7 +211,7 @@ def test_a_disk_that_fails_costs_samples_and_nothing_else(
     def fail(_batch: object) -> None:
         raise sqlite3.OperationalError("disk full")
 
-    monkeypatch.setattr(store, "_write", fail)
+    monkeypatch.setattr(store._writer, "_write", fail)
     store.add(sample(1.0))
     store.flush()
     assert store.dropped == 1
@@ -278,11 +280,11 @@ def test_edges_of_one_kind_learn_from_each_other(store: Store) -> None:
             store.add(Sample(source, "bb" * 32, 1000.0, 0, whole))
     store.add(Sample(replace(threaded, device="oven"), "aa" * 32, 2000.0, 1, {"total": 1.0}))
     store.flush()
-    assert store.learned(SOURCE.device, SOURCE.runtime, 2) == (
+    assert store.plan_medians(SOURCE.device, SOURCE.runtime, 2) == (
         PlanMedians("aa" * 32, 6, 10.75, 3.75, 5300),
         PlanMedians("bb" * 32, 6, 23.5, 0.0, 0),
     )
-    assert store.learned(SOURCE.device, SOURCE.runtime, 1) == ()
+    assert store.plan_medians(SOURCE.device, SOURCE.runtime, 1) == ()
     store.close()
 
 

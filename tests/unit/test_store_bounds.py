@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from cloud.store.learned import PlanMedians
 from cloud.store.samples import Sample, SampleSource
-from cloud.store.store import HOUR_S, Store
+from cloud.store.store import Store
+from cloud.store.summary import PlanMedians
+from cloud.store.upkeep import HOUR_S
 from common.errors import StoreError
 from common.tables.store_file import RECENT, connect_to_read
 from tests import tiny
@@ -50,13 +51,13 @@ class TestManyEdgesOfOneKind:
             source = SampleSource(f"edge-{k}", *KIND)
             store.add(Sample(source, digest.hex(), 1000.0 + k, 100, {"head": 2.0, "total": 3.0}))
         store.flush()
-        assert [each.n for each in store.learned(*KIND)] == [RECENT]
+        assert [each.n for each in store.plan_medians(*KIND)] == [RECENT]
         store.close()
         return path
 
     def test_they_teach_an_edge_that_connects(self, crowded: Path) -> None:
         store = Store(crowded)
-        (learned,) = store.learned(*KIND)
+        (learned,) = store.plan_medians(*KIND)
         assert (learned.n, learned.edge_ms) == (RECENT, 2.0)
         store.close()
 
@@ -78,10 +79,10 @@ def test_an_edge_that_sends_much_counts_no_more_than_another(tmp_path: Path) -> 
     store.flush()
     share = RECENT // 3
     expected = (PlanMedians(PLAN, 3 * share, 1.0, 0.0, 100),)
-    assert store.learned(*KIND) == expected
+    assert store.plan_medians(*KIND) == expected
     store.close()
     again = Store(path)
-    assert again.learned(*KIND) == expected
+    assert again.plan_medians(*KIND) == expected
     again.close()
 
 
@@ -89,7 +90,7 @@ def test_what_is_learned_is_of_the_newest_frames(store: Store) -> None:
     for k in range(2 * RECENT):
         store.add(sample("door", 9.0 if k < RECENT else 1.0))
     store.flush()
-    assert store.learned(*KIND) == (PlanMedians(PLAN, RECENT, 1.0, 0.0, 100),)
+    assert store.plan_medians(*KIND) == (PlanMedians(PLAN, RECENT, 1.0, 0.0, 100),)
 
 
 def held(path: Path) -> sqlite3.Connection:
@@ -108,19 +109,19 @@ def test_reading_waits_for_no_writer(store: Store, tmp_path: Path) -> None:
         told.extend((store.table(), store.latency_rows(), store.links(), store.hours()))
 
     reading = threading.Thread(target=read, daemon=True)
-    with store._lock:  # as if the writer were at a slow disk
+    with store._file._lock:  # as if the writer were at a slow disk
         reading.start()
         reading.join(60)
         assert not reading.is_alive()
     assert len(told) == 4
 
 
-def test_an_edge_is_greeted_while_the_store_is_busy(store: Store, tmp_path: Path) -> None:
+def test_an_edge_is_welcomed_while_the_store_is_busy(store: Store, tmp_path: Path) -> None:
     store.add(sample("door"))
     store.flush()
     told: list[object] = []
-    asking = threading.Thread(target=lambda: told.append(store.learned(*KIND)), daemon=True)
-    with store._lock:
+    asking = threading.Thread(target=lambda: told.append(store.plan_medians(*KIND)), daemon=True)
+    with store._file._lock:
         blocked = held(tmp_path / "store.sqlite")
         asking.start()
         asking.join(60)
@@ -149,10 +150,10 @@ def test_the_edges_seen_last_are_kept(tmp_path: Path) -> None:
         store.add(sample(name))
     store.flush()
     eventually(lambda: {row.source.edge for row in store.table()} == {"a", "d", "e"})
-    assert [each.n for each in store.learned(*KIND)] == [4]
+    assert [each.n for each in store.plan_medians(*KIND)] == [4]
     store.close()
     fewer = Store(path, most_sources=2)
-    assert [each.n for each in fewer.learned(*KIND)] == [2]
+    assert [each.n for each in fewer.plan_medians(*KIND)] == [2]
     eventually(lambda: {row.source.edge for row in fewer.table()} == {"d", "e"})
     fewer.close()
 
@@ -165,8 +166,8 @@ def test_one_edge_under_many_kinds_is_many_sources(tmp_path: Path) -> None:
         )
     store.flush()
     eventually(lambda: len({row.source for row in store.table()}) == 3)
-    assert store.learned("box 0", "r", 1) == ()
-    assert [each.n for each in store.learned("box 19", "r", 1)] == [1]
+    assert store.plan_medians("box 0", "r", 1) == ()
+    assert [each.n for each in store.plan_medians("box 19", "r", 1)] == [1]
     store.close()
 
 
@@ -186,7 +187,7 @@ def test_samples_are_written_between_the_steps_of_upkeep(tmp_path: Path) -> None
         store.add(sample(f"edge-{k % 4}", at_s=HOUR_S * (1 + k // 1600)))
     store.flush()
     steps = 0
-    for _ in store._steps(HOUR_S * 5):
+    for _ in store._upkeep.steps(HOUR_S * 5):
         steps += 1
         store.add(sample("new", at_s=HOUR_S * 5.5))
         store.flush()
@@ -202,7 +203,7 @@ def test_an_hour_that_was_half_summed_up_is_summed_up_again(tmp_path: Path) -> N
     for k in range(30):
         store.add(sample(f"edge-{k % 3}", at_s=HOUR_S * 10 + k))
     store.flush()
-    half = store._steps(HOUR_S * 12)
+    half = store._upkeep.steps(HOUR_S * 12)
     next(half)
     half.close()
     assert len({source for _, source, *_ in store.hours()}) == 1
@@ -237,7 +238,7 @@ def test_a_disk_that_fails_every_batch_is_told_once(
     def fail(_batch: object) -> None:
         raise sqlite3.OperationalError("disk full")
 
-    monkeypatch.setattr(store, "_write", fail)
+    monkeypatch.setattr(store._writer, "_write", fail)
     for _ in range(5):
         store.add(sample("door"))
         store.flush()
@@ -255,7 +256,7 @@ def test_upkeep_that_fails_is_put_off_and_writing_goes_on(
         tries.append(1)
         raise sqlite3.OperationalError("disk full")
 
-    monkeypatch.setattr(store, "_delete_leaving", fail)
+    monkeypatch.setattr(store._sources, "delete_leaving", fail)
     for k in range(5):
         store.add(sample(f"edge-{k}"))
         store.flush()
@@ -268,11 +269,11 @@ def test_upkeep_that_fails_is_put_off_and_writing_goes_on(
 def test_the_summary_knows_the_groups_seen_last(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cloud.store.learned.MOST_GROUPS", 3)
+    monkeypatch.setattr("cloud.store.summary.MOST_GROUPS", 3)
     for k in range(5):
         store.add(
             Sample(SampleSource("door", f"box {k}", "r", 1), PLAN, 1000.0, 100, {"total": 1.0})
         )
     store.flush()
-    known = [bool(store.learned(f"box {k}", "r", 1)) for k in range(5)]
+    known = [bool(store.plan_medians(f"box {k}", "r", 1)) for k in range(5)]
     assert known == [False, False, True, True, True]

@@ -288,3 +288,9 @@ def test_without_a_place_for_temporary_files_a_store_needs_a_name(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
     with pytest.raises(StoreError, match="give --store FILE"):
         Store()
+
+
+def test_a_folder_that_does_not_exist_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"there is no folder .*nowhere: make it"):
+        Store(tmp_path / "nowhere" / "store.sqlite")
+    assert not (tmp_path / "nowhere").exists()

@@ -1,4 +1,4 @@
-"""Places of streams: bounds per peer and in all, and who gives way to whom."""
+"""Slots of streams: bounds per peer and in all, and who gives way to whom."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -7,13 +7,14 @@ from contextlib import ExitStack
 import grpc
 import pytest
 
+from cloud.service import peer_of
+from cloud.statuses import status_of
 from cloud.streams import (
-    GreetingTimeoutError,
+    HelloTimeoutError,
     StreamLimits,
-    StreamPlace,
     Streams,
+    StreamSlot,
     TooManyStreamsError,
-    peer_of,
 )
 
 
@@ -30,17 +31,17 @@ def in_loop(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
     return run
 
 
-def ended(place: StreamPlace) -> str:
-    return str(place.ended.result()) if place.ended.done() else ""
+def ended(slot: StreamSlot) -> str:
+    return str(slot.ended.result()) if slot.ended.done() else ""
 
 
 @in_loop
 async def test_of_too_many_strangers_the_longest_waiting_gives_way() -> None:
     streams = Streams(StreamLimits(waiting=16))
     with ExitStack() as stack:
-        places = [stack.enter_context(streams.arrived(str(k))) for k in range(17)]
-        assert "at most 16 streams without a Hello" in ended(places[0])
-        assert [ended(place) for place in places[1:]] == [""] * 16
+        slots = [stack.enter_context(streams.opened(str(k))) for k in range(17)]
+        assert "at most 16 streams without a Hello" in ended(slots[0])
+        assert [ended(slot) for slot in slots[1:]] == [""] * 16
         assert streams.count() == (16, 0)
     assert streams.count() == (0, 0)
 
@@ -49,9 +50,9 @@ async def test_of_too_many_strangers_the_longest_waiting_gives_way() -> None:
 async def test_one_peer_gets_half_of_the_places_of_strangers() -> None:
     streams = Streams(StreamLimits(waiting=20))
     with ExitStack() as stack:
-        other = stack.enter_context(streams.arrived("other"))
-        places = [stack.enter_context(streams.arrived("one")) for _ in range(11)]
-        assert ended(places[0]).startswith("expected at most 10 streams without a Hello of one")
+        other = stack.enter_context(streams.opened("other"))
+        slots = [stack.enter_context(streams.opened("one")) for _ in range(11)]
+        assert ended(slots[0]).startswith("expected at most 10 streams without a Hello of one")
         assert ended(other) == ""
 
 
@@ -59,15 +60,15 @@ async def test_one_peer_gets_half_of_the_places_of_strangers() -> None:
 async def test_a_newcomer_is_refused_where_all_edges_are_busy() -> None:
     streams = Streams(StreamLimits(edges=2))
     with (
-        streams.arrived("a") as first,
-        streams.arrived("b") as second,
-        streams.arrived("c") as third,
+        streams.opened("a") as first,
+        streams.opened("b") as second,
+        streams.opened("c") as third,
     ):
-        streams.greeted(first)
-        streams.greeted(second)
+        streams.admit(first)
+        streams.admit(second)
         with pytest.raises(TooManyStreamsError, match="at most 2 edges") as caught:
-            streams.greeted(third)
-        assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+            streams.admit(third)
+        assert status_of(caught.value).grpc is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert ended(first) == ended(second) == ""
 
 
@@ -75,14 +76,14 @@ async def test_a_newcomer_is_refused_where_all_edges_are_busy() -> None:
 async def test_an_edge_that_was_silent_for_long_gives_way() -> None:
     streams = Streams(StreamLimits(edges=2, idle_s=0.0))
     with (
-        streams.arrived("a") as first,
-        streams.arrived("b") as second,
-        streams.arrived("c") as third,
+        streams.opened("a") as first,
+        streams.opened("b") as second,
+        streams.opened("c") as third,
     ):
-        streams.greeted(first)
-        streams.greeted(second)
+        streams.admit(first)
+        streams.admit(second)
         streams.active(first)
-        streams.greeted(third)
+        streams.admit(third)
         assert "gave way" in ended(second)
         assert ended(first) == ended(third) == ""
         assert streams.count() == (0, 2)
@@ -92,29 +93,29 @@ async def test_an_edge_that_was_silent_for_long_gives_way() -> None:
 async def test_one_peer_gets_half_of_the_edges() -> None:
     streams = Streams(StreamLimits(edges=20))
     with ExitStack() as stack:
-        places = [stack.enter_context(streams.arrived("one")) for _ in range(11)]
-        for place in places[:10]:
-            streams.greeted(place)
+        slots = [stack.enter_context(streams.opened("one")) for _ in range(11)]
+        for slot in slots[:10]:
+            streams.admit(slot)
         with pytest.raises(TooManyStreamsError, match="at most 10 edges of one address"):
-            streams.greeted(places[10])
-        streams.greeted(stack.enter_context(streams.arrived("other")))
+            streams.admit(slots[10])
+        streams.admit(stack.enter_context(streams.opened("other")))
 
 
 @in_loop
-async def test_a_place_that_is_left_is_free() -> None:
+async def test_a_slot_that_is_left_is_free() -> None:
     streams = Streams(StreamLimits(edges=1))
     for _ in range(3):
-        with streams.arrived("a") as place:
-            streams.greeted(place)
+        with streams.opened("a") as slot:
+            streams.admit(slot)
     assert streams.count() == (0, 0)
 
 
 @in_loop
 async def test_the_first_reason_to_end_counts() -> None:
-    with Streams().arrived("a") as place:
-        place.end(TooManyStreamsError("first"))
-        place.end(GreetingTimeoutError("second"))
-        assert ended(place) == "first"
+    with Streams().opened("a") as slot:
+        slot.end(TooManyStreamsError("first"))
+        slot.end(HelloTimeoutError("second"))
+        assert ended(slot) == "first"
 
 
 @pytest.mark.parametrize(
@@ -139,11 +140,11 @@ async def test_streams_that_do_not_end_use_up_their_own_address_alone() -> None:
     streams = Streams(limits)
     with ExitStack() as stack:
         for _ in range(limits.open_per_peer):  # none of them is left, whatever gave way
-            stack.enter_context(streams.arrived("reads-nothing"))
+            stack.enter_context(streams.opened("reads-nothing"))
         refused = f"at most {limits.open_per_peer} open streams of one address"
-        with pytest.raises(TooManyStreamsError, match=refused), streams.arrived("reads-nothing"):
+        with pytest.raises(TooManyStreamsError, match=refused), streams.opened("reads-nothing"):
             pass
-        with streams.arrived("other") as place:
-            assert ended(place) == ""
-    with streams.arrived("reads-nothing") as place:
-        assert ended(place) == ""
+        with streams.opened("other") as slot:
+            assert ended(slot) == ""
+    with streams.opened("reads-nothing") as slot:
+        assert ended(slot) == ""

@@ -10,6 +10,7 @@ import pytest
 from fastapi import FastAPI
 
 from cloud.admission import Admission
+from cloud.data_plane import DataPlane
 from cloud.rest import create_app
 from cloud.store.samples import Sample, SampleSource
 from cloud.store.store import Store
@@ -40,7 +41,9 @@ def store(tmp_path: Path) -> Iterator[Store]:
 @pytest.fixture
 def cloud(tmp_path: Path, store: Store) -> Iterator[FastAPI]:
     with ThreadPoolExecutor(1) as workers:
-        yield create_app(Tails(tiny.build(tmp_path / "served")), Admission(workers, 1), store=store)
+        yield create_app(
+            DataPlane(Tails(tiny.build(tmp_path / "served")), Admission(workers, 1), store=store)
+        )
 
 
 def pages(cloud: FastAPI, limit: int) -> list[dict[str, Any]]:

@@ -3,14 +3,18 @@
 import queue
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import pytest
+from fastapi import FastAPI
 
 from common.errors import CloudUnavailableError, SettingsError
 from common.link.link import Link, LinkTrace, Shaper, parse_link
 from common.rpc import splitpoint_pb2 as pb
 from edge.stream.shaping import DelayLine, ShapedTransport
 from edge.stream.transport import GrpcTransport, InProcessTransport, check_address
+from tests.served import served
 
 LINK = parse_link("1mbit/40ms")
 
@@ -201,6 +205,29 @@ class TestGrpc:
             transport.receive(timeout_s=30)
         assert "\n" not in str(e.value)
         transport.close()
+
+    @pytest.mark.parametrize("address", ["http://door:8080", "grpc://door:50051", "http://door"])
+    def test_a_url_is_refused_with_the_form_that_is_expected(self, address: str) -> None:
+        with pytest.raises(SettingsError, match=r"HOST:PORT alone.* no URL"):
+            check_address(address)
+
+    def test_a_server_of_http_is_taken_for_the_rest_port(self) -> None:
+        with served(FastAPI()) as rest:
+            transport = GrpcTransport(f"127.0.0.1:{rest.port}")
+            with pytest.raises(CloudUnavailableError, match=r"REST port.*--grpc-port") as caught:
+                transport.receive(timeout_s=60)
+            transport.close()
+        assert "\n" not in str(caught.value)
+
+    def test_a_grpc_server_without_our_service_is_none_of_ours(self) -> None:
+        server = grpc.server(ThreadPoolExecutor(1))
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        transport = GrpcTransport(f"127.0.0.1:{port}")
+        with pytest.raises(CloudUnavailableError, match="does not speak Splitpoint's gRPC"):
+            transport.receive(timeout_s=60)
+        transport.close()
+        server.stop(None)
 
 
 def expected_s(link: Link, size_bytes: int, *, up: bool) -> float:

@@ -1,7 +1,7 @@
-"""The pilot: asks the planner for each frame's plan and feeds observations back to it.
+"""The controller: asks the planner for each frame's plan and feeds observations back to it.
 
-    frame -> Pilot.choose -> Planner -> plan       (announced to the cloud when it changes)
-    Served -> Pilot.served -> Planner
+    frame -> PlanController.choose -> Planner -> plan       (announced to the cloud when it changes)
+    Served -> PlanController.served -> Planner
     no frames for the link -> Prober -> LinkEstimator
     Welcome.learned -> Planner
 
@@ -19,19 +19,19 @@ from common.latency import PlanCost
 from common.link.link import Link
 from common.rpc import splitpoint_pb2 as pb
 from common.rpc.messages import microseconds
-from edge.planning.patience import AS_USUAL, Patience
 from edge.planning.planner import DEFAULT, PlanChoice, Planner, PlannerSettings, State
 from edge.planning.predictor import Expected, Served
 from edge.planning.prober import Prober
+from edge.planning.timeouts import CLIENT_DEFAULTS, FrameTimeouts
 from edge.stream.client import CloudClient, NoAnswerError
 
 _LOG = logging.getLogger("splitpoint.edge")
-_PATIENCE = 4.0
-_LEAST_PATIENCE_S = 1.0
+_TIMEOUT_FACTOR = 4.0
+_LEAST_TIMEOUT_S = 1.0
 _MAX_REASON = 300
 
 
-class Pilot:
+class PlanController:
     """Chooses the plan of every frame.
 
     Args:
@@ -86,9 +86,9 @@ class Pilot:
         self._prober.frame()
         return self._planner.expected(digest, time.perf_counter())
 
-    def patience(
+    def timeouts(
         self, expected: Expected, started_s: float, deadline_ms: float | None = None
-    ) -> Patience:
+    ) -> FrameTimeouts:
         """Return a frame's time-outs for the cloud; the defaults if no edge-only plan can serve.
 
         Args:
@@ -100,11 +100,11 @@ class Pilot:
         if deadline_ms is not None:
             return self._within(expected, started_s, deadline_ms)
         if not self._planner.can_rest:
-            return AS_USUAL
+            return CLIENT_DEFAULTS
         seconds = self._usual_s(expected)
-        return Patience(connect_s=seconds, answer_s=seconds)
+        return FrameTimeouts(connect_s=seconds, answer_s=seconds)
 
-    def _within(self, expected: Expected, started_s: float, deadline_ms: float) -> Patience:
+    def _within(self, expected: Expected, started_s: float, deadline_ms: float) -> FrameTimeouts:
         now_s = time.perf_counter()
         end_s = started_s + deadline_ms / 1e3
         resting = self._planner.resting(now_s) if self._planner.can_rest else None
@@ -116,19 +116,21 @@ class Pilot:
                 if resting is None
                 else max(expected.high_ms, resting.latency_ms) / 1e3
             )
-            return Patience(answer_s=answer_s, connected_s=end_s)
+            return FrameTimeouts(answer_s=answer_s, connected_s=end_s)
         answered_s = end_s
         if resting is None:
-            return Patience(connected_s=end_s - expected.latency_ms / 1e3, answered_s=answered_s)
+            return FrameTimeouts(
+                connected_s=end_s - expected.latency_ms / 1e3, answered_s=answered_s
+            )
         needed_ms = [ms for ms in (resting.high_ms, resting.latency_ms) if ms <= deadline_ms]
         if needed_ms:
             usual_s = now_s + expected.high_ms / 1e3
             answered_s = min(end_s, max(end_s - needed_ms[0] / 1e3, usual_s))
         # A stream that comes later than that would most likely come too late for this frame.
-        return Patience(connected_s=answered_s - expected.high_ms / 1e3, answered_s=answered_s)
+        return FrameTimeouts(connected_s=answered_s - expected.high_ms / 1e3, answered_s=answered_s)
 
     def _usual_s(self, expected: Expected) -> float:
-        return max(_LEAST_PATIENCE_S, _PATIENCE * expected.high_ms / 1e3)
+        return max(_LEAST_TIMEOUT_S, _TIMEOUT_FACTOR * expected.high_ms / 1e3)
 
     def served(self, expected: Expected, frame: Served) -> None:
         """Record an observation; the first frame is left out, as it includes the warm-up."""
@@ -194,7 +196,7 @@ class Pilot:
                 return
             state = self._planner.state(now_s)
             self._announced = stream, state.current
-            self._client.tell(announcement(state))
+            self._client.notify(announcement(state))
 
 
 def announcement(state: State) -> pb.Switch:

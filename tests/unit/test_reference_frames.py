@@ -16,14 +16,14 @@ def _frame(frame_id: int) -> pb.Frame:
     return pb.Frame(frame_id=frame_id, plan_digest=DIGEST, payloads=[pb.Payload(crc32=frame_id)])
 
 
-def _keep(history: ReferenceFrames, frame_id: int) -> None:
-    history.keep(_frame(frame_id), [np.full(SIZE, frame_id, np.uint8)])
+def _keep(references: ReferenceFrames, frame_id: int) -> None:
+    references.keep(_frame(frame_id), [np.full(SIZE, frame_id, np.uint8)])
 
 
-def _known(history: ReferenceFrames, frame_id: int) -> bool:
+def _known(references: ReferenceFrames, frame_id: int) -> bool:
     later = pb.Frame(plan_digest=DIGEST, reference=reference_to(_frame(frame_id)))
     try:
-        found = history.find(later)
+        found = references.find(later)
     except StaleReferenceError:
         return False
     assert found is not None
@@ -32,10 +32,10 @@ def _known(history: ReferenceFrames, frame_id: int) -> bool:
 
 
 def test_a_streams_last_frames_are_known() -> None:
-    history = ReferenceFrames()
+    references = ReferenceFrames()
     for frame_id in range(FRAMES + 2):
-        _keep(history, frame_id)
-    assert [_known(history, k) for k in (0, 1, 2, FRAMES + 1)] == [False, False, True, True]
+        _keep(references, frame_id)
+    assert [_known(references, k) for k in (0, 1, 2, FRAMES + 1)] == [False, False, True, True]
 
 
 def test_a_frame_that_stands_alone_needs_none() -> None:
@@ -57,25 +57,25 @@ def test_beyond_the_bound_what_was_used_longest_ago_goes() -> None:
     _keep(second, 3)
     assert _known(first, 1)
     _keep(second, 4)
-    assert [_known(first, 1), _known(second, 2), _known(second, 4)] == [True, False, True]
-    assert memory.size_bytes == 3 * SIZE
+    assert [_known(second, k) for k in (2, 3, 4)] == [False, True, True]
+    assert _known(first, 1)
 
 
 def test_a_frame_that_comes_twice_counts_once() -> None:
-    memory = ReferenceMemory()
-    history = ReferenceFrames(memory)
-    _keep(history, 1)
-    _keep(history, 1)
-    assert memory.size_bytes == SIZE
+    references = ReferenceFrames(ReferenceMemory(most_bytes=2 * SIZE))
+    _keep(references, 2)
+    _keep(references, 1)
+    _keep(references, 1)
+    assert _known(references, 2)
 
 
 @pytest.mark.parametrize("late", [False, True])
 def test_a_stream_that_ends_holds_nothing(late: bool) -> None:
     memory = ReferenceMemory()
-    history = ReferenceFrames(memory)
-    _keep(history, 1)
-    history.close()
+    references = ReferenceFrames(memory)
+    _keep(references, 1)
+    references.close()
     if late:  # its worker was not done when it ended
-        _keep(history, 2)
-    assert memory.size_bytes == 0
-    assert not _known(history, 1)
+        _keep(references, 2)
+    assert not memory._frames
+    assert not _known(references, 1)

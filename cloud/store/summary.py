@@ -1,8 +1,8 @@
-"""Summaries of a store: observations of plans by kind of edge, and the links of all edges.
+"""Summary of a store: observations of plans, by kind of edge.
 
     samples as written --> PlanSummary: of each kind of edge and plan, the newest of each edge
                                 |
-               publish(): medians of what changed --> known(): a look-up, in any thread
+               publish(): medians of what changed --> medians(): a look-up, in any thread
 
 An edge that connects is sent the medians of plans on others of its kind, so that its first choice
 is no guess. Edges connect at any time and many at once, so the answer is ready before they ask: no
@@ -12,7 +12,6 @@ throttled is soon seen as it is now.
 
 import sqlite3
 from collections import OrderedDict, defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,7 +20,7 @@ import numpy as np
 from cloud.store.samples import Sample, SampleSource
 from common.stages import CLOUD, EDGE
 from common.tables.rows import RuntimeTarget
-from common.tables.store_file import KEY, RECENT, newest_by_kind
+from common.tables.store_file import RECENT, newest_by_kind
 
 MOST_GROUPS = 1024
 """Pairs of a kind of edge and a plan that a summary holds: those seen last."""
@@ -44,33 +43,6 @@ class PlanMedians:
     edge_ms: float
     cloud_ms: float
     uplink_bytes: int
-
-
-class Spread(NamedTuple):
-    """Spread of a quantity: 10th percentile, median, 90th percentile."""
-
-    p10: float
-    median: float
-    p90: float
-
-
-@dataclass(frozen=True)
-class LinkSeen:
-    """One edge's link, as the edge estimated it.
-
-    Attributes:
-        edge: Its name.
-        n: Frames.
-        uplink_bps: In bits per second.
-        rtt_ms: Round trip of a small message.
-        last_seen_s: When the newest frame was, in seconds since the epoch.
-    """
-
-    edge: str
-    n: int
-    uplink_bps: Spread
-    rtt_ms: Spread
-    last_seen_s: float
 
 
 class _Costs(NamedTuple):
@@ -108,7 +80,7 @@ class _FrameGroup:
         self._edges.pop(edge, None)
         return bool(self._edges)
 
-    def learned(self, plan: str) -> PlanMedians:
+    def medians(self, plan: str) -> PlanMedians:
         frames = np.array([each for known in self._edges.values() for each in known])
         edge_ms, cloud_ms, uplink_bytes = np.median(frames, axis=0).tolist()
         return PlanMedians(plan, len(frames), edge_ms, cloud_ms, round(uplink_bytes))
@@ -129,17 +101,17 @@ class PlanSummary:
         self._groups: OrderedDict[tuple[RuntimeTarget, str], _FrameGroup] = OrderedDict()
         self._plans: defaultdict[RuntimeTarget, dict[str, PlanMedians]] = defaultdict(dict)
         self._changed: set[tuple[RuntimeTarget, str]] = set()
-        self._known: dict[RuntimeTarget, tuple[PlanMedians, ...]] = {}
+        self._published: dict[RuntimeTarget, tuple[PlanMedians, ...]] = {}
 
-    def known(self, place: RuntimeTarget) -> tuple[PlanMedians, ...]:
+    def medians(self, target: RuntimeTarget) -> tuple[PlanMedians, ...]:
         """Medians of plans on edges of one kind, by digest, as last published."""
-        return self._known.get(place, ())
+        return self._published.get(target, ())
 
     def add(self, sample: Sample) -> None:
         """Take a sample in."""
         source = sample.source
-        place = RuntimeTarget(source.device, source.runtime, source.threads)
-        self._add(place, sample.plan, source.edge, _costs_of(sample))
+        target = RuntimeTarget(source.device, source.runtime, source.threads)
+        self._add(target, sample.plan, source.edge, _costs_of(sample))
 
     def load(self, database: sqlite3.Connection) -> None:
         """Take in what a store has kept, and publish it."""
@@ -151,41 +123,41 @@ class PlanSummary:
             "    decode_ms + IFNULL(tail_ms, 0) + IFNULL(postprocess_ms, 0)),"
             "uplink_bytes"
         )
-        for place, plan, samples in newest_by_kind(database, columns):
+        for target, plan, samples in newest_by_kind(database, columns):
             for edge, *costs in reversed(samples):  # the newest last
-                self._add(place, plan, edge, _Costs(*costs))
+                self._add(target, plan, edge, _Costs(*costs))
         self.publish()
 
     def forget(self, source: SampleSource) -> None:
         """Leave out the samples of one edge."""
-        place = RuntimeTarget(source.device, source.runtime, source.threads)
-        for plan in [*self._plans.get(place, ())]:
-            group = self._groups.get((place, plan))
+        target = RuntimeTarget(source.device, source.runtime, source.threads)
+        for plan in [*self._plans.get(target, ())]:
+            group = self._groups.get((target, plan))
             if group is not None and not group.forget(source.edge):
-                del self._groups[place, plan]
-            self._changed.add((place, plan))
+                del self._groups[target, plan]
+            self._changed.add((target, plan))
 
     def publish(self) -> None:
-        """Compute the medians of all that has changed; `known` returns them from now on."""
-        places = set()
-        for place, plan in self._changed:
-            group = self._groups.get((place, plan))
+        """Compute the medians of all that has changed; `medians` returns them from now on."""
+        targets = set()
+        for target, plan in self._changed:
+            group = self._groups.get((target, plan))
             if group is None:
-                self._plans[place].pop(plan, None)
+                self._plans[target].pop(plan, None)
             else:
-                self._plans[place][plan] = group.learned(plan)
-            places.add(place)
+                self._plans[target][plan] = group.medians(plan)
+            targets.add(target)
         self._changed.clear()
-        for place in places:
-            learned = self._plans[place]
-            if learned:
-                self._known[place] = tuple(learned[plan] for plan in sorted(learned))
+        for target in targets:
+            medians = self._plans[target]
+            if medians:
+                self._published[target] = tuple(medians[plan] for plan in sorted(medians))
             else:
-                del self._plans[place]
-                self._known.pop(place, None)
+                del self._plans[target]
+                self._published.pop(target, None)
 
-    def _add(self, place: RuntimeTarget, plan: str, edge: str, costs: _Costs) -> None:
-        key = place, plan
+    def _add(self, target: RuntimeTarget, plan: str, edge: str, costs: _Costs) -> None:
+        key = target, plan
         if key not in self._groups:
             if len(self._groups) == MOST_GROUPS:
                 oldest, _ = self._groups.popitem(last=False)
@@ -194,45 +166,6 @@ class PlanSummary:
         self._groups[key].add(edge, costs)
         self._groups.move_to_end(key)
         self._changed.add(key)
-
-
-def links(database: sqlite3.Connection) -> list[LinkSeen]:
-    """The links of all edges that have estimated theirs."""
-    plans: defaultdict[str, list[tuple[float, tuple[str, ...]]]] = defaultdict(list)
-    for *key, last_s in database.execute(
-        f"SELECT {KEY}, MAX(at_s) FROM samples GROUP BY {KEY}"  # noqa: S608 - constants
-    ):
-        plans[key[0]].append((last_s, tuple(key)))
-    found = []
-    for edge, keys in sorted(plans.items()):
-        seen = _newest_links(database, sorted(keys, reverse=True))
-        if seen:
-            at_s, *estimated = np.array(seen, np.float64).T
-            bps, rtt_ms = (Spread(*np.percentile(e, (10, 50, 90)).tolist()) for e in estimated)
-            found.append(LinkSeen(edge, len(seen), bps, rtt_ms, float(at_s[0])))
-    return found
-
-
-def _newest_links(
-    database: sqlite3.Connection, keys: Sequence[tuple[float, tuple[str, ...]]]
-) -> list[tuple[float, float, float]]:
-    """Newest frames of one edge: (at_s, uplink_bps, rtt_ms) each, newest first.
-
-    Args:
-        database: The store.
-        keys: By source and plan of the edge, when the newest frame was; the newest first.
-    """
-    query = (
-        "SELECT at_s, uplink_bps, rtt_ms FROM samples WHERE edge = ? AND device = ? "  # noqa: S608
-        "AND runtime = ? AND threads = ? AND plan = ? AND uplink_bps IS NOT NULL "
-        f"AND rtt_ms IS NOT NULL ORDER BY at_s DESC LIMIT {RECENT}"
-    )
-    seen: list[tuple[float, float, float]] = []
-    for last_s, key in keys:
-        if len(seen) == RECENT and last_s < seen[-1][0]:
-            break  # all the others are older
-        seen = sorted(seen + database.execute(query, key).fetchall(), reverse=True)[:RECENT]
-    return seen
 
 
 def _costs_of(sample: Sample) -> _Costs:

@@ -1,4 +1,4 @@
-"""The pilot without its cloud: one that is deaf, away, or back."""
+"""The controller without its cloud: one that is deaf, away, or back."""
 
 import numpy as np
 import pytest
@@ -6,10 +6,10 @@ import pytest
 from common.bundle.bundle import Bundle
 from common.errors import CloudUnavailableError
 from edge.detector import find_plan
-from edge.planning import pilot as pilot_module
+from edge.planning import controller as controller_module
 from edge.planning.planner import PlannerSettings
 from tests import tiny
-from tests.in_process import Cloud, adaptive, pilot_of, planner_of, prober_of, unlearning
+from tests.in_process import Cloud, adaptive, controller_of, planner_of, prober_of, unlearning
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +23,8 @@ def cloud(bundle: Bundle) -> Cloud:
 
 
 @pytest.fixture(autouse=True)
-def _short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pilot_module, "_LEAST_PATIENCE_S", 0.2)
+def _short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(controller_module, "_LEAST_TIMEOUT_S", 0.2)
 
 
 class TestWithoutTheCloud:
@@ -56,10 +56,10 @@ class TestWithoutTheCloud:
         detector.detect(tiny.image())
         cloud.deaf = True
         assert detector.detect(tiny.image()).plan.name == tiny.EDGE_ONLY
-        assert pilot_of(detector).state().cloud_away
+        assert controller_of(detector).state().cloud_away
         cloud.deaf = False
         prober_of(detector).look()
-        assert not pilot_of(detector).state().cloud_away
+        assert not controller_of(detector).state().cloud_away
         assert detector.detect(tiny.image()).plan.name != tiny.EDGE_ONLY
         detector.close()
 
@@ -72,17 +72,17 @@ class TestWithoutTheCloud:
         prober = prober_of(detector)
         cloud.deafened = cloud.streams[-1].close
         prober.look()
-        assert pilot_of(detector).state().cloud_away
+        assert controller_of(detector).state().cloud_away
         cloud.deaf = False
         prober.look()
         assert len(cloud.streams) >= 2
-        assert not pilot_of(detector).state().cloud_away
+        assert not controller_of(detector).state().cloud_away
         detector.close()
 
     def test_unreachable_from_the_start(self, bundle: Bundle, cloud: Cloud) -> None:
         cloud.unreachable = True
         detector = adaptive(bundle, cloud)
-        pilot_of(detector).ready()
+        controller_of(detector).ready()
         assert detector.detect(tiny.image()).plan.name == tiny.EDGE_ONLY
         assert "away" in detector.detect(tiny.image()).reason
         detector.close()
@@ -90,7 +90,7 @@ class TestWithoutTheCloud:
     def test_a_stream_that_is_lost_under_a_frame(self, bundle: Bundle, cloud: Cloud) -> None:
         detector = adaptive(bundle, cloud)
         unlearning(detector)
-        pilot_of(detector).ready()
+        controller_of(detector).ready()
         cloud.deaf = True
         cloud.deafened = cloud.streams[0].close
         assert detector.detect(tiny.image()).plan.name == tiny.EDGE_ONLY
@@ -109,7 +109,7 @@ class TestWithoutTheCloud:
         cloud.unreachable = True
         cloud.streams[-1].close()
         with pytest.raises(CloudUnavailableError, match="not reachable"):
-            pilot_of(detector).ready()
+            controller_of(detector).ready()
         detector.close()
 
     def test_a_plan_that_is_asked_for_is_not_replaced(self, bundle: Bundle, cloud: Cloud) -> None:

@@ -1,4 +1,4 @@
-"""Greeting edges: many at once, whatever the store is doing, with what it has learnt."""
+"""The handshake: many edges at once, whatever the store is doing, with what others observed."""
 
 import asyncio
 from collections.abc import Awaitable, Iterator
@@ -10,7 +10,9 @@ import pytest
 from grpc.aio import EOF
 
 from cloud.admission import Admission
+from cloud.data_plane import DataPlane
 from cloud.service import SplitService
+from cloud.sessions import EdgeSessions
 from cloud.store.samples import Sample, SampleSource
 from cloud.store.store import Store
 from cloud.tails import Tails
@@ -60,25 +62,25 @@ def store(tmp_path: Path) -> Iterator[Store]:
     store.close()
 
 
-def test_edges_are_greeted_without_asking_the_database(
+def test_edges_are_welcomed_without_asking_the_database(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a handshake reads no database")
 
-    async def greet(service: SplitService) -> list[Stream]:
+    async def connect(service: SplitService) -> list[Stream]:
         streams = [Stream(f"edge-{k}") for k in range(EDGES)]
         async with asyncio.timeout(60):
             await asyncio.gather(*(serve(service, each) for each in streams))
         return streams
 
     with ThreadPoolExecutor(1) as workers:
-        service = SplitService(
-            Tails(tiny.build(tmp_path / "bundle")), Admission(workers, 1), store=store
-        )
+        tails = Tails(tiny.build(tmp_path / "bundle"))
+        plane = DataPlane(tails, Admission(workers, 1), store=store)
+        service = SplitService(tails.bundle, EdgeSessions(plane))
         monkeypatch.setattr("sqlite3.connect", refuse)
-        with store._lock:  # the writer is at its disk all the while
-            streams = asyncio.run(greet(service))
+        with store._file._lock:  # the writer is at its disk all the while
+            streams = asyncio.run(connect(service))
     monkeypatch.undo()
     for stream in streams:
         (message,) = stream.written

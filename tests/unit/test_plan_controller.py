@@ -1,4 +1,4 @@
-"""The pilot at work: frames through a detector that adapts, with a cloud in this process."""
+"""The controller at work: frames through a detector that adapts, with a cloud in this process."""
 
 import math
 import threading
@@ -18,9 +18,9 @@ from tests.in_process import (
     COSTS,
     Cloud,
     adaptive,
+    controller_of,
     in_threads,
     known,
-    pilot_of,
     planner_of,
     unlearning,
     use,
@@ -40,7 +40,7 @@ def cloud(bundle: Bundle) -> Cloud:
 class TestAnnouncements:
     def test_a_plan_is_announced_once_for_a_stream(self, bundle: Bundle, cloud: Cloud) -> None:
         detector = adaptive(bundle, cloud)
-        pilot_of(detector).ready()
+        controller_of(detector).ready()
         for _ in range(3):
             detector.detect(tiny.image())
         (switch,) = cloud.switches
@@ -54,7 +54,7 @@ class TestAnnouncements:
         self, bundle: Bundle, cloud: Cloud
     ) -> None:
         detector = adaptive(bundle, cloud)
-        pilot_of(detector).ready()
+        controller_of(detector).ready()
         detector.detect(tiny.image())
         wanted = [use(detector, name) for name in (tiny.CLOUD_ONLY, tiny.SPLIT, tiny.CLOUD_ONLY)]
         cloud.messages.clear()
@@ -75,7 +75,7 @@ class TestAnnouncements:
 
     def test_a_new_stream_is_told_again(self, bundle: Bundle, cloud: Cloud) -> None:
         detector = adaptive(bundle, cloud)
-        pilot_of(detector).ready()
+        controller_of(detector).ready()
         detector.detect(tiny.image())
         cloud.streams[0].close()
         for _ in range(3):
@@ -86,7 +86,7 @@ class TestAnnouncements:
 
     def test_a_plan_that_is_asked_for_is_no_switch(self, bundle: Bundle, cloud: Cloud) -> None:
         detector = adaptive(bundle, cloud)
-        pilot_of(detector).ready()
+        controller_of(detector).ready()
         detector.detect(tiny.image())
         detector.detect(tiny.image(), find_plan(bundle, tiny.CLOUD_ONLY))
         detector.detect(tiny.image())
@@ -95,13 +95,13 @@ class TestAnnouncements:
 
     def test_of_frames_that_come_at_once_one_announces(self, bundle: Bundle, cloud: Cloud) -> None:
         detector = adaptive(bundle, cloud)
-        pilot = pilot_of(detector)
-        pilot.ready()
+        controller = controller_of(detector)
+        controller.ready()
         together = threading.Barrier(4)
 
         def choose() -> None:
             together.wait(60)
-            pilot.choose()
+            controller.choose()
 
         in_threads([choose] * 4)
         assert len(cloud.switches) == 1
@@ -110,10 +110,10 @@ class TestAnnouncements:
     def test_the_last_one_told_is_the_last_one_chosen(self, bundle: Bundle, cloud: Cloud) -> None:
         """A thread that is held up while it announces may be overtaken by the next change."""
         detector = adaptive(bundle, cloud)
-        pilot = pilot_of(detector)
-        pilot.ready()
-        client, telling, overtaken = pilot._client, threading.Event(), threading.Event()
-        tell = client.tell
+        controller = controller_of(detector)
+        controller.ready()
+        client, telling, overtaken = controller._client, threading.Event(), threading.Event()
+        tell = client.notify
 
         def held_up(message: pb.Switch | pb.ProfileReport) -> None:
             if not telling.is_set():
@@ -121,15 +121,15 @@ class TestAnnouncements:
                 overtaken.wait(0.3)  # where nobody may overtake, it goes on by itself
             tell(message)
 
-        client.tell = held_up  # type: ignore[method-assign]
+        client.notify = held_up  # type: ignore[method-assign]
 
         def then_another() -> None:
             assert telling.wait(60)
             use(detector, tiny.CLOUD_ONLY)
-            pilot.choose()
+            controller.choose()
             overtaken.set()
 
-        in_threads([pilot.choose, then_another])
+        in_threads([controller.choose, then_another])
         assert cloud.switches[-1].plan_digest == find_plan(bundle, tiny.CLOUD_ONLY)
         detector.close()
 
@@ -144,7 +144,7 @@ class TestChoosing:
         ]
         detector = adaptive(bundle, cloud)
         assert planner_of(detector).expected(digest, 0.0).latency_ms < 12
-        pilot_of(detector).ready()
+        controller_of(detector).ready()
         assert planner_of(detector).expected(digest, 0.0).latency_ms > 22
         edge = planner_of(detector)._expectations._edge
         assert COSTS[tiny.SPLIT][0] * edge.factor(digest) == pytest.approx(20, rel=0.1)
@@ -166,9 +166,9 @@ class TestChoosing:
         cloud.learned = [learned, empty]
         detector = adaptive(bundle, cloud)
         before = planner_of(detector).expected(digest, 0.0).fixed_ms
-        detector.pilot, pilot = None, pilot_of(detector)
-        pilot.welcomed(pb.Welcome(learned=cloud.learned))
-        assert pilot._planner.expected(digest, 0.0).fixed_ms == before
+        detector.controller, controller = None, controller_of(detector)
+        controller.welcomed(pb.Welcome(learned=cloud.learned))
+        assert controller._planner.expected(digest, 0.0).fixed_ms == before
         detector.close()
 
     def test_a_deadline_takes_the_most_accurate_plan_that_keeps_it(
@@ -176,7 +176,7 @@ class TestChoosing:
     ) -> None:
         detector = adaptive(bundle, cloud)
         unlearning(detector)
-        pilot_of(detector).ready()
+        controller_of(detector).ready()
         by = {
             deadline: detector.detect(tiny.image(), deadline_ms=deadline)
             for deadline in (2000.0, 1e-3)
@@ -229,7 +229,7 @@ class TestChoosing:
     @pytest.mark.parametrize("name", [*COSTS, None])
     def test_stages_come_to_the_whole(self, bundle: Bundle, cloud: Cloud, name: str | None) -> None:
         detector = adaptive(bundle, cloud)
-        pilot_of(detector).ready()
+        controller_of(detector).ready()
         outcome = detector.detect(tiny.image(), None if name is None else find_plan(bundle, name))
         assert sum(outcome.times_ms.values()) == pytest.approx(outcome.latency_ms)
         through = {"uplink", "queue", "decode", "tail", "downlink"}
@@ -257,7 +257,7 @@ class TestChoosing:
             adaptive=True,
         )
         opened = {find_plan(bundle, tiny.SPLIT), find_plan(bundle, tiny.CLOUD_ONLY)}
-        assert {each.digest for each in pilot_of(detector).state().expected} == opened
+        assert {each.digest for each in controller_of(detector).state().expected} == opened
         assert {detector.detect(tiny.image()).digest for _ in range(5)} <= opened
         with pytest.raises(UnknownPlanError, match="not opened"):
             detector.detect(tiny.image(), find_plan(bundle, tiny.EDGE_ONLY))
@@ -272,7 +272,7 @@ class TestChoosing:
         detector = adaptive(bundle, cloud)
         unlearning(detector)
         if ready_first:
-            pilot_of(detector).ready()
+            controller_of(detector).ready()
         else:
             assert detector.detect(tiny.image()).plan.name == tiny.EDGE_ONLY
         assert {detector.detect(tiny.image()).plan.name for _ in range(5)} == {tiny.CLOUD_ONLY}

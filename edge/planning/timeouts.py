@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Patience:
+class FrameTimeouts:
     """Time-outs and deadlines of one frame's wait for the cloud.
 
     Attributes:
@@ -21,16 +21,16 @@ class Patience:
     connected_s: float = math.inf
     answered_s: float = math.inf
 
-    def for_stream_s(self) -> float | None:
+    def stream_timeout_s(self) -> float | None:
         """Return the time left to wait for a stream; None for the client's default."""
         return _until(self.connected_s, self.connect_s)
 
-    def for_answer_s(self) -> float | None:
+    def answer_timeout_s(self) -> float | None:
         """Return the time left to wait for an answer; None for the client's default."""
         return _until(self.answered_s, self.answer_s)
 
 
-AS_USUAL = Patience()
+CLIENT_DEFAULTS = FrameTimeouts()
 
 
 def _until(end_s: float, seconds: float | None) -> float | None:

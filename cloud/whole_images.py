@@ -1,0 +1,84 @@
+"""Whole images in the cloud: decoded, letterboxed and run through the network as it was trained.
+
+encoded image -> decode -> letterbox -> tail of the cloud-only plan -> detections
+"""
+
+import time
+from dataclasses import dataclass
+
+from cloud.tails import Tails
+from common.bundle.manifest import Plan
+from common.imaging.images import DEFAULT_LIMITS, ImageLimits, Letterbox, decode_image, letterbox
+from common.tasks.detections import Detections
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """Detections in one whole image, and the latency of each stage.
+
+    Attributes:
+        width: Of the image, in pixels.
+        height: Of the image, in pixels.
+        plan: The cloud-only plan that served it.
+        digest: The plan's digest.
+        detections: In pixels of the image.
+        times_ms: By stage: queue, preprocess, decode, tail, postprocess.
+        latency_ms: From the image's arrival to its detections.
+    """
+
+    width: int
+    height: int
+    plan: Plan
+    digest: bytes
+    detections: Detections
+    times_ms: dict[str, float]
+    latency_ms: float
+
+
+def run_image(
+    tails: Tails,
+    data: bytes,
+    score_threshold: float,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    arrived_s: float | None = None,
+) -> ImageResult:
+    """Decode an image and run the whole network on it, in the calling thread.
+
+    Args:
+        tails: The opened tails.
+        data: The encoded image.
+        score_threshold: Lowest score to return.
+        limits: The largest image to decode.
+        arrived_s: When the image arrived, in seconds of `time.perf_counter`; now, if None.
+
+    Raises:
+        ImageError: If it is no image, or too large.
+        UnknownPlanError: If the bundle has no cloud-only plan.
+    """
+    started_s = time.perf_counter()
+    arrived_s = started_s if arrived_s is None else arrived_s
+    runner = tails.image_runner()
+    detector = tails.bundle.manifest.detector
+    image = decode_image(data, limits)
+    height, width = image.shape[:2]
+    size = detector.input_height, detector.input_width
+    pixels = letterbox(image, size)
+    preprocessed_s = time.perf_counter()
+    where = Letterbox.fit(width, height, size)
+    finished = runner.run(runner.symbols([pixels]), where, score_threshold)
+    done_s = time.perf_counter()
+    return ImageResult(
+        width=width,
+        height=height,
+        plan=runner.plan,
+        digest=runner.digest,
+        detections=finished.detections,
+        times_ms={
+            "queue": (started_s - arrived_s) * 1000,
+            "preprocess": (preprocessed_s - started_s) * 1000,
+            "decode": finished.decode_ms,
+            "tail": finished.tail_ms,
+            "postprocess": finished.postprocess_ms,
+        },
+        latency_ms=(done_s - arrived_s) * 1000,
+    )
