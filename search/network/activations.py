@@ -116,7 +116,7 @@ def combined(op: str, left: Activation, right: Activation) -> Activation:
 
 
 def simplified(activation: Activation) -> Activation:
-    """The same function in fewer steps, if one is known."""
+    """Write a function in fewer steps, if that is known."""
     return _SIMPLER.get(activation, activation)
 
 

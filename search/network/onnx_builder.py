@@ -13,6 +13,7 @@ from search.network.quant_params import QuantParams
 
 OPSET = 19
 IR_VERSION = 10
+_VERSIONS = {"ai.onnx.ml": 3, "com.microsoft": 1}
 OUTSIDE = "packed"
 """Location that a head gives for external weights; the caller supplies them when it is loaded."""
 
@@ -30,10 +31,12 @@ class OnnxBuilder:
     """Nodes and constants of one model.
 
     Attributes:
+        opset: Version of ONNX's operators.
         locations: Where weights in floating point lie, by name; others become part of the model.
         outside_weights: Whether integer weights are supplied when the model is loaded.
     """
 
+    opset: int = OPSET
     locations: Mapping[str, Location] = field(default_factory=dict)
     outside_weights: bool = False
     nodes: list[onnx.NodeProto] = field(default_factory=list)
@@ -107,7 +110,10 @@ class OnnxBuilder:
         graph = helper.make_graph(self.nodes, name, inputs, outputs, self.initializers)
         proto = helper.make_model(
             graph,
-            opset_imports=[helper.make_opsetid("", OPSET)],
+            opset_imports=[
+                helper.make_opsetid(domain, _VERSIONS.get(domain, self.opset))
+                for domain in sorted({"", *(node.domain for node in self.nodes)})
+            ],
             ir_version=IR_VERSION,
             producer_name="splitpoint",
         )

@@ -31,7 +31,7 @@ def optimise(graph: Graph) -> Graph:
     """Fold, fuse, drop what no output needs, and name nodes by operator and rank."""
     graph = _alive(_fuse_functions(graph))
     graph = _merge_into_producer(graph, "scale", _folds_scale, _fold_scale)
-    graph = _alive(_fold_padding(graph))
+    graph = _alive(_fold_padding(_fuse_orders(graph)))
     graph = _merge_into_producer(graph, "activation", _takes_activation, _fuse_activation)
     graph = _fuse_routes(graph)
     return _alive(graph).renamed()
@@ -101,6 +101,25 @@ def _fold_scale(producer: Node, scale: Node) -> Node:
         weight=(producer.weight * by_channel).astype(np.float32),
         bias=(bias * gain + scale.bias).astype(np.float32),
     )
+
+
+def _fuse_orders(graph: Graph) -> Graph:
+    """Let one transposition of another be one, or none."""
+    made: dict[str, Node] = {}
+    direct: dict[str, str] = {}
+    for node in graph.nodes:
+        inputs = tuple(direct.get(name, name) for name in node.inputs)
+        node = replace(node, inputs=inputs)
+        if node.op == "transpose" and made[inputs[0]].op == "transpose":
+            inner = made[inputs[0]]
+            first, second = inner.attributes["order"], node.attributes["order"]
+            order = tuple(first[axis] for axis in second)
+            if order == tuple(range(len(order))) and node.name not in graph.outputs:
+                direct[node.name] = inner.inputs[0]
+                continue
+            node = replace(node, inputs=inner.inputs, attributes={"order": order})
+        made[node.name] = node
+    return replace(graph, nodes=tuple(made.values()))
 
 
 def _fold_padding(graph: Graph) -> Graph:

@@ -16,6 +16,7 @@ from common.errors import CalibrationError
 from common.imaging.images import unit_range
 from search.network import execute
 from search.network.graph import Graph, Node
+from search.network.operators.registry import computable_nodes
 
 BINS = 2048
 
@@ -125,7 +126,7 @@ def _tensors(graph: Graph, image: torch.Tensor) -> Iterator[tuple[tuple[str, boo
     values = {graph.nodes[0].name: image}
     waiting = {name: set(readers) for name, readers in graph.consumers.items()}
     with torch.inference_mode():
-        for node in graph.nodes[1:]:
+        for node in computable_nodes(graph)[1:]:
             inputs = [values[name] for name in node.inputs]
             if node.activation is not None:
                 linear = execute.apply(_linear(node), inputs)

@@ -67,15 +67,20 @@ def write_weights(folder: Path, weights: SharedWeights) -> Path:
 
 
 def tail_model(graph: Graph, cut: Cut, weights: SharedWeights) -> bytes:
-    """The tail of a cut in floating point, with any batch size."""
-    builder = OnnxBuilder(locations=weights.locations)
+    """The tail of a cut in floating point.
+
+    It takes batches of any size, but for operators that are taken over from a file as they are:
+    these may be written for one image.
+    """
+    builder = OnnxBuilder(opset=graph.opset, locations=weights.locations)
     for node in cut.tail:
         _float_node(builder, node)
-    inputs = [_value(name, TensorProto.FLOAT, graph[name], "N") for name in cut.tensors]
+    batch = "N" if all(operator_of(node).computes_in_torch for node in cut.tail) else 1
+    inputs = [_value(name, TensorProto.FLOAT, graph[name], batch) for name in cut.tensors]
     outputs = []
     for name in graph.outputs:
         result = builder.add("Identity", (name,), f"{name}.out") if name in cut.tensors else name
-        outputs.append(_value(result, TensorProto.FLOAT, graph[name], "N"))
+        outputs.append(_output(result, graph[name], batch))
     return builder.model(f"tail after {cut.name}", inputs, outputs)
 
 
@@ -106,7 +111,7 @@ def head_model(
     Raises:
         ModelError: If a node of the prefix has no integer form.
     """
-    builder = OnnxBuilder(outside_weights=outside_weights)
+    builder = OnnxBuilder(opset=network.graph.opset, outside_weights=outside_weights)
     prefix = network.graph.ancestors(fetch)
     readers: dict[str, list[Node]] = {node.name: [] for node in prefix}
     for node in prefix:
@@ -156,6 +161,13 @@ def _float_node(builder: OnnxBuilder, node: Node) -> None:
     made = operator_of(node).write(builder, node, node.inputs, linear)
     if node.activation is not None:
         node.activation.write(builder, made, node.name)
+
+
+def _output(name: str, node: Node, batch: int | str) -> Any:
+    """An output of a tail, its shape left open where it is not known."""
+    if node.batched:
+        return _value(name, TensorProto.FLOAT, node, batch)
+    return helper.make_empty_tensor_value_info(name)
 
 
 def _value(name: str, kind: int, node: Node, batch: int | str) -> Any:

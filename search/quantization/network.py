@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from common.errors import ModelError
 from search.network.graph import IMAGE, Graph, Node
-from search.network.operators.registry import makes_values, operator_of
+from search.network.operators.registry import computable_nodes, makes_values, operator_of
 from search.network.quant_params import QuantizedConv, QuantParams
 from search.quantization.calibration import Distribution, Statistics
 from search.quantization.grids import (
@@ -139,7 +139,7 @@ def choose_clips(
     after: dict[str, Range] = {}
     before: dict[str, Range] = {}
     weights: dict[str, Floats] = {}
-    for node in graph.nodes[1:]:
+    for node in computable_nodes(graph)[1:]:
         each = widths.get(node.name, FULL)
         if makes_values(node):
             after[node.name] = choose(statistics.after[node.name], each.activation)
@@ -173,8 +173,13 @@ def quantize(
     grids = {IMAGE: IMAGE_GRID}
     before: dict[str, QuantParams] = {}
     convs: dict[str, QuantizedConv] = {}
-    refused: dict[str, str] = {}
-    for node in graph.nodes[1:]:
+    computable = computable_nodes(graph)
+    refused = {
+        node.name: operator_of(node).refusal(node) or f"{node.name}: behind such an operator"
+        for node in graph.nodes
+        if node not in computable
+    }
+    for node in computable[1:]:
         each = widths.get(node.name, FULL)
         if makes_values(node):
             grids[node.name] = QuantParams.over(*clips.after[node.name], each.activation)

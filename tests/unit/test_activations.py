@@ -6,7 +6,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from common.runtime.session import Model
+from common.runtime.registry import open_model
 from search.network.activations import (
     FUNCTIONS,
     HARD_SWISH,
@@ -34,7 +34,7 @@ def in_the_runtime(activation: Activation, values: np.ndarray) -> np.ndarray:
     made = activation.write(builder, "x", "y")
     given = helper.make_tensor_value_info("x", TensorProto.FLOAT, values.shape)
     found = helper.make_tensor_value_info(made, TensorProto.FLOAT, values.shape)
-    (output,) = Model(builder.model("function", [given], [found])).run({"x": values})
+    (output,) = open_model(builder.model("function", [given], [found])).run({"x": values})
     return np.asarray(output)
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from common.errors import ModelError
-from common.runtime.session import Model
+from common.runtime.registry import open_model
 from search.network import execute
 from search.network.cuts import cut_of_head, find_cuts
 from search.network.graph import Graph
@@ -60,14 +60,14 @@ def imported(path: Path, shape: Sequence[int] | None = None) -> Graph:
 
 def check_all_cuts(graph: Graph, path: Path, folder: Path) -> None:
     """Require every tail, fed by torch, to make what the file makes."""
-    expected = Model(path).run({"x": IMAGE})
+    expected = open_model(path).run({"x": IMAGE})
     shared = SharedWeights.of(graph.nodes)
     write_weights(folder, shared)
     image = torch.from_numpy(IMAGE)
     for cut in find_cuts(graph).cuts[:-1]:
         (folder / "tail.onnx").write_bytes(tail_model(graph, cut, shared))
         sent = execute.run(graph, {"image": image}, cut.tensors)
-        found = Model(folder / "tail.onnx").run({n: v.numpy() for n, v in sent.items()})
+        found = open_model(folder / "tail.onnx").run({n: v.numpy() for n, v in sent.items()})
         for want, got in zip(expected, found, strict=True):
             np.testing.assert_allclose(got, want, atol=2e-5)
 
@@ -94,7 +94,7 @@ def test_operators_of_old_versions_are_read(tmp_path: Path) -> None:
         conv("l", "v", "y"),
     ]
     nodes[8], nodes[9] = nodes[9], nodes[8]
-    constants = {
+    constants: dict[str, NDArray[Any]] = {
         "w": weights(8, 3, 3, 3),
         "v": weights(4, 4, 1, 1),
         "scales": np.array([1, 1, 2, 2], np.float32),
@@ -114,18 +114,18 @@ def test_operators_without_an_entry_stay_in_tails_as_they_are(tmp_path: Path) ->
         helper.make_node("Cast", ["index"], ["e"], to=TensorProto.FLOAT),
         helper.make_node("Add", ["d", "e"], ["y"]),
     ]
-    constants = {"w": weights(8, 3, 3, 3), "k": np.array([5], np.int64)}
+    constants: dict[str, NDArray[Any]] = {"w": weights(8, 3, 3, 3), "k": np.array([5], np.int64)}
     path = saved(tmp_path / "opaque.onnx", nodes, constants)
     graph = imported(path)
     assert [node.op for node in graph.nodes if node.op.startswith("onnx")][:2] == ["onnx", "onnx"]
     assert {cut.kind for cut in find_cuts(graph).cuts} == {"cloud-only", "split", "edge-only"}
     shared = SharedWeights.of(graph.nodes)
     write_weights(tmp_path, shared)
-    (expected,) = Model(path).run({"x": IMAGE})
+    (expected,) = open_model(path).run({"x": IMAGE})
     for cut in (cut_of_head(graph, []), cut_of_head(graph, ["conv_0"])):
         (tmp_path / "tail.onnx").write_bytes(tail_model(graph, cut, shared))
         sent = execute.run(graph, {"image": torch.from_numpy(IMAGE)}, cut.tensors)
-        tail = Model(tmp_path / "tail.onnx")
+        tail = open_model(tmp_path / "tail.onnx")
         (found,) = tail.run({n: v.numpy() for n, v in sent.items()})
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
@@ -142,7 +142,7 @@ def test_channels_last_blue_first_and_scaled(tmp_path: Path) -> None:
     assert "transpose" not in {node.op for node in graph.nodes}
     mean, std = np.array(scaling.mean, np.float32), np.array(scaling.std, np.float32)
     given = (IMAGE[:, ::-1].transpose(0, 2, 3, 1) - mean) / std
-    (expected,) = Model(path).run({"x": np.ascontiguousarray(given, np.float32)})
+    (expected,) = open_model(path).run({"x": np.ascontiguousarray(given, np.float32)})
     found = execute.run(graph, {"image": torch.from_numpy(IMAGE)}, graph.outputs)
     np.testing.assert_allclose(found[graph.outputs[0]].numpy(), expected, atol=1e-4)
 

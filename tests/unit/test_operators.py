@@ -147,7 +147,8 @@ class Normed(Fed):
         self.slopes = nn.PReLU(8)
 
     def operate(self, x: torch.Tensor) -> torch.Tensor:
-        return self.slopes(self.norm(F.max_pool2d(x, 2)))
+        scaled: torch.Tensor = self.slopes(self.norm(F.max_pool2d(x, 2)))
+        return scaled
 
 
 class Padded(Fed):

@@ -25,7 +25,7 @@ from common.tables.timing import Timing
 from edge.head import open_plans
 from search.network.cuts import enumerate_cuts
 from search.network.graph import Graph
-from search.network.importer import import_module
+from search.network.importers.torch_module import import_module
 from search.network.passes import optimise
 from search.quantization import integer
 from search.quantization.calibration import observe

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from onnx import external_data_helper, helper, inliner, numpy_helper, version_converter
 
 from common.errors import ModelError
-from common.runtime.session import Model
+from common.runtime.registry import open_model
 from search.network.graph import Graph
 from search.network.importers.calls import Call, GraphBuilder, UnsupportedCallError
 from search.network.importers.onnx_operators import read_call
@@ -37,7 +37,7 @@ _TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class InputScaling:
-    """How the network's input is made of an image in [0, 1], red first.
+    """Scaling and order that make the network's input of an image in [0, 1], red first.
 
     Attributes:
         mean: By channel of the network's input, in units of the image.
@@ -332,7 +332,7 @@ def _run(
     path: Path, model: onnx.ModelProto, name: str, image: NDArray[np.float32]
 ) -> list[NDArray[Any]]:
     try:
-        return Model(model.SerializeToString()).run({name: image})
+        return open_model(model.SerializeToString()).run({name: image})
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
 

@@ -52,7 +52,7 @@ def import_module(module: torch.nn.Module, input_size: tuple[int, int]) -> Graph
             f"the module cannot be exported{_line_of_error(error)}: control flow that depends on "
             f"the image has no graph; torch.export says: {reason}"
         ) from error
-    return _Program(program).graph()
+    return _ExportedModule(program).graph()
 
 
 @contextlib.contextmanager
@@ -87,7 +87,7 @@ def _line_of_error(error: BaseException) -> str:
     return _made_by((frame.filename, frame.lineno or 0, frame.line or "") for frame in inner[1:])
 
 
-class _Program:
+class _ExportedModule:
     """Walks an exported program once, and writes its operators as calls."""
 
     def __init__(self, program: torch.export.ExportedProgram) -> None:
@@ -167,13 +167,13 @@ class _Program:
         convert(self, node)
 
 
-_Converter = Callable[[_Program, fx.Node], None]
+_Converter = Callable[[_ExportedModule, fx.Node], None]
 
 
 def _plain(op: str, *names: str) -> _Converter:
     """A call of the same arguments, further numbers being the attributes of these names."""
 
-    def convert(program: _Program, node: fx.Node) -> None:
+    def convert(program: _ExportedModule, node: fx.Node) -> None:
         given = dict(zip(names, node.args[1:], strict=False))
         attributes = {name: value for name, value in given.items() if value is not None}
         program.call(op, (program.input(node.args[0]),), node.name, **attributes)
@@ -184,7 +184,7 @@ def _plain(op: str, *names: str) -> _Converter:
 def _tensors(op: str) -> _Converter:
     """A call whose arguments are all inputs."""
 
-    def convert(program: _Program, node: fx.Node) -> None:
+    def convert(program: _ExportedModule, node: fx.Node) -> None:
         program.call(op, (program.input(value) for value in node.args), node.name)
 
     return convert
@@ -193,13 +193,13 @@ def _tensors(op: str) -> _Converter:
 def _fixed(op: str, **attributes: Any) -> _Converter:
     """A call of the first argument with attributes of its own."""
 
-    def convert(program: _Program, node: fx.Node) -> None:
+    def convert(program: _ExportedModule, node: fx.Node) -> None:
         program.call(op, (program.input(node.args[0]),), node.name, **attributes)
 
     return convert
 
 
-def _conv(program: _Program, node: fx.Node) -> None:
+def _conv(program: _ExportedModule, node: fx.Node) -> None:
     source, weight, bias, stride, padding, dilation, groups = _arguments(
         node, (None, None, None, [1, 1], [0, 0], [1, 1], 1)
     )
@@ -214,7 +214,7 @@ def _conv(program: _Program, node: fx.Node) -> None:
     )
 
 
-def _conv_transpose(program: _Program, node: fx.Node) -> None:
+def _conv_transpose(program: _ExportedModule, node: fx.Node) -> None:
     source, weight, bias, stride, padding, extra, groups, dilation = _arguments(
         node, (None, None, None, [1, 1], [0, 0], [0, 0], 1, [1, 1])
     )
@@ -230,13 +230,13 @@ def _conv_transpose(program: _Program, node: fx.Node) -> None:
     )
 
 
-def _linear(program: _Program, node: fx.Node) -> None:
+def _linear(program: _ExportedModule, node: fx.Node) -> None:
     source, weight, bias = _arguments(node, (None, None, None))
     inputs = map(program.input, (source, weight, bias))
     program.call("Gemm", inputs, node.name, transB=1)
 
 
-def _batch_norm(program: _Program, node: fx.Node) -> None:
+def _batch_norm(program: _ExportedModule, node: fx.Node) -> None:
     source, weight, bias, mean, variance, training, _, epsilon, _ = _arguments(node, (None,) * 9)
     if training:
         raise ModelError(f"{node.name}: batch normalisation in training mode")
@@ -255,30 +255,30 @@ def _batch_norm(program: _Program, node: fx.Node) -> None:
     program.call("BatchNormalization", inputs, node.name, epsilon=float(epsilon))
 
 
-def _silu(program: _Program, node: fx.Node) -> None:
+def _silu(program: _ExportedModule, node: fx.Node) -> None:
     source = program.input(node.args[0])
     gate = program.call("Sigmoid", (source,), f"{node.name}.gate")
     program.call("Mul", (source, gate), node.name)
 
 
-def _gelu(program: _Program, node: fx.Node) -> None:
+def _gelu(program: _ExportedModule, node: fx.Node) -> None:
     approximate = node.kwargs.get("approximate", "none")
     program.call("Gelu", (program.input(node.args[0]),), node.name, approximate=approximate)
 
 
-def _clamp(program: _Program, node: fx.Node) -> None:
+def _clamp(program: _ExportedModule, node: fx.Node) -> None:
     source, low, high = _arguments(node, (None, None, None))
     bounds = (program.input(bound) for bound in (low, high))
     program.call("Clip", (program.input(source), *bounds), node.name)
 
 
-def _hardtanh(program: _Program, node: fx.Node) -> None:
+def _hardtanh(program: _ExportedModule, node: fx.Node) -> None:
     source, low, high = _arguments(node, (None, -1.0, 1.0))
     bounds = (program.input(bound) for bound in (low, high))
     program.call("Clip", (program.input(source), *bounds), node.name)
 
 
-def _pad(program: _Program, node: fx.Node) -> None:
+def _pad(program: _ExportedModule, node: fx.Node) -> None:
     source, pads, *rest = _arguments(node, (None, None, "constant", None))
     value = rest[-1] if rest[0] == "constant" else rest[0]
     if len(pads) not in (2, 4):
@@ -293,7 +293,7 @@ def _pad(program: _Program, node: fx.Node) -> None:
     )
 
 
-def _max_pool(program: _Program, node: fx.Node) -> None:
+def _max_pool(program: _ExportedModule, node: fx.Node) -> None:
     source, kernel, stride, padding, dilation, ceil_mode = _arguments(
         node, (None, None, [], [0, 0], [1, 1], False)
     )
@@ -309,7 +309,7 @@ def _max_pool(program: _Program, node: fx.Node) -> None:
     )
 
 
-def _average_pool(program: _Program, node: fx.Node) -> None:
+def _average_pool(program: _ExportedModule, node: fx.Node) -> None:
     source, kernel, stride, padding, ceil_mode, counts_padding, divisor = _arguments(
         node, (None, None, [], [0, 0], False, True, None)
     )
@@ -327,7 +327,7 @@ def _average_pool(program: _Program, node: fx.Node) -> None:
     )
 
 
-def _adaptive_pool(program: _Program, node: fx.Node) -> None:
+def _adaptive_pool(program: _ExportedModule, node: fx.Node) -> None:
     source = node.args[0]
     before, after = _shape(source)[1:], _shape(node)[1:]
     kernel = tuple(size // made for size, made in zip(before, after, strict=True))
@@ -337,14 +337,14 @@ def _adaptive_pool(program: _Program, node: fx.Node) -> None:
     program.call("AveragePool", inputs, node.name, kernel_shape=kernel, strides=kernel)
 
 
-def _mean(program: _Program, node: fx.Node) -> None:
+def _mean(program: _ExportedModule, node: fx.Node) -> None:
     source, axes, keepdims = _arguments(node, (None, None, False))
     inputs = (program.input(source),)
     program.call("ReduceMean", inputs, node.name, axes=axes, keepdims=int(keepdims))
 
 
 def _resize(mode: str) -> _Converter:
-    def convert(program: _Program, node: fx.Node) -> None:
+    def convert(program: _ExportedModule, node: fx.Node) -> None:
         sizes = program.constant(f"{node.name}.sizes", np.array([1, *_shape(node)], np.int64))
         aligned = mode == "linear" and bool(node.args[2])
         program.call(
@@ -358,12 +358,12 @@ def _resize(mode: str) -> _Converter:
     return convert
 
 
-def _concat(program: _Program, node: fx.Node) -> None:
+def _concat(program: _ExportedModule, node: fx.Node) -> None:
     tensors, axis = _arguments(node, (None, 0))
     program.call("Concat", (program.input(tensor) for tensor in tensors), node.name, axis=axis)
 
 
-def _slice(program: _Program, node: fx.Node) -> None:
+def _slice(program: _ExportedModule, node: fx.Node) -> None:
     source, axis, start, stop, step = _arguments(node, (None, 0, 0, None, 1))
     bounds = [
         program.constant(f"{node.name}.{name}", np.array([value], np.int64))
@@ -377,37 +377,37 @@ def _slice(program: _Program, node: fx.Node) -> None:
     program.call("Slice", (program.input(source), *bounds), node.name)
 
 
-def _split(program: _Program, node: fx.Node) -> None:
+def _split(program: _ExportedModule, node: fx.Node) -> None:
     source, wanted, axis = _arguments(node, (None, None, 0))
     parts = [int(part.shape[axis]) for part in node.meta["val"]]
     del wanted
     program.split(program.input(source), node.name, parts, axis)
 
 
-def _reshape(program: _Program, node: fx.Node) -> None:
+def _reshape(program: _ExportedModule, node: fx.Node) -> None:
     shape = program.constant(f"{node.name}.shape", np.array(list(node.meta["val"].shape), np.int64))
     program.call("Reshape", (program.input(node.args[0]), shape), node.name)
 
 
-def _permute(program: _Program, node: fx.Node) -> None:
+def _permute(program: _ExportedModule, node: fx.Node) -> None:
     source, order = _arguments(node, (None, ()))
     inputs = (program.input(source),)
     program.call("Transpose", inputs, node.name, perm=[axis % len(order) for axis in order])
 
 
-def _transpose(program: _Program, node: fx.Node) -> None:
+def _transpose(program: _ExportedModule, node: fx.Node) -> None:
     source, first, second = _arguments(node, (None, 0, 0))
     order = list(range(len(node.meta["val"].shape)))
     order[first], order[second] = order[second], order[first]
     program.call("Transpose", (program.input(source),), node.name, perm=order)
 
 
-def _pixel_shuffle(program: _Program, node: fx.Node) -> None:
+def _pixel_shuffle(program: _ExportedModule, node: fx.Node) -> None:
     source, factor = node.args
     program.call("DepthToSpace", (program.input(source),), node.name, blocksize=factor, mode="CRD")
 
 
-def _softmax(program: _Program, node: fx.Node) -> None:
+def _softmax(program: _ExportedModule, node: fx.Node) -> None:
     program.call("Softmax", (program.input(node.args[0]),), node.name, axis=node.args[1])
 
 

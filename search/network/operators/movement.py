@@ -231,7 +231,7 @@ class Transpose(Operator):
 
 
 class Reshape(Operator):
-    """The same values in the same order with another `shape`, without the batch."""
+    """Values in their order as a tensor of another `shape`, given without the batch."""
 
     makes_values = False
 

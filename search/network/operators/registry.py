@@ -75,6 +75,16 @@ def makes_values(node: Node) -> bool:
     return node.op != "input" and operator_of(node).makes_values
 
 
+def computable_nodes(graph: Graph) -> tuple[Node, ...]:
+    """The nodes that torch can compute, from the image on."""
+    computable: set[str] = set()
+    for node in graph.nodes:
+        alone = node.op == "input" or operator_of(node).computes_in_torch
+        if alone and computable.issuperset(node.inputs):
+            computable.add(node.name)
+    return tuple(node for node in graph.nodes if node.name in computable)
+
+
 def maker_of(graph: Graph, name: str) -> str:
     """Name of the node whose grid a tensor has: its own, or the source of the moved values."""
     node = graph[name]
