@@ -20,9 +20,10 @@ from common.codec.spec import WireTensor
 from common.runtime.session import Model, check_parity
 from common.tasks.detections import DetectorSpec
 from search.cache import digest
+from search.constraints import stored
 from search.network.cuts import Cut
 from search.network.graph import IMAGE, Graph
-from search.prediction.candidates import Candidate, RankedCandidate, context_file, predict
+from search.prediction.candidates import Candidate, RankedCandidate, context_file
 from search.quantization import integer
 from search.quantization.export import SharedWeights, head_model, packed_weights, tail_model
 from search.quantization.heads import Heads
@@ -106,15 +107,13 @@ def _write(
             device=request.device.name,
             uplink_bps=request.link.uplink_bps,
             rtt_ms=request.link.rtt_ms,
-            edge_memory_bytes=request.edge_memory_bytes,
-            max_drop=request.max_drop,
+            limits=stored(request.constraints),
             calibration_images=found.calibration_images,
             accuracy_metric=found.metric,
             software_version=request.software_version,
             edge_slowdown=found.world.edge.slowdown,
             cloud_slowdown=found.world.cloud.slowdown,
             reduced_range=request.device.reduced_range,
-            no_raw_image=request.no_raw_image,
             video=request.video,
             cloud_threads=request.cloud_threads,
         ),
@@ -233,7 +232,7 @@ def _plan(
     candidate = judged.candidate
     accuracy = judged.accuracy or 0.0
     certain = math.isfinite(judged.most_lost)
-    prediction = predict(candidate, judged.times, found.world).model_copy(
+    prediction = judged.predicted.model_copy(
         update={
             "accuracy": accuracy,
             "accuracy_drop": found.reference_accuracy - accuracy,

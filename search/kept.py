@@ -20,13 +20,14 @@ from common.imaging.images import list_images
 from common.progress import Reporter
 from common.tables.store_file import read_tables
 from search.cache import digest
+from search.constraints import stored
 from search.measure.latency import timing_place
 from search.pipeline import search
 from search.request import Request
 from search.software import software_digest
 
-_ELSEWHERE = {"cache"}
-"""Fields of a request that the bundle does not depend on."""
+_ELSEWHERE = {"cache", "constraints"}
+"""Fields of a request that the bundle does not depend on, or that enter in another form."""
 
 
 def search_unless_kept(
@@ -93,6 +94,7 @@ def search_key(request: Request) -> str:
         for field in fields(request)
         if field.name not in _ELSEWHERE
     }
+    values["constraints"] = stored(request.constraints)  # each with its name
     if request.tables is not None:
         values["tables"] = read_tables(request.tables)  # a store's bytes may change, its rows not
     return digest(values, software_digest(), timing_place())

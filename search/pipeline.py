@@ -77,8 +77,10 @@ def _check(request: Request) -> None:
     """Refuse options that contradict each other, before anything is read."""
     if request.annotations is not None and request.evaluation is None:
         raise SettingsError("--annotations needs --evaluation, the folder of the annotated images")
-    if request.strategy == "cloud-only" and request.no_raw_image:
-        raise SettingsError("--strategy cloud-only sends pixels, which --no-raw-image forbids")
+    for constraint in request.constraints:
+        conflict = constraint.conflict(request.strategy)
+        if conflict is not None:
+            raise SettingsError(conflict)
     if request.video and request.strategy != "splitpoint":
         raise SettingsError(f"--video: {request.strategy} does not look back at the last frame")
     if request.quantizer is not None:

@@ -1,11 +1,16 @@
 """Request and result of a search: the two ends of the pipeline."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.bundle.manifest import JudgedBy
 from common.link.link import Link
+from search.constraints import constraints, find
+from search.constraints.base import Constraint
+from search.constraints.edge_memory import EdgeMemory
+from search.constraints.max_drop import MaxDrop
 from search.prediction.candidates import CostModel, RankedCandidate
 from search.prediction.cut_times import CutTimes
 from search.prediction.devices import DeviceProfile
@@ -27,13 +32,10 @@ class Request:
         evaluation: Folder of images to measure accuracy on.
         annotations: COCO instances file of the evaluation images; without, accuracy is agreement
             with the floating-point network.
-        edge_memory_bytes: Limit on weights + peak activations of the head.
+        constraints: Limits that plans keep; see `search.constraints`.
         strategy: "splitpoint", or a baseline of search/strategies.
         quantizer: Name of the recipe by which layers of few bits are quantized; None for the usual
             one of the strategy.
-        max_drop: Largest loss of accuracy, in points of the accuracy's metric, that a plan may have
-            at the upper end of a one-sided interval.
-        no_raw_image: Whether pixels must stay on the edge.
         cloud_threads: Threads of the cloud's runtime.
         max_images: Images used at the most, of each folder.
         narrow_cuts: How many cuts that do not fit at 8 bits get weights of fewer.
@@ -55,11 +57,9 @@ class Request:
     weights: Path | None = None
     evaluation: Path | None = None
     annotations: Path | None = None
-    edge_memory_bytes: int | None = None
+    constraints: tuple[Constraint, ...] = constraints()
     strategy: Strategy = "splitpoint"
     quantizer: str | None = None
-    max_drop: float = 3.0
-    no_raw_image: bool = False
     cloud_threads: int = 1
     max_images: int = 128
     narrow_cuts: int = 2
@@ -71,6 +71,18 @@ class Request:
     tables: Path | None = None
     cache: Path | None = None
     software_version: str = "unknown"
+
+    @property
+    def max_drop(self) -> float:
+        """Largest loss of accuracy in points; infinite without a limit."""
+        limit = find(MaxDrop, self.constraints)
+        return math.inf if limit is None else limit.limit
+
+    @property
+    def edge_memory_bytes(self) -> int | None:
+        """Memory that bits are allocated within; None without a limit."""
+        limit = find(EdgeMemory, self.constraints)
+        return None if limit is None else limit.limit
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,6 +20,7 @@ from common.errors import NoFeasiblePlanError
 from common.link.link import Link
 from common.progress import Reporter
 from search.cache import Cache
+from search.constraints import constraints
 from search.export import write_plans
 from search.measure.accuracy_evaluator import open_meter
 from search.measure.held_out import Judging
@@ -110,7 +111,7 @@ def build(
         calibration=calibration,
         evaluation=evaluation,
         annotations=annotations,
-        max_drop=grid.max_drop,
+        constraints=constraints(max_drop=grid.max_drop),
         max_images=max_images,
         refined_cuts=2,
         format_trials=4,
@@ -124,7 +125,12 @@ def build(
     cuts = undominated(prepared.graph, enumerate_cuts(prepared.graph))
     network = Network(prepared, Heads(prepared.rounder().nearest({})), cuts)
     ours = {
-        setting: rank(replace(request, edge_memory_bytes=memory), network, judging, reporter)
+        setting: rank(
+            replace(request, constraints=constraints(max_drop=grid.max_drop, edge_memory=memory)),
+            network,
+            judging,
+            reporter,
+        )
         for setting, memory in MEMORY.items()
     }
     found = next(iter(ours.values()), None)
@@ -132,7 +138,7 @@ def build(
         raise NoFeasiblePlanError("no setting was searched")
     others = _Others(request, grid, network, judging, found.world, reporter)
     uploads = {
-        name: others.judged(others.table.upload(network.cuts[0], spec), found.world)
+        name: others.judged(others.table.upload(network.cuts[0], spec))
         for name, spec in UPLOADS.items()
     }
     published = {name: others.choices(name) for name in PUBLISHED}
@@ -234,17 +240,13 @@ class _Others:
             progress(done, len(cells))
         return chosen
 
-    def judged(self, candidate: Candidate, world: CostModel) -> RankedCandidate:
-        """Candidate with its accuracy, measured on first use."""
-        known = self._meter.measured(candidate)
-        (predicted,) = judge([candidate], self._times, world)
-        return replace(
-            predicted,
-            accuracy=known.accuracy,
-            judged_on=known.images,
-            most_lost=known.most_lost,
-            digest=self._meter.digest(candidate),
-        )
+    def judged(self, candidate: Candidate) -> RankedCandidate:
+        """Candidate with its accuracy, measured on first use.
+
+        Wherever it is deployed, its prediction is for the device and link of the bundle.
+        """
+        (predicted,) = judge([candidate], self._times, self._world)
+        return self._meter.with_accuracy(predicted)
 
     def _one_cut(self, name: str, memory: int | None, world: CostModel) -> RankedCandidate | str:
         table = self.table.at(world)
@@ -257,14 +259,14 @@ class _Others:
         if memory is not None and candidate.edge_memory_bytes > memory:
             needed = candidate.edge_memory_bytes / 2**20
             return f"chooses {candidate.name}, which takes {needed:.1f} MiB on the edge"
-        return self.judged(candidate, world)
+        return self.judged(candidate)
 
     def _as_auto_split(self, memory: int | None, world: CostModel) -> RankedCandidate | str:
         """Fastest configuration within our accuracy limit; Auto-Split has such a limit, too."""
         table = self.table.at(world)
         for each in self._auto_split.candidates(2, memory, table, self._times, world):
             if self._meter.is_good(each):
-                return self.judged(each, world)
+                return self.judged(each)
         return "no configuration that fits keeps the accuracy"
 
 

@@ -11,7 +11,7 @@ Results are keyed by the digest of everything that decides them; two candidates 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.codec.spec import CodecSpec
@@ -23,7 +23,7 @@ from search.measure.accuracy import AccuracySource, AgreementAccuracy, CocoAccur
 from search.measure.evaluate import Evaluator
 from search.measure.frames import Frames
 from search.network.cuts import Cut, prefix_cuts
-from search.prediction.candidates import Candidate
+from search.prediction.candidates import Candidate, RankedCandidate
 from search.quantization.heads import Heads
 from search.wire.tail_adaptation import Wire
 
@@ -104,6 +104,17 @@ class AccuracyEvaluator:
         if key not in self._known:
             self._known[key] = candidate, self._judge(candidate)
         return self._known[key][1]
+
+    def with_accuracy(self, ranked: RankedCandidate) -> RankedCandidate:
+        """Candidate with its accuracy, measured on first use."""
+        measured = self.measured(ranked.candidate)
+        return replace(
+            ranked,
+            accuracy=measured.accuracy,
+            judged_on=measured.images,
+            most_lost=measured.most_lost,
+            digest=self.digest(ranked.candidate),
+        )
 
     def drop(self, candidate: Candidate) -> float:
         """Accuracy that a candidate loses, in points."""

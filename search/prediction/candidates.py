@@ -76,6 +76,11 @@ class Candidate:
         """Weights and peak activations on the edge."""
         return self.weight_bytes + self.activation_bytes
 
+    @property
+    def uplink_bytes(self) -> float:
+        """Size of a frame on the wire, framing included; 0 for edge-only."""
+        return 0.0 if self.codec is None else self.payload_bytes + FRAME_OVERHEAD_BYTES
+
     @cached_property
     def codecs(self) -> list[Codec]:
         """Codecs, one per wire tensor."""
@@ -168,11 +173,9 @@ class RankedCandidate:
 
     Attributes:
         candidate: The candidate.
-        latency_ms: Predicted.
-        times: Of its cut.
+        predicted: Its latency by stage, bytes and edge memory; the accuracy in it is not filled in.
         accuracy: None while it was not measured.
         judged_on: Images that the accuracy was measured on.
-        uplink_ms: The part of the latency in which its bytes are sent.
         most_lost: Upper end of the one-sided interval of the lost accuracy, in points; infinite
             until it is measured.
         digest: Digest of all that decides its detections and of what it sends, which
@@ -180,13 +183,16 @@ class RankedCandidate:
     """
 
     candidate: Candidate
-    latency_ms: float
-    times: CutTimes
+    predicted: Prediction
     accuracy: float | None = None
     judged_on: int = 0
-    uplink_ms: float = 0.0
     most_lost: float = math.inf
     digest: str = ""
+
+    @property
+    def latency_ms(self) -> float:
+        """Predicted end-to-end latency."""
+        return self.predicted.latency_ms
 
     @property
     def axes(self) -> tuple[float, float, float, float]:
@@ -196,7 +202,7 @@ class RankedCandidate:
         links bytes only add to it: a plan with less of both is faster over all of them, and the
         edge chooses anew when its link changes.
         """
-        fast_ms = self.latency_ms - self.uplink_ms * (1 - 1 / _FASTER)
+        fast_ms = self.latency_ms - self.predicted.uplink_ms * (1 - 1 / _FASTER)
         sent = 0.0 if self.candidate.codec is None else self.candidate.payload_bytes
         lost = -(self.accuracy or 0.0)
         return fast_ms, sent, float(self.candidate.edge_memory_bytes), lost
@@ -204,7 +210,6 @@ class RankedCandidate:
 
 def predict(candidate: Candidate, times: CutTimes, world: CostModel) -> Prediction:
     """Latency by stage on the device and link of `world`; accuracy is left at zero."""
-    edge_only = candidate.codec is None
     return predicted(
         OwnCosts(
             coding=candidate.coding,
@@ -214,7 +219,7 @@ def predict(candidate: Candidate, times: CutTimes, world: CostModel) -> Predicti
             encode_ms=candidate.encode_ms,
             decode_ms=candidate.decode_ms,
             tail_ms=times.tail.median_ms,
-            sent_bytes=0.0 if edge_only else candidate.payload_bytes + FRAME_OVERHEAD_BYTES,
+            sent_bytes=candidate.uplink_bytes,
             edge_memory_bytes=candidate.edge_memory_bytes,
         ),
         world,
@@ -264,13 +269,7 @@ def judge(
     candidates: Iterable[Candidate], times: dict[str, CutTimes], world: CostModel
 ) -> list[RankedCandidate]:
     """Predict all candidates, fastest first."""
-    judged = []
-    for each in candidates:
-        known = times[each.cut.name]
-        expected = predict(each, known, world)
-        judged.append(
-            RankedCandidate(each, expected.latency_ms, known, uplink_ms=expected.uplink_ms)
-        )
+    judged = (RankedCandidate(c, predict(c, times[c.cut.name], world)) for c in candidates)
     return sorted(judged, key=lambda each: each.latency_ms)
 
 

@@ -269,7 +269,7 @@ def _metrics(difference: Difference) -> Iterable[str]:
     old, new = difference.asked.accuracy_metric, difference.found_for.accuracy_metric
     if old != new:
         yield (
-            f"Accuracy was measured in {old} and is now measured in {new}: the limit of "
-            f"{difference.found_for.max_drop:g} points does not mean the same."
+            f"Accuracy was measured in {old} and is now measured in {new}: a limit on its drop "
+            "does not mean the same."
         )
         yield ""

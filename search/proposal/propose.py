@@ -28,6 +28,8 @@ from common.progress import Reporter
 from common.tables.rows import LatencyRow
 from common.tables.store_file import read_tables
 from search.bundling import search_to
+from search.constraints import find, restored
+from search.constraints.no_raw_image import NoRawImage
 from search.prediction.devices import DEVICES
 from search.prediction.table_calibration import learned_device, require_device, rows_of
 from search.proposal.difference import Difference, compare, markdown
@@ -143,12 +145,16 @@ def request_of(asked: ProposalSpec, present: Manifest, rows: list[LatencyRow]) -
 
     Raises:
         SettingsError: If the tables do not know the device.
+        BundleError: If the bundle was searched under a limit that is unknown here.
     """
     search = present.search
     name = asked.device or search.device
     require_device(name, rows)
     profile = DEVICES.get(search.device)
     reduced_range = search.reduced_range or (profile is not None and profile.reduced_range)
+    limits = restored(search.limits)
+    if find(NoRawImage, limits) is None and all(plan.head is not None for plan in present.plans):
+        limits = (*limits, NoRawImage())
     return Request(
         model=search.model,
         link=asked.link or Link(search.uplink_bps, search.uplink_bps, search.rtt_ms),
@@ -157,9 +163,7 @@ def request_of(asked: ProposalSpec, present: Manifest, rows: list[LatencyRow]) -
         weights=asked.weights,
         evaluation=asked.evaluation,
         annotations=asked.annotations,
-        edge_memory_bytes=search.edge_memory_bytes,
-        max_drop=search.max_drop,
-        no_raw_image=search.no_raw_image or all(plan.head is not None for plan in present.plans),
+        constraints=limits,
         cloud_threads=search.cloud_threads,
         max_images=asked.max_images,
         refined_cuts=asked.refined_cuts,

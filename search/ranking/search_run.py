@@ -7,7 +7,6 @@ What is ranked is measured: prefix and suffix times, coded bytes, accuracy of th
 """
 
 import itertools
-import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,10 @@ from common.errors import NoFeasiblePlanError
 from common.progress import Reporter
 from common.tables.store_file import read_tables
 from search.allocate.low_bit import LowBitAllocator
+from search.constraints import find
+from search.constraints.base import SearchFacts
+from search.constraints.edge_memory import EdgeMemory, smallest_head
+from search.constraints.feasibility import Feasibility, admits
 from search.measure.accuracy_evaluator import open_meter
 from search.measure.held_out import Judging
 from search.measure.latency import MeasuredLatency
@@ -27,6 +30,7 @@ from search.network.losses import distillation_loss
 from search.prediction.candidates import (
     Candidate,
     CostModel,
+    RankedCandidate,
     judge,
     named_apart,
     shortlist,
@@ -39,7 +43,7 @@ from search.prepare import Prepared
 from search.quantization.heads import Heads
 from search.quantization.recipe import recipe
 from search.quantization.rounding import Rounder
-from search.ranking.infeasible import no_head_fits, nothing_fits, smallest_head
+from search.ranking.infeasible import no_cut_left, nothing_fits
 from search.refine.format_search import FormatSearch
 from search.refine.refine import cheapest
 from search.refine.screening import Screening, screened
@@ -52,7 +56,7 @@ from search.strategies.baselines import (
     edge_only,
     in_eight_bits,
 )
-from search.wire.formats import FormatTable, fitting_cuts, promising_cuts, runnable_cuts
+from search.wire.formats import FormatTable, promising_cuts, runnable_cuts
 from search.wire.quantizers import LOSSY_IMAGE_CODECS, QUALITIES
 from search.wire.rate_curve import RatePoint
 from search.wire.sampling import sample
@@ -110,6 +114,7 @@ class _Ranking:
         self._reporter = reporter
         self._folder = folder
         self._low_bit: LowBitAllocator | None = None
+        self._times: dict[str, CutTimes] = {}
         self._rows = None
         if request.tables is not None:
             rows = read_tables(request.tables)
@@ -125,6 +130,7 @@ class _Ranking:
             cache=prepared.cache,
             origin=prepared.origin,
         )
+        self._feasibility = Feasibility(request.constraints, self._meter, self._predict)
         self._latency = MeasuredLatency(
             network.heads.network,
             folder,
@@ -140,10 +146,10 @@ class _Ranking:
         """Run all steps of our own search, or the baseline that was asked for."""
         if self._request.strategy in BASELINES:
             return self._run_baseline()
-        request, reporter = self._request, self._reporter
+        reporter = self._reporter
         cuts = self._cuts + self._narrow
         tensors = list(dict.fromkeys(name for cut in cuts if cut.head for name in cut.tensors))
-        times, table = self._tables(cuts, tensors)
+        table = self._tables(cuts, tensors)
         progress = reporter.stage("coding tensors")
         candidates: list[Candidate] = []
         for done, cut in enumerate(cuts, 1):
@@ -151,20 +157,30 @@ class _Ranking:
             progress(done, len(cuts))
         # A cut's codecs were chosen by the slowdown of the whole edge: this needs candidates.
         self._world = with_coding(self._world, candidates)
-        candidates = self._without_hopeless(candidates, times)
+        candidates = self._without_hopeless(candidates)
         self._meter.measure(
-            shortlist(candidates, times, self._world),
-            reporter.stage("measuring accuracy as deployed"),
+            self._shortlist(candidates), reporter.stage("measuring accuracy as deployed")
         )
         self._promote(table)
-        if not request.no_raw_image:
+        if not all(cut.head for cut in cuts):
             self._search_qualities(table)
-        good = [c for c in self._meter.candidates if self._is_good(c)] or self._meter.candidates
-        curves = self._refine(good, times, table)
-        return self._found([*candidates, *self._meter.candidates], times, curves)
+        measured = self._meter.candidates
+        promising = [c for c in measured if self._feasibility.is_promising(c)] or measured
+        curves = self._refine(promising, table)
+        return self._found([*candidates, *self._meter.candidates], curves)
+
+    def _predict(self, candidate: Candidate) -> RankedCandidate:
+        (ranked,) = judge([candidate], self._times, self._world)
+        return ranked
+
+    def _shortlist(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Candidates to measure: the fastest, whose cuts may be refined, and the affordable."""
+        affordable = [c for c in candidates if self._feasibility.is_affordable(c)]
+        lists = (shortlist(each, self._times, self._world) for each in (candidates, affordable))
+        return list(dict.fromkeys(candidate for each in lists for candidate in each))
 
     def _refine(
-        self, good: Sequence[Candidate], times: dict[str, CutTimes], table: FormatTable
+        self, promising: Sequence[Candidate], table: FormatTable
     ) -> dict[str, tuple[RatePoint, ...]]:
         """Search wire formats of the most promising cuts; returns their rate curves by label."""
         if not self._request.refined_cuts:
@@ -178,24 +194,26 @@ class _Ranking:
             prepared.cache,
             prepared.origin,
         )
-        cuts = screened(good, times, self._world, screening)
+        affordable = self._feasibility.is_affordable
+        cuts = screened(promising, self._times, self._world, screening, affordable)
         progress(1, 1)
         formats = FormatSearch(
             self._request,
             prepared,
             self._heads,
             self._meter,
-            self._is_good,
+            self._feasibility,
             reporter,
             self._folder,
         )
-        return formats.search(good, cuts)
+        return formats.search(promising, cuts)
 
     def _run_baseline(self) -> SearchResult:
         """Measure the plans of a baseline strategy by the same method as our own."""
         name, graph = self._request.strategy, self._heads.network.graph
         whole = [node.name for node in graph.nodes[1:]]
-        times, table = self._tables(prefix_cuts(graph), whole)
+        table = self._tables(prefix_cuts(graph), whole)
+        times = self._times
         candidates: list[Candidate] = []
         if name in ONE_CUT:
             cut = cut_of_head(graph, ONE_CUT[name](cost_graph(graph, times, table, self._world)))
@@ -211,34 +229,33 @@ class _Ranking:
             limit = self._request.edge_memory_bytes
             for each in original.candidates(version, limit, table, times, self._world):
                 candidates.append(each)
-                if self._is_good(each):
+                if self._feasibility.is_feasible(each):
                     break
         self._meter.measure(candidates, self._reporter.stage("measuring accuracy as deployed"))
-        return self._found(candidates, times, {})
+        return self._found(candidates, {})
 
     def _rounder(self, usual: str) -> Rounder:
         how = recipe(self._request.quantizer or usual)
         return self._prepared.rounder(how, reduced_range=self._request.device.reduced_range)
 
-    def _tables(
-        self, cuts: Sequence[Cut], tensors: Sequence[str]
-    ) -> tuple[dict[str, CutTimes], FormatTable]:
-        """Latency table of cuts, and the format table of their tensors."""
+    def _tables(self, cuts: Sequence[Cut], tensors: Sequence[str]) -> FormatTable:
+        """Time cuts; returns the format table of their tensors."""
         samples = sample(
             self._heads.network,
             tensors,
             self._prepared.calibration.pixels,
             self._reporter.stage("sampling the wire"),
         )
-        times = self._latency.times(cuts, self._reporter.stage("timing heads and tails"))
-        self._learn(times)
-        return times, FormatTable(self._heads, samples, times, self._world)
+        self._times = self._latency.times(cuts, self._reporter.stage("timing heads and tails"))
+        self._learn(self._times)
+        affordable = self._feasibility.is_affordable
+        return FormatTable(self._heads, samples, self._times, self._world, affordable)
 
     def _learn(self, times: dict[str, CutTimes]) -> None:
         """Calibrate the latency tables against this machine's times, for each cut they name."""
         if self._rows is None:
             return
-        runnable = runnable_cuts(self._heads, self._every_cut, no_raw_image=False)
+        runnable = runnable_cuts(self._heads, self._every_cut)
         told = [cut for cut in cuts_of(self._rows, runnable) if cut.name not in times]
         if told:
             progress = self._reporter.stage("timing what the tables know")
@@ -257,34 +274,44 @@ class _Ranking:
         request, heads = self._request, self._heads
         if request.strategy in BASELINES:
             return [], []  # they choose among all
-        runnable = runnable_cuts(heads, self._every_cut, no_raw_image=request.no_raw_image)
+        runnable = runnable_cuts(heads, self._every_cut)
         if request.strategy == "cloud-only":
             runnable = [cut for cut in runnable if not cut.head]
-        limit = request.edge_memory_bytes
-        fitting = fitting_cuts(heads, runnable, limit)
+        fitting = self._admitted(runnable)
         narrow: list[Cut] = []
-        if limit is not None and len(fitting) < len(runnable) and request.narrow_cuts:
-            errors = self._prepared.sensitivity("measured", self._reporter).weights
-            self._low_bit = LowBitAllocator(heads, errors, limit, self._rounder("default"))
-            narrow = self._low_bit.narrowed(runnable)
+        memory = find(EdgeMemory, request.constraints)
+        if memory is not None and not all(memory.admits_cut(cut, heads) for cut in runnable):
+            narrow = self._admitted(self._low_bit_cuts(runnable, memory.limit))
         if not fitting and not narrow:
-            raise NoFeasiblePlanError(no_head_fits(heads, runnable, limit))
+            raise NoFeasiblePlanError(no_cut_left(request.constraints, heads, runnable))
         graph = heads.network.graph
         return (
             promising_cuts(graph, fitting, request.link),
             promising_cuts(graph, narrow, request.link),
         )
 
-    def _without_hopeless(
-        self, candidates: list[Candidate], times: dict[str, CutTimes]
-    ) -> list[Candidate]:
+    def _low_bit_cuts(self, cuts: Sequence[Cut], memory_bytes: int) -> list[Cut]:
+        """Cuts that need fewer than 8 bits to fit, with the widths that make them fit."""
+        if not self._request.narrow_cuts:
+            return []
+        errors = self._prepared.sensitivity("measured", self._reporter).weights
+        rounder = self._rounder("default")
+        self._low_bit = LowBitAllocator(self._heads, errors, memory_bytes, rounder)
+        return self._low_bit.narrowed(cuts)
+
+    def _admitted(self, cuts: Sequence[Cut]) -> list[Cut]:
+        limits = self._request.constraints
+        return [cut for cut in cuts if all(c.admits_cut(cut, self._heads) for c in limits)]
+
+    def _without_hopeless(self, candidates: list[Candidate]) -> list[Candidate]:
         """Drop low-bit heads that are the fastest on no link; round the others thoroughly."""
         if self._low_bit is None:
             return candidates
         hopeful: dict[str, Cut] = {}
         for factor in (1.0, 0.25, 4.0):
             link = replace(self._world.link, uplink_bps=self._world.link.uplink_bps * factor)
-            ranked = judge(candidates, times, replace(self._world, link=link))
+            ranked = judge(candidates, self._times, replace(self._world, link=link))
+            ranked.sort(key=lambda j: not self._feasibility.is_affordable(j.candidate))
             for judged in itertools.takewhile(lambda j: j.candidate.cut.widths, ranked):
                 hopeful.setdefault(judged.candidate.cut.label, judged.candidate.cut)
         chosen = list(hopeful.values())[: self._request.narrow_cuts]
@@ -300,7 +327,7 @@ class _Ranking:
         for first in {c.cut.label: c.cut for c in self._meter.candidates if c.cut.widths}.values():
             cut: Cut | None = first
             for _ in range(_PROMOTIONS):
-                if cut is None or any(self._is_good(c) for c in self._meter.of(cut)):
+                if cut is None or any(map(self._feasibility.is_promising, self._meter.of(cut))):
                     break
                 cut = self._low_bit.promoted(cut)
                 if cut is not None:
@@ -309,30 +336,26 @@ class _Ranking:
                     progress = self._reporter.stage(f"measuring {cut.label}")
                     self._meter.measure(table.candidates(cut), progress)
 
-    def _is_good(self, candidate: Candidate) -> bool:
-        # Context models take memory on the edge that no cut was charged for.
-        fits = candidate.edge_memory_bytes <= (self._request.edge_memory_bytes or math.inf)
-        # A baseline does not know that pixels may not leave.
-        fits = fits and bool(candidate.cut.head or not self._request.no_raw_image)
-        return fits and self._meter.is_good(candidate)
-
     def _search_qualities(self, table: FormatTable) -> None:
-        """Measure lossy uploads on the way to the lowest quality that is good."""
+        """Measure lossy uploads on the way to the lowest quality that is feasible."""
         progress = self._reporter.stage("searching image qualities")
         trials = len(QUALITIES).bit_length()
         for done, name in enumerate(LOSSY_IMAGE_CODECS, 1):
 
-            def is_good_at(quality: int, name: str = name) -> bool:
-                spec = CodecSpec(name=name, quality=quality)
-                return self._is_good(table.upload(self._every_cut[0], spec))
+            def upload(quality: int, name: str = name) -> Candidate:
+                return table.upload(self._every_cut[0], CodecSpec(name=name, quality=quality))
 
-            cheapest(QUALITIES, is_good_at, trials=trials)
+            cheapest(
+                QUALITIES,
+                lambda quality: self._feasibility.is_feasible(upload(quality)),
+                trials=trials,
+                is_affordable=lambda quality: self._feasibility.is_affordable(upload(quality)),
+            )
             progress(done, len(LOSSY_IMAGE_CODECS))
 
     def _found(
         self,
         candidates: Sequence[Candidate],
-        times: dict[str, CutTimes],
         curves: dict[str, tuple[RatePoint, ...]],
     ) -> SearchResult:
         digests = {each: self._meter.digest(each) for each in candidates}
@@ -341,35 +364,25 @@ class _Ranking:
             alone.setdefault(digests[each], each)
         candidates = named_apart(list(alone.values()), digests)
         self._world = with_coding(self._world, candidates)
-        judged = judge(candidates, times, self._world)
+        judged = judge(candidates, self._times, self._world)
         with_accuracy = [
-            replace(
-                j,
-                accuracy=known.accuracy,
-                judged_on=known.images,
-                most_lost=known.most_lost,
-                digest=self._meter.digest(j.candidate),
-            )
-            for j in judged
-            if j.candidate in self._meter
-            for known in [self._meter.measured(j.candidate)]
+            self._meter.with_accuracy(each) for each in judged if each.candidate in self._meter
         ]
         if not with_accuracy:
             need = smallest_head(self._heads, self._every_cut)
             strategy = self._request.strategy
             raise NoFeasiblePlanError(f"{strategy} finds no head that fits: {need}")
-        kept = worth_keeping([j for j in with_accuracy if self._is_good(j.candidate)])
+        limits = self._request.constraints
+        kept = worth_keeping([each for each in with_accuracy if admits(limits, each)])
         if not kept:
-            raise NoFeasiblePlanError(
-                nothing_fits(
-                    with_accuracy,
-                    self._meter.best,
-                    self._request,
-                    self._heads,
-                    self._every_cut,
-                    self._judging.judged_by,
-                )
+            facts = SearchFacts(
+                self._meter.best,
+                self._heads,
+                self._every_cut,
+                self._request.strategy,
+                self._judging.judged_by,
             )
+            raise NoFeasiblePlanError(nothing_fits(with_accuracy, limits, facts))
         return SearchResult(
             request=self._request,
             metric=self._meter.metric,
@@ -384,5 +397,5 @@ class _Ranking:
             measured=tuple(with_accuracy),
             kept=tuple(kept),
             curves=curves,
-            times=times,
+            times=self._times,
         )

@@ -7,12 +7,13 @@
 `search.refine.refine` describes the cost of refining; all results are cached.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from common.progress import Reporter
+from search.constraints.feasibility import Feasibility
 from search.measure.accuracy_evaluator import AccuracyEvaluator
 from search.network.cuts import Cut, cut_of_head
 from search.network.losses import distillation_loss
@@ -20,7 +21,7 @@ from search.prediction.candidates import Candidate
 from search.prepare import Prepared
 from search.quantization.heads import Heads
 from search.refine.cached_refiner import CachedRefiner
-from search.refine.refine import Refiner, cheaper
+from search.refine.refine import CONTEXT, Refiner, cheaper
 from search.request import Request
 from search.wire.rate_curve import RateCurve, RatePoint
 from search.wire.tail_adaptation import ADAPTATION_GAIN, Wire
@@ -37,7 +38,7 @@ class FormatSearch:
         prepared: The network and its statistics.
         heads: The integer networks.
         meter: Measures accuracies and collects the candidates.
-        is_good: Whether a candidate keeps the limits.
+        feasibility: Checks candidates against the limits.
         reporter: Receives progress.
         folder: For large intermediate files.
     """
@@ -48,7 +49,7 @@ class FormatSearch:
         prepared: Prepared,
         heads: Heads,
         meter: AccuracyEvaluator,
-        is_good: Callable[[Candidate], bool],
+        feasibility: Feasibility,
         reporter: Reporter,
         folder: Path,
     ) -> None:
@@ -56,7 +57,7 @@ class FormatSearch:
         self._prepared = prepared
         self._heads = heads
         self._meter = meter
-        self._is_good = is_good
+        self._feasibility = feasibility
         self._reporter = reporter
         self._folder = folder
 
@@ -91,23 +92,37 @@ class FormatSearch:
             as_it_is = (wires[good_from:] or [smallest.wire])[0]
             for option in refiner.options(cut, curve, as_it_is):
                 self._meter.measured(option)
-            is_good_at = partial(self._is_good_adapted, refiner, curve, cut)
+            is_feasible_at = partial(self._is_feasible_adapted, refiner, curve, cut)
             trials = self._request.format_trials if self._request.adapt_steps else 0
-            start = first_adapted(errors, good_from)
-            cheaper(wires[:good_from], is_good_at, start=start, trials=trials)
+            tried = min(good_from, self._affordable(curve, smallest))
+            start = min(first_adapted(errors, good_from), tried - 1)
+            cheaper(wires[:tried], is_feasible_at, start=start, trials=trials)
             curves[cut.label] = curve.points
         return curves
 
-    def _is_good_adapted(
+    def _affordable(self, curve: RateCurve, like: Candidate) -> int:
+        """Number of points of a curve, cheapest first, before one breaks a limit on costs.
+
+        More bytes only cost more, so finer formats than these need no tails.
+        """
+        for index, point in enumerate(curve.points):
+            coded = replace(like, wire=point.wire, codec=CONTEXT, payload_bytes=point.payload_bytes)
+            if not self._feasibility.is_affordable(coded):
+                return index
+        return len(curve.points)
+
+    def _is_feasible_adapted(
         self, refiner: CachedRefiner, curve: RateCurve, cut: Cut, wire: Wire
     ) -> bool:
-        """Whether a wire format is good with a tail adapted to it."""
+        """Whether a wire format is feasible with a tail adapted to it."""
         options = refiner.options(cut, curve, wire)
+        if not any(self._feasibility.is_affordable(option) for option in options):
+            return False
         tail = refiner.adapted(cut, wire, options[0].label)
         if tail is cut:
             return False
         # Which codec is the fastest depends on link and devices: all of them are measured.
-        verdicts = [self._is_good(replace(option, cut=tail)) for option in options]
+        verdicts = [self._feasibility.is_feasible(replace(option, cut=tail)) for option in options]
         return any(verdicts)
 
     def _refiner(self, cut: Cut) -> Refiner:

@@ -178,15 +178,29 @@ def _part(progress: Progress, index: int, parts: int) -> Callable[[int, int], No
 
 
 def cheapest(
-    options: Sequence[Option], is_good: Callable[[Option], bool], *, trials: int
+    options: Sequence[Option],
+    is_feasible: Callable[[Option], bool],
+    *,
+    trials: int,
+    is_affordable: Callable[[Option], bool] = lambda _option: True,
 ) -> Option | None:
-    """Bisect options, cheapest first, for the first good one; asks at most `trials` times."""
+    """Bisect options, cheapest first, for the first feasible one.
+
+    Args:
+        options: To choose from: each is more accurate than those before it, and costs more.
+        is_feasible: Whether one is; asked at most `trials` times.
+        trials: Options looked at, at the most.
+        is_affordable: Whether one keeps a limit on its cost: above one that does not, none does,
+            so the search goes on below it, and `is_feasible` is not asked.
+    """
     low, high, found = 0, len(options), None
     for _ in range(trials):
         if low >= high:
             break
         middle = (low + high) // 2
-        if is_good(options[middle]):
+        if not is_affordable(options[middle]):
+            high = middle
+        elif is_feasible(options[middle]):
             high, found = middle, options[middle]
         else:
             low = middle + 1

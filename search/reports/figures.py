@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from common.link.crossover import Stretch, rate_in_words
-from search.prediction.candidates import RankedCandidate, predict
+from search.prediction.candidates import RankedCandidate
 from search.request import SearchResult
 
 _INK = "#010203"
@@ -113,7 +113,7 @@ def stages_figure(found: SearchResult) -> Figure:
     figure = Figure(figsize=(10, 1.1 + 0.36 * len(found.kept)), layout="constrained")
     axes = figure.subplots()
     rows = np.arange(len(found.kept))
-    stages = [predict(j.candidate, j.times, found.world).model_dump() for j in found.kept]
+    stages = [j.predicted.model_dump() for j in found.kept]
     ends = np.zeros(len(rows))
     for stage, colour in _STAGES.items():
         widths = np.array([each[f"{stage}_ms"] for each in stages])

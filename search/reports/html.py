@@ -160,7 +160,7 @@ def _origins_section(found: SearchResult) -> Iterable[str]:
 
 
 def _bandwidth_section(found: SearchResult) -> Iterable[str]:
-    stretches = fastest(found.kept, found.world)
+    stretches = fastest(found.kept)
     words = in_words(stretches)
     yield "<h2>The fastest plan at other bandwidths</h2>"
     yield from drawn(

@@ -6,11 +6,13 @@ from typing import Any
 
 from common.link.crossover import in_words
 from common.stages import PREDICTED
+from search.constraints import find, stored
+from search.constraints import in_words as limits_in_words
+from search.constraints.feasibility import admits
+from search.constraints.max_drop import MaxDrop, more_pictures
 from search.measure.accuracy_evaluator import KEEP_LEVEL
 from search.measure.held_out import judged_in_words, overlap_in_words
-from search.measure.intervals import images_needed
-from search.prediction.candidates import RankedCandidate, predict
-from search.ranking.infeasible import more_pictures
+from search.prediction.candidates import RankedCandidate
 from search.reports import time_sources as origins
 from search.reports.crossover import fastest
 from search.request import SearchResult
@@ -51,12 +53,12 @@ def markdown(found: SearchResult) -> str:
         "",
         "| plan | " + " | ".join(PREDICTED) + " |",
         "|---" * (len(PREDICTED) + 1) + "|",
-        *(_stages_row(found, judged) for judged in found.kept),
+        *(_stages_row(judged) for judged in found.kept),
         "",
         *_origins(found),
         "## The fastest plan at other bandwidths",
         "",
-        *(f"- {line}" for line in in_words(fastest(found.kept, found.world))),
+        *(f"- {line}" for line in in_words(fastest(found.kept))),
         "",
         *_curve_tables(found),
     ]
@@ -73,10 +75,8 @@ def as_json(found: SearchResult) -> dict[str, Any]:
             "model": request.model,
             "link": str(found.world.link),
             "device": request.device.name,
-            "edge_memory_bytes": request.edge_memory_bytes,
-            "max_drop": request.max_drop,
+            "limits": stored(request.constraints),
             "strategy": request.strategy,
-            "no_raw_image": request.no_raw_image,
             "cloud_threads": request.cloud_threads,
             "software_version": request.software_version,
         },
@@ -90,7 +90,7 @@ def as_json(found: SearchResult) -> dict[str, Any]:
                 "from_bps": stretch.from_bps,
                 "to_bps": None if math.isinf(stretch.to_bps) else stretch.to_bps,
             }
-            for stretch in fastest(found.kept, found.world)
+            for stretch in fastest(found.kept)
         ],
         "calibration_images": found.calibration_images,
         "evaluation_images": list(found.evaluation_images),
@@ -117,7 +117,7 @@ def as_json(found: SearchResult) -> dict[str, Any]:
                 "kept": j.candidate in kept,
                 **_accuracy(found, measured.get(j.candidate)),
                 "payload_bytes": j.candidate.payload_bytes,
-                "predicted": predict(j.candidate, j.times, found.world).model_dump(exclude=_JUDGED),
+                "predicted": j.predicted.model_dump(exclude=_JUDGED),
             }
             for j in found.judged
         ],
@@ -146,14 +146,13 @@ def _accuracy(found: SearchResult, judged: RankedCandidate | None) -> dict[str, 
 def summary(found: SearchResult) -> str:
     """Summary of the request and of the number of measurements."""
     request = found.request
-    limit = request.edge_memory_bytes
-    memory = "no limit" if limit is None else f"{limit / 2**20:g} MiB"
+    limits = ", ".join(each.words for each in request.constraints) or "none"
     timed = len({j.candidate.cut.name for j in found.judged})
     who = "" if request.strategy == "splitpoint" else f"Chosen by {request.strategy}. "
     return (
-        f"{who}Link {found.world.link}, device {request.device.name}, edge memory {memory}. "
-        f"Accuracy is {found.metric}, {found.reference_accuracy:.1f} in floating point, and may "
-        f"drop by {request.max_drop:g} points. {found.cuts} cuts, {timed} timed, "
+        f"{who}Link {found.world.link}, device {request.device.name}. Limits: {limits}. "
+        f"Accuracy is {found.metric}, {found.reference_accuracy:.1f} in floating point. "
+        f"{found.cuts} cuts, {timed} timed, "
         f"{len(found.judged)} candidates, {len(found.measured)} with measured accuracy, "
         f"{len(found.kept)} plans kept."
     )
@@ -197,21 +196,22 @@ def _warnings(found: SearchResult) -> Iterable[str]:
 
 def _undecided(found: SearchResult) -> Iterable[str]:
     """Note on plans that too few pictures leave undecided."""
-    max_drop = found.request.max_drop
+    limit = find(MaxDrop, found.request.constraints)
+    if limit is None:
+        return
+    others = [each for each in found.request.constraints if each is not limit]
     needs = [
         (needed, judged)
         for judged in found.measured
-        if judged not in found.kept and max_drop < judged.most_lost < math.inf
-        for needed in [
-            images_needed(judged.judged_on, _drop(found, judged), judged.most_lost, max_drop)
-        ]
+        if judged not in found.kept and admits(others, judged)
+        for needed in [limit.pictures_needed(judged, found.reference_accuracy)]
         if needed is not None
     ]
     if needs:
         needed, judged = min(needs, key=lambda need: need[0])
         yield (
-            f"{len(needs)} of these lose at most {max_drop:g} points on the pictures that judge, "
-            "but these are too few to be sure of it. As an estimate, "
+            f"{len(needs)} of these lose at most {limit.limit:g} points on the pictures that "
+            "judge, but these are too few to be sure of it. As an estimate, "
             f"{more_pictures(needed, found.judged_by)} would tell of {judged.candidate.name}."
         )
         yield ""
@@ -235,16 +235,12 @@ def _rivals(found: SearchResult) -> Iterable[str]:
     for kind in ("cloud-only", "split", "edge-only"):
         if best.candidate.cut.kind == kind:
             continue
-        rival = next(
-            (
-                j
-                for j in found.measured
-                if j.candidate.cut.kind == kind and j.most_lost <= found.request.max_drop
-            ),
-            None,
-        )
+        limits, measured = found.request.constraints, found.measured
+        of_kind = [j for j in measured if j.candidate.cut.kind == kind]
+        rival = next((j for j in of_kind if admits(limits, j)), None)
         if rival is None:
-            yield f"{kind} is out (memory, accuracy or privacy limits)"
+            broken = [c for c in limits if not any(c.admits(j) for j in of_kind)]
+            yield f"{kind} is out by {limits_in_words(broken or limits)}"
         else:
             yield (
                 f"{rival.candidate.name} would take {rival.latency_ms:.0f} ms "
@@ -321,7 +317,7 @@ def _given_up(found: SearchResult) -> Iterable[str]:
         yield ""
 
 
-def _stages_row(found: SearchResult, judged: RankedCandidate) -> str:
-    stages = predict(judged.candidate, judged.times, found.world).model_dump()
+def _stages_row(judged: RankedCandidate) -> str:
+    stages = judged.predicted.model_dump()
     cells = " | ".join(f"{stages[f'{stage}_ms']:.1f}" for stage in PREDICTED)
     return f"| {judged.candidate.name} | {cells} |"

@@ -19,6 +19,7 @@ from common.choices import one_of
 from common.errors import NoFeasiblePlanError, SettingsError
 from common.progress import Reporter
 from search.allocate.low_bit import LowBitAllocator, exact, relaxed
+from search.constraints.edge_memory import smallest_head
 from search.network.cuts import Cut, cut_of_head, enumerate_cuts, undominated
 from search.network.graph import Graph
 from search.prepare import Prepared
@@ -32,7 +33,6 @@ from search.quantization.widths import (
     read_widths,
     write_widths,
 )
-from search.ranking.infeasible import smallest_head
 from search.strategies.baselines import AutoSplit
 
 Method = Literal["exact", "lagrangian", "auto-split-v1", "auto-split-v2"]

@@ -35,6 +35,10 @@ def run(
     no_raw_image: Annotated[
         bool, typer.Option("--no-raw-image", help="Exclude plans that send pixels off the edge.")
     ] = False,
+    max_bytes: Annotated[
+        str | None,
+        typer.Option(help="Limit on the bytes of a frame on the uplink: a number or, e.g., 4KB."),
+    ] = None,
     cloud_threads: options.CloudThreads = 1,
     max_images: options.MaxImages = 128,
     narrow_cuts: Annotated[
@@ -90,6 +94,7 @@ def run(
             quantizer=quantizer,
             max_drop=max_drop,
             no_raw_image=no_raw_image,
+            max_bytes=max_bytes,
             cloud_threads=cloud_threads,
             max_images=max_images,
             narrow_cuts=narrow_cuts,

@@ -95,6 +95,7 @@ def prepare(folder: Path, aim: Aim, effort: Effort, *, again: bool = False) -> N
 
 def request_of(aim: Aim, effort: Effort, pictures: "DemoPictures") -> "Request":
     """Build the request of the search."""
+    from search.constraints import constraints
     from search.prediction.devices import device_profile
     from search.request import Request
     from search.zoo.download import cache_folder
@@ -102,11 +103,10 @@ def request_of(aim: Aim, effort: Effort, pictures: "DemoPictures") -> "Request":
     return Request(
         model=MODEL,
         link=aim.link,
-        edge_memory_bytes=aim.edge_memory_bytes,
         device=device_profile(aim.device),
         calibration=pictures.calibration,
         evaluation=pictures.evaluation,
-        max_drop=aim.max_drop,
+        constraints=constraints(edge_memory=aim.edge_memory_bytes, max_drop=aim.max_drop),
         refined_cuts=effort.refined_cuts,
         narrow_cuts=effort.narrow_cuts,
         format_trials=effort.format_trials,

@@ -64,9 +64,7 @@ def test_plans_of_one_name_keep_their_own_tails(tmp_path: Path) -> None:
     link, device = parse_link("1mbit/20ms"), device_profile("this-machine")
     world = CostModel(link, device, 1.0, 1.0)
     kept = tuple(
-        RankedCandidate(
-            each, predict(each, TIMES, world).latency_ms, TIMES, 98.0, 16, most_lost=2.5
-        )
+        RankedCandidate(each, predict(each, TIMES, world), 98.0, 16, most_lost=2.5)
         for each in (one, other)
     )
     found = SearchResult(

@@ -42,7 +42,7 @@ def _judged(
     candidate = Candidate(cut, (), codec, sent, encode_ms, decode_ms, memory, 1000, label=label)
     tail_ms = 0.0 if kind == "edge-only" else 20 - head_ms
     times = CutTimes(Timing(head_ms, head_ms, 9), Timing(tail_ms, tail_ms, 9))
-    return RankedCandidate(candidate, predict(candidate, times, WORLD).latency_ms, times, accuracy)
+    return RankedCandidate(candidate, predict(candidate, times, WORLD), accuracy)
 
 
 def _found(split: str = "conv_8", cut: str = "conv_8") -> SearchResult:

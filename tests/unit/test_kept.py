@@ -13,6 +13,7 @@ from common.errors import BundleError, ModelError
 from common.link.link import parse_link
 from common.progress import Progress
 from common.tables.rows import LatencyRow, to_json
+from search.constraints import constraints
 from search.kept import keep, kept, search_key, search_unless_kept
 from search.prediction.devices import device_profile
 from search.request import Request
@@ -82,11 +83,9 @@ OTHERS: dict[str, Any] = {
     "model": "other",
     "link": parse_link("3mbit/30ms"),
     "device": device_profile("half-core"),
-    "edge_memory_bytes": 1 << 20,
+    "constraints": constraints(max_drop=1.0),
     "strategy": "cloud-only",
     "quantizer": "nearest",
-    "max_drop": 1.0,
-    "no_raw_image": True,
     "cloud_threads": 2,
     "max_images": 1,
     "narrow_cuts": 0,

@@ -18,6 +18,7 @@ from common.tables.store_file import read_tables
 from common.tables.timing import Timing
 from common.tasks.detections import DetectorSpec, YoloHeadSpec
 from search.cache import Cache
+from search.constraints import constraints
 from search.export import write_plans
 from search.measure.frames import Frames
 from search.measure.held_out import Judging
@@ -350,16 +351,24 @@ def test_a_search_predicts_what_is_known_and_scales_the_rest(tmp_path: Path) -> 
     foreign = row(head_to(known.name), 7.0, network="f" * 64)
     (tmp_path / "tables").write_text(to_json([foreign, mine, foreign]))
     request = Request(
-        "small", LINK, PI, tmp_path, max_drop=100.0, refined_cuts=0, tables=tmp_path / "tables"
+        "small",
+        LINK,
+        PI,
+        tmp_path,
+        constraints=constraints(max_drop=100.0),
+        refined_cuts=0,
+        tables=tmp_path / "tables",
     )
     found = rank(request, network, Judging(frames, "evaluation"), Silent())
     assert found.world.learned is not None
     slowdown = found.world.learned.edge.pace.slowdown
     assert slowdown == pytest.approx(500.0 / found.times[known.name].head.median_ms)
     for judged in found.judged:
-        cut, head_ms = judged.candidate.cut, predict(judged.candidate, judged.times, found.world)
+        cut = judged.candidate.cut
         own_ms = found.times[cut.name].head.median_ms * slowdown
-        assert head_ms.head_ms == pytest.approx(500.0 if cut.name == known.name else own_ms)
+        assert judged.predicted.head_ms == pytest.approx(
+            500.0 if cut.name == known.name else own_ms
+        )
     assert found.kept[0].candidate.cut.kind == "cloud-only"
 
 
@@ -368,7 +377,9 @@ def test_a_bundle_names_its_segments_as_its_search_did(tmp_path: Path) -> None:
     heads = Heads(prepared.rounder(reduced_range=True).nearest({}))  # the same on any CPU
     network = Network(prepared, heads, enumerate_cuts(prepared.graph))
     device = DeviceProfile("pi", 1.0, reduced_range=True)
-    request = Request("small", LINK, device, tmp_path, max_drop=100.0, refined_cuts=0)
+    request = Request(
+        "small", LINK, device, tmp_path, constraints=constraints(max_drop=100.0), refined_cuts=0
+    )
     judging = Judging(prepared.calibration, "evaluation")
     found = rank(request, network, judging, Silent())
     plain = next(j for j in found.judged if j.candidate.cut.kind == "split")

@@ -9,25 +9,23 @@ import numpy as np
 import pytest
 
 from common.codec.spec import CodecSpec, WireTensor
-from common.link.link import parse_link
-from common.tables.timing import NO_TIME
 from common.tasks.detections import Detections
 from common.tasks.labels import CATEGORY_IDS
 from search.cache import Cache, digest
+from search.constraints import constraints
+from search.constraints.base import SearchFacts
 from search.measure.accuracy import AgreementAccuracy, CocoAccuracy
 from search.measure.accuracy_evaluator import FIRST_LOOK, AccuracyEvaluator
 from search.measure.evaluate import Evaluator
 from search.network.cuts import Cut, enumerate_cuts
 from search.network.graph import Node
 from search.prediction.candidates import Candidate, RankedCandidate
-from search.prediction.cut_times import CutTimes
-from search.prediction.devices import device_profile
 from search.quantization.heads import Heads
 from search.quantization.recipe import rounded
 from search.ranking.infeasible import nothing_fits
-from search.request import Request
 from search.wire.tail_adaptation import Wire
 from tests.networks import branched_graph, pictures
+from tests.tiny import PREDICTION
 
 IMAGES = 96
 NODE = Node("t", "conv", (), (1, 1, 1))
@@ -173,27 +171,17 @@ def test_the_cheapest_way_out_comes_first() -> None:
     from search.quantization.calibration import observe
 
     heads = Heads(rounded(graph, observe(graph, pictures(4))))
-    times = CutTimes(NO_TIME, NO_TIME)
-    near = RankedCandidate(candidate("near", 10), 1.0, times, 24.0, 96, most_lost=1.0)
-    far = RankedCandidate(candidate("far", 10), 1.0, times, 12.0, 96, most_lost=14.0)
-    request = Request(
-        model="m",
-        link=parse_link("1mbit/1ms"),
-        device=device_profile("this-machine"),
-        calibration=Path(),
-        max_drop=0.5,
-        edge_memory_bytes=11_700,
-        no_raw_image=True,
-    )
-    cuts = enumerate_cuts(graph)
-    message = nothing_fits([far, near], 25.0, request, heads, cuts)
+    near = RankedCandidate(candidate("near", 10), PREDICTION, 24.0, 96, most_lost=1.0)
+    far = RankedCandidate(candidate("far", 10), PREDICTION, 12.0, 96, most_lost=14.0)
+    limits = constraints(max_drop=0.5, edge_memory=11_700, no_raw_image=True)
+    facts = SearchFacts(25.0, heads, enumerate_cuts(graph))
+    message = nothing_fits([far, near], limits, facts)
     assert "near" in message.split(";")[0]
     assert "loses least, 1.00" in message
     # 11,960 bytes are 1.02 times the memory, 1.01 points twice the drop.
     assert message.index("--edge-memory 0.02MiB") < message.index("--max-drop 1.0")
     assert message.index("--max-drop 1.0") < message.index("no --no-raw-image")
-    strict = replace(request, edge_memory_bytes=None, no_raw_image=False)
-    message = nothing_fits([far, near], 25.0, strict, heads, cuts)
+    message = nothing_fits([far, near], constraints(max_drop=0.5), facts)
     assert "--edge-memory" not in message
     assert "no-raw-image" not in message
 
@@ -246,18 +234,11 @@ def test_too_few_images_are_said_to_be_too_few() -> None:
     from search.quantization.calibration import observe
 
     heads = Heads(rounded(graph, observe(graph, pictures(4))))
-    times = CutTimes(NO_TIME, NO_TIME)
-    unsure = RankedCandidate(candidate("unsure"), 1.0, times, 99.0, 16, most_lost=5.0)
-    request = Request(
-        model="m",
-        link=parse_link("1mbit/1ms"),
-        device=device_profile("this-machine"),
-        calibration=Path(),
-    )
-    cuts = enumerate_cuts(graph)
-    message = nothing_fits([unsure], 100.0, request, heads, cuts)
-    assert message.startswith("no plan surely keeps --max-drop 3")
+    unsure = RankedCandidate(candidate("unsure"), PREDICTION, 99.0, 16, most_lost=5.0)
+    facts = SearchFacts(100.0, heads, enumerate_cuts(graph))
+    message = nothing_fits([unsure], constraints(), facts)
+    assert message.startswith("no plan keeps --max-drop 3")
     assert "loses least, 1.00 and at most 5.00 on 16 pictures (90 %), too few to be sure" in message
     assert "about 64 pictures to judge on, by --evaluation or as a quarter of 256" in message
-    message = nothing_fits([unsure], 100.0, request, heads, cuts, "evaluation")
+    message = nothing_fits([unsure], constraints(), replace(facts, judged_by="evaluation"))
     assert "about 64 pictures under --evaluation, with --max-images 64" in message

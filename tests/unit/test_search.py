@@ -13,6 +13,8 @@ from common.errors import SettingsError
 from common.link.link import parse_link
 from common.sizes import parse_size
 from common.tables.timing import Timing
+from search.constraints import constraints
+from search.constraints.edge_memory import EdgeMemory
 from search.network.cuts import Cut, enumerate_cuts
 from search.network.graph import Node
 from search.prediction.candidates import (
@@ -33,10 +35,11 @@ from search.quantization.grids import QuantParams
 from search.quantization.heads import Heads
 from search.quantization.network import QuantizedGraph
 from search.quantization.recipe import rounded
-from search.ranking.infeasible import no_head_fits
-from search.wire.formats import fitting_cuts, promising_cuts, runnable_cuts
+from search.ranking.infeasible import no_cut_left
+from search.wire.formats import promising_cuts, runnable_cuts
 from search.wire.quantizers import wire_tensor
 from tests.networks import SIZE, branched_graph
+from tests.tiny import PREDICTION
 
 LINK = parse_link("1mbit/20ms")
 WORLD = CostModel(LINK, DeviceProfile("slow", 4.0), preprocess_ms=2.0, postprocess_ms=1.0)
@@ -76,7 +79,8 @@ def test_edge_only_does_not_wait_for_the_link() -> None:
 def _judged(
     latency: float, sent: float, memory: int, accuracy: float, kind: str = "split"
 ) -> RankedCandidate:
-    return RankedCandidate(_candidate(kind, sent, memory), latency, TIMES, accuracy)
+    predicted = PREDICTION.model_copy(update={"latency_ms": latency, "uplink_ms": 0.0})
+    return RankedCandidate(_candidate(kind, sent, memory), predicted, accuracy)
 
 
 def test_the_front_holds_what_nothing_beats_on_every_axis() -> None:
@@ -179,11 +183,10 @@ def test_memory_limit_leaves_only_heads_that_fit(network: QuantizedGraph) -> Non
     heads, cuts = Heads(network), enumerate_cuts(network.graph)
     needs = sorted(sum(heads.memory_bytes(cut)) for cut in cuts if cut.head)
     limit = needs[len(needs) // 2]
-    allowed = fitting_cuts(heads, cuts, limit)
+    allowed = [cut for cut in cuts if EdgeMemory(limit).admits_cut(cut, heads)]
     assert allowed[0].kind == "cloud-only"
     assert all(sum(heads.memory_bytes(cut)) <= limit for cut in allowed)
     assert 1 < len(allowed) < len(cuts)
-    assert fitting_cuts(heads, cuts, None) == cuts
 
 
 def test_promising_cuts_are_few_and_keep_the_ends(network: QuantizedGraph) -> None:
@@ -195,9 +198,9 @@ def test_promising_cuts_are_few_and_keep_the_ends(network: QuantizedGraph) -> No
 
 def test_when_nothing_fits_the_smallest_need_is_told(network: QuantizedGraph) -> None:
     heads, cuts = Heads(network), enumerate_cuts(network.graph)
-    without_pixels = runnable_cuts(heads, cuts, no_raw_image=True)
-    assert "cloud-only" not in {cut.kind for cut in without_pixels}
-    message = no_head_fits(heads, without_pixels, 100)
+    limits = constraints(edge_memory=100, no_raw_image=True)
+    message = no_cut_left(limits, heads, runnable_cuts(heads, cuts))
+    assert "no cut keeps --edge-memory 9.53674e-05MiB and --no-raw-image" in message
     assert re.search(r"the smallest head, up to conv_0, needs \d+\.\d+ MiB", message)
     assert "raise --edge-memory to 0.02MiB" in message
 
@@ -208,7 +211,7 @@ def test_a_node_without_an_integer_form_stays_in_the_cloud(network: QuantizedGra
         network.graph, network.grids, network.before, network.convs, {deep: "no"}
     )
     cuts = enumerate_cuts(network.graph)
-    allowed = runnable_cuts(Heads(refusing), cuts, no_raw_image=False)
+    allowed = runnable_cuts(Heads(refusing), cuts)
     assert all(deep not in {node.name for node in cut.head} for cut in allowed)
     assert "edge-only" not in {cut.kind for cut in allowed}
 

@@ -14,6 +14,7 @@ from common.errors import NoFeasiblePlanError
 from common.link.link import parse_link
 from common.progress import Progress
 from search.cache import Cache, digest
+from search.constraints import constraints
 from search.measure.held_out import digests, set_aside
 from search.pipeline import search as run_search
 from search.prediction.devices import device_profile
@@ -76,8 +77,7 @@ def request_of(calibration: Path, cache: Path) -> Request:
         link=parse_link("10kbit/20ms"),
         device=device_profile("this-machine-no-vnni"),
         calibration=calibration,
-        max_drop=0.0,
-        no_raw_image=True,
+        constraints=constraints(max_drop=0.0, no_raw_image=True),
         refined_cuts=1,
         format_trials=1,
         adapt_steps=2,
