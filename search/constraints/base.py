@@ -117,7 +117,7 @@ class Constraint(ABC):
         return None
 
     def shortfall(self, candidates: Sequence[RankedCandidate], facts: SearchFacts) -> str:
-        """How far the closest of some measured candidates, all beyond the limit, is from it."""
+        """Distance from the limit of the closest of some measured candidates, all beyond it."""
         del candidates, facts
         return ""
 

@@ -8,7 +8,7 @@ What is ranked is measured: prefix and suffix times, coded bytes, accuracy of th
 
 import itertools
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -162,11 +162,14 @@ class _Ranking:
             self._shortlist(candidates), reporter.stage("measuring accuracy as deployed")
         )
         self._promote(table)
-        if not all(cut.head for cut in cuts):
-            self._search_qualities(table)
+        sends_images = not all(cut.head for cut in cuts)
+        if sends_images:
+            self._search_qualities(table, self._feasibility.is_affordable)
         measured = self._meter.candidates
         promising = [c for c in measured if self._feasibility.is_promising(c)] or measured
         curves = self._refine(promising, table)
+        if sends_images and not any(map(self._feasibility.is_feasible, self._meter.candidates)):
+            self._search_qualities(table, lambda _upload: True)  # to say what the least would take
         return self._found([*candidates, *self._meter.candidates], curves)
 
     def _predict(self, candidate: Candidate) -> RankedCandidate:
@@ -336,8 +339,16 @@ class _Ranking:
                     progress = self._reporter.stage(f"measuring {cut.label}")
                     self._meter.measure(table.candidates(cut), progress)
 
-    def _search_qualities(self, table: FormatTable) -> None:
-        """Measure lossy uploads on the way to the lowest quality that is feasible."""
+    def _search_qualities(
+        self, table: FormatTable, is_affordable: Callable[[Candidate], bool]
+    ) -> None:
+        """Measure lossy uploads on the way to the lowest quality that is accurate enough.
+
+        Args:
+            table: Codes uploads.
+            is_affordable: Whether an upload may be measured at all: higher qualities than one that
+                may not are not tried.
+        """
         progress = self._reporter.stage("searching image qualities")
         trials = len(QUALITIES).bit_length()
         for done, name in enumerate(LOSSY_IMAGE_CODECS, 1):
@@ -347,9 +358,9 @@ class _Ranking:
 
             cheapest(
                 QUALITIES,
-                lambda quality: self._feasibility.is_feasible(upload(quality)),
+                lambda quality: self._feasibility.is_promising(upload(quality)),
                 trials=trials,
-                is_affordable=lambda quality: self._feasibility.is_affordable(upload(quality)),
+                is_affordable=lambda quality: is_affordable(upload(quality)),
             )
             progress(done, len(LOSSY_IMAGE_CODECS))
 

@@ -117,6 +117,11 @@ def test_another_setting_does_not(request_: Request, bundle: Path, name: str) ->
     assert kept(replace(request_, **{name: OTHERS[name]}), bundle) is None
 
 
+def test_the_same_number_may_limit_something_else(request_: Request, bundle: Path) -> None:
+    keep(replace(request_, constraints=constraints(edge_memory=4000)), bundle)
+    assert kept(replace(request_, constraints=constraints(max_bytes=4000)), bundle) is None
+
+
 def test_every_setting_was_tried() -> None:
     names = {field.name for field in fields(Request)}
     assert names - PATHS - {"cache"} <= OTHERS.keys()

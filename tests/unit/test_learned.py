@@ -10,17 +10,13 @@ import pytest
 from common.bundle.bundle import Bundle
 from common.codec.spec import CodecSpec, WireTensor
 from common.errors import SettingsError, StoreError
-from common.imaging.images import Letterbox
 from common.link.link import parse_link
 from common.progress import Progress
 from common.tables.rows import ENOUGH, LatencyRow, head_to, segments, tail_from, to_json
 from common.tables.store_file import read_tables
 from common.tables.timing import Timing
-from common.tasks.detections import DetectorSpec, YoloHeadSpec
-from search.cache import Cache
 from search.constraints import constraints
 from search.export import write_plans
-from search.measure.frames import Frames
 from search.measure.held_out import Judging
 from search.network.cuts import Cut, enumerate_cuts, prefix_cuts
 from search.network.graph import Node
@@ -43,7 +39,6 @@ from search.prediction.table_calibration import (
     require_device,
     rows_of,
 )
-from search.prepare import Prepared
 from search.quantization.calibration import observe
 from search.quantization.heads import Heads
 from search.quantization.recipe import RECIPES
@@ -58,7 +53,8 @@ from search.wire.formats import FormatTable
 from search.wire.sampling import sample
 from tests import tiny
 from tests.contexts import random_model
-from tests.networks import SIZE, branched_graph, pictures
+from tests.networks import branched_graph, pictures
+from tests.searched import small_network
 
 LINK = parse_link("3mbit/20ms")
 PI = DeviceProfile("pi", 1.0)
@@ -320,27 +316,6 @@ def test_baselines_read_the_same_learned_times() -> None:
     first = costs.edge_ms[graph.nodes[1].name]
     assert first == pytest.approx(10.0)
     assert np.isclose(sum(costs.cloud_ms.values()), len(names))
-
-
-def small_network() -> Network:
-    """A network prepared on eight pictures."""
-    graph, pixels = branched_graph(), pictures(8)
-    boxes = (Letterbox.fit(SIZE[1], SIZE[0], SIZE),) * len(pixels)
-    frames = Frames(tuple("abcdefgh"), pixels, boxes, 0.5)
-    heads = [
-        YoloHeadSpec(stride=stride, anchors=((4.0, 4.0), (8.0, 8.0)), classes=2)
-        for stride in (4, 2)
-    ]
-    detector = DetectorSpec(
-        kind="yolov3",
-        input_height=SIZE[0],
-        input_width=SIZE[1],
-        heads=tuple(heads),
-        class_names=("cat", "dog"),
-    )
-    statistics = observe(graph, pixels)
-    prepared = Prepared(graph, detector, "0" * 64, frames, statistics, Cache(), "origin")
-    return Network(prepared, Heads(prepared.rounder().nearest({})), enumerate_cuts(graph))
 
 
 def test_a_search_predicts_what_is_known_and_scales_the_rest(tmp_path: Path) -> None:
