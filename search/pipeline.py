@@ -22,7 +22,7 @@ from search.network.cuts import enumerate_cuts, undominated
 from search.prediction.table_calibration import learned_device
 from search.prepare import prepare
 from search.quantization.heads import Heads
-from search.quantization.recipe import recipe
+from search.quantization.recipes import recipe
 from search.ranking.search_run import Network, rank
 from search.request import Request, SearchResult
 from search.wire.training_data import MIN_FRAMES, require_enough

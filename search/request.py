@@ -14,7 +14,6 @@ from search.constraints.max_drop import MaxDrop
 from search.prediction.candidates import CostModel, RankedCandidate
 from search.prediction.cut_times import CutTimes
 from search.prediction.devices import DeviceProfile
-from search.strategies import Strategy
 from search.wire.rate_curve import RatePoint
 
 
@@ -33,7 +32,7 @@ class Request:
         annotations: COCO instances file of the evaluation images; without, accuracy is agreement
             with the floating-point network.
         constraints: Limits that plans keep; see `search.constraints`.
-        strategy: "splitpoint", or a baseline of search/strategies.
+        strategy: "splitpoint", or a baseline; see `search.strategies`.
         quantizer: Name of the recipe by which layers of few bits are quantized; None for the usual
             one of the strategy.
         cloud_threads: Threads of the cloud's runtime.
@@ -58,7 +57,7 @@ class Request:
     evaluation: Path | None = None
     annotations: Path | None = None
     constraints: tuple[Constraint, ...] = constraints()
-    strategy: Strategy = "splitpoint"
+    strategy: str = "splitpoint"
     quantizer: str | None = None
     cloud_threads: int = 1
     max_images: int = 128

@@ -30,10 +30,12 @@ from search.prediction.candidates import Candidate, CostModel, RankedCandidate, 
 from search.prediction.devices import DeviceProfile
 from search.prepare import prepare
 from search.quantization.heads import Heads
-from search.quantization.recipe import recipe
+from search.quantization.recipes import recipe
 from search.ranking.search_run import Network, rank
 from search.request import Request
-from search.strategies.baselines import ONE_CUT, AutoSplit, cost_graph, in_eight_bits
+from search.strategies.baselines import AutoSplit, cost_graph, in_eight_bits
+from search.strategies.min_cut import dads
+from search.strategies.neurosurgeon import neurosurgeon
 from search.wire.formats import FormatTable
 from search.wire.sampling import sample
 
@@ -45,6 +47,8 @@ UPLOADS = {
     "JPEG q50": CodecSpec(name="jpeg", quality=50),
     "WebP q75": CodecSpec(name="webp", quality=75),
 }
+ONE_CUT = {"neurosurgeon": neurosurgeon, "dads": dads}
+"""Published strategies that choose one head."""
 PUBLISHED = ("neurosurgeon", "dads", "auto-split")
 """QDMP cuts where DADS does: both find the same minimum, one of them faster."""
 

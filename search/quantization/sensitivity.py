@@ -26,7 +26,8 @@ from search.network.losses import Loss, feature_loss
 from search.quantization.calibration import Statistics
 from search.quantization.grids import QuantParams, least_error_range
 from search.quantization.network import QuantizedGraph
-from search.quantization.recipe import Recipe, rounded
+from search.quantization.recipe import rounded
+from search.quantization.recipes import Recipe
 from search.quantization.widths import WIDTHS, Configuration, uniform
 
 Progress = Callable[[int, int], None]

@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from common.codec.spec import CodecSpec
 from common.errors import NoFeasiblePlanError
@@ -25,7 +24,7 @@ from search.constraints.feasibility import Feasibility, admits
 from search.measure.accuracy_evaluator import open_meter
 from search.measure.held_out import Judging
 from search.measure.latency import MeasuredLatency
-from search.network.cuts import Cut, cut_of_head, prefix_cuts
+from search.network.cuts import Cut, prefix_cuts
 from search.network.losses import distillation_loss
 from search.prediction.candidates import (
     Candidate,
@@ -41,21 +40,15 @@ from search.prediction.cut_times import CutTimes
 from search.prediction.table_calibration import cuts_of, learn, rows_of
 from search.prepare import Prepared
 from search.quantization.heads import Heads
-from search.quantization.recipe import recipe
+from search.quantization.recipes import recipe
 from search.quantization.rounding import Rounder
 from search.ranking.infeasible import no_cut_left, nothing_fits
 from search.refine.format_search import FormatSearch
 from search.refine.refine import cheapest
 from search.refine.screening import Screening, screened
 from search.request import Request, SearchResult
-from search.strategies.baselines import (
-    BASELINES,
-    ONE_CUT,
-    AutoSplit,
-    cost_graph,
-    edge_only,
-    in_eight_bits,
-)
+from search.strategies import BASELINES, baseline
+from search.strategies.base import StrategyInputs
 from search.wire.formats import FormatTable, promising_cuts, runnable_cuts
 from search.wire.quantizers import LOSSY_IMAGE_CODECS, QUALITIES
 from search.wire.rate_curve import RatePoint
@@ -213,29 +206,26 @@ class _Ranking:
 
     def _run_baseline(self) -> SearchResult:
         """Measure the plans of a baseline strategy by the same method as our own."""
-        name, graph = self._request.strategy, self._heads.network.graph
-        whole = [node.name for node in graph.nodes[1:]]
-        table = self._tables(prefix_cuts(graph), whole)
-        times = self._times
-        candidates: list[Candidate] = []
-        if name in ONE_CUT:
-            cut = cut_of_head(graph, ONE_CUT[name](cost_graph(graph, times, table, self._world)))
-            times |= self._latency.times([cut], self._reporter.stage(f"timing {cut.name}"))
-            candidates.append(in_eight_bits(cut, table))
-        elif name == "edge-only":
-            rounder = self._rounder("default")
-            candidates += edge_only(self._heads, rounder, table, self._reporter)
-        else:
-            rounder, frames = self._rounder("nearest"), self._prepared.calibration.pixels
-            original = AutoSplit(self._heads, rounder, frames, self._reporter)
-            version: Literal[1, 2] = 1 if name == "auto-split-v1" else 2
-            limit = self._request.edge_memory_bytes
-            for each in original.candidates(version, limit, table, times, self._world):
-                candidates.append(each)
-                if self._feasibility.is_feasible(each):
-                    break
+        graph = self._heads.network.graph
+        table = self._tables(prefix_cuts(graph), [node.name for node in graph.nodes[1:]])
+        inputs = StrategyInputs(
+            heads=self._heads,
+            frames=self._prepared.calibration.pixels,
+            times=self._times,
+            table=table,
+            world=self._world,
+            memory_bytes=self._request.edge_memory_bytes,
+            rounder=self._rounder,
+            time_cut=self._time_cut,
+            is_feasible=self._feasibility.is_feasible,
+            reporter=self._reporter,
+        )
+        candidates = list(baseline(self._request.strategy)(inputs))
         self._meter.measure(candidates, self._reporter.stage("measuring accuracy as deployed"))
         return self._found(candidates, {})
+
+    def _time_cut(self, cut: Cut) -> None:
+        self._times |= self._latency.times([cut], self._reporter.stage(f"timing {cut.name}"))
 
     def _rounder(self, usual: str) -> Rounder:
         how = recipe(self._request.quantizer or usual)

@@ -17,7 +17,6 @@ of its configurations only those stay that really fit.
 
 from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
-from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -28,26 +27,17 @@ from common.progress import Reporter
 from common.tables.rows import head_to, tail_from
 from search.allocate.auto_split import Configuration, auto_split, below_uniform
 from search.allocate.table import FusedLayer, Table, random_errors, with_errors
-from search.network.cuts import Cut, prefix_cuts
+from search.network.cuts import Cut, cut_of_head, prefix_cuts
 from search.network.graph import Graph
 from search.prediction.candidates import Candidate, CostModel
 from search.prediction.cut_times import CutTimes
 from search.quantization.heads import Heads
 from search.quantization.rounding import Rounder
 from search.quantization.widths import WIDTHS, Widths, maker_of, makes_values
+from search.strategies.base import StrategyInputs
 from search.strategies.costs import CostGraph
-from search.strategies.min_cut import dads, qdmp
-from search.strategies.neurosurgeon import neurosurgeon
 from search.wire.formats import FormatTable
 from search.wire.sampling import sample_values
-
-ONE_CUT: Mapping[str, Callable[[CostGraph], tuple[str, ...]]] = MappingProxyType(
-    {"neurosurgeon": neurosurgeon, "dads": dads, "qdmp": qdmp}
-)
-"""Strategies that choose one head."""
-
-BASELINES = (*ONE_CUT, "edge-only", "auto-split-v1", "auto-split-v2")
-"""Strategies other than our own search; cloud-only is that search with a single cut."""
 
 _SEED = 0
 _UNLIMITED_BITS = 1 << 50
@@ -89,6 +79,49 @@ def in_eight_bits(cut: Cut, table: FormatTable) -> Candidate:
     return table.candidates(cut)[-1]
 
 
+def one_cut(
+    choose: Callable[[CostGraph], tuple[str, ...]], inputs: StrategyInputs
+) -> Iterator[Candidate]:
+    """The one plan of a strategy that chooses a head by costs of single layers, in 8 bits.
+
+    Args:
+        choose: Names of the head's nodes.
+        inputs: Inputs of the strategy.
+    """
+    graph = inputs.heads.network.graph
+    costs = cost_graph(graph, inputs.times, inputs.table, inputs.world)
+    cut = cut_of_head(graph, choose(costs))
+    inputs.time_cut(cut)
+    yield in_eight_bits(cut, inputs.table)
+
+
+def edge_only_plans(inputs: StrategyInputs) -> Iterator[Candidate]:
+    """The whole network on the edge at every width."""
+    rounder = inputs.rounder("default")
+    yield from edge_only(inputs.heads, rounder, inputs.table, inputs.reporter)
+
+
+def auto_split_v1_plans(inputs: StrategyInputs) -> Iterator[Candidate]:
+    """Configurations of the original's first version, the fastest first, up to a feasible one."""
+    return _auto_split_plans(1, inputs)
+
+
+def auto_split_v2_plans(inputs: StrategyInputs) -> Iterator[Candidate]:
+    """Configurations of the original's second version, the fastest first, up to a feasible one."""
+    return _auto_split_plans(2, inputs)
+
+
+def _auto_split_plans(version: Literal[1, 2], inputs: StrategyInputs) -> Iterator[Candidate]:
+    rounder = inputs.rounder("nearest")
+    original = AutoSplit(inputs.heads, rounder, inputs.frames, inputs.reporter)
+    for each in original.candidates(
+        version, inputs.memory_bytes, inputs.table, inputs.times, inputs.world
+    ):
+        yield each
+        if inputs.is_feasible(each):
+            return
+
+
 def edge_only(
     heads: Heads, rounder: Rounder, table: FormatTable, reporter: Reporter
 ) -> list[Candidate]:
@@ -128,7 +161,7 @@ class AutoSplit:
         version: Literal[1, 2],
         memory_bytes: int | None,
         table: FormatTable,
-        times: dict[str, CutTimes],
+        times: Mapping[str, CutTimes],
         world: CostModel,
     ) -> Iterator[Candidate]:
         """Configurations not beaten in both latency and error, fastest first.

@@ -16,13 +16,7 @@ def run(
     weights: options.Weights = None,
     device: options.Device = "this-machine",
     edge_memory: options.EdgeMemory = None,
-    strategy: Annotated[
-        str,
-        typer.Option(
-            help="Search strategy: splitpoint, or a baseline (cloud-only, edge-only, "
-            "neurosurgeon, dads, qdmp, auto-split-v1, auto-split-v2)."
-        ),
-    ] = "splitpoint",
+    strategy: options.Strategy = "splitpoint",
     quantizer: options.Quantizer = None,
     max_drop: Annotated[
         float,

@@ -1,5 +1,7 @@
 """What published strategies would deploy: costs of single layers, widths as allocated, limits."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -9,18 +11,20 @@ from common.progress import Progress
 from common.tables.timing import Timing
 from search.network.cuts import cut_of_head, enumerate_cuts, prefix_cuts
 from search.network.graph import Graph
-from search.prediction.candidates import CostModel, predict
+from search.prediction.candidates import Candidate, CostModel, predict
 from search.prediction.cut_times import CutTimes
 from search.prediction.devices import device_profile
 from search.quantization.calibration import observe
 from search.quantization.heads import Heads
-from search.quantization.recipe import RECIPES
+from search.quantization.recipes import RECIPES
 from search.quantization.rounding import Rounder
-from search.strategies import STRATEGIES, known_strategy
+from search.strategies import BASELINES, STRATEGIES, baseline, known_strategy
+from search.strategies.base import StrategyInputs
 from search.strategies.baselines import AutoSplit, cost_graph, edge_only, in_eight_bits
 from search.strategies.min_cut import dads
 from search.wire.formats import FormatTable
 from search.wire.sampling import sample
+from splitpoint.cli import main
 from tests.networks import branched_graph, pictures
 
 FRAMES = pictures(6)
@@ -129,3 +133,32 @@ def test_a_strategy_that_there_is_not_is_named_with_those_that_are() -> None:
     assert [known_strategy(name) for name in STRATEGIES] == list(STRATEGIES)
     with pytest.raises(SettingsError, match="unknown strategy 'best': choose one of splitpoint, "):
         known_strategy("best")
+
+
+def test_every_baseline_loads_and_is_offered(capsys: pytest.CaptureFixture[str]) -> None:
+    assert all(callable(baseline(name)) for name in BASELINES)
+    with pytest.raises(SystemExit):
+        main(["search", "--help"])
+    text = "".join(capsys.readouterr().out.split())  # a long help is wrapped within names
+    assert all(name in text for name in (*STRATEGIES, *RECIPES))
+
+
+def test_auto_split_stops_at_the_first_feasible_configuration(setting: Setting) -> None:
+    def plans(feasible: Callable[[Candidate], bool]) -> list[str]:
+        inputs = StrategyInputs(
+            heads=setting.heads,
+            frames=FRAMES,
+            times=setting.times,
+            table=setting.table,
+            world=WORLD,
+            memory_bytes=16_500,
+            rounder=lambda _recipe: setting.rounder,
+            time_cut=lambda _cut: None,
+            is_feasible=feasible,
+            reporter=Silent(),
+        )
+        return [each.name for each in baseline("auto-split-v2")(inputs)]
+
+    every = plans(lambda _candidate: False)
+    assert len(every) > 2
+    assert plans(lambda candidate: candidate.name == every[1]) == every[:2]

@@ -41,7 +41,7 @@ from search.prediction.table_calibration import (
 )
 from search.quantization.calibration import observe
 from search.quantization.heads import Heads
-from search.quantization.recipe import RECIPES
+from search.quantization.recipes import RECIPES
 from search.quantization.rounding import Rounder
 from search.ranking.search_run import Network, rank
 from search.reports import time_sources as origins
