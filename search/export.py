@@ -19,6 +19,7 @@ from common.bundle.packed_weights import unpack_weights
 from common.codec.spec import WireTensor
 from common.runtime.session import Model, check_parity
 from common.tasks.detections import DetectorSpec
+from common.version import __version__
 from search.cache import digest
 from search.constraints import stored
 from search.network.cuts import Cut
@@ -110,7 +111,7 @@ def _write(
             limits=stored(request.constraints),
             calibration_images=found.calibration_images,
             accuracy_metric=found.metric,
-            software_version=request.software_version,
+            software_version=__version__,
             edge_slowdown=found.world.edge.slowdown,
             cloud_slowdown=found.world.cloud.slowdown,
             reduced_range=request.device.reduced_range,

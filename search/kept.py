@@ -10,6 +10,7 @@ bundle that it is of: neither an older key nor a bundle from elsewhere is taken 
 
 import hashlib
 import shutil
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -31,7 +32,12 @@ _ELSEWHERE = {"cache", "constraints"}
 
 
 def search_unless_kept(
-    request: Request, bundle: Path, reporter: Reporter, *, again: bool = False
+    request: Request,
+    bundle: Path,
+    reporter: Reporter,
+    *,
+    again: bool = False,
+    before: Callable[[], object] = lambda: None,
 ) -> Manifest:
     """Reuse the bundle of an earlier run if the same search would make it now; else search.
 
@@ -42,6 +48,7 @@ def search_unless_kept(
         bundle: The bundle's folder; `bundle.key` beside it holds its key.
         reporter: Reports progress.
         again: Whether to search in any case.
+        before: Called before a search, to fetch what only that needs.
 
     Raises:
         SplitpointError: As `search.pipeline.search`.
@@ -50,6 +57,7 @@ def search_unless_kept(
     if manifest is not None:
         reporter.stage("searching plans (kept)")(1, 1)
         return manifest
+    before()
     part, older = (bundle.with_name(f"{bundle.name}.{end}") for end in ("part", "older"))
     for folder in (part, older):
         shutil.rmtree(folder, ignore_errors=True)

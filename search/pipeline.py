@@ -14,6 +14,7 @@ from common.errors import SettingsError
 from common.places import require_bundle_place
 from common.progress import Reporter
 from common.tables.store_file import read_tables
+from common.version import __version__
 from search.cache import Cache
 from search.export import write_plans
 from search.measure.frames import MIN_IMAGES, Frames
@@ -39,7 +40,7 @@ def search(request: Request, out: Path, reporter: Reporter) -> tuple[Manifest, S
     if request.tables is not None:
         learned_device(request.device.name, read_tables(request.tables))  # before hours of work
     require_bundle_place(out)
-    cache = Cache(request.cache, request.software_version)
+    cache = Cache(request.cache, __version__)
     prepared = prepare(
         request.model,
         request.calibration,

@@ -46,7 +46,6 @@ class Request:
         tables: Latency tables of devices and of the cloud; without, all times are this machine's,
             multiplied by the device's slowdown.
         cache: Folder for the results of stages, which later searches reuse.
-        software_version: Written into the bundle.
     """
 
     model: str
@@ -69,7 +68,6 @@ class Request:
     video: bool = False
     tables: Path | None = None
     cache: Path | None = None
-    software_version: str = "unknown"
 
     @property
     def max_drop(self) -> float:

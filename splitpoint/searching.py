@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Any, Unpack, cast
 
-from common.link.link import parse_link
+from common.link.link import Link, parse_link
 from common.progress import Progress, Reporter
 from common.tables.store_file import read_tables
-from common.version import __version__
 from search.bundling import search_to
 from search.constraints import CONSTRAINTS, Limits, constraints
 from search.prediction.devices import device_profile
@@ -63,21 +62,36 @@ def search(
     Raises:
         SplitpointError: If something cannot be worked with; nothing is written then.
     """
+    request = request_of(model, calibration, link, device, strategy, **options)
+    return search_to(Path(out), request, reporter or _Silent())
+
+
+def request_of(
+    model: str,
+    calibration: Path | str,
+    link: str | Link,
+    device: str = "this-machine",
+    strategy: str = "splitpoint",
+    **options: Unpack[SearchOptions],
+) -> Request:
+    """Request of a search; arguments are those of `search`.
+
+    Raises:
+        SettingsError: If a text cannot be read, or names nothing.
+    """
     tables = options.get("tables")
     edge = device_profile(device) if tables is None else learned_device(device, read_tables(tables))
     limits = {name: each for name, each in options.items() if name in CONSTRAINTS}
     others: dict[str, Any] = {n: each for n, each in options.items() if n not in CONSTRAINTS}
-    request = Request(
+    return Request(
         model=model,
-        link=parse_link(link),
+        link=parse_link(link) if isinstance(link, str) else link,
         device=edge,
         calibration=Path(calibration),
         strategy=known_strategy(strategy),
         constraints=constraints(**cast("Limits", limits)),
-        software_version=__version__,
         **others,
     )
-    return search_to(Path(out), request, reporter or _Silent())
 
 
 class _Silent:

@@ -120,7 +120,6 @@ def build(
         refined_cuts=2,
         format_trials=4,
         cache=cache,
-        software_version=version,
     )
     prepared = prepare(
         request.model, calibration, Cache(cache, version), reporter, max_images=max_images

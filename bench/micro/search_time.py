@@ -58,7 +58,6 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
             constraints=constraints(edge_memory=arguments.edge_memory),
             max_images=arguments.max_images,
             cache=Path(folder) / "cache",
-            software_version=__version__,
         )
         asked = {
             "cold": request,

@@ -17,8 +17,16 @@ from functools import cached_property
 from common.bundle.manifest import Prediction, wire_digest
 from common.codec import Codec, ContextModel, make_codec
 from common.codec.spec import USUAL_UPLOAD, CodecSpec, WireTensor
-from common.link.link import Link
-from common.tables.rows import BOXES, LETTERBOX, head_to, tail_from, wire_of
+from common.link.link import Link, transfer_ms
+from common.tables.rows import (
+    BOXES,
+    LETTERBOX,
+    decode_of,
+    encode_of,
+    head_to,
+    tail_from,
+    wire_of,
+)
 from search.network.cuts import Cut
 from search.prediction.cut_times import CutTimes
 from search.prediction.devices import DeviceProfile, SpeedModel
@@ -233,10 +241,10 @@ def predicted(costs: OwnCosts, world: CostModel) -> Prediction:
     stages = {
         "preprocess_ms": edge.ms(LETTERBOX, world.preprocess_ms),
         "head_ms": edge.ms(head_to(costs.cut), costs.head_ms),
-        "encode_ms": edge.ms(f"encode {costs.coding}", costs.encode_ms, codec),
-        "uplink_ms": costs.sent_bytes * 8e3 / world.link.uplink_bps,
+        "encode_ms": edge.ms(encode_of(costs.coding), costs.encode_ms, codec),
+        "uplink_ms": transfer_ms(costs.sent_bytes, world.link.uplink_bps),
         "rtt_ms": 0.0 if edge_only else world.link.rtt_ms,
-        "decode_ms": cloud.ms(f"decode {costs.coding}", costs.decode_ms, codec),
+        "decode_ms": cloud.ms(decode_of(costs.coding), costs.decode_ms, codec),
         "tail_ms": cloud.ms(tail_from(costs.cut), costs.tail_ms),
         "postprocess_ms": (edge if edge_only else cloud).ms(BOXES, world.postprocess_ms),
     }
@@ -259,7 +267,7 @@ def with_coding(world: CostModel, candidates: Iterable[Candidate]) -> CostModel:
     coded = []
     for each in candidates:
         if each.codec is not None:
-            encode, decode = f"encode {each.coding}", f"decode {each.coding}"
+            encode, decode = encode_of(each.coding), decode_of(each.coding)
             own = encode, each.encode_ms, decode, each.decode_ms
             coded.append(Coding(each.codec.name, *own))
     return replace(world, learned=world.learned.with_coding(coded))

@@ -63,7 +63,6 @@ class ProposalSpec:
         format_trials: As `Request`.
         adapt_steps: As `Request`.
         cache: Folder for intermediate results.
-        software_version: Written into the bundle.
     """
 
     bundle: Path
@@ -82,7 +81,6 @@ class ProposalSpec:
     format_trials: int = 3
     adapt_steps: int = 200
     cache: Path | None = None
-    software_version: str = "unknown"
 
 
 @dataclass(frozen=True)
@@ -172,7 +170,6 @@ def request_of(asked: ProposalSpec, present: Manifest, rows: list[LatencyRow]) -
         video=search.video,
         tables=asked.tables,
         cache=asked.cache,
-        software_version=asked.software_version,
     )
 
 

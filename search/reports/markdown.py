@@ -6,6 +6,7 @@ from typing import Any
 
 from common.link.crossover import in_words
 from common.stages import PREDICTED
+from common.version import __version__
 from search.constraints import find, stored
 from search.constraints import in_words as limits_in_words
 from search.constraints.feasibility import admits
@@ -78,7 +79,7 @@ def as_json(found: SearchResult) -> dict[str, Any]:
             "limits": stored(request.constraints),
             "strategy": request.strategy,
             "cloud_threads": request.cloud_threads,
-            "software_version": request.software_version,
+            "software_version": __version__,
         },
         "accuracy_metric": found.metric,
         "reference_accuracy": found.reference_accuracy,

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.codec.spec import USUAL_UPLOAD
+from common.link.link import transfer_ms
 from common.progress import Reporter
 from common.tables.rows import head_to, tail_from
 from search.allocate.auto_split import Configuration, auto_split, below_uniform
@@ -177,7 +178,7 @@ class AutoSplit:
         """
         best: dict[tuple[float, float], tuple[Cut, Configuration, dict[str, Widths]]] = {}
         for cut, each, widths in self.configurations(version, memory_bytes):
-            sent_ms = each.transmitted_bits * 1e3 / world.link.uplink_bps
+            sent_ms = transfer_ms(each.transmitted_bits / 8, world.link.uplink_bps)
             head_ms, tail_ms = _sides_ms(cut, times, world)
             latency = head_ms + sent_ms + tail_ms + (world.link.rtt_ms if cut.tail else 0.0)
             best.setdefault((latency, each.error), (cut, each, widths))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from common.codec import make_codec
 from common.codec.spec import USUAL_UPLOAD, CodecSpec, WireTensor
-from common.link.link import Link
+from common.link.link import Link, transfer_ms
 from search.network.cuts import Cut
 from search.network.graph import IMAGE, Graph
 from search.prediction.candidates import Candidate, CostModel, judge
@@ -116,7 +116,7 @@ class FormatTable:
         edge, cloud, bps = self._world.edge, self._world.cloud, self._world.link.uplink_bps
         return min(
             cost.encode_ms * edge.coding_slowdown(spec.name)
-            + cost.payload_bytes * 8e3 / bps
+            + transfer_ms(cost.payload_bytes, bps)
             + cost.decode_ms * cloud.coding_slowdown(spec.name)
             for spec in specs
             for cost in [self._cost(wire, spec)]

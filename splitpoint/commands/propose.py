@@ -53,7 +53,6 @@ def run(
     """
     from common.link.link import parse_link
     from common.progress import Stages
-    from common.version import __version__
     from search.proposal.propose import ProposalSpec, propose  # heavy: brings torch
     from splitpoint.durations import parse_duration, parse_percent
 
@@ -75,7 +74,6 @@ def run(
         format_trials=format_trials,
         adapt_steps=adapt_steps,
         cache=options.cache_of(cache, no_cache),
-        software_version=__version__,
     )
 
     def make() -> None:

@@ -94,7 +94,6 @@ OTHERS: dict[str, Any] = {
     "video": True,
     "adapt_steps": 0,
     "context_steps": 100,
-    "software_version": "other",
 }
 PATHS = {"calibration", "weights", "evaluation", "annotations", "tables"}
 
