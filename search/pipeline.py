@@ -20,7 +20,7 @@ from search.export import write_plans
 from search.measure.frames import MIN_IMAGES, Frames
 from search.measure.held_out import Division, fit_all, set_aside
 from search.network.cuts import enumerate_cuts, undominated
-from search.prediction.table_calibration import learned_device
+from search.prediction.table_calibration import calibrated_device
 from search.prepare import prepare
 from search.quantization.heads import Heads
 from search.quantization.recipes import recipe
@@ -38,7 +38,7 @@ def search(request: Request, out: Path, reporter: Reporter) -> tuple[Manifest, S
     """
     _check(request)
     if request.tables is not None:
-        learned_device(request.device.name, read_tables(request.tables))  # before hours of work
+        calibrated_device(request.device.name, read_tables(request.tables))  # before hours of work
     require_bundle_place(out)
     cache = Cache(request.cache, __version__)
     prepared = prepare(

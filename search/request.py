@@ -95,7 +95,7 @@ class SearchResult:
         evaluation_images: Names of those that accuracy was measured on.
         judged_by: Where these come from.
         also_fitted: Names of those that everything was fitted to as well.
-        world: Times that all plans share, device and link.
+        cost_model: Times that all plans share, device and link.
         judged: All candidates, fastest first.
         measured: Those whose accuracy was measured, fastest first.
         kept: The plans of the bundle, fastest first.
@@ -109,7 +109,7 @@ class SearchResult:
     cuts: int
     calibration_images: int
     evaluation_images: tuple[str, ...]
-    world: CostModel
+    cost_model: CostModel
     judged: tuple[RankedCandidate, ...]
     measured: tuple[RankedCandidate, ...]
     kept: tuple[RankedCandidate, ...]

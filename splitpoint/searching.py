@@ -9,7 +9,7 @@ from common.tables.store_file import read_tables
 from search.bundling import search_to
 from search.constraints import CONSTRAINTS, Limits, constraints
 from search.prediction.devices import device_profile
-from search.prediction.table_calibration import learned_device
+from search.prediction.table_calibration import calibrated_device
 from search.request import Request, SearchResult
 from search.strategies import known_strategy
 
@@ -80,7 +80,9 @@ def request_of(
         SettingsError: If a text cannot be read, or names nothing.
     """
     tables = options.get("tables")
-    edge = device_profile(device) if tables is None else learned_device(device, read_tables(tables))
+    edge = (
+        device_profile(device) if tables is None else calibrated_device(device, read_tables(tables))
+    )
     limits = {name: each for name, each in options.items() if name in CONSTRAINTS}
     others: dict[str, Any] = {n: each for n, each in options.items() if n not in CONSTRAINTS}
     return Request(

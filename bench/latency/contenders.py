@@ -22,11 +22,17 @@ from common.progress import Reporter
 from search.cache import Cache
 from search.constraints import constraints
 from search.export import write_plans
-from search.measure.accuracy_evaluator import open_meter
+from search.measure.accuracy_evaluator import open_evaluator
 from search.measure.held_out import Judging
 from search.measure.latency import MeasuredLatency
 from search.network.cuts import cut_of_head, enumerate_cuts, prefix_cuts, undominated
-from search.prediction.candidates import Candidate, CostModel, RankedCandidate, judge, named_apart
+from search.prediction.candidates import (
+    Candidate,
+    CostModel,
+    RankedCandidate,
+    named_apart,
+    rank_candidates,
+)
 from search.prediction.devices import DeviceProfile
 from search.prepare import prepare
 from search.quantization.heads import Heads
@@ -139,7 +145,7 @@ def build(
     found = next(iter(ours.values()), None)
     if found is None:
         raise NoFeasiblePlanError("no setting was searched")
-    others = _Others(request, grid, network, judging, found.world, reporter)
+    others = _Others(request, grid, network, judging, found.cost_model, reporter)
     uploads = {
         name: others.judged(others.table.upload(network.cuts[0], spec))
         for name, spec in UPLOADS.items()
@@ -186,7 +192,7 @@ class _Others:
         grid: The cells.
         network: The network.
         judging: The pictures that accuracy is measured on.
-        world: Times that all plans share.
+        cost_model: Times that all plans share.
         reporter: Receives progress.
     """
 
@@ -196,10 +202,10 @@ class _Others:
         grid: LatencyGrid,
         network: Network,
         judging: Judging,
-        world: CostModel,
+        cost_model: CostModel,
         reporter: Reporter,
     ) -> None:
-        self._request, self._grid, self._world = request, grid, world
+        self._request, self._grid, self._cost_model = request, grid, cost_model
         self._network, self._reporter = network, reporter
         self._prepared = prepared = network.prepared
         self._graph = network.heads.network.graph
@@ -214,8 +220,8 @@ class _Others:
         tensors = [node.name for node in self._graph.nodes[1:]]
         progress = reporter.stage("sampling the wire")
         samples = sample(network.heads.network, tensors, pixels, progress)
-        self.table = FormatTable(network.heads, samples, self._times, world)
-        self._meter, _ = open_meter(
+        self.table = FormatTable(network.heads, samples, self._times, cost_model)
+        self._evaluator, _ = open_evaluator(
             network.heads,
             prepared.detector,
             judging.frames,
@@ -234,12 +240,14 @@ class _Others:
         chosen: dict[str, RankedCandidate | str] = {}
         progress = self._reporter.stage(f"choosing as {name}")
         for done, (setting, cell) in enumerate(cells, 1):
-            world = replace(self._world, link=_link(cell, self._grid), device=_device(cell))
+            cost_model = replace(
+                self._cost_model, link=_link(cell, self._grid), device=_device(cell)
+            )
             memory = MEMORY[setting]
             if name in ONE_CUT:
-                chosen[key_of(setting, cell)] = self._one_cut(name, memory, world)
+                chosen[key_of(setting, cell)] = self._one_cut(name, memory, cost_model)
             else:
-                chosen[key_of(setting, cell)] = self._as_auto_split(memory, world)
+                chosen[key_of(setting, cell)] = self._as_auto_split(memory, cost_model)
             progress(done, len(cells))
         return chosen
 
@@ -248,12 +256,14 @@ class _Others:
 
         Wherever it is deployed, its prediction is for the device and link of the bundle.
         """
-        (predicted,) = judge([candidate], self._times, self._world)
-        return self._meter.with_accuracy(predicted)
+        (predicted,) = rank_candidates([candidate], self._times, self._cost_model)
+        return self._evaluator.with_accuracy(predicted)
 
-    def _one_cut(self, name: str, memory: int | None, world: CostModel) -> RankedCandidate | str:
-        table = self.table.at(world)
-        head = ONE_CUT[name](cost_graph(self._graph, self._times, table, world))
+    def _one_cut(
+        self, name: str, memory: int | None, cost_model: CostModel
+    ) -> RankedCandidate | str:
+        table = self.table.at(cost_model)
+        head = ONE_CUT[name](cost_graph(self._graph, self._times, table, cost_model))
         cut = cut_of_head(self._graph, head)
         if cut.name not in self._times:
             progress = self._reporter.stage(f"timing {cut.name}")
@@ -264,11 +274,11 @@ class _Others:
             return f"chooses {candidate.name}, which takes {needed:.1f} MiB on the edge"
         return self.judged(candidate)
 
-    def _as_auto_split(self, memory: int | None, world: CostModel) -> RankedCandidate | str:
+    def _as_auto_split(self, memory: int | None, cost_model: CostModel) -> RankedCandidate | str:
         """Fastest configuration within our accuracy limit; Auto-Split has such a limit, too."""
-        table = self.table.at(world)
-        for each in self._auto_split.candidates(2, memory, table, self._times, world):
-            if self._meter.is_good(each):
+        table = self.table.at(cost_model)
+        for each in self._auto_split.candidates(2, memory, table, self._times, cost_model):
+            if self._evaluator.is_good(each):
                 return self.judged(each)
         return "no configuration that fits keeps the accuracy"
 

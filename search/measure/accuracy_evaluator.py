@@ -170,7 +170,7 @@ class AccuracyEvaluator:
         return self._source.accuracy(found), count, most_lost
 
 
-def open_meter(
+def open_evaluator(
     heads: Heads,
     detector: DetectorSpec,
     evaluation: Frames,

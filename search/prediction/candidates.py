@@ -128,24 +128,28 @@ class CostModel:
         device: The edge.
         preprocess_ms: Letterboxing an image on this machine.
         postprocess_ms: Making boxes of maps on this machine.
-        learned: Calibration of device and cloud by latency tables, if there are any.
+        calibration: Calibration of device and cloud by latency tables, if there are any.
     """
 
     link: Link
     device: DeviceProfile
     preprocess_ms: float
     postprocess_ms: float
-    learned: TableCalibration | None = None
+    calibration: TableCalibration | None = None
 
     @property
     def edge(self) -> SpeedModel:
         """Speed model of the device."""
-        return SpeedModel(self.device.slowdown) if self.learned is None else self.learned.edge.pace
+        return (
+            SpeedModel(self.device.slowdown)
+            if self.calibration is None
+            else self.calibration.edge.pace
+        )
 
     @property
     def cloud(self) -> SpeedModel:
         """Speed model of the cloud."""
-        return SpeedModel() if self.learned is None else self.learned.cloud.pace
+        return SpeedModel() if self.calibration is None else self.calibration.cloud.pace
 
 
 @dataclass(frozen=True)
@@ -216,8 +220,8 @@ class RankedCandidate:
         return fast_ms, sent, float(self.candidate.edge_memory_bytes), lost
 
 
-def predict(candidate: Candidate, times: CutTimes, world: CostModel) -> Prediction:
-    """Latency by stage on the device and link of `world`; accuracy is left at zero."""
+def predict(candidate: Candidate, times: CutTimes, cost_model: CostModel) -> Prediction:
+    """Latency by stage on the device and link of `cost_model`; accuracy is left at zero."""
     return predicted(
         OwnCosts(
             coding=candidate.coding,
@@ -230,23 +234,23 @@ def predict(candidate: Candidate, times: CutTimes, world: CostModel) -> Predicti
             sent_bytes=candidate.uplink_bytes,
             edge_memory_bytes=candidate.edge_memory_bytes,
         ),
-        world,
+        cost_model,
     )
 
 
-def predicted(costs: OwnCosts, world: CostModel) -> Prediction:
+def predicted(costs: OwnCosts, cost_model: CostModel) -> Prediction:
     """Latency by stage from a plan's own costs; accuracy is left at zero."""
-    edge, cloud = world.edge, world.cloud
+    edge, cloud = cost_model.edge, cost_model.cloud
     codec, edge_only = "" if costs.codec is None else costs.codec.name, costs.codec is None
     stages = {
-        "preprocess_ms": edge.ms(LETTERBOX, world.preprocess_ms),
+        "preprocess_ms": edge.ms(LETTERBOX, cost_model.preprocess_ms),
         "head_ms": edge.ms(head_to(costs.cut), costs.head_ms),
         "encode_ms": edge.ms(encode_of(costs.coding), costs.encode_ms, codec),
-        "uplink_ms": transfer_ms(costs.sent_bytes, world.link.uplink_bps),
-        "rtt_ms": 0.0 if edge_only else world.link.rtt_ms,
+        "uplink_ms": transfer_ms(costs.sent_bytes, cost_model.link.uplink_bps),
+        "rtt_ms": 0.0 if edge_only else cost_model.link.rtt_ms,
         "decode_ms": cloud.ms(decode_of(costs.coding), costs.decode_ms, codec),
         "tail_ms": cloud.ms(tail_from(costs.cut), costs.tail_ms),
-        "postprocess_ms": (edge if edge_only else cloud).ms(BOXES, world.postprocess_ms),
+        "postprocess_ms": (edge if edge_only else cloud).ms(BOXES, cost_model.postprocess_ms),
     }
     return Prediction.model_validate(
         {
@@ -260,31 +264,31 @@ def predicted(costs: OwnCosts, world: CostModel) -> Prediction:
     )
 
 
-def with_coding(world: CostModel, candidates: Iterable[Candidate]) -> CostModel:
-    """Return `world` with slowdowns of codecs, from tables and the candidates that they cover."""
-    if world.learned is None:
-        return world
+def with_coding(cost_model: CostModel, candidates: Iterable[Candidate]) -> CostModel:
+    """Add slowdowns of codecs, from tables and the candidates that they cover."""
+    if cost_model.calibration is None:
+        return cost_model
     coded = []
     for each in candidates:
         if each.codec is not None:
             encode, decode = encode_of(each.coding), decode_of(each.coding)
             own = encode, each.encode_ms, decode, each.decode_ms
             coded.append(Coding(each.codec.name, *own))
-    return replace(world, learned=world.learned.with_coding(coded))
+    return replace(cost_model, calibration=cost_model.calibration.with_coding(coded))
 
 
-def judge(
-    candidates: Iterable[Candidate], times: dict[str, CutTimes], world: CostModel
+def rank_candidates(
+    candidates: Iterable[Candidate], times: dict[str, CutTimes], cost_model: CostModel
 ) -> list[RankedCandidate]:
     """Predict all candidates, fastest first."""
-    judged = (RankedCandidate(c, predict(c, times[c.cut.name], world)) for c in candidates)
+    judged = (RankedCandidate(c, predict(c, times[c.cut.name], cost_model)) for c in candidates)
     return sorted(judged, key=lambda each: each.latency_ms)
 
 
 def shortlist(
     candidates: Sequence[Candidate],
     times: dict[str, CutTimes],
-    world: CostModel,
+    cost_model: CostModel,
     *,
     per_width: int = 3,
 ) -> list[Candidate]:
@@ -297,9 +301,9 @@ def shortlist(
     """
     keep = [c for c in candidates if c.cut.kind != "split"]
     for factor in (1.0, 0.25, 4.0):
-        link = replace(world.link, uplink_bps=world.link.uplink_bps * factor)
-        ranked = judge(
-            [c for c in candidates if c.cut.kind == "split"], times, replace(world, link=link)
+        link = replace(cost_model.link, uplink_bps=cost_model.link.uplink_bps * factor)
+        ranked = rank_candidates(
+            [c for c in candidates if c.cut.kind == "split"], times, replace(cost_model, link=link)
         )
         taken: dict[int, int] = {}
         for each in ranked:

@@ -70,7 +70,7 @@ class Difference:
         asked: Search settings of the present bundle.
         found_for: Search settings of the new one.
         link: Link on which both are compared.
-        learned: Calibration of the latency tables that the times come from.
+        calibration: Calibration of the latency tables that the times come from.
         first: Name of the plan that the present bundle's edges begin with.
     """
 
@@ -79,7 +79,7 @@ class Difference:
     asked: Search
     found_for: Search
     link: Link
-    learned: TableCalibration
+    calibration: TableCalibration
     first: str
 
     @property
@@ -93,7 +93,7 @@ class Difference:
         found: dict[tuple[str, str], Assumption] = {}
         for again in self.old:
             for segment in segments(again.plan):
-                each = _assumption(again, segment, self.learned)
+                each = _assumption(again, segment, self.calibration)
                 if abs(each.now_ms - each.assumed_ms) >= _NEGLIGIBLE_MS:
                     found.setdefault((segment.side, segment.name), each)
         return sorted(found.values(), key=lambda each: -abs(each.now_ms - each.assumed_ms))
@@ -110,7 +110,7 @@ def compare(present: Manifest, proposed: Manifest, found: SearchResult) -> Diffe
     Raises:
         ValueError: If the search had no tables.
     """
-    if found.world.learned is None:
+    if found.cost_model.calibration is None:
         raise ValueError("a search without tables has learnt nothing of the present bundle")
     known = {each.coding: each for each in reversed([j.candidate for j in found.judged])}
     old = [
@@ -122,8 +122,8 @@ def compare(present: Manifest, proposed: Manifest, found: SearchResult) -> Diffe
         new=tuple(sorted(proposed.plans, key=lambda plan: plan.predicted.latency_ms)),
         asked=present.search,
         found_for=proposed.search,
-        link=found.world.link,
-        learned=found.world.learned,
+        link=found.cost_model.link,
+        calibration=found.cost_model.calibration,
         first=present.plans[0].name,
     )
 
@@ -154,10 +154,10 @@ def predict_again(
         sent_bytes=before.uplink_bytes,
         edge_memory_bytes=before.edge_memory_bytes,
     )
-    world: CostModel = found.world
+    cost_model: CostModel = found.cost_model
     judged = ("accuracy", "accuracy_drop", "accuracy_drop_upper", "judged_images", "judged_by")
     kept = {name: getattr(before, name) for name in judged}
-    return predicted(costs, world).model_copy(update=kept)
+    return predicted(costs, cost_model).model_copy(update=kept)
 
 
 def _coding(plan: Plan) -> str:
@@ -173,7 +173,7 @@ def markdown(difference: Difference) -> str:
         "",
         verdict(difference),
         "",
-        *(f"- {line}" for line in origins.in_words(difference.learned)),
+        *(f"- {line}" for line in origins.in_words(difference.calibration)),
         "",
         *_metrics(difference),
         "## Stage by stage (ms)",
@@ -216,13 +216,15 @@ def _change(gain: float) -> str:
     return f"{gain:.1%} less" if gain >= 0 else f"{-gain:.1%} more"
 
 
-def _assumption(again: RepredictedPlan, segment: Segment, learned: TableCalibration) -> Assumption:
-    lesson = learned.edge if segment.side == "edge" else learned.cloud
+def _assumption(
+    again: RepredictedPlan, segment: Segment, calibration: TableCalibration
+) -> Assumption:
+    side = calibration.edge if segment.side == "edge" else calibration.cloud
     return Assumption(
         segment=segment.name,
         assumed_ms=_ms(again.plan.predicted, segment.stage),
         now_ms=_ms(again.now, segment.stage),
-        row=lesson.rows.get(segment.name),
+        row=side.rows.get(segment.name),
     )
 
 

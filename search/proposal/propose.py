@@ -31,7 +31,7 @@ from search.bundling import search_to
 from search.constraints import find, restored
 from search.constraints.no_raw_image import NoRawImage
 from search.prediction.devices import DEVICES
-from search.prediction.table_calibration import learned_device, require_device, rows_of
+from search.prediction.table_calibration import calibrated_device, require_device, rows_of
 from search.proposal.difference import Difference, compare, markdown
 from search.proposal.exchange import check_exchange, exchange
 from search.request import Request, SearchResult
@@ -156,7 +156,7 @@ def request_of(asked: ProposalSpec, present: Manifest, rows: list[LatencyRow]) -
     return Request(
         model=search.model,
         link=asked.link or Link(search.uplink_bps, search.uplink_bps, search.rtt_ms),
-        device=learned_device(name, rows, reduced_range=reduced_range),
+        device=calibrated_device(name, rows, reduced_range=reduced_range),
         calibration=asked.calibration,
         weights=asked.weights,
         evaluation=asked.evaluation,

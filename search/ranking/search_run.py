@@ -21,7 +21,7 @@ from search.constraints import find
 from search.constraints.base import SearchFacts
 from search.constraints.edge_memory import EdgeMemory, smallest_head
 from search.constraints.feasibility import Feasibility, admits
-from search.measure.accuracy_evaluator import open_meter
+from search.measure.accuracy_evaluator import open_evaluator
 from search.measure.held_out import Judging
 from search.measure.latency import MeasuredLatency
 from search.network.cuts import Cut, prefix_cuts
@@ -30,14 +30,14 @@ from search.prediction.candidates import (
     Candidate,
     CostModel,
     RankedCandidate,
-    judge,
     named_apart,
+    rank_candidates,
     shortlist,
     with_coding,
     worth_keeping,
 )
 from search.prediction.cut_times import CutTimes
-from search.prediction.table_calibration import cuts_of, learn, rows_of
+from search.prediction.table_calibration import calibrate, cuts_of, rows_of
 from search.prepare import Prepared
 from search.quantization.heads import Heads
 from search.quantization.recipes import recipe
@@ -113,7 +113,7 @@ class _Ranking:
             rows = read_tables(request.tables)
             self._rows = rows_of(prepared.network, rows, request.device)
         self._cuts, self._narrow = self._allowed()
-        self._meter, postprocess_ms = open_meter(
+        self._evaluator, postprocess_ms = open_evaluator(
             network.heads,
             prepared.detector,
             judging.frames,
@@ -123,7 +123,7 @@ class _Ranking:
             cache=prepared.cache,
             origin=prepared.origin,
         )
-        self._feasibility = Feasibility(request.constraints, self._meter, self._predict)
+        self._feasibility = Feasibility(request.constraints, self._evaluator, self._predict)
         self._latency = MeasuredLatency(
             network.heads.network,
             folder,
@@ -131,7 +131,7 @@ class _Ranking:
             origin=prepared.origin,
             tail_threads=request.cloud_threads,
         )
-        self._world = CostModel(
+        self._cost_model = CostModel(
             request.link, request.device, prepared.calibration.letterbox_ms, postprocess_ms
         )
 
@@ -149,30 +149,32 @@ class _Ranking:
             candidates += table.candidates(cut)
             progress(done, len(cuts))
         # A cut's codecs were chosen by the slowdown of the whole edge: this needs candidates.
-        self._world = with_coding(self._world, candidates)
+        self._cost_model = with_coding(self._cost_model, candidates)
         candidates = self._without_hopeless(candidates)
-        self._meter.measure(
+        self._evaluator.measure(
             self._shortlist(candidates), reporter.stage("measuring accuracy as deployed")
         )
         self._promote(table)
         sends_images = not all(cut.head for cut in cuts)
         if sends_images:
             self._search_qualities(table, self._feasibility.is_affordable)
-        measured = self._meter.candidates
+        measured = self._evaluator.candidates
         promising = [c for c in measured if self._feasibility.is_promising(c)] or measured
         curves = self._refine(promising, table)
-        if sends_images and not any(map(self._feasibility.is_feasible, self._meter.candidates)):
+        if sends_images and not any(map(self._feasibility.is_feasible, self._evaluator.candidates)):
             self._search_qualities(table, lambda _upload: True)  # to say what the least would take
-        return self._found([*candidates, *self._meter.candidates], curves)
+        return self._found([*candidates, *self._evaluator.candidates], curves)
 
     def _predict(self, candidate: Candidate) -> RankedCandidate:
-        (ranked,) = judge([candidate], self._times, self._world)
+        (ranked,) = rank_candidates([candidate], self._times, self._cost_model)
         return ranked
 
     def _shortlist(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Candidates to measure: the fastest, whose cuts may be refined, and the affordable."""
         affordable = [c for c in candidates if self._feasibility.is_affordable(c)]
-        lists = (shortlist(each, self._times, self._world) for each in (candidates, affordable))
+        lists = (
+            shortlist(each, self._times, self._cost_model) for each in (candidates, affordable)
+        )
         return list(dict.fromkeys(candidate for each in lists for candidate in each))
 
     def _refine(
@@ -191,13 +193,13 @@ class _Ranking:
             prepared.origin,
         )
         affordable = self._feasibility.is_affordable
-        cuts = screened(promising, self._times, self._world, screening, affordable)
+        cuts = screened(promising, self._times, self._cost_model, screening, affordable)
         progress(1, 1)
         formats = FormatSearch(
             self._request,
             prepared,
             self._heads,
-            self._meter,
+            self._evaluator,
             self._feasibility,
             reporter,
             self._folder,
@@ -213,7 +215,7 @@ class _Ranking:
             frames=self._prepared.calibration.pixels,
             times=self._times,
             table=table,
-            world=self._world,
+            cost_model=self._cost_model,
             memory_bytes=self._request.edge_memory_bytes,
             rounder=self._rounder,
             time_cut=self._time_cut,
@@ -221,7 +223,7 @@ class _Ranking:
             reporter=self._reporter,
         )
         candidates = list(baseline(self._request.strategy)(inputs))
-        self._meter.measure(candidates, self._reporter.stage("measuring accuracy as deployed"))
+        self._evaluator.measure(candidates, self._reporter.stage("measuring accuracy as deployed"))
         return self._found(candidates, {})
 
     def _time_cut(self, cut: Cut) -> None:
@@ -240,27 +242,27 @@ class _Ranking:
             self._reporter.stage("sampling the wire"),
         )
         self._times = self._latency.times(cuts, self._reporter.stage("timing heads and tails"))
-        self._learn(self._times)
+        self._calibrate(self._times)
         affordable = self._feasibility.is_affordable
-        return FormatTable(self._heads, samples, self._times, self._world, affordable)
+        return FormatTable(self._heads, samples, self._times, self._cost_model, affordable)
 
-    def _learn(self, times: dict[str, CutTimes]) -> None:
+    def _calibrate(self, times: dict[str, CutTimes]) -> None:
         """Calibrate the latency tables against this machine's times, for each cut they name."""
         if self._rows is None:
             return
         runnable = runnable_cuts(self._heads, self._every_cut)
-        told = [cut for cut in cuts_of(self._rows, runnable) if cut.name not in times]
-        if told:
+        named = [cut for cut in cuts_of(self._rows, runnable) if cut.name not in times]
+        if named:
             progress = self._reporter.stage("timing what the tables know")
-            times |= self._latency.times(told, progress)
-        learned = learn(
+            times |= self._latency.times(named, progress)
+        calibration = calibrate(
             self._rows,
             self._request.device,
             times,
-            preprocess_ms=self._world.preprocess_ms,
-            postprocess_ms=self._world.postprocess_ms,
+            preprocess_ms=self._cost_model.preprocess_ms,
+            postprocess_ms=self._cost_model.postprocess_ms,
         )
-        self._world = replace(self._world, learned=learned)
+        self._cost_model = replace(self._cost_model, calibration=calibration)
 
     def _allowed(self) -> tuple[list[Cut], list[Cut]]:
         """Cuts that keep the limits at 8 bits, and cuts that keep them at lower bit widths."""
@@ -302,8 +304,10 @@ class _Ranking:
             return candidates
         hopeful: dict[str, Cut] = {}
         for factor in (1.0, 0.25, 4.0):
-            link = replace(self._world.link, uplink_bps=self._world.link.uplink_bps * factor)
-            ranked = judge(candidates, self._times, replace(self._world, link=link))
+            link = replace(
+                self._cost_model.link, uplink_bps=self._cost_model.link.uplink_bps * factor
+            )
+            ranked = rank_candidates(candidates, self._times, replace(self._cost_model, link=link))
             ranked.sort(key=lambda j: not self._feasibility.is_affordable(j.candidate))
             for judged in itertools.takewhile(lambda j: j.candidate.cut.widths, ranked):
                 hopeful.setdefault(judged.candidate.cut.label, judged.candidate.cut)
@@ -317,17 +321,19 @@ class _Ranking:
         """Raise the bit widths of low-bit heads that lose too much in every wire format."""
         if self._low_bit is None:
             return
-        for first in {c.cut.label: c.cut for c in self._meter.candidates if c.cut.widths}.values():
+        for first in {
+            c.cut.label: c.cut for c in self._evaluator.candidates if c.cut.widths
+        }.values():
             cut: Cut | None = first
             for _ in range(_PROMOTIONS):
-                if cut is None or any(map(self._feasibility.is_promising, self._meter.of(cut))):
+                if cut is None or any(map(self._feasibility.is_promising, self._evaluator.of(cut))):
                     break
                 cut = self._low_bit.promoted(cut)
                 if cut is not None:
                     progress = self._reporter.stage(f"rounding {cut.label}")
                     cut = self._low_bit.reconstructed(cut, progress)
                     progress = self._reporter.stage(f"measuring {cut.label}")
-                    self._meter.measure(table.candidates(cut), progress)
+                    self._evaluator.measure(table.candidates(cut), progress)
 
     def _search_qualities(
         self, table: FormatTable, is_affordable: Callable[[Candidate], bool]
@@ -359,15 +365,17 @@ class _Ranking:
         candidates: Sequence[Candidate],
         curves: dict[str, tuple[RatePoint, ...]],
     ) -> SearchResult:
-        digests = {each: self._meter.digest(each) for each in candidates}
+        digests = {each: self._evaluator.digest(each) for each in candidates}
         alone: dict[str, Candidate] = {}
         for each in candidates:
             alone.setdefault(digests[each], each)
         candidates = named_apart(list(alone.values()), digests)
-        self._world = with_coding(self._world, candidates)
-        judged = judge(candidates, self._times, self._world)
+        self._cost_model = with_coding(self._cost_model, candidates)
+        judged = rank_candidates(candidates, self._times, self._cost_model)
         with_accuracy = [
-            self._meter.with_accuracy(each) for each in judged if each.candidate in self._meter
+            self._evaluator.with_accuracy(each)
+            for each in judged
+            if each.candidate in self._evaluator
         ]
         if not with_accuracy:
             need = smallest_head(self._heads, self._every_cut)
@@ -377,7 +385,7 @@ class _Ranking:
         kept = worth_keeping([each for each in with_accuracy if admits(limits, each)])
         if not kept:
             facts = SearchFacts(
-                self._meter.best,
+                self._evaluator.best,
                 self._heads,
                 self._every_cut,
                 self._request.strategy,
@@ -386,14 +394,14 @@ class _Ranking:
             raise NoFeasiblePlanError(nothing_fits(with_accuracy, limits, facts))
         return SearchResult(
             request=self._request,
-            metric=self._meter.metric,
-            reference_accuracy=self._meter.best,
+            metric=self._evaluator.metric,
+            reference_accuracy=self._evaluator.best,
             cuts=len(self._every_cut),
             calibration_images=len(self._prepared.calibration.names),
             evaluation_images=self._judging.frames.names,
             judged_by=self._judging.judged_by,
             also_fitted=self._judging.also_fitted,
-            world=self._world,
+            cost_model=self._cost_model,
             judged=tuple(judged),
             measured=tuple(with_accuracy),
             kept=tuple(kept),

@@ -31,13 +31,13 @@ _THREADS = 2
 
 
 class FormatSearch:
-    """Searches formats of cuts and has the meter measure them.
+    """Searches formats of cuts and has the evaluator measure them.
 
     Args:
         request: How many cuts and trials.
         prepared: The network and its statistics.
         heads: The integer networks.
-        meter: Measures accuracies and collects the candidates.
+        evaluator: Measures accuracies and collects the candidates.
         feasibility: Checks candidates against the limits.
         reporter: Receives progress.
         folder: For large intermediate files.
@@ -48,7 +48,7 @@ class FormatSearch:
         request: Request,
         prepared: Prepared,
         heads: Heads,
-        meter: AccuracyEvaluator,
+        evaluator: AccuracyEvaluator,
         feasibility: Feasibility,
         reporter: Reporter,
         folder: Path,
@@ -56,7 +56,7 @@ class FormatSearch:
         self._request = request
         self._prepared = prepared
         self._heads = heads
-        self._meter = meter
+        self._evaluator = evaluator
         self._feasibility = feasibility
         self._reporter = reporter
         self._folder = folder
@@ -88,10 +88,10 @@ class FormatSearch:
             plain = [c for c in good if c.cut.label == cut.label]
             smallest = min(plain, key=lambda c: c.payload_bytes)
             progress = self._reporter.stage(f"measuring formats of {cut.label}")
-            good_from = self._meter.first_good(cut, wires, progress)
+            good_from = self._evaluator.first_good(cut, wires, progress)
             as_it_is = (wires[good_from:] or [smallest.wire])[0]
             for option in refiner.options(cut, curve, as_it_is):
-                self._meter.measured(option)
+                self._evaluator.measured(option)
             is_feasible_at = partial(self._is_feasible_adapted, refiner, curve, cut)
             trials = self._request.format_trials if self._request.adapt_steps else 0
             tried = min(good_from, self._affordable(curve, smallest))

@@ -24,7 +24,7 @@ from search.network.cuts import Cut
 from search.network.execute import run
 from search.network.graph import IMAGE
 from search.network.losses import Loss
-from search.prediction.candidates import Candidate, CostModel, judge
+from search.prediction.candidates import Candidate, CostModel, rank_candidates
 from search.prediction.cut_times import CutTimes
 from search.quantization.heads import Heads
 from search.wire.rate_curve import STEPS, Quantizers, symbols_of
@@ -48,7 +48,7 @@ def _always(_candidate: Candidate) -> bool:
 def promising(
     candidates: Sequence[Candidate],
     times: dict[str, CutTimes],
-    world: CostModel,
+    cost_model: CostModel,
     is_affordable: Affordable = _always,
 ) -> list[Cut]:
     """Cuts by the latency of their good plain formats at half the bytes, the fastest first.
@@ -60,14 +60,14 @@ def promising(
         for c in candidates
         if c.cut.kind == "split"
     ]
-    cuts = _by_latency(splits, times, world, is_affordable)
+    cuts = _by_latency(splits, times, cost_model, is_affordable)
     return list({cut.label: cut for cut in cuts}.values())
 
 
 def screened(
     candidates: Sequence[Candidate],
     times: dict[str, CutTimes],
-    world: CostModel,
+    cost_model: CostModel,
     screening: "Screening",
     is_affordable: Affordable = _always,
 ) -> list[Cut]:
@@ -76,11 +76,11 @@ def screened(
     Args:
         candidates: Good ones, some of each cut.
         times: Latency table of the cuts.
-        world: Devices and link.
+        cost_model: Devices and link.
         screening: Estimates bytes.
         is_affordable: Whether a candidate keeps the limits that need no accuracy.
     """
-    cuts = promising(candidates, times, world, is_affordable)
+    cuts = promising(candidates, times, cost_model, is_affordable)
     contenders = cuts[:_CONTENDERS]
     smallest = [
         min((c for c in candidates if c.cut.label == cut.label), key=lambda c: c.payload_bytes)
@@ -100,17 +100,17 @@ def screened(
         )
         for c in smallest
     ]
-    return _by_latency(refined, times, world, is_affordable) + cuts[_CONTENDERS:]
+    return _by_latency(refined, times, cost_model, is_affordable) + cuts[_CONTENDERS:]
 
 
 def _by_latency(
     candidates: Sequence[Candidate],
     times: dict[str, CutTimes],
-    world: CostModel,
+    cost_model: CostModel,
     is_affordable: Affordable,
 ) -> list[Cut]:
     """Cuts of candidates, the affordable ones first, then by latency."""
-    fastest = [j.candidate for j in judge(candidates, times, world)]
+    fastest = [j.candidate for j in rank_candidates(candidates, times, cost_model)]
     return [each.cut for each in sorted(fastest, key=lambda each: not is_affordable(each))]
 
 

@@ -130,7 +130,7 @@ def stages_figure(found: SearchResult) -> Figure:
 
 
 def bandwidth_figure(found: SearchResult, stretches: Sequence[Stretch]) -> Figure:
-    asked, (least, most) = found.world.link.uplink_bps, _LINK_BPS
+    asked, (least, most) = found.cost_model.link.uplink_bps, _LINK_BPS
     marks = [asked, *(s.from_bps for s in stretches if least <= s.from_bps <= most)]
     low, high = min(marks) / 4, max(marks) * 4
     figure = Figure(figsize=(10, 1.5), layout="constrained")

@@ -151,11 +151,13 @@ def _stages_section(found: SearchResult) -> Iterable[str]:
 
 
 def _origins_section(found: SearchResult) -> Iterable[str]:
-    if found.world.learned is None:
+    if found.cost_model.calibration is None:
         return
     yield "<h2>Where these times come from</h2>"
     yield "<ul>"
-    yield from (f"<li>{escape(line)}</li>" for line in origins.in_words(found.world.learned))
+    yield from (
+        f"<li>{escape(line)}</li>" for line in origins.in_words(found.cost_model.calibration)
+    )
     yield "</ul>"
 
 

@@ -74,7 +74,7 @@ def as_json(found: SearchResult) -> dict[str, Any]:
     return {
         "request": {
             "model": request.model,
-            "link": str(found.world.link),
+            "link": str(found.cost_model.link),
             "device": request.device.name,
             "limits": stored(request.constraints),
             "strategy": request.strategy,
@@ -84,7 +84,9 @@ def as_json(found: SearchResult) -> dict[str, Any]:
         "accuracy_metric": found.metric,
         "reference_accuracy": found.reference_accuracy,
         "cuts": found.cuts,
-        "times": None if found.world.learned is None else origins.as_json(found.world.learned),
+        "times": None
+        if found.cost_model.calibration is None
+        else origins.as_json(found.cost_model.calibration),
         "fastest": [
             {
                 "plan": stretch.line.name,
@@ -151,7 +153,7 @@ def summary(found: SearchResult) -> str:
     timed = len({j.candidate.cut.name for j in found.judged})
     who = "" if request.strategy == "splitpoint" else f"Chosen by {request.strategy}. "
     return (
-        f"{who}Link {found.world.link}, device {request.device.name}. Limits: {limits}. "
+        f"{who}Link {found.cost_model.link}, device {request.device.name}. Limits: {limits}. "
         f"Accuracy is {found.metric}, {found.reference_accuracy:.1f} in floating point. "
         f"{found.cuts} cuts, {timed} timed, "
         f"{len(found.judged)} candidates, {len(found.measured)} with measured accuracy, "
@@ -212,7 +214,7 @@ def _undecided(found: SearchResult) -> Iterable[str]:
         needed, judged = min(needs, key=lambda need: need[0])
         yield (
             f"{len(needs)} of these lose at most {limit.limit:g} points on the pictures that "
-            "judge, but these are too few to be sure of it. As an estimate, "
+            "rank_candidates, but these are too few to be sure of it. As an estimate, "
             f"{more_pictures(needed, found.judged_by)} would tell of {judged.candidate.name}."
         )
         yield ""
@@ -251,10 +253,10 @@ def _rivals(found: SearchResult) -> Iterable[str]:
 
 def _origins(found: SearchResult) -> Iterable[str]:
     """Section on the sources of the times, if latency tables were used."""
-    if found.world.learned is not None:
+    if found.cost_model.calibration is not None:
         yield "## Where these times come from"
         yield ""
-        yield from (f"- {line}" for line in origins.in_words(found.world.learned))
+        yield from (f"- {line}" for line in origins.in_words(found.cost_model.calibration))
         yield ""
 
 

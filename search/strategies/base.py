@@ -24,7 +24,7 @@ class StrategyInputs:
         frames: (N, 3, H, W) calibration images.
         times: Times of the prefix cuts, by name.
         table: Prices of tensors.
-        world: Device and link.
+        cost_model: Device and link.
         memory_bytes: Limit on edge memory; None for no limit.
         rounder: Makes a `Rounder` by the recipe that the user chose, or else by a named one.
         time_cut: Times another cut, which `times` then has, too.
@@ -36,7 +36,7 @@ class StrategyInputs:
     frames: NDArray[np.uint8]
     times: Mapping[str, CutTimes]
     table: FormatTable
-    world: CostModel
+    cost_model: CostModel
     memory_bytes: int | None
     rounder: Callable[[str], Rounder]
     time_cut: Callable[[Cut], None]

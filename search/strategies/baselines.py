@@ -45,32 +45,34 @@ _UNLIMITED_BITS = 1 << 50
 
 
 def cost_graph(
-    graph: Graph, times: Mapping[str, CutTimes], table: FormatTable, world: CostModel
+    graph: Graph, times: Mapping[str, CutTimes], table: FormatTable, cost_model: CostModel
 ) -> CostGraph:
-    """Cost of each node and each tensor on the device and link of `world`.
+    """Cost of each node and each tensor on the device and link of `cost_model`.
 
     Args:
         graph: The network.
         times: Of its prefix cuts.
         table: Prices of tensors.
-        world: Device and link.
+        cost_model: Device and link.
     """
     prefixes = prefix_cuts(graph)
     edge_ms, cloud_ms = {}, {}
     for before, after in pairwise(prefixes):
         name = after.head[-1].name
-        early, late = _sides_ms(before, times, world), _sides_ms(after, times, world)
+        early, late = _sides_ms(before, times, cost_model), _sides_ms(after, times, cost_model)
         edge_ms[name] = max(0.0, late[0] - early[0])
         cloud_ms[name] = max(0.0, early[1] - late[1])
     transmit_ms = {node.name: table.sending_ms(node.name) for node in graph.nodes}
-    return CostGraph(graph, edge_ms, cloud_ms, transmit_ms, world.link.rtt_ms)
+    return CostGraph(graph, edge_ms, cloud_ms, transmit_ms, cost_model.link.rtt_ms)
 
 
-def _sides_ms(cut: Cut, times: Mapping[str, CutTimes], world: CostModel) -> tuple[float, float]:
-    """Time of a cut's head on the edge of `world` and of its tail in the cloud."""
+def _sides_ms(
+    cut: Cut, times: Mapping[str, CutTimes], cost_model: CostModel
+) -> tuple[float, float]:
+    """Time of a cut's head on the edge of `cost_model` and of its tail in the cloud."""
     own = times[cut.name]
-    head_ms = world.edge.ms(head_to(cut.name), own.head.median_ms)
-    return head_ms, world.cloud.ms(tail_from(cut.name), own.tail.median_ms)
+    head_ms = cost_model.edge.ms(head_to(cut.name), own.head.median_ms)
+    return head_ms, cost_model.cloud.ms(tail_from(cut.name), own.tail.median_ms)
 
 
 def in_eight_bits(cut: Cut, table: FormatTable) -> Candidate:
@@ -90,7 +92,7 @@ def one_cut(
         inputs: Inputs of the strategy.
     """
     graph = inputs.heads.network.graph
-    costs = cost_graph(graph, inputs.times, inputs.table, inputs.world)
+    costs = cost_graph(graph, inputs.times, inputs.table, inputs.cost_model)
     cut = cut_of_head(graph, choose(costs))
     inputs.time_cut(cut)
     yield in_eight_bits(cut, inputs.table)
@@ -116,7 +118,7 @@ def _auto_split_plans(version: Literal[1, 2], inputs: StrategyInputs) -> Iterato
     rounder = inputs.rounder("nearest")
     original = AutoSplit(inputs.heads, rounder, inputs.frames, inputs.reporter)
     for each in original.candidates(
-        version, inputs.memory_bytes, inputs.table, inputs.times, inputs.world
+        version, inputs.memory_bytes, inputs.table, inputs.times, inputs.cost_model
     ):
         yield each
         if inputs.is_feasible(each):
@@ -163,7 +165,7 @@ class AutoSplit:
         memory_bytes: int | None,
         table: FormatTable,
         times: Mapping[str, CutTimes],
-        world: CostModel,
+        cost_model: CostModel,
     ) -> Iterator[Candidate]:
         """Configurations not beaten in both latency and error, fastest first.
 
@@ -174,13 +176,13 @@ class AutoSplit:
             memory_bytes: Limit on the edge.
             table: Prices of tensors.
             times: Of the prefix cuts.
-            world: Device and link.
+            cost_model: Device and link.
         """
         best: dict[tuple[float, float], tuple[Cut, Configuration, dict[str, Widths]]] = {}
         for cut, each, widths in self.configurations(version, memory_bytes):
-            sent_ms = transfer_ms(each.transmitted_bits / 8, world.link.uplink_bps)
-            head_ms, tail_ms = _sides_ms(cut, times, world)
-            latency = head_ms + sent_ms + tail_ms + (world.link.rtt_ms if cut.tail else 0.0)
+            sent_ms = transfer_ms(each.transmitted_bits / 8, cost_model.link.uplink_bps)
+            head_ms, tail_ms = _sides_ms(cut, times, cost_model)
+            latency = head_ms + sent_ms + tail_ms + (cost_model.link.rtt_ms if cut.tail else 0.0)
             best.setdefault((latency, each.error), (cut, each, widths))
         least = np.inf
         for (_, error), (cut, each, widths) in sorted(best.items(), key=lambda item: item[0]):

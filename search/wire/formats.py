@@ -12,7 +12,7 @@ from common.codec.spec import USUAL_UPLOAD, CodecSpec, WireTensor
 from common.link.link import Link, transfer_ms
 from search.network.cuts import Cut
 from search.network.graph import IMAGE, Graph
-from search.prediction.candidates import Candidate, CostModel, judge
+from search.prediction.candidates import Candidate, CostModel, rank_candidates
 from search.prediction.cut_times import CutTimes
 from search.quantization.heads import Heads
 from search.wire.quantizers import (
@@ -57,7 +57,7 @@ class FormatTable:
         heads: The integer networks.
         samples: Codes of its tensors on calibration images.
         times: Latency table of the cuts.
-        world: The device and link for which a codec is chosen.
+        cost_model: The device and link for which a codec is chosen.
         is_affordable: Whether a candidate keeps the limits that need no accuracy: a codec is
             chosen among those that do, if there are any.
     """
@@ -67,21 +67,21 @@ class FormatTable:
         heads: Heads,
         samples: Samples,
         times: dict[str, CutTimes],
-        world: CostModel,
+        cost_model: CostModel,
         is_affordable: Callable[[Candidate], bool] = lambda _candidate: True,
     ) -> None:
         self._heads = heads
         self._network = heads.network
         self.samples = samples
         self._times = times
-        self._world = world
+        self._cost_model = cost_model
         self._is_affordable = is_affordable
         self._coded: dict[tuple[WireTensor, CodecSpec], Coded] = {}
 
-    def at(self, world: CostModel) -> "FormatTable":
+    def at(self, cost_model: CostModel) -> "FormatTable":
         """Copy of this table for another device and link; it shares the tensors coded so far."""
         other = copy.copy(self)
-        other._world = world
+        other._cost_model = cost_model
         return other
 
     def candidates(self, cut: Cut) -> list[Candidate]:
@@ -94,7 +94,7 @@ class FormatTable:
         for bits in WIDTHS:
             wires = tuple(self._quantizer(name, bits) for name in cut.tensors)
             options = [self._candidate(cut, wires, spec) for spec in tensor_codecs(wires)]
-            fastest = [j.candidate for j in judge(options, self._times, self._world)]
+            fastest = [j.candidate for j in rank_candidates(options, self._times, self._cost_model)]
             found.append(next(filter(self._is_affordable, fastest), fastest[0]))
         return found
 
@@ -113,7 +113,11 @@ class FormatTable:
         else:
             wire = self._quantizer(name, 8)
             specs = tensor_codecs([wire])
-        edge, cloud, bps = self._world.edge, self._world.cloud, self._world.link.uplink_bps
+        edge, cloud, bps = (
+            self._cost_model.edge,
+            self._cost_model.cloud,
+            self._cost_model.link.uplink_bps,
+        )
         return min(
             cost.encode_ms * edge.coding_slowdown(spec.name)
             + transfer_ms(cost.payload_bytes, bps)

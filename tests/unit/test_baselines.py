@@ -28,7 +28,7 @@ from splitpoint.cli import main
 from tests.networks import branched_graph, pictures
 
 FRAMES = pictures(6)
-WORLD = CostModel(parse_link("1mbit/20ms"), device_profile("quarter-core"), 1.0, 1.0)
+COST_MODEL = CostModel(parse_link("1mbit/20ms"), device_profile("quarter-core"), 1.0, 1.0)
 
 
 class Silent:
@@ -56,7 +56,7 @@ class Setting:
             )
             for cut in cuts
         }
-        self.table = FormatTable(self.heads, samples, self.times, WORLD)
+        self.table = FormatTable(self.heads, samples, self.times, COST_MODEL)
         self.auto_split = AutoSplit(self.heads, self.rounder, FRAMES, Silent())
 
 
@@ -74,7 +74,7 @@ def test_prefixes_are_heads_in_the_order_of_execution(setting: Setting) -> None:
 
 
 def test_costs_of_single_layers_add_up_to_those_of_a_side(setting: Setting) -> None:
-    costs = cost_graph(setting.graph, setting.times, setting.table, WORLD)
+    costs = cost_graph(setting.graph, setting.times, setting.table, COST_MODEL)
     count = len(costs.body)
     assert sum(costs.edge_ms.values()) == pytest.approx(4.0 * 2.0 * count)
     assert sum(costs.cloud_ms.values()) == pytest.approx(count)
@@ -82,16 +82,16 @@ def test_costs_of_single_layers_add_up_to_those_of_a_side(setting: Setting) -> N
 
 
 def test_a_minimum_cut_becomes_a_candidate_of_eight_bits(setting: Setting) -> None:
-    costs = cost_graph(setting.graph, setting.times, setting.table, WORLD)
+    costs = cost_graph(setting.graph, setting.times, setting.table, COST_MODEL)
     cut = cut_of_head(setting.graph, dads(costs))
     candidate = in_eight_bits(cut, setting.table)
     assert candidate.cut is cut
     assert all(wire.bits == 8 for wire in candidate.wire)
     least = min(
-        predict(in_eight_bits(each, setting.table), setting.times[each.name], WORLD).latency_ms
+        predict(in_eight_bits(each, setting.table), setting.times[each.name], COST_MODEL).latency_ms
         for each in enumerate_cuts(setting.graph)
     )
-    chosen = predict(candidate, setting.times[cut.name], WORLD).latency_ms
+    chosen = predict(candidate, setting.times[cut.name], COST_MODEL).latency_ms
     # Its costs of tensors are sums, those of a cut's codec are of all tensors together.
     assert chosen <= 1.05 * least
 
@@ -111,7 +111,7 @@ def test_auto_split_runs_its_own_widths_and_sends_them_packed(
     memory_bytes = 16_500
     found = list(
         setting.auto_split.candidates(
-            1 if version == 1 else 2, memory_bytes, setting.table, setting.times, WORLD
+            1 if version == 1 else 2, memory_bytes, setting.table, setting.times, COST_MODEL
         )
     )
     assert found
@@ -150,7 +150,7 @@ def test_auto_split_stops_at_the_first_feasible_configuration(setting: Setting) 
             frames=FRAMES,
             times=setting.times,
             table=setting.table,
-            world=WORLD,
+            cost_model=COST_MODEL,
             memory_bytes=16_500,
             rounder=lambda _recipe: setting.rounder,
             time_cut=lambda _cut: None,

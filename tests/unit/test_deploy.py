@@ -63,9 +63,9 @@ def test_plans_of_one_name_keep_their_own_tails(tmp_path: Path) -> None:
         f"{name} 1.00 KB bbbbbbbb packed adapted",
     )
     link, device = parse_link("1mbit/20ms"), device_profile("this-machine")
-    world = CostModel(link, device, 1.0, 1.0)
+    cost_model = CostModel(link, device, 1.0, 1.0)
     kept = tuple(
-        RankedCandidate(each, predict(each, TIMES, world), 98.0, 16, most_lost=2.5)
+        RankedCandidate(each, predict(each, TIMES, cost_model), 98.0, 16, most_lost=2.5)
         for each in (one, other)
     )
     limits = constraints(edge_memory="1MiB", no_raw_image=True, max_bytes="4KB")
@@ -76,7 +76,7 @@ def test_plans_of_one_name_keep_their_own_tails(tmp_path: Path) -> None:
         cuts=9,
         calibration_images=48,
         evaluation_images=tuple("abcdefghijklmnop"),
-        world=world,
+        cost_model=cost_model,
         judged=kept,
         measured=kept,
         kept=kept,

@@ -31,7 +31,7 @@ from search.constraints.max_drop import MaxDrop
 from search.constraints.no_raw_image import NoRawImage
 from search.prediction.candidates import CostModel
 from search.prediction.cut_times import CutTimes
-from search.prediction.table_calibration import learn
+from search.prediction.table_calibration import calibrate
 from search.proposal.difference import compare, markdown, predict_again, verdict
 from search.proposal.exchange import exchange, previous_of
 from search.proposal.propose import DIFFERENCE, ProposalSpec, propose, repeat, request_of
@@ -71,7 +71,7 @@ def row(segment: str, median_ms: float, device: str = "test", **others: Any) -> 
 def found_of(request: Request) -> SearchResult:
     """What a search would learn that knows the times of one cut."""
     assert request.tables is not None
-    learned = learn(
+    calibration = calibrate(
         read_tables(request.tables), request.device, OWN, preprocess_ms=1.0, postprocess_ms=1.0
     )
     return SearchResult(
@@ -81,7 +81,7 @@ def found_of(request: Request) -> SearchResult:
         cuts=3,
         calibration_images=8,
         evaluation_images=(),
-        world=CostModel(request.link, request.device, 1.0, 1.0, learned),
+        cost_model=CostModel(request.link, request.device, 1.0, 1.0, calibration),
         judged=(),
         measured=(),
         kept=(),
@@ -265,7 +265,9 @@ def test_a_search_without_tables_compares_with_nothing(asked: ProposalSpec) -> N
     present = manifest_of(asked.bundle)
     found = found_of(request_of(asked, present, read_tables(asked.tables)))
     with pytest.raises(ValueError, match="without tables"):
-        compare(present, present, replace(found, world=replace(found.world, learned=None)))
+        compare(
+            present, present, replace(found, cost_model=replace(found.cost_model, calibration=None))
+        )
 
 
 def test_deploying_exchanges_the_bundles_and_keeps_the_old_one(asked: ProposalSpec) -> None:

@@ -22,9 +22,9 @@ from search.prediction.candidates import (
     Candidate,
     CostModel,
     RankedCandidate,
-    judge,
     pareto,
     predict,
+    rank_candidates,
     shortlist,
     worth_keeping,
 )
@@ -42,7 +42,7 @@ from tests.networks import SIZE, branched_graph
 from tests.tiny import PREDICTION
 
 LINK = parse_link("1mbit/20ms")
-WORLD = CostModel(LINK, DeviceProfile("slow", 4.0), preprocess_ms=2.0, postprocess_ms=1.0)
+COST_MODEL = CostModel(LINK, DeviceProfile("slow", 4.0), preprocess_ms=2.0, postprocess_ms=1.0)
 TIMES = CutTimes(Timing(10.0, 11.0, 9), Timing(30.0, 31.0, 9))
 NODE = Node("t", "conv", (), (4, 2, 2))
 GRID = QuantParams.over(-1.0, 3.0)
@@ -62,7 +62,7 @@ def _candidate(
 
 
 def test_a_split_pays_for_every_stage() -> None:
-    prediction = predict(_candidate(), TIMES, WORLD)
+    prediction = predict(_candidate(), TIMES, COST_MODEL)
     uplink_ms = (900 + FRAME_OVERHEAD_BYTES) * 8 / 1000
     assert prediction.uplink_ms == uplink_ms
     assert prediction.latency_ms == 4 * (2 + 10 + 0.5) + uplink_ms + 20 + 0.25 + 30 + 1
@@ -70,7 +70,7 @@ def test_a_split_pays_for_every_stage() -> None:
 
 def test_edge_only_does_not_wait_for_the_link() -> None:
     prediction = predict(
-        _candidate("edge-only"), CutTimes(Timing(10, 10, 9), Timing(0, 0, 0)), WORLD
+        _candidate("edge-only"), CutTimes(Timing(10, 10, 9), Timing(0, 0, 0)), COST_MODEL
     )
     assert prediction.latency_ms == 4 * (2 + 10 + 1)
     assert prediction.uplink_bytes == prediction.rtt_ms == 0
@@ -99,7 +99,9 @@ def test_who_is_beaten_on_the_link_asked_for_is_kept_for_a_faster_one() -> None:
     times = {coded.cut.name: TIMES}
     plain = replace(coded, payload_bytes=1500.0, encode_ms=coded.encode_ms / 5)
     worse = replace(plain, payload_bytes=1600.0)
-    judged = [replace(j, accuracy=50.0) for j in judge([coded, plain, worse], times, WORLD)]
+    judged = [
+        replace(j, accuracy=50.0) for j in rank_candidates([coded, plain, worse], times, COST_MODEL)
+    ]
 
     assert judged[0].candidate is coded
     assert {j.candidate.payload_bytes for j in pareto(judged)} == {1000.0, 1500.0}
@@ -135,13 +137,16 @@ def test_the_shortlist_has_every_width_and_all_that_is_no_split() -> None:
     candidates = [_candidate(sent=100.0 * bits, bits=bits) for bits in (2, 4, 6, 8)]
     candidates += [_candidate("cloud-only"), _candidate("edge-only")]
     times = {c.cut.name: TIMES for c in candidates}
-    kept = shortlist(candidates, times, WORLD, per_width=1)
+    kept = shortlist(candidates, times, COST_MODEL, per_width=1)
     assert {id(c) for c in kept} == {id(c) for c in candidates}
 
 
 def test_judging_ranks_by_latency() -> None:
     big, small = _candidate(sent=9000), _candidate(sent=100)
-    assert [j.candidate for j in judge([big, small], {"t4": TIMES}, WORLD)] == [small, big]
+    assert [j.candidate for j in rank_candidates([big, small], {"t4": TIMES}, COST_MODEL)] == [
+        small,
+        big,
+    ]
 
 
 @given(

@@ -17,14 +17,14 @@ from search.prediction.candidates import (
     Candidate,
     CostModel,
     RankedCandidate,
-    judge,
     predict,
+    rank_candidates,
 )
 from search.prediction.cut_times import CutTimes
 from search.prediction.devices import DeviceProfile
 from search.reports.crossover import fastest
 
-WORLD = CostModel(parse_link("1mbit/20ms"), DeviceProfile("slow", 2.0), 2.0, 1.0)
+COST_MODEL = CostModel(parse_link("1mbit/20ms"), DeviceProfile("slow", 2.0), 2.0, 1.0)
 NODE = Node("t", "conv", (), (4, 2, 2))
 _BPS = st.floats(3, 12).map(lambda exponent: 10**exponent)
 
@@ -50,7 +50,7 @@ def _plan(index: int, costs: _Costs) -> RankedCandidate:
     cut = Cut((f"t{index}",), (NODE,), () if costs.edge_only else (NODE,))
     codec = None if costs.edge_only else CodecSpec(name="packed")
     candidate = Candidate(cut, (), codec, costs.sent, 0.5, 0.25, 0, 0, label=f"plan {index}")
-    return RankedCandidate(candidate, predict(candidate, _times(costs), WORLD))
+    return RankedCandidate(candidate, predict(candidate, _times(costs), COST_MODEL))
 
 
 def _times(costs: _Costs) -> CutTimes:
@@ -64,7 +64,7 @@ def _plans(*costs: _Costs) -> list[RankedCandidate]:
 
 
 def _at(bps: float) -> CostModel:
-    return replace(WORLD, link=replace(WORLD.link, uplink_bps=bps))
+    return replace(COST_MODEL, link=replace(COST_MODEL.link, uplink_bps=bps))
 
 
 @given(st.lists(_COSTS, min_size=1, max_size=8), st.lists(_BPS, min_size=1, max_size=20))
@@ -76,7 +76,7 @@ def test_at_every_bandwidth_the_stretch_holds_the_fastest_plan(
     times = {p.candidate.cut.name: _times(each) for p, each in zip(plans, costs, strict=True)}
     for bps in rates:
         (holder,) = [s.line for s in stretches if s.from_bps <= bps < s.to_bps]
-        best = judge([plan.candidate for plan in plans], times, _at(bps))[0]
+        best = rank_candidates([plan.candidate for plan in plans], times, _at(bps))[0]
         assert holder.latency_ms(bps) == pytest.approx(best.latency_ms, rel=1e-9)
 
 

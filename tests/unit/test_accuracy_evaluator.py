@@ -1,4 +1,4 @@
-"""The meter and the advice: bad plans cost few images, and a way out is named when none is left."""
+"""Accuracy evaluator and advice: bad plans cost few images; a way out is named if none is left."""
 
 import json
 from collections.abc import Sequence
@@ -75,43 +75,43 @@ def wire_of(bits: int) -> Wire:
     return (WireTensor(name="t", shape=(1, 1, 1), bits=bits, to_symbol=symbols, to_value=values),)
 
 
-def meter_of(
+def evaluator_of(
     found: Sequence[Detections], max_drop: float, cache: Cache | None = None
 ) -> tuple[AccuracyEvaluator, Recorded]:
-    evaluator = Recorded(found)
+    recorded = Recorded(found)
     source = AgreementAccuracy(REFERENCE)
     return AccuracyEvaluator(
-        evaluator, source, REFERENCE, max_drop, cache or Cache(), "data"
-    ), evaluator
+        recorded, source, REFERENCE, max_drop, cache or Cache(), "data"
+    ), recorded
 
 
 def test_what_is_accepted_was_judged_on_all_images() -> None:
-    meter, evaluator = meter_of(REFERENCE, 1.0)
-    assert meter.measured(candidate()).images == IMAGES == evaluator.asked
-    assert meter.drop(candidate()) == pytest.approx(0)
+    evaluator, recorded = evaluator_of(REFERENCE, 1.0)
+    assert evaluator.measured(candidate()).images == IMAGES == recorded.asked
+    assert evaluator.drop(candidate()) == pytest.approx(0)
 
 
 @pytest.mark.parametrize(
     "found", [[box(300.0)] * IMAGES, [Detections.empty()] * IMAGES], ids=["wrong", "nothing"]
 )
 def test_a_bad_candidate_is_given_up_after_the_first_look(found: list[Detections]) -> None:
-    meter, evaluator = meter_of(found, 5.0)
-    measured = meter.measured(candidate())
-    assert measured.images == evaluator.asked == FIRST_LOOK
-    assert meter.drop(candidate()) > 5.0
+    evaluator, recorded = evaluator_of(found, 5.0)
+    measured = evaluator.measured(candidate())
+    assert measured.images == recorded.asked == FIRST_LOOK
+    assert evaluator.drop(candidate()) > 5.0
 
 
 def test_a_candidate_near_the_limit_is_not_given_up() -> None:
     found = [box(300.0) if k % 10 == 0 else REFERENCE[k] for k in range(IMAGES)]
-    meter, evaluator = meter_of(found, 9.0)
-    meter.measured(candidate())
-    assert evaluator.asked == IMAGES
+    evaluator, recorded = evaluator_of(found, 9.0)
+    evaluator.measured(candidate())
+    assert recorded.asked == IMAGES
 
 
 def test_the_first_good_format_is_found_and_is_no_candidate_yet() -> None:
     good, bad = wire_of(3), wire_of(2)
-    meter, evaluator = meter_of(REFERENCE, 1.0)
-    evaluator.spoiled_by = bad
+    evaluator, recorded = evaluator_of(REFERENCE, 1.0)
+    recorded.spoiled_by = bad
     cut, seen = candidate().cut, list[tuple[int, int]]()
 
     def progress(done: int, total: int, _note: str = "", /) -> None:
@@ -119,22 +119,22 @@ def test_the_first_good_format_is_found_and_is_no_candidate_yet() -> None:
 
     def first(*wires: Wire) -> int:
         seen.clear()
-        return meter.first_good(cut, wires, progress)
+        return evaluator.first_good(cut, wires, progress)
 
     assert first(bad, good, bad) == 1
     assert seen == [(1, 3), (3, 3)]
     assert first(bad) == 1  # none
     assert first() == 0
-    assert not meter.candidates
-    assert evaluator.begun == 2  # each was run once
+    assert not evaluator.candidates
+    assert recorded.begun == 2  # each was run once
 
 
 def test_an_accuracy_is_measured_once_and_found_again(tmp_path: Path) -> None:
-    first, _ = meter_of(REFERENCE, 1.0, Cache(tmp_path))
+    first, _ = evaluator_of(REFERENCE, 1.0, Cache(tmp_path))
     first.measured(candidate())
-    again, evaluator = meter_of(REFERENCE, 1.0, Cache(tmp_path))
+    again, recorded = evaluator_of(REFERENCE, 1.0, Cache(tmp_path))
     assert again.measured(candidate()) == first.measured(candidate())
-    assert evaluator.asked == 0
+    assert recorded.asked == 0
 
 
 def test_a_drop_against_annotations_has_an_interval(tmp_path: Path) -> None:
@@ -188,25 +188,25 @@ def test_the_cheapest_way_out_comes_first() -> None:
 
 def test_a_loss_that_few_images_cannot_bound_is_not_kept() -> None:
     found = [box(300.0) if k % 16 == 0 else REFERENCE[k] for k in range(IMAGES)]
-    meter, _ = meter_of(found, 13.0)
-    measured = meter.measured(candidate())
-    assert meter.drop(candidate()) < 13.0 < measured.most_lost
-    assert not meter.is_good(candidate())
-    generous, _ = meter_of(found, 40.0)
+    evaluator, _ = evaluator_of(found, 13.0)
+    measured = evaluator.measured(candidate())
+    assert evaluator.drop(candidate()) < 13.0 < measured.most_lost
+    assert not evaluator.is_good(candidate())
+    generous, _ = evaluator_of(found, 40.0)
     assert generous.is_good(candidate())
 
 
 def test_what_loses_nothing_is_good_whatever_the_limit() -> None:
-    meter, _ = meter_of(REFERENCE, 0.0)
-    assert meter.measured(candidate()).most_lost == 0.0
-    assert meter.is_good(candidate())
+    evaluator, _ = evaluator_of(REFERENCE, 0.0)
+    assert evaluator.measured(candidate()).most_lost == 0.0
+    assert evaluator.is_good(candidate())
 
 
 def test_what_was_given_up_is_never_good() -> None:
-    meter, _ = meter_of([box(300.0)] * IMAGES, 5.0)
-    assert meter.measured(candidate()).images == FIRST_LOOK
-    assert meter.measured(candidate()).most_lost == np.inf
-    assert not meter.is_good(candidate())
+    evaluator, _ = evaluator_of([box(300.0)] * IMAGES, 5.0)
+    assert evaluator.measured(candidate()).images == FIRST_LOOK
+    assert evaluator.measured(candidate()).most_lost == np.inf
+    assert not evaluator.is_good(candidate())
 
 
 class ByWire(Recorded):
@@ -219,14 +219,14 @@ class ByWire(Recorded):
 def test_candidates_of_one_name_have_accuracies_of_their_own() -> None:
     good, bad = (replace(candidate(), wire=wire_of(bits)) for bits in (3, 2))
     assert good.name == bad.name
-    evaluator = ByWire(REFERENCE)
-    evaluator.spoiled_by = bad.wire
-    meter = AccuracyEvaluator(
-        evaluator, AgreementAccuracy(REFERENCE), REFERENCE, 1.0, Cache(), "data"
+    recorded = ByWire(REFERENCE)
+    recorded.spoiled_by = bad.wire
+    evaluator = AccuracyEvaluator(
+        recorded, AgreementAccuracy(REFERENCE), REFERENCE, 1.0, Cache(), "data"
     )
-    assert meter.is_good(good)
-    assert not meter.is_good(bad)
-    assert meter.candidates == [good, bad]
+    assert evaluator.is_good(good)
+    assert not evaluator.is_good(bad)
+    assert evaluator.candidates == [good, bad]
 
 
 def test_too_few_images_are_said_to_be_too_few() -> None:
