@@ -54,13 +54,13 @@ def search(request: Request, out: Path, reporter: Reporter) -> tuple[Manifest, S
     rounder = prepared.rounder(reduced_range=request.device.reduced_range)
     cuts = undominated(prepared.graph, enumerate_cuts(prepared.graph))
     network = Network(prepared, Heads(rounder.nearest({})), cuts)
-    found = rank(request, network, judging, reporter)
+    result = rank(request, network, judging, reporter)
 
     progress = reporter.stage("writing the bundle")
     vector, weights = prepared.calibration.pixels[:1], prepared.weights_sha256
-    manifest = write_plans(out, network.heads, prepared.detector, vector, weights, found)
+    manifest = write_plans(out, network.heads, prepared.detector, vector, weights, result)
     progress(1, 1)
-    return manifest, found
+    return manifest, result
 
 
 def _divide(request: Request, frames: Frames) -> Division:

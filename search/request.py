@@ -96,7 +96,7 @@ class SearchResult:
         judged_by: Where these come from.
         also_fitted: Names of those that everything was fitted to as well.
         cost_model: Times that all plans share, device and link.
-        judged: All candidates, fastest first.
+        ranked: All candidates, fastest first.
         measured: Those whose accuracy was measured, fastest first.
         kept: The plans of the bundle, fastest first.
         curves: By name of a refined cut, its wire formats from the fewest bytes to the least error.
@@ -110,7 +110,7 @@ class SearchResult:
     calibration_images: int
     evaluation_images: tuple[str, ...]
     cost_model: CostModel
-    judged: tuple[RankedCandidate, ...]
+    ranked: tuple[RankedCandidate, ...]
     measured: tuple[RankedCandidate, ...]
     kept: tuple[RankedCandidate, ...]
     curves: dict[str, tuple[RatePoint, ...]]

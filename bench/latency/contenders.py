@@ -278,7 +278,7 @@ class _Others:
         """Fastest configuration within our accuracy limit; Auto-Split has such a limit, too."""
         table = self.table.at(cost_model)
         for each in self._auto_split.candidates(2, memory, table, self._times, cost_model):
-            if self._evaluator.is_good(each):
+            if self._evaluator.is_accurate(each):
                 return self.judged(each)
         return "no configuration that fits keeps the accuracy"
 

@@ -103,7 +103,7 @@ def _summary(found: SearchResult) -> dict[str, Any]:
         "accuracy": best.accuracy,
         "reference_accuracy": found.reference_accuracy,
         "cuts": found.cuts,
-        "candidates": len(found.judged),
+        "candidates": len(found.ranked),
         "measured": len(found.measured),
         "given_up_early": sum(j.judged_on < len(found.evaluation_images) for j in found.measured),
         "kept": len(found.kept),

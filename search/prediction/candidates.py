@@ -281,8 +281,8 @@ def rank_candidates(
     candidates: Iterable[Candidate], times: dict[str, CutTimes], cost_model: CostModel
 ) -> list[RankedCandidate]:
     """Predict all candidates, fastest first."""
-    judged = (RankedCandidate(c, predict(c, times[c.cut.name], cost_model)) for c in candidates)
-    return sorted(judged, key=lambda each: each.latency_ms)
+    ranked = (RankedCandidate(c, predict(c, times[c.cut.name], cost_model)) for c in candidates)
+    return sorted(ranked, key=lambda each: each.latency_ms)
 
 
 def shortlist(
@@ -335,25 +335,25 @@ def _labelled(candidate: Candidate, suffix: str) -> Candidate:
     return replace(candidate, label=f"{candidate.label or usual} {suffix}".strip())
 
 
-def pareto(judged: Sequence[RankedCandidate]) -> list[RankedCandidate]:
+def pareto(ranked: Sequence[RankedCandidate]) -> list[RankedCandidate]:
     """The Pareto front: candidates that no other one beats or equals on every axis."""
     front: list[RankedCandidate] = []
-    for each in sorted(judged, key=lambda j: j.axes):
+    for each in sorted(ranked, key=lambda j: j.axes):
         if not any(_dominates(other, each) for other in front):
             front.append(each)
     return front
 
 
-def worth_keeping(judged: Sequence[RankedCandidate]) -> list[RankedCandidate]:
+def worth_keeping(ranked: Sequence[RankedCandidate]) -> list[RankedCandidate]:
     """The Pareto front, and plans to compare with even if they are beaten, fastest first.
 
     The planner needs the front. A user needs to see, on the own link, the fastest plan of each kind
     and what would be done without a search: an upload of JPEG at the usual quality.
     """
-    kept = pareto(judged)
-    kept += [j for j in judged if j.candidate.codec == USUAL_UPLOAD and j not in kept]
+    kept = pareto(ranked)
+    kept += [j for j in ranked if j.candidate.codec == USUAL_UPLOAD and j not in kept]
     for kind in ("cloud-only", "split", "edge-only"):
-        of_kind = [j for j in judged if j.candidate.cut.kind == kind]
+        of_kind = [j for j in ranked if j.candidate.cut.kind == kind]
         if of_kind and not any(j.candidate.cut.kind == kind for j in kept):
             kept.append(min(of_kind, key=lambda j: j.latency_ms))
     return sorted(kept, key=lambda j: (j.latency_ms, -(j.accuracy or 0.0)))

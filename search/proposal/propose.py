@@ -99,12 +99,12 @@ class ProposalOutcome:
 
 
 def propose(
-    asked: ProposalSpec, reporter: Reporter, search: Searcher = search_to
+    spec: ProposalSpec, reporter: Reporter, search: Searcher = search_to
 ) -> ProposalOutcome:
     """Search again with latency tables, and write the new bundle if it gains enough.
 
     Args:
-        asked: Settings of the proposal.
+        spec: Settings of the proposal.
         reporter: Receives progress.
         search: Runs the search.
 
@@ -112,30 +112,30 @@ def propose(
         SplitpointError: A bundle, tables or limits that cannot be worked with; nothing is written
             or replaced then.
     """
-    with Bundle.open(asked.bundle) as bundle:
+    with Bundle.open(spec.bundle) as bundle:
         present = bundle.manifest
-    rows = rows_of(present.plans[0].network, read_tables(asked.tables))
-    request = request_of(asked, present, rows)
-    _check_places(asked)
+    rows = rows_of(present.plans[0].network, read_tables(spec.tables))
+    request = request_of(spec, present, rows)
+    _check_places(spec)
     with tempfile.TemporaryDirectory(prefix="splitpoint-") as scratch:
         folder = Path(scratch) / "bundle"
-        found = search(folder, request, reporter)
+        result = search(folder, request, reporter)
         with Bundle.open(folder) as bundle:
             proposed = bundle.manifest
         if proposed.search.weights_sha256 != present.search.weights_sha256:
             raise WeightsError(
-                f"{asked.bundle} holds a {request.model} of other weights: give theirs by --weights"
+                f"{spec.bundle} holds a {request.model} of other weights: give theirs by --weights"
             )
-        difference = compare(present, proposed, found)
-        if difference.gain < asked.threshold:
+        difference = compare(present, proposed, result)
+        if difference.gain < spec.threshold:
             return ProposalOutcome(difference)
-        _write(asked.out, folder, proposed, markdown(difference))
-    if not asked.deploy:
-        return ProposalOutcome(difference, asked.out)
-    return ProposalOutcome(difference, asked.bundle, exchange(asked.bundle, asked.out))
+        _write(spec.out, folder, proposed, markdown(difference))
+    if not spec.deploy:
+        return ProposalOutcome(difference, spec.out)
+    return ProposalOutcome(difference, spec.bundle, exchange(spec.bundle, spec.out))
 
 
-def request_of(asked: ProposalSpec, present: Manifest, rows: list[LatencyRow]) -> Request:
+def request_of(spec: ProposalSpec, present: Manifest, rows: list[LatencyRow]) -> Request:
     """Request of the present bundle's search, with latency tables added.
 
     A bundle without any plan that sends pixels, whatever it was searched for, is not followed by
@@ -146,7 +146,7 @@ def request_of(asked: ProposalSpec, present: Manifest, rows: list[LatencyRow]) -
         BundleError: If the bundle was searched under a limit that is unknown here.
     """
     search = present.search
-    name = asked.device or search.device
+    name = spec.device or search.device
     require_device(name, rows)
     profile = DEVICES.get(search.device)
     reduced_range = search.reduced_range or (profile is not None and profile.reduced_range)
@@ -155,21 +155,21 @@ def request_of(asked: ProposalSpec, present: Manifest, rows: list[LatencyRow]) -
         limits = (*limits, NoRawImage())
     return Request(
         model=search.model,
-        link=asked.link or Link(search.uplink_bps, search.uplink_bps, search.rtt_ms),
+        link=spec.link or Link(search.uplink_bps, search.uplink_bps, search.rtt_ms),
         device=calibrated_device(name, rows, reduced_range=reduced_range),
-        calibration=asked.calibration,
-        weights=asked.weights,
-        evaluation=asked.evaluation,
-        annotations=asked.annotations,
+        calibration=spec.calibration,
+        weights=spec.weights,
+        evaluation=spec.evaluation,
+        annotations=spec.annotations,
         constraints=limits,
         cloud_threads=search.cloud_threads,
-        max_images=asked.max_images,
-        refined_cuts=asked.refined_cuts,
-        format_trials=asked.format_trials,
-        adapt_steps=asked.adapt_steps,
+        max_images=spec.max_images,
+        refined_cuts=spec.refined_cuts,
+        format_trials=spec.format_trials,
+        adapt_steps=spec.adapt_steps,
         video=search.video,
-        tables=asked.tables,
-        cache=asked.cache,
+        tables=spec.tables,
+        cache=spec.cache,
     )
 
 
@@ -200,17 +200,17 @@ def repeat(
             failed(error)
 
 
-def _check_places(asked: ProposalSpec) -> None:
+def _check_places(spec: ProposalSpec) -> None:
     """Validate `out` before hours of work."""
-    bundle, out = asked.bundle.resolve(), asked.out.resolve()
+    bundle, out = spec.bundle.resolve(), spec.out.resolve()
     if out == bundle or bundle in out.parents or out in bundle.parents:
         raise SettingsError(
-            f"{asked.out} is not beside the bundle that is served: choose another --out"
-            + ("" if asked.deploy else "; --auto puts a better one in its place")
+            f"{spec.out} is not beside the bundle that is served: choose another --out"
+            + ("" if spec.deploy else "; --auto puts a better one in its place")
         )
-    if asked.deploy:
-        check_exchange(asked.bundle, asked.out)
-    require_bundle_place(asked.out)
+    if spec.deploy:
+        check_exchange(spec.bundle, spec.out)
+    require_bundle_place(spec.out)
 
 
 def _write(out: Path, folder: Path, manifest: Manifest, difference: str) -> None:

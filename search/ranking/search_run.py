@@ -1,7 +1,7 @@
 """Ranking: candidates measured, and the plans worth keeping chosen.
 
     cuts -> latency table + wire sizes -> candidates -> shortlist -> measured accuracy
-         -> more bits for narrow heads, image qualities, refined wire formats -> plans worth keeping
+         -> more bits for low-bit heads, image qualities, refined formats -> plans worth keeping
 
 What is ranked is measured: prefix and suffix times, coded bytes, accuracy of the plan as deployed.
 """
@@ -112,7 +112,7 @@ class _Ranking:
         if request.tables is not None:
             rows = read_tables(request.tables)
             self._rows = rows_of(prepared.network, rows, request.device)
-        self._cuts, self._narrow = self._allowed()
+        self._cuts, self._low_bit_cuts = self._allowed()
         self._evaluator, postprocess_ms = open_evaluator(
             network.heads,
             prepared.detector,
@@ -140,7 +140,7 @@ class _Ranking:
         if self._request.strategy in BASELINES:
             return self._run_baseline()
         reporter = self._reporter
-        cuts = self._cuts + self._narrow
+        cuts = self._cuts + self._low_bit_cuts
         tensors = list(dict.fromkeys(name for cut in cuts if cut.head for name in cut.tensors))
         table = self._tables(cuts, tensors)
         progress = reporter.stage("coding tensors")
@@ -150,7 +150,7 @@ class _Ranking:
             progress(done, len(cuts))
         # A cut's codecs were chosen by the slowdown of the whole edge: this needs candidates.
         self._cost_model = with_coding(self._cost_model, candidates)
-        candidates = self._without_hopeless(candidates)
+        candidates = self._competitive(candidates)
         self._evaluator.measure(
             self._shortlist(candidates), reporter.stage("measuring accuracy as deployed")
         )
@@ -163,7 +163,7 @@ class _Ranking:
         curves = self._refine(promising, table)
         if sends_images and not any(map(self._feasibility.is_feasible, self._evaluator.candidates)):
             self._search_qualities(table, lambda _upload: True)  # to say what the least would take
-        return self._found([*candidates, *self._evaluator.candidates], curves)
+        return self._result([*candidates, *self._evaluator.candidates], curves)
 
     def _predict(self, candidate: Candidate) -> RankedCandidate:
         (ranked,) = rank_candidates([candidate], self._times, self._cost_model)
@@ -224,7 +224,7 @@ class _Ranking:
         )
         candidates = list(baseline(self._request.strategy)(inputs))
         self._evaluator.measure(candidates, self._reporter.stage("measuring accuracy as deployed"))
-        return self._found(candidates, {})
+        return self._result(candidates, {})
 
     def _time_cut(self, cut: Cut) -> None:
         self._times |= self._latency.times([cut], self._reporter.stage(f"timing {cut.name}"))
@@ -273,19 +273,19 @@ class _Ranking:
         if request.strategy == "cloud-only":
             runnable = [cut for cut in runnable if not cut.head]
         fitting = self._admitted(runnable)
-        narrow: list[Cut] = []
+        low_bit: list[Cut] = []
         memory = find(EdgeMemory, request.constraints)
         if memory is not None and not all(memory.admits_cut(cut, heads) for cut in runnable):
-            narrow = self._admitted(self._low_bit_cuts(runnable, memory.limit))
-        if not fitting and not narrow:
+            low_bit = self._admitted(self._allocate_low_bit(runnable, memory.limit))
+        if not fitting and not low_bit:
             raise NoFeasiblePlanError(no_cut_left(request.constraints, heads, runnable))
         graph = heads.network.graph
         return (
             promising_cuts(graph, fitting, request.link),
-            promising_cuts(graph, narrow, request.link),
+            promising_cuts(graph, low_bit, request.link),
         )
 
-    def _low_bit_cuts(self, cuts: Sequence[Cut], memory_bytes: int) -> list[Cut]:
+    def _allocate_low_bit(self, cuts: Sequence[Cut], memory_bytes: int) -> list[Cut]:
         """Cuts that need fewer than 8 bits to fit, with the widths that make them fit."""
         if not self._request.narrow_cuts:
             return []
@@ -298,20 +298,20 @@ class _Ranking:
         limits = self._request.constraints
         return [cut for cut in cuts if all(c.admits_cut(cut, self._heads) for c in limits)]
 
-    def _without_hopeless(self, candidates: list[Candidate]) -> list[Candidate]:
+    def _competitive(self, candidates: list[Candidate]) -> list[Candidate]:
         """Drop low-bit heads that are the fastest on no link; round the others thoroughly."""
         if self._low_bit is None:
             return candidates
-        hopeful: dict[str, Cut] = {}
+        competitive: dict[str, Cut] = {}
         for factor in (1.0, 0.25, 4.0):
             link = replace(
                 self._cost_model.link, uplink_bps=self._cost_model.link.uplink_bps * factor
             )
             ranked = rank_candidates(candidates, self._times, replace(self._cost_model, link=link))
             ranked.sort(key=lambda j: not self._feasibility.is_affordable(j.candidate))
-            for judged in itertools.takewhile(lambda j: j.candidate.cut.widths, ranked):
-                hopeful.setdefault(judged.candidate.cut.label, judged.candidate.cut)
-        chosen = list(hopeful.values())[: self._request.narrow_cuts]
+            for each in itertools.takewhile(lambda j: j.candidate.cut.widths, ranked):
+                competitive.setdefault(each.candidate.cut.label, each.candidate.cut)
+        chosen = list(competitive.values())[: self._request.narrow_cuts]
         for cut in chosen:
             self._low_bit.reconstructed(cut, self._reporter.stage(f"rounding {cut.label}"))
         kept = {cut.label for cut in chosen}
@@ -360,7 +360,7 @@ class _Ranking:
             )
             progress(done, len(LOSSY_IMAGE_CODECS))
 
-    def _found(
+    def _result(
         self,
         candidates: Sequence[Candidate],
         curves: dict[str, tuple[RatePoint, ...]],
@@ -371,10 +371,10 @@ class _Ranking:
             alone.setdefault(digests[each], each)
         candidates = named_apart(list(alone.values()), digests)
         self._cost_model = with_coding(self._cost_model, candidates)
-        judged = rank_candidates(candidates, self._times, self._cost_model)
+        ranked = rank_candidates(candidates, self._times, self._cost_model)
         with_accuracy = [
             self._evaluator.with_accuracy(each)
-            for each in judged
+            for each in ranked
             if each.candidate in self._evaluator
         ]
         if not with_accuracy:
@@ -402,7 +402,7 @@ class _Ranking:
             judged_by=self._judging.judged_by,
             also_fitted=self._judging.also_fitted,
             cost_model=self._cost_model,
-            judged=tuple(judged),
+            ranked=tuple(ranked),
             measured=tuple(with_accuracy),
             kept=tuple(kept),
             curves=curves,

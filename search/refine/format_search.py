@@ -62,12 +62,12 @@ class FormatSearch:
         self._folder = folder
 
     def search(
-        self, good: Sequence[Candidate], cuts: Sequence[Cut]
+        self, promising: Sequence[Candidate], cuts: Sequence[Cut]
     ) -> dict[str, tuple[RatePoint, ...]]:
         """Search the first cuts; returns their rate curves by label.
 
         Args:
-            good: Candidates to be better than, some of each cut.
+            promising: Candidates to be better than, some of each cut.
             cuts: The most promising first.
         """
         curves = {}
@@ -85,17 +85,17 @@ class FormatSearch:
             )
             curve = refiner.curve(cut)
             wires, errors = zip(*((p.wire, p.error) for p in curve.points), strict=True)
-            plain = [c for c in good if c.cut.label == cut.label]
+            plain = [c for c in promising if c.cut.label == cut.label]
             smallest = min(plain, key=lambda c: c.payload_bytes)
             progress = self._reporter.stage(f"measuring formats of {cut.label}")
-            good_from = self._evaluator.first_good(cut, wires, progress)
-            as_it_is = (wires[good_from:] or [smallest.wire])[0]
+            accurate_from = self._evaluator.first_accurate(cut, wires, progress)
+            as_it_is = (wires[accurate_from:] or [smallest.wire])[0]
             for option in refiner.options(cut, curve, as_it_is):
                 self._evaluator.measured(option)
             is_feasible_at = partial(self._is_feasible_adapted, refiner, curve, cut)
             trials = self._request.format_trials if self._request.adapt_steps else 0
-            tried = min(good_from, self._affordable(curve, smallest))
-            start = min(first_adapted(errors, good_from), tried - 1)
+            tried = min(accurate_from, self._affordable(curve, smallest))
+            start = min(first_adapted(errors, accurate_from), tried - 1)
             cheaper(wires[:tried], is_feasible_at, start=start, trials=trials)
             curves[cut.label] = curve.points
         return curves
@@ -153,14 +153,16 @@ class FormatSearch:
         )
 
 
-def first_adapted(errors: Sequence[float], good_from: int) -> int:
+def first_adapted(errors: Sequence[float], accurate_from: int) -> int:
     """Index of the wire format that the first tail is adapted to.
 
     Args:
         errors: Loss of the unadapted tail behind each format, cheapest first.
-        good_from: Index of the cheapest that is good with the tail as it is, or their number.
+        accurate_from: Index of the cheapest that is good with the tail as it is, or their number.
     """
-    if good_from == len(errors):
-        return good_from - 1
-    gained = ADAPTATION_GAIN * errors[good_from]
-    return next((i for i, error in enumerate(errors[:good_from]) if error <= gained), good_from - 1)
+    if accurate_from == len(errors):
+        return accurate_from - 1
+    gained = ADAPTATION_GAIN * errors[accurate_from]
+    return next(
+        (i for i, error in enumerate(errors[:accurate_from]) if error <= gained), accurate_from - 1
+    )

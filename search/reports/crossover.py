@@ -9,10 +9,10 @@ from search.prediction.candidates import RankedCandidate
 
 def fastest(kept: Sequence[RankedCandidate]) -> list[Stretch]:
     """The fastest plan of every bandwidth; round trip and device are those of the predictions."""
-    return crossovers(_line(judged) for judged in kept)
+    return crossovers(_line(ranked) for ranked in kept)
 
 
-def _line(judged: RankedCandidate) -> Line:
-    predicted = judged.predicted
-    overhead_bytes = predicted.uplink_bytes - judged.axes[1]
-    return predicted_line(judged.candidate.name, predicted, overhead_bytes)
+def _line(ranked: RankedCandidate) -> Line:
+    predicted = ranked.predicted
+    overhead_bytes = predicted.uplink_bytes - ranked.axes[1]
+    return predicted_line(ranked.candidate.name, predicted, overhead_bytes)

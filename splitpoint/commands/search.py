@@ -66,14 +66,14 @@ def run(
     from common.progress import Stages
     from search.measure.held_out import overlap_in_words
     from search.reports.markdown import markdown, sure
-    from search.reports.plot import check_format, plot_found
+    from search.reports.plot import check_format, plot_result
     from splitpoint.searching import search  # heavy: brings torch
 
     if explain is not None:
         check_format(explain)
         require_file_place(explain)
     with Stages() as stages:
-        found = search(
+        result = search(
             model,
             calibration=calibration,
             link=link,
@@ -99,12 +99,12 @@ def run(
             tables=tables,
             cache=options.cache_of(cache, no_cache),
         )
-    Console().print(Markdown(markdown(found)))
-    warning = overlap_in_words(found.also_fitted, len(found.evaluation_images))
+    Console().print(Markdown(markdown(result)))
+    warning = overlap_in_words(result.also_fitted, len(result.evaluation_images))
     if warning is not None:
         typer.echo(f"warning: {warning}", err=True)
-    typer.echo(sure(found))
+    typer.echo(sure(result))
     if explain is not None:
-        plot_found(found, explain)
+        plot_result(result, explain)
         typer.echo(f"wrote {explain}")
     typer.echo(f"wrote {out}")

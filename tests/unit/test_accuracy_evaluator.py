@@ -119,7 +119,7 @@ def test_the_first_good_format_is_found_and_is_no_candidate_yet() -> None:
 
     def first(*wires: Wire) -> int:
         seen.clear()
-        return evaluator.first_good(cut, wires, progress)
+        return evaluator.first_accurate(cut, wires, progress)
 
     assert first(bad, good, bad) == 1
     assert seen == [(1, 3), (3, 3)]
@@ -191,22 +191,22 @@ def test_a_loss_that_few_images_cannot_bound_is_not_kept() -> None:
     evaluator, _ = evaluator_of(found, 13.0)
     measured = evaluator.measured(candidate())
     assert evaluator.drop(candidate()) < 13.0 < measured.most_lost
-    assert not evaluator.is_good(candidate())
+    assert not evaluator.is_accurate(candidate())
     generous, _ = evaluator_of(found, 40.0)
-    assert generous.is_good(candidate())
+    assert generous.is_accurate(candidate())
 
 
 def test_what_loses_nothing_is_good_whatever_the_limit() -> None:
     evaluator, _ = evaluator_of(REFERENCE, 0.0)
     assert evaluator.measured(candidate()).most_lost == 0.0
-    assert evaluator.is_good(candidate())
+    assert evaluator.is_accurate(candidate())
 
 
 def test_what_was_given_up_is_never_good() -> None:
     evaluator, _ = evaluator_of([box(300.0)] * IMAGES, 5.0)
     assert evaluator.measured(candidate()).images == FIRST_LOOK
     assert evaluator.measured(candidate()).most_lost == np.inf
-    assert not evaluator.is_good(candidate())
+    assert not evaluator.is_accurate(candidate())
 
 
 class ByWire(Recorded):
@@ -224,8 +224,8 @@ def test_candidates_of_one_name_have_accuracies_of_their_own() -> None:
     evaluator = AccuracyEvaluator(
         recorded, AgreementAccuracy(REFERENCE), REFERENCE, 1.0, Cache(), "data"
     )
-    assert evaluator.is_good(good)
-    assert not evaluator.is_good(bad)
+    assert evaluator.is_accurate(good)
+    assert not evaluator.is_accurate(bad)
     assert evaluator.candidates == [good, bad]
 
 

@@ -207,7 +207,7 @@ class Formats:
         return replace(cut, adapted_to=label or "it")
 
     # Both ends of a search: what measures, and what checks.
-    def first_good(self, _cut: Cut, wires: Sequence[Any], _progress: Progress) -> int:
+    def first_accurate(self, _cut: Cut, wires: Sequence[Any], _progress: Progress) -> int:
         return len(wires) - 1
 
     def measured(self, _candidate: Candidate) -> None:

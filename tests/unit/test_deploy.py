@@ -77,7 +77,7 @@ def test_plans_of_one_name_keep_their_own_tails(tmp_path: Path) -> None:
         calibration_images=48,
         evaluation_images=tuple("abcdefghijklmnop"),
         cost_model=cost_model,
-        judged=kept,
+        ranked=kept,
         measured=kept,
         kept=kept,
         curves={},

@@ -64,7 +64,7 @@ def _found(split: str = "conv_8", cut: str = "conv_8") -> SearchResult:
         calibration_images=8,
         evaluation_images=("a.jpg",),
         cost_model=COST_MODEL,
-        judged=(*kept, other),
+        ranked=(*kept, other),
         measured=(*kept, other),
         kept=kept,
         curves={cut: points},
@@ -253,6 +253,6 @@ def test_text_of_figures_takes_the_colour_and_the_font_of_the_page(page: _Page) 
 @pytest.mark.parametrize("kind", ["cloud-only", "split", "edge-only"])
 def test_one_plan_is_enough(kind: str) -> None:
     alone = (_judged(kind, 44.0, 0 if kind == "edge-only" else 5300, 10),)
-    page = _Page(html(replace(_found(), judged=alone, measured=alone, kept=alone, curves={})))
+    page = _Page(html(replace(_found(), ranked=alone, measured=alone, kept=alone, curves={})))
     assert page.count("figure") == 3
     assert page.texts("li")[0].startswith("at any bandwidth: ")

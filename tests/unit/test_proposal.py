@@ -82,7 +82,7 @@ def found_of(request: Request) -> SearchResult:
         calibration_images=8,
         evaluation_images=(),
         cost_model=CostModel(request.link, request.device, 1.0, 1.0, calibration),
-        judged=(),
+        ranked=(),
         measured=(),
         kept=(),
         curves={},

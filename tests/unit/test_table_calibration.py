@@ -342,7 +342,7 @@ def test_a_search_predicts_what_is_known_and_scales_the_rest(tmp_path: Path) -> 
     assert found.cost_model.calibration is not None
     slowdown = found.cost_model.calibration.edge.pace.slowdown
     assert slowdown == pytest.approx(500.0 / found.times[known.name].head.median_ms)
-    for judged in found.judged:
+    for judged in found.ranked:
         cut = judged.candidate.cut
         own_ms = found.times[cut.name].head.median_ms * slowdown
         assert judged.predicted.head_ms == pytest.approx(
@@ -361,7 +361,7 @@ def test_a_bundle_names_its_segments_as_its_search_did(tmp_path: Path) -> None:
     )
     judging = Judging(prepared.calibration, "evaluation")
     found = rank(request, network, judging, Silent())
-    plain = next(j for j in found.judged if j.candidate.cut.kind == "split")
+    plain = next(j for j in found.ranked if j.candidate.cut.kind == "split")
     models = tuple(random_model(t.shape[0], 1 << t.bits) for t in plain.candidate.wire)
     coded = replace(plain.candidate, codec=CodecSpec(name="context"), contexts=models)
     found = replace(found, kept=(plain, replace(plain, candidate=coded)))
@@ -398,7 +398,7 @@ def test_reports_say_where_times_come_from() -> None:
         calibration_images=8,
         evaluation_images=("a.jpg",),
         cost_model=cost_model,
-        judged=(judged,),
+        ranked=(judged,),
         measured=(judged,),
         kept=(judged,),
         curves={},
