@@ -292,7 +292,7 @@ class _Ranking:
         errors = self._prepared.sensitivity("measured", self._reporter).weights
         rounder = self._rounder("default")
         self._low_bit = LowBitAllocator(self._heads, errors, memory_bytes, rounder)
-        return self._low_bit.narrowed(cuts)
+        return self._low_bit.fitted(cuts)
 
     def _admitted(self, cuts: Sequence[Cut]) -> list[Cut]:
         limits = self._request.constraints

@@ -227,10 +227,10 @@ def why(result: SearchResult) -> str:
         f"**{best.candidate.name}** answers in {best.latency_ms:.0f} ms for "
         f"{best.candidate.payload_bytes:,.0f} bytes a frame"
     )
-    return "; ".join((answer, *_rivals(result))) + "."
+    return "; ".join((answer, *_other_kinds(result))) + "."
 
 
-def _rivals(result: SearchResult) -> Iterable[str]:
+def _other_kinds(result: SearchResult) -> Iterable[str]:
     """Clauses on the best measured plan of each other kind, the baselines of our own search."""
     best = result.kept[0]
     if result.request.strategy != "splitpoint":
@@ -240,14 +240,14 @@ def _rivals(result: SearchResult) -> Iterable[str]:
             continue
         limits, measured = result.request.constraints, result.measured
         of_kind = [j for j in measured if j.candidate.cut.kind == kind]
-        rival = next((j for j in of_kind if admits(limits, j)), None)
-        if rival is None:
+        fastest_of_kind = next((j for j in of_kind if admits(limits, j)), None)
+        if fastest_of_kind is None:
             broken = [c for c in limits if not any(c.admits(j) for j in of_kind)]
             yield f"{kind} is out by {limits_in_words(broken or limits)}"
         else:
             yield (
-                f"{rival.candidate.name} would take {rival.latency_ms:.0f} ms "
-                f"({rival.latency_ms / best.latency_ms:.2f} x)"
+                f"{fastest_of_kind.candidate.name} would take {fastest_of_kind.latency_ms:.0f} ms "
+                f"({fastest_of_kind.latency_ms / best.latency_ms:.2f} x)"
             )
 
 
