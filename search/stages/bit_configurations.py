@@ -152,10 +152,10 @@ def _by_limit(
     memory_bytes: int | None,
 ) -> list[Configured]:
     limit = _UNLIMITED if memory_bytes is None else memory_bytes
-    narrower = LowBitAllocator(heads, errors, limit, prepared.rounder())
+    allocator = LowBitAllocator(heads, errors, limit, prepared.rounder())
     found = []
     for cut in undominated(prepared.graph, enumerate_cuts(prepared.graph)):
-        bits = narrower.allocated(cut, exact if method == "exact" else relaxed)
+        bits = allocator.allocated(cut, exact if method == "exact" else relaxed)
         if not bits:
             continue
         widths = {
