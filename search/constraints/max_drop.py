@@ -26,7 +26,7 @@ class MaxDrop(Constraint):
     @classmethod
     def parse(cls, given: str | Limit) -> Self | None:
         """Read a number of points."""
-        points = math.nan if isinstance(given, str) else float(given)
+        points = math.nan if isinstance(given, str | bool) else float(given)
         if not 0 <= points < math.inf:
             raise SettingsError(f"{given!r} is not a loss of accuracy: give 0 or more points")
         return cls(points)

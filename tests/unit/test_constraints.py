@@ -86,6 +86,7 @@ def test_what_is_not_limited_is_no_constraint_but_accuracy_is() -> None:
         {"edge_memory": -1},
         {"max_drop": -1.0},
         {"max_drop": "much"},
+        {"max_drop": True},
         {"max_drop": float("inf")},
         {"no_raw_image": 1},
     ],
