@@ -214,7 +214,7 @@ def _undecided(result: SearchResult) -> Iterable[str]:
         needed, ranked = min(needs, key=lambda need: need[0])
         yield (
             f"{len(needs)} of these lose at most {limit.limit:g} points on the pictures that "
-            "rank_candidates, but these are too few to be sure of it. As an estimate, "
+            "judge, but these are too few to be sure of it. As an estimate, "
             f"{more_pictures(needed, result.judged_by)} would tell of {ranked.candidate.name}."
         )
         yield ""
