@@ -24,3 +24,9 @@ def one_of(name: str, known: Iterable[Name], what: str) -> Name:
         if each == name:
             return each
     raise SettingsError(f"unknown {what} {name!r}: choose one of {', '.join(names)}")
+
+
+def in_words(names: Iterable[str]) -> str:
+    """Names as a list in a sentence, such as "a, b or c"."""
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last

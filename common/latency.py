@@ -7,13 +7,15 @@ served frames come before a profile, a profile before everything else. Edge-only
 sends nothing before it answers, and does not depend on the link.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from common.bundle.manifest import Plan
+from common.bundle.manifest import Plan, Prediction
 from common.link.crossover import Line
 from common.link.link import Link
+from common.stages import PREDICTED
 from common.tables.rows import LatencyRow, Segment, Side, Source, segments, trust
 
 
@@ -70,6 +72,12 @@ class PlanCost:
         if not self.needs_cloud:
             return Line(self.plan.name, 0.0, self.edge_ms)
         return Line(self.plan.name, self.uplink_bytes, self.edge_ms + rtt_ms + self.cloud_ms)
+
+
+def predicted_line(name: str, predicted: Prediction, overhead_bytes: float = 0.0) -> Line:
+    """Prediction as a function of the bandwidth, its round trip and device being what they are."""
+    fixed = (getattr(predicted, f"{stage}_ms") for stage in PREDICTED if stage != "uplink")
+    return Line(name, predicted.uplink_bytes, math.fsum(fixed), overhead_bytes)
 
 
 def costs(

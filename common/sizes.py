@@ -28,3 +28,16 @@ def parse_size(text: str) -> int:
     if size < 1:
         raise SettingsError(f"{text!r} is not a size: write it as 16MiB, 500kB or 2GB")
     return size
+
+
+def size_of(given: str | float) -> int:
+    """Bytes of a size that is given as a text or as a number.
+
+    Raises:
+        SettingsError: If it is no size of at least one byte.
+    """
+    if isinstance(given, str):
+        return parse_size(given)
+    if isinstance(given, bool) or given < 1 or given != int(given):
+        raise SettingsError(f"{given!r} is not a size: give a whole number of bytes, 1 or more")
+    return int(given)

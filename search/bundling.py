@@ -18,6 +18,6 @@ def search_to(out: Path, request: Request, reporter: Reporter) -> SearchResult:
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="splitpoint-") as scratch:
         folder = Path(scratch) / "bundle"
-        found = search(request, folder, reporter)[1]
+        result = search(request, folder, reporter)[1]
         zip_bundle(folder, out)
-    return found
+    return result

@@ -20,10 +20,12 @@ from common.codec.spec import WireTensor
 from common.runtime.parity import check_parity
 from common.runtime.registry import open_model
 from common.tasks.detections import DetectorSpec
+from common.version import __version__
 from search.cache import digest
+from search.constraints import stored
 from search.network.cuts import Cut
 from search.network.graph import IMAGE, Graph
-from search.prediction.candidates import Candidate, RankedCandidate, context_file, predict
+from search.prediction.candidates import Candidate, RankedCandidate, context_file
 from search.quantization import integer
 from search.quantization.export import SharedWeights, head_model, packed_weights, tail_model
 from search.quantization.heads import Heads
@@ -40,9 +42,9 @@ def write_plans(
     detector: DetectorSpec,
     vector_image: NDArray[np.uint8],
     weights_sha256: str,
-    found: SearchResult,
+    result: SearchResult,
 ) -> Manifest:
-    """Write a bundle with the plans of `found.kept`.
+    """Write a bundle with the plans of `result.kept`.
 
     Args:
         out: Folder to write; replaced if it is a bundle.
@@ -50,7 +52,7 @@ def write_plans(
         detector: How its maps become boxes.
         vector_image: (1, 3, H, W) uint8, the input of the parity vectors.
         weights_sha256: Digest of the network's weights file.
-        found: The search's result.
+        result: The search's result.
 
     Raises:
         ParityError: If this machine does not reproduce a head.
@@ -58,7 +60,7 @@ def write_plans(
     """
     writer = BundleWriter(out)
     try:
-        return _write(writer, networks, detector, vector_image, weights_sha256, found)
+        return _write(writer, networks, detector, vector_image, weights_sha256, result)
     except BaseException:
         writer.discard()
         raise
@@ -70,7 +72,7 @@ def _write(
     detector: DetectorSpec,
     vector_image: NDArray[np.uint8],
     weights_sha256: str,
-    found: SearchResult,
+    result: SearchResult,
 ) -> Manifest:
     graph = networks.network.graph
     weights = SharedWeights.of(graph.nodes)
@@ -79,14 +81,14 @@ def _write(
     tails: dict[str, Tail] = {}
     names = _Names()
     network, plans = network_digest(weights_sha256, detector), []
-    for judged in found.kept:
-        cut, head, tail = judged.candidate.cut, None, None
+    for ranked in result.kept:
+        cut, head, tail = ranked.candidate.cut, None, None
         if cut.head:
             key = networks.digest(cut)
             if key not in heads:
                 name = names.of(_slug(cut.label), key)
                 heads[key] = _add_head(
-                    writer, networks, cut, vector_image, name, found.request.runtime
+                    writer, networks, cut, vector_image, name, result.request.runtime
                 )
             head = heads[key]
         if cut.tail:
@@ -95,12 +97,12 @@ def _write(
                 name = names.of(f"tail {_tail_name(cut)}", key).removeprefix("tail ")
                 tails[key] = _add_tail(writer, graph, cut, weights, name)
             tail = tails[key]
-        wire = _add_contexts(writer, judged.candidate)
-        plans.append(_plan(judged, network, head, wire, tail, found))
-    writer.add("report.md", markdown(found).encode())
-    writer.add("report.html", html(found, _bits(networks, found)).encode())
-    writer.add("report.json", json.dumps(as_json(found), indent=1).encode())
-    request = found.request
+        wire = _add_contexts(writer, ranked.candidate)
+        plans.append(_plan(ranked, network, head, wire, tail, result))
+    writer.add("report.md", markdown(result).encode())
+    writer.add("report.html", html(result, _bits(networks, result)).encode())
+    writer.add("report.json", json.dumps(as_json(result), indent=1).encode())
+    request = result.request
     return writer.finish(
         detector=detector,
         search=Search(
@@ -109,15 +111,13 @@ def _write(
             device=request.device.name,
             uplink_bps=request.link.uplink_bps,
             rtt_ms=request.link.rtt_ms,
-            edge_memory_bytes=request.edge_memory_bytes,
-            max_drop=request.max_drop,
-            calibration_images=found.calibration_images,
-            accuracy_metric=found.metric,
-            software_version=request.software_version,
-            edge_slowdown=found.world.edge.slowdown,
-            cloud_slowdown=found.world.cloud.slowdown,
+            limits=stored(request.constraints),
+            calibration_images=result.calibration_images,
+            accuracy_metric=result.metric,
+            software_version=__version__,
+            edge_slowdown=result.cost_model.edge.slowdown,
+            cloud_slowdown=result.cost_model.cloud.slowdown,
             reduced_range=request.device.reduced_range,
-            no_raw_image=request.no_raw_image,
             video=request.video,
             cloud_threads=request.cloud_threads,
         ),
@@ -125,16 +125,16 @@ def _write(
     )
 
 
-def _bits(networks: Heads, found: SearchResult) -> Bits:
+def _bits(networks: Heads, result: SearchResult) -> Bits:
     """Bits of the weights and outputs of the convolutions of each plan's head."""
     return {
-        judged.candidate.name: {
+        ranked.candidate.name: {
             node.name: (network.convs[node.name].bits, network.grids[node.name].bits)
-            for node in judged.candidate.cut.head
+            for node in ranked.candidate.cut.head
             if node.name in network.convs
         }
-        for judged in found.kept
-        for network in [networks.of(judged.candidate.cut)]
+        for ranked in result.kept
+        for network in [networks.of(ranked.candidate.cut)]
     }
 
 
@@ -231,23 +231,23 @@ def _add_contexts(writer: BundleWriter, candidate: Candidate) -> tuple[WireTenso
 
 
 def _plan(
-    judged: RankedCandidate,
+    ranked: RankedCandidate,
     network: str,
     head: Head | None,
     wire: tuple[WireTensor, ...],
     tail: Tail | None,
-    found: SearchResult,
+    result: SearchResult,
 ) -> Plan:
-    candidate = judged.candidate
-    accuracy = judged.accuracy or 0.0
-    certain = math.isfinite(judged.most_lost)
-    prediction = predict(candidate, judged.times, found.world).model_copy(
+    candidate = ranked.candidate
+    accuracy = ranked.accuracy or 0.0
+    certain = math.isfinite(ranked.most_lost)
+    prediction = ranked.predicted.model_copy(
         update={
             "accuracy": accuracy,
-            "accuracy_drop": found.reference_accuracy - accuracy,
-            "accuracy_drop_upper": judged.most_lost if certain else None,
-            "judged_images": judged.judged_on,
-            "judged_by": found.judged_by,
+            "accuracy_drop": result.reference_accuracy - accuracy,
+            "accuracy_drop_upper": ranked.most_lost if certain else None,
+            "judged_images": ranked.judged_on,
+            "judged_by": result.judged_by,
         }
     )
     return Plan(

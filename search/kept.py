@@ -10,6 +10,7 @@ bundle that it is of: neither an older key nor a bundle from elsewhere is taken 
 
 import hashlib
 import shutil
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -20,17 +21,23 @@ from common.imaging.images import list_images
 from common.progress import Reporter
 from common.tables.store_file import read_tables
 from search.cache import digest
+from search.constraints import stored
 from search.measure.latency import timing_place
 from search.pipeline import search
 from search.request import Request
 from search.software import software_digest
 
-_ELSEWHERE = {"cache"}
-"""Fields of a request that the bundle does not depend on."""
+_ELSEWHERE = {"cache", "constraints"}
+"""Fields of a request that the bundle does not depend on, or that enter in another form."""
 
 
 def search_unless_kept(
-    request: Request, bundle: Path, reporter: Reporter, *, again: bool = False
+    request: Request,
+    bundle: Path,
+    reporter: Reporter,
+    *,
+    again: bool = False,
+    before: Callable[[], object] = lambda: None,
 ) -> Manifest:
     """Reuse the bundle of an earlier run if the same search would make it now; else search.
 
@@ -41,6 +48,7 @@ def search_unless_kept(
         bundle: The bundle's folder; `bundle.key` beside it holds its key.
         reporter: Reports progress.
         again: Whether to search in any case.
+        before: Called before a search, to fetch what only that needs.
 
     Raises:
         SplitpointError: As `search.pipeline.search`.
@@ -49,6 +57,7 @@ def search_unless_kept(
     if manifest is not None:
         reporter.stage("searching plans (kept)")(1, 1)
         return manifest
+    before()
     part, older = (bundle.with_name(f"{bundle.name}.{end}") for end in ("part", "older"))
     for folder in (part, older):
         shutil.rmtree(folder, ignore_errors=True)
@@ -93,6 +102,7 @@ def search_key(request: Request) -> str:
         for field in fields(request)
         if field.name not in _ELSEWHERE
     }
+    values["constraints"] = stored(request.constraints)  # each with its name
     if request.tables is not None:
         values["tables"] = read_tables(request.tables)  # a store's bytes may change, its rows not
     return digest(values, software_digest(), timing_place(request.runtime))

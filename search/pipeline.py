@@ -15,15 +15,16 @@ from common.places import require_bundle_place
 from common.progress import Reporter
 from common.runtime.registry import runtime_named
 from common.tables.store_file import read_tables
+from common.version import __version__
 from search.cache import Cache
 from search.export import write_plans
 from search.measure.frames import MIN_IMAGES, Frames
 from search.measure.held_out import Division, fit_all, set_aside
 from search.network.cuts import enumerate_cuts, undominated
-from search.prediction.table_calibration import learned_device
+from search.prediction.table_calibration import calibrated_device
 from search.prepare import prepare
 from search.quantization.heads import Heads
-from search.quantization.recipe import recipe
+from search.quantization.recipes import recipe
 from search.ranking.search_run import Network, rank
 from search.request import Request, SearchResult
 from search.wire.training_data import MIN_FRAMES, require_enough
@@ -39,9 +40,9 @@ def search(request: Request, out: Path, reporter: Reporter) -> tuple[Manifest, S
     _check(request)
     runtime_named(request.runtime)
     if request.tables is not None:
-        learned_device(request.device.name, read_tables(request.tables))  # before hours of work
+        calibrated_device(request.device.name, read_tables(request.tables))  # before hours of work
     require_bundle_place(out)
-    cache = Cache(request.cache, request.software_version)
+    cache = Cache(request.cache, __version__)
     prepared = prepare(
         request.model,
         request.calibration,
@@ -55,13 +56,13 @@ def search(request: Request, out: Path, reporter: Reporter) -> tuple[Manifest, S
     rounder = prepared.rounder(reduced_range=request.device.reduced_range)
     cuts = undominated(prepared.graph, enumerate_cuts(prepared.graph))
     network = Network(prepared, Heads(rounder.nearest({})), cuts)
-    found = rank(request, network, judging, reporter)
+    result = rank(request, network, judging, reporter)
 
     progress = reporter.stage("writing the bundle")
     vector, weights = prepared.calibration.pixels[:1], prepared.weights_sha256
-    manifest = write_plans(out, network.heads, prepared.detector, vector, weights, found)
+    manifest = write_plans(out, network.heads, prepared.detector, vector, weights, result)
     progress(1, 1)
-    return manifest, found
+    return manifest, result
 
 
 def _divide(request: Request, frames: Frames) -> Division:
@@ -79,8 +80,10 @@ def _check(request: Request) -> None:
     """Refuse options that contradict each other, before anything is read."""
     if request.annotations is not None and request.evaluation is None:
         raise SettingsError("--annotations needs --evaluation, the folder of the annotated images")
-    if request.strategy == "cloud-only" and request.no_raw_image:
-        raise SettingsError("--strategy cloud-only sends pixels, which --no-raw-image forbids")
+    for constraint in request.constraints:
+        conflict = constraint.conflict(request.strategy)
+        if conflict is not None:
+            raise SettingsError(conflict)
     if request.video and request.strategy != "splitpoint":
         raise SettingsError(f"--video: {request.strategy} does not look back at the last frame")
     if request.quantizer is not None:

@@ -24,7 +24,7 @@ from search.network.losses import distillation_loss
 from search.network.passes import optimise
 from search.quantization.calibration import Statistics, observe
 from search.quantization.equalise import equalise
-from search.quantization.recipe import DEFAULT, Recipe
+from search.quantization.recipes import DEFAULT, Recipe
 from search.quantization.rounding import Rounder
 from search.quantization.sensitivity import How, Sensitivity, weigh
 from search.zoo.darknet import DarknetModule

@@ -1,5 +1,6 @@
 """Request and result of a search: the two ends of the pipeline."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,10 +8,13 @@ from pathlib import Path
 from common.bundle.manifest import JudgedBy
 from common.link.link import Link
 from common.runtime.registry import DEFAULT_RUNTIME
+from search.constraints import constraints, find
+from search.constraints.base import Constraint
+from search.constraints.edge_memory import EdgeMemory
+from search.constraints.max_drop import MaxDrop
 from search.prediction.candidates import CostModel, RankedCandidate
 from search.prediction.cut_times import CutTimes
 from search.prediction.devices import DeviceProfile
-from search.strategies import Strategy
 from search.wire.rate_curve import RatePoint
 
 
@@ -28,13 +32,10 @@ class Request:
         evaluation: Folder of images to measure accuracy on.
         annotations: COCO instances file of the evaluation images; without, accuracy is agreement
             with the floating-point network.
-        edge_memory_bytes: Limit on weights + peak activations of the head.
-        strategy: "splitpoint", or a baseline of search/strategies.
+        constraints: Limits that plans keep; see `search.constraints`.
+        strategy: "splitpoint", or a baseline; see `search.strategies`.
         quantizer: Name of the recipe by which layers of few bits are quantized; None for the usual
             one of the strategy.
-        max_drop: Largest loss of accuracy, in points of the accuracy's metric, that a plan may have
-            at the upper end of a one-sided interval.
-        no_raw_image: Whether pixels must stay on the edge.
         cloud_threads: Threads of the cloud's runtime.
         runtime: Name of the runtime of heads and tails, which they are timed in.
         max_images: Images used at the most, of each folder.
@@ -47,7 +48,6 @@ class Request:
         tables: Latency tables of devices and of the cloud; without, all times are this machine's,
             multiplied by the device's slowdown.
         cache: Folder for the results of stages, which later searches reuse.
-        software_version: Written into the bundle.
     """
 
     model: str
@@ -57,11 +57,9 @@ class Request:
     weights: Path | None = None
     evaluation: Path | None = None
     annotations: Path | None = None
-    edge_memory_bytes: int | None = None
-    strategy: Strategy = "splitpoint"
+    constraints: tuple[Constraint, ...] = constraints()
+    strategy: str = "splitpoint"
     quantizer: str | None = None
-    max_drop: float = 3.0
-    no_raw_image: bool = False
     cloud_threads: int = 1
     runtime: str = DEFAULT_RUNTIME
     max_images: int = 128
@@ -73,7 +71,18 @@ class Request:
     video: bool = False
     tables: Path | None = None
     cache: Path | None = None
-    software_version: str = "unknown"
+
+    @property
+    def max_drop(self) -> float:
+        """Largest loss of accuracy in points; infinite without a limit."""
+        limit = find(MaxDrop, self.constraints)
+        return math.inf if limit is None else limit.limit
+
+    @property
+    def edge_memory_bytes(self) -> int | None:
+        """Memory that bits are allocated within; None without a limit."""
+        limit = find(EdgeMemory, self.constraints)
+        return None if limit is None else limit.limit
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,8 +98,8 @@ class SearchResult:
         evaluation_images: Names of those that accuracy was measured on.
         judged_by: Where these come from.
         also_fitted: Names of those that everything was fitted to as well.
-        world: Times that all plans share, device and link.
-        judged: All candidates, fastest first.
+        cost_model: Times that all plans share, device and link.
+        ranked: All candidates, fastest first.
         measured: Those whose accuracy was measured, fastest first.
         kept: The plans of the bundle, fastest first.
         curves: By name of a refined cut, its wire formats from the fewest bytes to the least error.
@@ -103,8 +112,8 @@ class SearchResult:
     cuts: int
     calibration_images: int
     evaluation_images: tuple[str, ...]
-    world: CostModel
-    judged: tuple[RankedCandidate, ...]
+    cost_model: CostModel
+    ranked: tuple[RankedCandidate, ...]
     measured: tuple[RankedCandidate, ...]
     kept: tuple[RankedCandidate, ...]
     curves: dict[str, tuple[RatePoint, ...]]

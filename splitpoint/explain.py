@@ -71,12 +71,13 @@ def _reason(
 ) -> str:
     took = f"{chosen.latency_ms(link):.1f} ms"
     if deadline_ms is None:
-        rival = next((cost for cost in fastest if cost is not chosen), None)
-        if rival is None:
+        runner_up = next((cost for cost in fastest if cost is not chosen), None)
+        if runner_up is None:
             return f"the only plan: {took} over {link}"
-        more_ms = rival.latency_ms(link) - chosen.latency_ms(link)
+        more_ms = runner_up.latency_ms(link) - chosen.latency_ms(link)
         return (
-            f"the fastest over {link}: {took}; {rival.plan.name} would take {more_ms:.1f} ms more"
+            f"the fastest over {link}: {took}; {runner_up.plan.name} would take "
+            f"{more_ms:.1f} ms more"
         )
     meeting = sum(cost.latency_ms(link) <= deadline_ms for cost in fastest)
     within = f"within {deadline_ms:g} ms over {link}"

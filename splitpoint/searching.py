@@ -1,29 +1,26 @@
 """A search as one call: strings as users write them in, a bundle and its figures out."""
 
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Any, Unpack, cast
 
-from common.link.link import parse_link
+from common.link.link import Link, parse_link
 from common.progress import Progress, Reporter
-from common.sizes import parse_size
 from common.tables.store_file import read_tables
-from common.version import __version__
 from search.bundling import search_to
+from search.constraints import CONSTRAINTS, Limits, constraints
 from search.prediction.devices import device_profile
-from search.prediction.table_calibration import learned_device
+from search.prediction.table_calibration import calibrated_device
 from search.request import Request, SearchResult
 from search.strategies import known_strategy
 
 
-class SearchOptions(TypedDict, total=False):
-    """Further options of a search; `search.request.Request` says what each means."""
+class SearchOptions(Limits, total=False):
+    """Limits, and further options of a search; `search.request.Request` says what each means."""
 
     weights: Path | None
     evaluation: Path | None
     annotations: Path | None
     quantizer: str | None
-    max_drop: float
-    no_raw_image: bool
     cloud_threads: int
     runtime: str
     max_images: int
@@ -44,7 +41,6 @@ def search(
     link: str,
     out: Path | str,
     device: str = "this-machine",
-    edge_memory: str | None = None,
     strategy: str = "splitpoint",
     reporter: Reporter | None = None,
     **options: Unpack[SearchOptions],
@@ -57,10 +53,9 @@ def search(
         link: Between edge and cloud, such as "3mbit/20ms".
         out: The bundle to write: a folder, or a zip file if its name ends so.
         device: Name of a device profile, or of an edge's device in `tables`.
-        edge_memory: Limit on weights and activations of the head, such as "16MiB".
         strategy: "splitpoint", or a baseline.
         reporter: Shows progress, if given.
-        **options: See `SearchOptions`.
+        **options: Limits, such as `edge_memory="16MiB"`, and more: see `SearchOptions`.
 
     Returns:
         All candidates, those measured, and the plans of the bundle, fastest first.
@@ -68,19 +63,38 @@ def search(
     Raises:
         SplitpointError: If something cannot be worked with; nothing is written then.
     """
+    request = request_of(model, calibration, link, device, strategy, **options)
+    return search_to(Path(out), request, reporter or _Silent())
+
+
+def request_of(
+    model: str,
+    calibration: Path | str,
+    link: str | Link,
+    device: str = "this-machine",
+    strategy: str = "splitpoint",
+    **options: Unpack[SearchOptions],
+) -> Request:
+    """Request of a search; arguments are those of `search`.
+
+    Raises:
+        SettingsError: If a text cannot be read, or names nothing.
+    """
     tables = options.get("tables")
-    edge = device_profile(device) if tables is None else learned_device(device, read_tables(tables))
-    request = Request(
+    edge = (
+        device_profile(device) if tables is None else calibrated_device(device, read_tables(tables))
+    )
+    limits = {name: each for name, each in options.items() if name in CONSTRAINTS}
+    others: dict[str, Any] = {n: each for n, each in options.items() if n not in CONSTRAINTS}
+    return Request(
         model=model,
-        link=parse_link(link),
+        link=parse_link(link) if isinstance(link, str) else link,
         device=edge,
         calibration=Path(calibration),
         strategy=known_strategy(strategy),
-        edge_memory_bytes=None if edge_memory is None else parse_size(edge_memory),
-        software_version=__version__,
-        **options,
+        constraints=constraints(**cast("Limits", limits)),
+        **others,
     )
-    return search_to(Path(out), request, reporter or _Silent())
 
 
 class _Silent:

@@ -16,10 +16,10 @@ settings.load_profile("splitpoint")
 
 # Unit tests that search, fit or wait; `make check` leaves them out, and all integration tests.
 SLOW = {
+    "test_constraints",
     "test_fit_context",
     "test_lapq",
-    "test_learned",
-    "test_narrow",
+    "test_low_bit",
     "test_public_api",
     "test_refine",
     "test_rest_load",
@@ -29,6 +29,7 @@ SLOW = {
     "test_separation",
     "test_stages",
     "test_strategies",
+    "test_table_calibration",
 }
 
 REPOSITORY = Path(__file__).resolve().parent.parent

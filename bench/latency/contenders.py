@@ -20,19 +20,28 @@ from common.errors import NoFeasiblePlanError
 from common.link.link import Link
 from common.progress import Reporter
 from search.cache import Cache
+from search.constraints import constraints
 from search.export import write_plans
-from search.measure.accuracy_evaluator import open_meter
+from search.measure.accuracy_evaluator import open_evaluator
 from search.measure.held_out import Judging
 from search.measure.latency import MeasuredLatency
 from search.network.cuts import cut_of_head, enumerate_cuts, prefix_cuts, undominated
-from search.prediction.candidates import Candidate, CostModel, RankedCandidate, judge, named_apart
+from search.prediction.candidates import (
+    Candidate,
+    CostModel,
+    RankedCandidate,
+    named_apart,
+    rank_candidates,
+)
 from search.prediction.devices import DeviceProfile
 from search.prepare import prepare
 from search.quantization.heads import Heads
-from search.quantization.recipe import recipe
+from search.quantization.recipes import recipe
 from search.ranking.search_run import Network, rank
 from search.request import Request
-from search.strategies.baselines import ONE_CUT, AutoSplit, cost_graph, in_eight_bits
+from search.strategies.baselines import AutoSplit, cost_graph, in_eight_bits
+from search.strategies.min_cut import dads
+from search.strategies.neurosurgeon import neurosurgeon
 from search.wire.formats import FormatTable
 from search.wire.sampling import sample
 
@@ -44,6 +53,8 @@ UPLOADS = {
     "JPEG q50": CodecSpec(name="jpeg", quality=50),
     "WebP q75": CodecSpec(name="webp", quality=75),
 }
+ONE_CUT = {"neurosurgeon": neurosurgeon, "dads": dads}
+"""Published strategies that choose one head."""
 PUBLISHED = ("neurosurgeon", "dads", "auto-split")
 """QDMP cuts where DADS does: both find the same minimum, one of them faster."""
 
@@ -110,12 +121,11 @@ def build(
         calibration=calibration,
         evaluation=evaluation,
         annotations=annotations,
-        max_drop=grid.max_drop,
+        constraints=constraints(max_drop=grid.max_drop),
         max_images=max_images,
         refined_cuts=2,
         format_trials=4,
         cache=cache,
-        software_version=version,
     )
     prepared = prepare(
         request.model, calibration, Cache(cache, version), reporter, max_images=max_images
@@ -124,15 +134,20 @@ def build(
     cuts = undominated(prepared.graph, enumerate_cuts(prepared.graph))
     network = Network(prepared, Heads(prepared.rounder().nearest({})), cuts)
     ours = {
-        setting: rank(replace(request, edge_memory_bytes=memory), network, judging, reporter)
+        setting: rank(
+            replace(request, constraints=constraints(max_drop=grid.max_drop, edge_memory=memory)),
+            network,
+            judging,
+            reporter,
+        )
         for setting, memory in MEMORY.items()
     }
     found = next(iter(ours.values()), None)
     if found is None:
         raise NoFeasiblePlanError("no setting was searched")
-    others = _Others(request, grid, network, judging, found.world, reporter)
+    others = _Others(request, grid, network, judging, found.cost_model, reporter)
     uploads = {
-        name: others.judged(others.table.upload(network.cuts[0], spec), found.world)
+        name: others.judged(others.table.upload(network.cuts[0], spec))
         for name, spec in UPLOADS.items()
     }
     published = {name: others.choices(name) for name in PUBLISHED}
@@ -177,7 +192,7 @@ class _Others:
         grid: The cells.
         network: The network.
         judging: The pictures that accuracy is measured on.
-        world: Times that all plans share.
+        cost_model: Times that all plans share.
         reporter: Receives progress.
     """
 
@@ -187,10 +202,10 @@ class _Others:
         grid: LatencyGrid,
         network: Network,
         judging: Judging,
-        world: CostModel,
+        cost_model: CostModel,
         reporter: Reporter,
     ) -> None:
-        self._request, self._grid, self._world = request, grid, world
+        self._request, self._grid, self._cost_model = request, grid, cost_model
         self._network, self._reporter = network, reporter
         self._prepared = prepared = network.prepared
         self._graph = network.heads.network.graph
@@ -205,8 +220,8 @@ class _Others:
         tensors = [node.name for node in self._graph.nodes[1:]]
         progress = reporter.stage("sampling the wire")
         samples = sample(network.heads.network, tensors, pixels, progress)
-        self.table = FormatTable(network.heads, samples, self._times, world)
-        self._meter, _ = open_meter(
+        self.table = FormatTable(network.heads, samples, self._times, cost_model)
+        self._evaluator, _ = open_evaluator(
             network.heads,
             prepared.detector,
             judging.frames,
@@ -225,30 +240,30 @@ class _Others:
         chosen: dict[str, RankedCandidate | str] = {}
         progress = self._reporter.stage(f"choosing as {name}")
         for done, (setting, cell) in enumerate(cells, 1):
-            world = replace(self._world, link=_link(cell, self._grid), device=_device(cell))
+            cost_model = replace(
+                self._cost_model, link=_link(cell, self._grid), device=_device(cell)
+            )
             memory = MEMORY[setting]
             if name in ONE_CUT:
-                chosen[key_of(setting, cell)] = self._one_cut(name, memory, world)
+                chosen[key_of(setting, cell)] = self._one_cut(name, memory, cost_model)
             else:
-                chosen[key_of(setting, cell)] = self._as_auto_split(memory, world)
+                chosen[key_of(setting, cell)] = self._as_auto_split(memory, cost_model)
             progress(done, len(cells))
         return chosen
 
-    def judged(self, candidate: Candidate, world: CostModel) -> RankedCandidate:
-        """Candidate with its accuracy, measured on first use."""
-        known = self._meter.measured(candidate)
-        (predicted,) = judge([candidate], self._times, world)
-        return replace(
-            predicted,
-            accuracy=known.accuracy,
-            judged_on=known.images,
-            most_lost=known.most_lost,
-            digest=self._meter.digest(candidate),
-        )
+    def judged(self, candidate: Candidate) -> RankedCandidate:
+        """Candidate with its accuracy, measured on first use.
 
-    def _one_cut(self, name: str, memory: int | None, world: CostModel) -> RankedCandidate | str:
-        table = self.table.at(world)
-        head = ONE_CUT[name](cost_graph(self._graph, self._times, table, world))
+        Wherever it is deployed, its prediction is for the device and link of the bundle.
+        """
+        (predicted,) = rank_candidates([candidate], self._times, self._cost_model)
+        return self._evaluator.with_accuracy(predicted)
+
+    def _one_cut(
+        self, name: str, memory: int | None, cost_model: CostModel
+    ) -> RankedCandidate | str:
+        table = self.table.at(cost_model)
+        head = ONE_CUT[name](cost_graph(self._graph, self._times, table, cost_model))
         cut = cut_of_head(self._graph, head)
         if cut.name not in self._times:
             progress = self._reporter.stage(f"timing {cut.name}")
@@ -257,14 +272,14 @@ class _Others:
         if memory is not None and candidate.edge_memory_bytes > memory:
             needed = candidate.edge_memory_bytes / 2**20
             return f"chooses {candidate.name}, which takes {needed:.1f} MiB on the edge"
-        return self.judged(candidate, world)
+        return self.judged(candidate)
 
-    def _as_auto_split(self, memory: int | None, world: CostModel) -> RankedCandidate | str:
+    def _as_auto_split(self, memory: int | None, cost_model: CostModel) -> RankedCandidate | str:
         """Fastest configuration within our accuracy limit; Auto-Split has such a limit, too."""
-        table = self.table.at(world)
-        for each in self._auto_split.candidates(2, memory, table, self._times, world):
-            if self._meter.is_good(each):
-                return self.judged(each, world)
+        table = self.table.at(cost_model)
+        for each in self._auto_split.candidates(2, memory, table, self._times, cost_model):
+            if self._evaluator.is_accurate(each):
+                return self.judged(each)
         return "no configuration that fits keeps the accuracy"
 
 

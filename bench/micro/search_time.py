@@ -19,9 +19,9 @@ from typing import Any
 from bench.machine import machine
 from common.link.link import parse_link
 from common.progress import Stages
-from common.sizes import parse_size
 from common.version import __version__
 from search.bundling import search_to
+from search.constraints import constraints
 from search.prediction.devices import device_profile
 from search.request import Request, SearchResult
 
@@ -55,15 +55,18 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
             calibration=arguments.calibration,
             evaluation=arguments.images,
             annotations=arguments.annotations,
-            edge_memory_bytes=parse_size(arguments.edge_memory),
+            constraints=constraints(edge_memory=arguments.edge_memory),
             max_images=arguments.max_images,
             cache=Path(folder) / "cache",
-            software_version=__version__,
         )
         asked = {
             "cold": request,
             "the same again": request,
-            "another link and limit": replace(request, link=parse_link("1mbit/40ms"), max_drop=2.0),
+            "another link and limit": replace(
+                request,
+                link=parse_link("1mbit/40ms"),
+                constraints=constraints(edge_memory=arguments.edge_memory, max_drop=2.0),
+            ),
         }
         runs = [_timed(name, each, Path(folder)) for name, each in asked.items()]
     return {
@@ -100,7 +103,7 @@ def _summary(found: SearchResult) -> dict[str, Any]:
         "accuracy": best.accuracy,
         "reference_accuracy": found.reference_accuracy,
         "cuts": found.cuts,
-        "candidates": len(found.judged),
+        "candidates": len(found.ranked),
         "measured": len(found.measured),
         "given_up_early": sum(j.judged_on < len(found.evaluation_images) for j in found.measured),
         "kept": len(found.kept),

@@ -39,7 +39,8 @@ from search.prediction.candidates import Candidate
 from search.prepare import prepare
 from search.quantization.heads import Heads
 from search.quantization.network import QuantizedGraph
-from search.quantization.recipe import DEFAULT, RECIPES, Recipe, reconstructed
+from search.quantization.recipe import reconstructed
+from search.quantization.recipes import DEFAULT, RECIPES, Recipe
 from search.quantization.sensitivity import Sensitivity, fisher, measured, squared
 from search.quantization.widths import WIDTHS, Configuration, Widths, uniform
 from search.wire.quantizers import code_tensor

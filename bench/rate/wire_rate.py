@@ -125,9 +125,9 @@ class _Bench:
         self._reference = self._judge(reference)
         times = {cut.name: CutTimes(NO_TIME, NO_TIME) for cut in cuts}
         # The link is so slow that the codec with the fewest bytes is the fastest.
-        world = CostModel(parse_link("1kbit/0ms"), device_profile("this-machine"), 0.0, 0.0)
+        cost_model = CostModel(parse_link("1kbit/0ms"), device_profile("this-machine"), 0.0, 0.0)
         samples = sample(network, [], self._calibration.pixels, stages.stage("sampling the wire"))
-        self._table = FormatTable(heads, samples, times, world)
+        self._table = FormatTable(heads, samples, times, cost_model)
         examples = collect(
             network,
             self._whole,

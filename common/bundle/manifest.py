@@ -28,13 +28,17 @@ from common.codec.spec import CodecSpec, Shape, WireTensor
 from common.records import Record
 from common.tasks.detections import DetectorSpec
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 UNSEALED = "0" * 64
 """Placeholder for a manifest's own digest while that is computed."""
 
 _HEX = r"^[0-9a-f]{64}$"
 Sha256 = Annotated[str, Field(pattern=_HEX)]
 PlanKind = Literal["cloud-only", "split", "edge-only"]
+Limit = bool | Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0)]
+"""Limit of a search, by the name of its constraint; see `search.constraints`."""
+EDGE_MEMORY = "edge_memory"
+"""Name of the limit on edge memory, in bytes: the one that an edge keeps, too."""
 JudgedBy = Literal["held-out", "evaluation"]
 """Pictures that accuracy was judged on: held-out calibration pictures, or an evaluation folder."""
 
@@ -191,15 +195,13 @@ class Search(Record):
         device: The edge's profile, or its name in latency tables.
         uplink_bps: Of the link.
         rtt_ms: Of the link.
-        edge_memory_bytes: Limit on weights and peak activations.
-        max_drop: Limit on lost accuracy, in points.
+        limits: Limits of the search, by the name of the constraint.
         calibration_images: How many everything was fitted to.
         accuracy_metric: What accuracies are measured in.
         software_version: That ran the search.
         edge_slowdown: Time on the device over time where the search ran, as predictions have it.
         cloud_slowdown: The same of the cloud.
         reduced_range: Whether weights keep to 7 bits.
-        no_raw_image: Whether pixels may not leave the edge.
         video: Whether frames come in sequence.
         cloud_threads: Threads of the cloud's runtime.
     """
@@ -209,17 +211,21 @@ class Search(Record):
     device: str
     uplink_bps: float = Field(gt=0)
     rtt_ms: float = Field(ge=0)
-    edge_memory_bytes: int | None = Field(default=None, ge=1)
-    max_drop: float = Field(ge=0)
+    limits: dict[Annotated[str, Field(max_length=64)], Limit] = Field(max_length=64)
     calibration_images: int = Field(ge=1)
     accuracy_metric: str
     software_version: str
     edge_slowdown: float | None = Field(default=None, gt=0)
     cloud_slowdown: float = Field(default=1.0, gt=0)
     reduced_range: bool = False
-    no_raw_image: bool = False
     video: bool = False
     cloud_threads: int = Field(default=1, ge=1)
+
+    @property
+    def edge_memory_bytes(self) -> int | None:
+        """Limit on weights and peak activations of a head; None for no limit."""
+        limit = self.limits.get(EDGE_MEMORY)
+        return None if limit is None else int(limit)
 
 
 class Manifest(Record):

@@ -11,6 +11,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from common.link.link import transfer_ms
+
 _UNITS = (("Gbit/s", 1e9), ("Mbit/s", 1e6), ("kbit/s", 1e3), ("bit/s", 1.0))
 _MOST_DIGITS = 17
 
@@ -34,7 +36,7 @@ class Line:
 
     def latency_ms(self, uplink_bps: float) -> float:
         """Latency in milliseconds at one bandwidth."""
-        return self.fixed_ms + self.uplink_bytes * 8e3 / uplink_bps
+        return self.fixed_ms + transfer_ms(self.uplink_bytes, uplink_bps)
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,11 @@ class Link:
         return f"{rates}/{_number(self.rtt_ms)}ms" if self.rtt_ms else rates
 
 
+def transfer_ms(size_bytes: float, bps: float) -> float:
+    """Time that bytes take at a bandwidth, in milliseconds."""
+    return size_bytes * 8e3 / bps
+
+
 def parse_link(text: str) -> Link:
     """A link as written in the table of `Link`.
 

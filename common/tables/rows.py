@@ -163,7 +163,7 @@ def tail_from(cut: str) -> str:
 
 
 def wire_of(cut: str, codec: CodecSpec | None, digest: str) -> str:
-    """Name of what is encoded and decoded; with "encode " or "decode " in front, of a segment.
+    """Name of a coding; `encode_of` and `decode_of` name its two segments.
 
     Args:
         cut: Names of the cut's tensors, joined by "+".
@@ -173,20 +173,40 @@ def wire_of(cut: str, codec: CodecSpec | None, digest: str) -> str:
     return f"{cut} {codec} {digest[:_DIGEST_CHARACTERS]}"
 
 
+def encode_of(coding: str) -> str:
+    """Name of the segment that is the encoding of what `wire_of` names."""
+    return f"encode {coding}"
+
+
+def decode_of(coding: str) -> str:
+    """Name of the segment that is the decoding of what `wire_of` names."""
+    return f"decode {coding}"
+
+
+def head_segment(network: str, cut: str, bits: str = "8") -> Segment:
+    """The head up to a cut, with the widths of its weights."""
+    return Segment("head", "edge", network, head_to(cut), bits)
+
+
+def tail_segment(network: str, cut: str) -> Segment:
+    """The tail behind a cut, in floating point."""
+    return Segment("tail", "cloud", network, tail_from(cut), "32")
+
+
 def segments(plan: Plan) -> Iterator[Segment]:
     """The segments of a plan, in the order of the path."""
     network, cut = plan.network, "+".join(plan.cut)
     yield Segment("preprocess", "edge", network, LETTERBOX, "8")
     if plan.head is not None:
-        yield Segment("head", "edge", network, head_to(cut), _widths(plan.head.bits))
+        yield head_segment(network, cut, _widths(plan.head.bits))
     if plan.tail is None:
         yield Segment("postprocess", "edge", network, BOXES, "32")
         return
     wire = wire_of(cut, plan.codec, wire_digest(plan.wire, plan.codec))
     bits = _range(tensor.bits for tensor in plan.wire)
-    yield Segment("encode", "edge", network, f"encode {wire}", bits)
-    yield Segment("decode", "cloud", network, f"decode {wire}", bits)
-    yield Segment("tail", "cloud", network, tail_from(cut), "32")
+    yield Segment("encode", "edge", network, encode_of(wire), bits)
+    yield Segment("decode", "cloud", network, decode_of(wire), bits)
+    yield tail_segment(network, cut)
     yield Segment("postprocess", "cloud", network, BOXES, "32")
 
 

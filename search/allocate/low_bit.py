@@ -1,4 +1,4 @@
-"""Narrow heads: cuts whose weights fit into the edge's memory only at fewer than 8 bits.
+"""Low-bit heads: cuts whose weights fit into the edge's memory only at fewer than 8 bits.
 
     cut + memory limit -> widths of least error (allocate/exact.py) -> weights rounded together
                        -> measured; if too much is lost, the most harmful layer gets more bits
@@ -43,7 +43,7 @@ class LowBitAllocator:
     """Allocator of weight widths with which heads fit into memory.
 
     Args:
-        heads: Integer networks by cut; narrowed ones are added.
+        heads: Integer networks by cut; low-bit ones are added.
         errors: Of each convolution's weights, at every width.
         memory_bytes: Limit on weights and peak activations.
         rounder: Rounds the weights together.
@@ -62,7 +62,7 @@ class LowBitAllocator:
         self._rounder = rounder
         self._least: dict[str, dict[str, int]] = {}
 
-    def narrowed(self, cuts: Sequence[Cut]) -> list[Cut]:
+    def fitted(self, cuts: Sequence[Cut]) -> list[Cut]:
         """The cuts that need fewer bits and then fit, their weights rounded to the nearest."""
         found = []
         for cut in cuts:
@@ -74,7 +74,7 @@ class LowBitAllocator:
         return found
 
     def reconstructed(self, cut: Cut, progress: Progress) -> Cut:
-        """A narrow cut with weights that make up for each other's errors."""
+        """A low-bit cut with weights that make up for each other's errors."""
         better = self._rounder.reconstruct(self._heads.of(cut), cut.tensors, progress)
         return self._heads.narrowed(cut, better, cut.widths)
 

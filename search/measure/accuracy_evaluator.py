@@ -11,7 +11,7 @@ Results are keyed by the digest of everything that decides them; two candidates 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.codec.spec import CodecSpec
@@ -23,7 +23,7 @@ from search.measure.accuracy import AccuracySource, AgreementAccuracy, CocoAccur
 from search.measure.evaluate import Evaluator
 from search.measure.frames import Frames
 from search.network.cuts import Cut, prefix_cuts
-from search.prediction.candidates import Candidate
+from search.prediction.candidates import Candidate, RankedCandidate
 from search.quantization.heads import Heads
 from search.wire.tail_adaptation import Wire
 
@@ -80,7 +80,7 @@ class AccuracyEvaluator:
         self._cache = cache
         self._judged_on = judged_on
         self._known: dict[str, tuple[Candidate, MeasuredAccuracy]] = {}
-        self._judged: dict[str, MeasuredAccuracy] = {}
+        self._measured: dict[str, MeasuredAccuracy] = {}
 
     def __contains__(self, candidate: Candidate) -> bool:
         return self.digest(candidate) in self._known
@@ -102,28 +102,39 @@ class AccuracyEvaluator:
         """Accuracy of a candidate, measured on first use."""
         key = self.digest(candidate)
         if key not in self._known:
-            self._known[key] = candidate, self._judge(candidate)
+            self._known[key] = candidate, self._once(candidate)
         return self._known[key][1]
+
+    def with_accuracy(self, ranked: RankedCandidate) -> RankedCandidate:
+        """Candidate with its accuracy, measured on first use."""
+        measured = self.measured(ranked.candidate)
+        return replace(
+            ranked,
+            accuracy=measured.accuracy,
+            judged_on=measured.images,
+            most_lost=measured.most_lost,
+            digest=self.digest(ranked.candidate),
+        )
 
     def drop(self, candidate: Candidate) -> float:
         """Accuracy that a candidate loses, in points."""
         return self.best - self.measured(candidate).accuracy
 
-    def is_good(self, candidate: Candidate) -> bool:
+    def is_accurate(self, candidate: Candidate) -> bool:
         """Whether the upper confidence bound of a candidate's loss is within the limit."""
         return self.measured(candidate).most_lost <= self._max_drop
 
-    def first_good(self, cut: Cut, wires: Sequence[Wire], progress: Progress) -> int:
-        """Index of the first wire format that is good with the tail as it is, or their number.
+    def first_accurate(self, cut: Cut, wires: Sequence[Wire], progress: Progress) -> int:
+        """Index of the first wire format that is accurate with the tail as it is, or their number.
 
         No codec of tensors changes what a format keeps, so "packed" stands for all, and nothing is
         counted among the candidates.
         """
         for index, wire in enumerate(wires):
             format_only = Candidate(cut, wire, CodecSpec(name="packed"), 0, 0, 0, 0, 0)
-            is_good = self._judge(format_only).most_lost <= self._max_drop
-            progress(len(wires) if is_good else index + 1, len(wires))
-            if is_good:
+            is_accurate = self._once(format_only).most_lost <= self._max_drop
+            progress(len(wires) if is_accurate else index + 1, len(wires))
+            if is_accurate:
                 return index
         return len(wires)
 
@@ -133,17 +144,17 @@ class AccuracyEvaluator:
             self.measured(candidate)
             progress(done, len(candidates))
 
-    def _judge(self, candidate: Candidate) -> MeasuredAccuracy:
+    def _once(self, candidate: Candidate) -> MeasuredAccuracy:
         identity = self._evaluator.identity(candidate)
-        if identity not in self._judged:
+        if identity not in self._measured:
             accuracy, images, most_lost = self._cache.json(
                 "judgement",
                 [self._judged_on, self._max_drop, identity],
                 lambda: self._measure(candidate),
             )
             bound = math.inf if most_lost is None else most_lost
-            self._judged[identity] = MeasuredAccuracy(accuracy, images, bound)
-        return self._judged[identity]
+            self._measured[identity] = MeasuredAccuracy(accuracy, images, bound)
+        return self._measured[identity]
 
     def _measure(self, candidate: Candidate) -> tuple[float, int, float | None]:
         count, found = len(self._reference), list[Detections]()
@@ -159,7 +170,7 @@ class AccuracyEvaluator:
         return self._source.accuracy(found), count, most_lost
 
 
-def open_meter(
+def open_evaluator(
     heads: Heads,
     detector: DetectorSpec,
     evaluation: Frames,

@@ -17,8 +17,16 @@ from functools import cached_property
 from common.bundle.manifest import Prediction, wire_digest
 from common.codec import Codec, ContextModel, make_codec
 from common.codec.spec import USUAL_UPLOAD, CodecSpec, WireTensor
-from common.link.link import Link
-from common.tables.rows import BOXES, LETTERBOX, head_to, tail_from, wire_of
+from common.link.link import Link, transfer_ms
+from common.tables.rows import (
+    BOXES,
+    LETTERBOX,
+    decode_of,
+    encode_of,
+    head_to,
+    tail_from,
+    wire_of,
+)
 from search.network.cuts import Cut
 from search.prediction.cut_times import CutTimes
 from search.prediction.devices import DeviceProfile, SpeedModel
@@ -76,6 +84,11 @@ class Candidate:
         """Weights and peak activations on the edge."""
         return self.weight_bytes + self.activation_bytes
 
+    @property
+    def uplink_bytes(self) -> float:
+        """Size of a frame on the wire, framing included; 0 for edge-only."""
+        return 0.0 if self.codec is None else self.payload_bytes + FRAME_OVERHEAD_BYTES
+
     @cached_property
     def codecs(self) -> list[Codec]:
         """Codecs, one per wire tensor."""
@@ -115,24 +128,28 @@ class CostModel:
         device: The edge.
         preprocess_ms: Letterboxing an image on this machine.
         postprocess_ms: Making boxes of maps on this machine.
-        learned: Calibration of device and cloud by latency tables, if there are any.
+        calibration: Calibration of device and cloud by latency tables, if there are any.
     """
 
     link: Link
     device: DeviceProfile
     preprocess_ms: float
     postprocess_ms: float
-    learned: TableCalibration | None = None
+    calibration: TableCalibration | None = None
 
     @property
     def edge(self) -> SpeedModel:
         """Speed model of the device."""
-        return SpeedModel(self.device.slowdown) if self.learned is None else self.learned.edge.pace
+        return (
+            SpeedModel(self.device.slowdown)
+            if self.calibration is None
+            else self.calibration.edge.pace
+        )
 
     @property
     def cloud(self) -> SpeedModel:
         """Speed model of the cloud."""
-        return SpeedModel() if self.learned is None else self.learned.cloud.pace
+        return SpeedModel() if self.calibration is None else self.calibration.cloud.pace
 
 
 @dataclass(frozen=True)
@@ -168,11 +185,9 @@ class RankedCandidate:
 
     Attributes:
         candidate: The candidate.
-        latency_ms: Predicted.
-        times: Of its cut.
+        predicted: Its latency by stage, bytes and edge memory; the accuracy in it is not filled in.
         accuracy: None while it was not measured.
         judged_on: Images that the accuracy was measured on.
-        uplink_ms: The part of the latency in which its bytes are sent.
         most_lost: Upper end of the one-sided interval of the lost accuracy, in points; infinite
             until it is measured.
         digest: Digest of all that decides its detections and of what it sends, which
@@ -180,13 +195,16 @@ class RankedCandidate:
     """
 
     candidate: Candidate
-    latency_ms: float
-    times: CutTimes
+    predicted: Prediction
     accuracy: float | None = None
     judged_on: int = 0
-    uplink_ms: float = 0.0
     most_lost: float = math.inf
     digest: str = ""
+
+    @property
+    def latency_ms(self) -> float:
+        """Predicted end-to-end latency."""
+        return self.predicted.latency_ms
 
     @property
     def axes(self) -> tuple[float, float, float, float]:
@@ -196,15 +214,14 @@ class RankedCandidate:
         links bytes only add to it: a plan with less of both is faster over all of them, and the
         edge chooses anew when its link changes.
         """
-        fast_ms = self.latency_ms - self.uplink_ms * (1 - 1 / _FASTER)
+        fast_ms = self.latency_ms - self.predicted.uplink_ms * (1 - 1 / _FASTER)
         sent = 0.0 if self.candidate.codec is None else self.candidate.payload_bytes
         lost = -(self.accuracy or 0.0)
         return fast_ms, sent, float(self.candidate.edge_memory_bytes), lost
 
 
-def predict(candidate: Candidate, times: CutTimes, world: CostModel) -> Prediction:
-    """Latency by stage on the device and link of `world`; accuracy is left at zero."""
-    edge_only = candidate.codec is None
+def predict(candidate: Candidate, times: CutTimes, cost_model: CostModel) -> Prediction:
+    """Latency by stage on the device and link of `cost_model`; accuracy is left at zero."""
     return predicted(
         OwnCosts(
             coding=candidate.coding,
@@ -214,26 +231,26 @@ def predict(candidate: Candidate, times: CutTimes, world: CostModel) -> Predicti
             encode_ms=candidate.encode_ms,
             decode_ms=candidate.decode_ms,
             tail_ms=times.tail.median_ms,
-            sent_bytes=0.0 if edge_only else candidate.payload_bytes + FRAME_OVERHEAD_BYTES,
+            sent_bytes=candidate.uplink_bytes,
             edge_memory_bytes=candidate.edge_memory_bytes,
         ),
-        world,
+        cost_model,
     )
 
 
-def predicted(costs: OwnCosts, world: CostModel) -> Prediction:
+def predicted(costs: OwnCosts, cost_model: CostModel) -> Prediction:
     """Latency by stage from a plan's own costs; accuracy is left at zero."""
-    edge, cloud = world.edge, world.cloud
+    edge, cloud = cost_model.edge, cost_model.cloud
     codec, edge_only = "" if costs.codec is None else costs.codec.name, costs.codec is None
     stages = {
-        "preprocess_ms": edge.ms(LETTERBOX, world.preprocess_ms),
+        "preprocess_ms": edge.ms(LETTERBOX, cost_model.preprocess_ms),
         "head_ms": edge.ms(head_to(costs.cut), costs.head_ms),
-        "encode_ms": edge.ms(f"encode {costs.coding}", costs.encode_ms, codec),
-        "uplink_ms": costs.sent_bytes * 8e3 / world.link.uplink_bps,
-        "rtt_ms": 0.0 if edge_only else world.link.rtt_ms,
-        "decode_ms": cloud.ms(f"decode {costs.coding}", costs.decode_ms, codec),
+        "encode_ms": edge.ms(encode_of(costs.coding), costs.encode_ms, codec),
+        "uplink_ms": transfer_ms(costs.sent_bytes, cost_model.link.uplink_bps),
+        "rtt_ms": 0.0 if edge_only else cost_model.link.rtt_ms,
+        "decode_ms": cloud.ms(decode_of(costs.coding), costs.decode_ms, codec),
         "tail_ms": cloud.ms(tail_from(costs.cut), costs.tail_ms),
-        "postprocess_ms": (edge if edge_only else cloud).ms(BOXES, world.postprocess_ms),
+        "postprocess_ms": (edge if edge_only else cloud).ms(BOXES, cost_model.postprocess_ms),
     }
     return Prediction.model_validate(
         {
@@ -247,37 +264,31 @@ def predicted(costs: OwnCosts, world: CostModel) -> Prediction:
     )
 
 
-def with_coding(world: CostModel, candidates: Iterable[Candidate]) -> CostModel:
-    """Return `world` with slowdowns of codecs, from tables and the candidates that they cover."""
-    if world.learned is None:
-        return world
+def with_coding(cost_model: CostModel, candidates: Iterable[Candidate]) -> CostModel:
+    """Add slowdowns of codecs, from tables and the candidates that they cover."""
+    if cost_model.calibration is None:
+        return cost_model
     coded = []
     for each in candidates:
         if each.codec is not None:
-            encode, decode = f"encode {each.coding}", f"decode {each.coding}"
+            encode, decode = encode_of(each.coding), decode_of(each.coding)
             own = encode, each.encode_ms, decode, each.decode_ms
             coded.append(Coding(each.codec.name, *own))
-    return replace(world, learned=world.learned.with_coding(coded))
+    return replace(cost_model, calibration=cost_model.calibration.with_coding(coded))
 
 
-def judge(
-    candidates: Iterable[Candidate], times: dict[str, CutTimes], world: CostModel
+def rank_candidates(
+    candidates: Iterable[Candidate], times: dict[str, CutTimes], cost_model: CostModel
 ) -> list[RankedCandidate]:
     """Predict all candidates, fastest first."""
-    judged = []
-    for each in candidates:
-        known = times[each.cut.name]
-        expected = predict(each, known, world)
-        judged.append(
-            RankedCandidate(each, expected.latency_ms, known, uplink_ms=expected.uplink_ms)
-        )
-    return sorted(judged, key=lambda each: each.latency_ms)
+    ranked = (RankedCandidate(c, predict(c, times[c.cut.name], cost_model)) for c in candidates)
+    return sorted(ranked, key=lambda each: each.latency_ms)
 
 
 def shortlist(
     candidates: Sequence[Candidate],
     times: dict[str, CutTimes],
-    world: CostModel,
+    cost_model: CostModel,
     *,
     per_width: int = 3,
 ) -> list[Candidate]:
@@ -290,9 +301,9 @@ def shortlist(
     """
     keep = [c for c in candidates if c.cut.kind != "split"]
     for factor in (1.0, 0.25, 4.0):
-        link = replace(world.link, uplink_bps=world.link.uplink_bps * factor)
-        ranked = judge(
-            [c for c in candidates if c.cut.kind == "split"], times, replace(world, link=link)
+        link = replace(cost_model.link, uplink_bps=cost_model.link.uplink_bps * factor)
+        ranked = rank_candidates(
+            [c for c in candidates if c.cut.kind == "split"], times, replace(cost_model, link=link)
         )
         taken: dict[int, int] = {}
         for each in ranked:
@@ -324,25 +335,25 @@ def _labelled(candidate: Candidate, suffix: str) -> Candidate:
     return replace(candidate, label=f"{candidate.label or usual} {suffix}".strip())
 
 
-def pareto(judged: Sequence[RankedCandidate]) -> list[RankedCandidate]:
+def pareto(ranked: Sequence[RankedCandidate]) -> list[RankedCandidate]:
     """The Pareto front: candidates that no other one beats or equals on every axis."""
     front: list[RankedCandidate] = []
-    for each in sorted(judged, key=lambda j: j.axes):
+    for each in sorted(ranked, key=lambda j: j.axes):
         if not any(_dominates(other, each) for other in front):
             front.append(each)
     return front
 
 
-def worth_keeping(judged: Sequence[RankedCandidate]) -> list[RankedCandidate]:
+def worth_keeping(ranked: Sequence[RankedCandidate]) -> list[RankedCandidate]:
     """The Pareto front, and plans to compare with even if they are beaten, fastest first.
 
     The planner needs the front. A user needs to see, on the own link, the fastest plan of each kind
     and what would be done without a search: an upload of JPEG at the usual quality.
     """
-    kept = pareto(judged)
-    kept += [j for j in judged if j.candidate.codec == USUAL_UPLOAD and j not in kept]
+    kept = pareto(ranked)
+    kept += [j for j in ranked if j.candidate.codec == USUAL_UPLOAD and j not in kept]
     for kind in ("cloud-only", "split", "edge-only"):
-        of_kind = [j for j in judged if j.candidate.cut.kind == kind]
+        of_kind = [j for j in ranked if j.candidate.cut.kind == kind]
         if of_kind and not any(j.candidate.cut.kind == kind for j in kept):
             kept.append(min(of_kind, key=lambda j: j.latency_ms))
     return sorted(kept, key=lambda j: (j.latency_ms, -(j.accuracy or 0.0)))

@@ -129,7 +129,7 @@ def devices_of(rows: Iterable[LatencyRow]) -> list[str]:
     return sorted({row.device for row in rows if row.side == "edge"})
 
 
-def learned_device(
+def calibrated_device(
     name: str, rows: Sequence[LatencyRow], *, reduced_range: bool | None = None
 ) -> DeviceProfile:
     """Look up a device of the tables, or a profile.
@@ -171,11 +171,11 @@ def require_device(name: str, rows: Sequence[LatencyRow]) -> None:
 
 def cuts_of(rows: Iterable[LatencyRow], cuts: Iterable[Cut]) -> list[Cut]:
     """The cuts whose head or tail has a row."""
-    told = {row.segment for row in rows}
-    return [cut for cut in cuts if {head_to(cut.name), tail_from(cut.name)} & told]
+    named = {row.segment for row in rows}
+    return [cut for cut in cuts if {head_to(cut.name), tail_from(cut.name)} & named]
 
 
-def learn(
+def calibrate(
     rows: Sequence[LatencyRow],
     device: DeviceProfile,
     times: Mapping[str, CutTimes],
@@ -201,13 +201,13 @@ def learn(
     theirs = [row for row in believable if row.side == "cloud"]
     return TableCalibration(
         device=device.name,
-        edge=_lesson(mine, heads, shared, device.slowdown),
-        cloud=_lesson(theirs, tails, boxes, 1.0),
+        edge=_side_calibration(mine, heads, shared, device.slowdown),
+        cloud=_side_calibration(theirs, tails, boxes, 1.0),
         ignored=sum(_concerns(row, device.name) for row in rows) - len(mine) - len(theirs),
     )
 
 
-def _lesson(
+def _side_calibration(
     rows: Sequence[LatencyRow],
     own_ms: Mapping[str, float],
     small_ms: Mapping[str, float],
@@ -230,15 +230,13 @@ def _lesson(
     return SideCalibration(SpeedModel(middle, known_ms), best, len(ratios), low, high)
 
 
-def _with_coding(
-    lesson: SideCalibration, coded: Iterable[tuple[str, str, float]]
-) -> SideCalibration:
+def _with_coding(side: SideCalibration, coded: Iterable[tuple[str, str, float]]) -> SideCalibration:
     """Add slowdowns by codec, from (codec, segment, own ms) of candidates."""
     ratios: dict[str, dict[str, tuple[float, float]]] = {}
     for codec, segment, own_ms in coded:
-        ratios.setdefault(codec, {}).update(_ratios(lesson.rows, {segment: own_ms}))
+        ratios.setdefault(codec, {}).update(_ratios(side.rows, {segment: own_ms}))
     coding = {codec: _quantiles(each, (0.5,))[0] for codec, each in sorted(ratios.items()) if each}
-    return replace(lesson, pace=replace(lesson.pace, coding=coding))
+    return replace(side, pace=replace(side.pace, coding=coding))
 
 
 def _believed(rows: Iterable[LatencyRow]) -> dict[str, LatencyRow]:

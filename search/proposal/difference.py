@@ -67,19 +67,19 @@ class Difference:
     Attributes:
         old: Plans of the present bundle, the fastest now first.
         new: Plans of the new search, the fastest first.
-        asked: Search settings of the present bundle.
-        found_for: Search settings of the new one.
+        old_search: Search settings of the present bundle.
+        new_search: Search settings of the new one.
         link: Link on which both are compared.
-        learned: Calibration of the latency tables that the times come from.
+        calibration: Calibration of the latency tables that the times come from.
         first: Name of the plan that the present bundle's edges begin with.
     """
 
     old: tuple[RepredictedPlan, ...]
     new: tuple[Plan, ...]
-    asked: Search
-    found_for: Search
+    old_search: Search
+    new_search: Search
     link: Link
-    learned: TableCalibration
+    calibration: TableCalibration
     first: str
 
     @property
@@ -90,58 +90,58 @@ class Difference:
 
     def assumptions(self) -> list[Assumption]:
         """Assumed and expected times of the old plans' segments, largest difference first."""
-        found: dict[tuple[str, str], Assumption] = {}
+        result: dict[tuple[str, str], Assumption] = {}
         for again in self.old:
             for segment in segments(again.plan):
-                each = _assumption(again, segment, self.learned)
+                each = _assumption(again, segment, self.calibration)
                 if abs(each.now_ms - each.assumed_ms) >= _NEGLIGIBLE_MS:
-                    found.setdefault((segment.side, segment.name), each)
-        return sorted(found.values(), key=lambda each: -abs(each.now_ms - each.assumed_ms))
+                    result.setdefault((segment.side, segment.name), each)
+        return sorted(result.values(), key=lambda each: -abs(each.now_ms - each.assumed_ms))
 
 
-def compare(present: Manifest, proposed: Manifest, found: SearchResult) -> Difference:
+def compare(present: Manifest, proposed: Manifest, result: SearchResult) -> Difference:
     """Compare a bundle with the result of a search with latency tables.
 
     Args:
         present: The bundle that is served.
         proposed: Manifest written by the search.
-        found: Result of the search.
+        result: Result of the search.
 
     Raises:
         ValueError: If the search had no tables.
     """
-    if found.world.learned is None:
+    if result.cost_model.calibration is None:
         raise ValueError("a search without tables has learnt nothing of the present bundle")
-    known = {each.coding: each for each in reversed([j.candidate for j in found.judged])}
+    known = {each.coding: each for each in reversed([j.candidate for j in result.ranked])}
     old = [
-        RepredictedPlan(plan, predict_again(plan, present.search, found, known.get(_coding(plan))))
+        RepredictedPlan(plan, predict_again(plan, present.search, result, known.get(_coding(plan))))
         for plan in present.plans
     ]
     return Difference(
         old=tuple(sorted(old, key=lambda again: again.now.latency_ms)),
         new=tuple(sorted(proposed.plans, key=lambda plan: plan.predicted.latency_ms)),
-        asked=present.search,
-        found_for=proposed.search,
-        link=found.world.link,
-        learned=found.world.learned,
+        old_search=present.search,
+        new_search=proposed.search,
+        link=result.cost_model.link,
+        calibration=result.cost_model.calibration,
         first=present.plans[0].name,
     )
 
 
 def predict_again(
-    plan: Plan, asked: Search, found: SearchResult, alike: Candidate | None = None
+    plan: Plan, old_search: Search, result: SearchResult, alike: Candidate | None = None
 ) -> Prediction:
     """Predict a plan's latency with the cost model of another search.
 
     Args:
         plan: Plan of an older bundle.
-        asked: Search settings of that bundle.
-        found: Result of the other search.
+        old_search: Search settings of that bundle.
+        result: Result of the other search.
         alike: The other search's candidate of the same wire format.
     """
     before, cut = plan.predicted, "+".join(plan.cut)
-    edge, cloud = _old_slowdowns(asked)
-    times = found.times.get(cut)
+    edge, cloud = _old_slowdowns(old_search)
+    times = result.times.get(cut)
     coded = (before.encode_ms / edge, before.decode_ms / cloud)
     costs = OwnCosts(
         coding=_coding(plan),
@@ -154,10 +154,10 @@ def predict_again(
         sent_bytes=before.uplink_bytes,
         edge_memory_bytes=before.edge_memory_bytes,
     )
-    world: CostModel = found.world
-    judged = ("accuracy", "accuracy_drop", "accuracy_drop_upper", "judged_images", "judged_by")
-    kept = {name: getattr(before, name) for name in judged}
-    return predicted(costs, world).model_copy(update=kept)
+    cost_model: CostModel = result.cost_model
+    measured = ("accuracy", "accuracy_drop", "accuracy_drop_upper", "judged_images", "judged_by")
+    kept = {name: getattr(before, name) for name in measured}
+    return predicted(costs, cost_model).model_copy(update=kept)
 
 
 def _coding(plan: Plan) -> str:
@@ -169,11 +169,11 @@ def markdown(difference: Difference) -> str:
     """The difference in Markdown."""
     best, new = difference.old[0], difference.new[0]
     lines = [
-        f"# {difference.found_for.model}: {new.name} instead of {best.plan.name}",
+        f"# {difference.new_search.model}: {new.name} instead of {best.plan.name}",
         "",
         verdict(difference),
         "",
-        *(f"- {line}" for line in origins.in_words(difference.learned)),
+        *(f"- {line}" for line in origins.in_words(difference.calibration)),
         "",
         *_metrics(difference),
         "## Stage by stage (ms)",
@@ -216,21 +216,23 @@ def _change(gain: float) -> str:
     return f"{gain:.1%} less" if gain >= 0 else f"{-gain:.1%} more"
 
 
-def _assumption(again: RepredictedPlan, segment: Segment, learned: TableCalibration) -> Assumption:
-    lesson = learned.edge if segment.side == "edge" else learned.cloud
+def _assumption(
+    again: RepredictedPlan, segment: Segment, calibration: TableCalibration
+) -> Assumption:
+    side = calibration.edge if segment.side == "edge" else calibration.cloud
     return Assumption(
         segment=segment.name,
         assumed_ms=_ms(again.plan.predicted, segment.stage),
         now_ms=_ms(again.now, segment.stage),
-        row=lesson.rows.get(segment.name),
+        row=side.rows.get(segment.name),
     )
 
 
-def _old_slowdowns(asked: Search) -> tuple[float, float]:
+def _old_slowdowns(old_search: Search) -> tuple[float, float]:
     """Slowdowns of edge and cloud in an old search; before they were stored, by device profile."""
-    profile = DEVICES.get(asked.device)
+    profile = DEVICES.get(old_search.device)
     usual = 1.0 if profile is None else profile.slowdown
-    return asked.edge_slowdown or usual, asked.cloud_slowdown
+    return old_search.edge_slowdown or usual, old_search.cloud_slowdown
 
 
 def _ms(prediction: Prediction, stage: str) -> float:
@@ -257,7 +259,11 @@ def _new_row(plan: Plan, present_ms: float) -> str:
 
 def _assumed(difference: Difference) -> Sequence[str]:
     lines = []
-    old = Link(difference.asked.uplink_bps, difference.asked.uplink_bps, difference.asked.rtt_ms)
+    old = Link(
+        difference.old_search.uplink_bps,
+        difference.old_search.uplink_bps,
+        difference.old_search.rtt_ms,
+    )
     if (old.uplink_bps, old.rtt_ms) != (difference.link.uplink_bps, difference.link.rtt_ms):
         lines.append(f"- link: {old} assumed, {difference.link} now")
     lines += [f"- {each}" for each in difference.assumptions()[:_MOST_ASSUMPTIONS]]
@@ -266,10 +272,10 @@ def _assumed(difference: Difference) -> Sequence[str]:
 
 def _metrics(difference: Difference) -> Iterable[str]:
     """Warning if the accuracy metrics of both bundles differ."""
-    old, new = difference.asked.accuracy_metric, difference.found_for.accuracy_metric
+    old, new = difference.old_search.accuracy_metric, difference.new_search.accuracy_metric
     if old != new:
         yield (
-            f"Accuracy was measured in {old} and is now measured in {new}: the limit of "
-            f"{difference.found_for.max_drop:g} points does not mean the same."
+            f"Accuracy was measured in {old} and is now measured in {new}: a limit on its drop "
+            "does not mean the same."
         )
         yield ""

@@ -29,8 +29,10 @@ from common.runtime.registry import DEFAULT_RUNTIME
 from common.tables.rows import LatencyRow
 from common.tables.store_file import read_tables
 from search.bundling import search_to
+from search.constraints import find, restored
+from search.constraints.no_raw_image import NoRawImage
 from search.prediction.devices import DEVICES
-from search.prediction.table_calibration import learned_device, require_device, rows_of
+from search.prediction.table_calibration import calibrated_device, require_device, rows_of
 from search.proposal.difference import Difference, compare, markdown
 from search.proposal.exchange import check_exchange, exchange
 from search.request import Request, SearchResult
@@ -63,7 +65,6 @@ class ProposalSpec:
         adapt_steps: As `Request`.
         runtime: As `Request`; rows of edges with another are left out.
         cache: Folder for intermediate results.
-        software_version: Written into the bundle.
     """
 
     bundle: Path
@@ -83,7 +84,6 @@ class ProposalSpec:
     adapt_steps: int = 200
     runtime: str = DEFAULT_RUNTIME
     cache: Path | None = None
-    software_version: str = "unknown"
 
 
 @dataclass(frozen=True)
@@ -102,12 +102,12 @@ class ProposalOutcome:
 
 
 def propose(
-    asked: ProposalSpec, reporter: Reporter, search: Searcher = search_to
+    spec: ProposalSpec, reporter: Reporter, search: Searcher = search_to
 ) -> ProposalOutcome:
     """Search again with latency tables, and write the new bundle if it gains enough.
 
     Args:
-        asked: Settings of the proposal.
+        spec: Settings of the proposal.
         reporter: Receives progress.
         search: Runs the search.
 
@@ -115,31 +115,31 @@ def propose(
         SplitpointError: A bundle, tables or limits that cannot be worked with; nothing is written
             or replaced then.
     """
-    with Bundle.open(asked.bundle) as bundle:
+    with Bundle.open(spec.bundle) as bundle:
         present = bundle.manifest
-    tables = read_tables(asked.tables)
-    rows = rows_of(present.plans[0].network, tables, runtime=asked.runtime)
-    request = request_of(asked, present, rows)
-    _check_places(asked)
+    tables = read_tables(spec.tables)
+    rows = rows_of(present.plans[0].network, tables, runtime=spec.runtime)
+    request = request_of(spec, present, rows)
+    _check_places(spec)
     with tempfile.TemporaryDirectory(prefix="splitpoint-") as scratch:
         folder = Path(scratch) / "bundle"
-        found = search(folder, request, reporter)
+        result = search(folder, request, reporter)
         with Bundle.open(folder) as bundle:
             proposed = bundle.manifest
         if proposed.search.weights_sha256 != present.search.weights_sha256:
             raise WeightsError(
-                f"{asked.bundle} holds a {request.model} of other weights: give theirs by --weights"
+                f"{spec.bundle} holds a {request.model} of other weights: give theirs by --weights"
             )
-        difference = compare(present, proposed, found)
-        if difference.gain < asked.threshold:
+        difference = compare(present, proposed, result)
+        if difference.gain < spec.threshold:
             return ProposalOutcome(difference)
-        _write(asked.out, folder, proposed, markdown(difference))
-    if not asked.deploy:
-        return ProposalOutcome(difference, asked.out)
-    return ProposalOutcome(difference, asked.bundle, exchange(asked.bundle, asked.out))
+        _write(spec.out, folder, proposed, markdown(difference))
+    if not spec.deploy:
+        return ProposalOutcome(difference, spec.out)
+    return ProposalOutcome(difference, spec.bundle, exchange(spec.bundle, spec.out))
 
 
-def request_of(asked: ProposalSpec, present: Manifest, rows: list[LatencyRow]) -> Request:
+def request_of(spec: ProposalSpec, present: Manifest, rows: list[LatencyRow]) -> Request:
     """Request of the present bundle's search, with latency tables added.
 
     A bundle without any plan that sends pixels, whatever it was searched for, is not followed by
@@ -147,33 +147,34 @@ def request_of(asked: ProposalSpec, present: Manifest, rows: list[LatencyRow]) -
 
     Raises:
         SettingsError: If the tables do not know the device.
+        BundleError: If the bundle was searched under a limit that is unknown here.
     """
     search = present.search
-    name = asked.device or search.device
+    name = spec.device or search.device
     require_device(name, rows)
     profile = DEVICES.get(search.device)
     reduced_range = search.reduced_range or (profile is not None and profile.reduced_range)
+    limits = restored(search.limits)
+    if find(NoRawImage, limits) is None and all(plan.head is not None for plan in present.plans):
+        limits = (*limits, NoRawImage())
     return Request(
         model=search.model,
-        link=asked.link or Link(search.uplink_bps, search.uplink_bps, search.rtt_ms),
-        device=learned_device(name, rows, reduced_range=reduced_range),
-        calibration=asked.calibration,
-        weights=asked.weights,
-        evaluation=asked.evaluation,
-        annotations=asked.annotations,
-        edge_memory_bytes=search.edge_memory_bytes,
-        max_drop=search.max_drop,
-        no_raw_image=search.no_raw_image or all(plan.head is not None for plan in present.plans),
+        link=spec.link or Link(search.uplink_bps, search.uplink_bps, search.rtt_ms),
+        device=calibrated_device(name, rows, reduced_range=reduced_range),
+        calibration=spec.calibration,
+        weights=spec.weights,
+        evaluation=spec.evaluation,
+        annotations=spec.annotations,
+        constraints=limits,
         cloud_threads=search.cloud_threads,
-        max_images=asked.max_images,
-        refined_cuts=asked.refined_cuts,
-        format_trials=asked.format_trials,
-        adapt_steps=asked.adapt_steps,
-        runtime=asked.runtime,
+        max_images=spec.max_images,
+        refined_cuts=spec.refined_cuts,
+        format_trials=spec.format_trials,
+        adapt_steps=spec.adapt_steps,
+        runtime=spec.runtime,
         video=search.video,
-        tables=asked.tables,
-        cache=asked.cache,
-        software_version=asked.software_version,
+        tables=spec.tables,
+        cache=spec.cache,
     )
 
 
@@ -204,17 +205,17 @@ def repeat(
             failed(error)
 
 
-def _check_places(asked: ProposalSpec) -> None:
+def _check_places(spec: ProposalSpec) -> None:
     """Validate `out` before hours of work."""
-    bundle, out = asked.bundle.resolve(), asked.out.resolve()
+    bundle, out = spec.bundle.resolve(), spec.out.resolve()
     if out == bundle or bundle in out.parents or out in bundle.parents:
         raise SettingsError(
-            f"{asked.out} is not beside the bundle that is served: choose another --out"
-            + ("" if asked.deploy else "; --auto puts a better one in its place")
+            f"{spec.out} is not beside the bundle that is served: choose another --out"
+            + ("" if spec.deploy else "; --auto puts a better one in its place")
         )
-    if asked.deploy:
-        check_exchange(asked.bundle, asked.out)
-    require_bundle_place(asked.out)
+    if spec.deploy:
+        check_exchange(spec.bundle, spec.out)
+    require_bundle_place(spec.out)
 
 
 def _write(out: Path, folder: Path, manifest: Manifest, difference: str) -> None:

@@ -4,68 +4,24 @@
                                           -> round together, correct biases
 
 At 8 bits the first two steps are all that a network needs; the others are for few bits. Named
-recipes are the published methods, to compare with. Equalisation (equalise.py) comes before all of
-them, since it changes what is observed.
+recipes (recipes.py) are the published methods, to compare with. Equalisation (equalise.py) comes
+before all of them, since it changes what is observed.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
-from common.choices import one_of
 from search.network.graph import Graph
 from search.quantization.calibration import Statistics
-from search.quantization.grids import Clipping
-from search.quantization.network import QuantizedGraph, Rounding, choose_clips, quantize
+from search.quantization.network import QuantizedGraph, choose_clips, quantize
+from search.quantization.recipes import DEFAULT, Recipe
 from search.quantization.reconstruct import reconstruct
 from search.quantization.widths import Configuration
 
 EIGHT_BITS: Configuration = MappingProxyType({})
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Settings of post-training quantization.
-
-    Attributes:
-        clipping: How ranges of activations are chosen.
-        weight_clipping: How those of weights are chosen, where they have fewer than 8 bits.
-        rounding: How weights of 6 bits and less are rounded.
-        correct_bias: Whether the mean error of each channel is taken out of its bias.
-        joint: Whether the ranges of a head are chosen together, by the loss of the network.
-    """
-
-    clipping: Clipping = "mse"
-    weight_clipping: Clipping = "mse"
-    rounding: Rounding = "descent"
-    correct_bias: bool = True
-    joint: bool = False
-
-
-DEFAULT = Recipe()
-RECIPES: Mapping[str, Recipe] = MappingProxyType(
-    {
-        "default": DEFAULT,
-        "adaround": Recipe(rounding="adaround"),
-        # Clips activations only: weights keep their range and get their biases corrected.
-        "aciq": Recipe("aciq", "minmax", "nearest"),
-        "nearest": Recipe(rounding="nearest"),
-        "lapq": Recipe(rounding="nearest", joint=True),
-        "minmax": Recipe("minmax", "minmax", "nearest", correct_bias=False),
-    }
-)
-
-
-def recipe(name: str) -> Recipe:
-    """Look a recipe up.
-
-    Raises:
-        SettingsError: If there is none of that name.
-    """
-    return RECIPES[one_of(name, RECIPES, "quantizer")]
 
 
 def rounded(

@@ -19,7 +19,8 @@ from search.network.quant_params import QuantizedConv
 from search.quantization.calibration import Statistics
 from search.quantization.lapq import head_loss, lapq
 from search.quantization.network import Clips, QuantizedGraph, quantize
-from search.quantization.recipe import DEFAULT, Recipe, reconstructed, rounded
+from search.quantization.recipe import reconstructed, rounded
+from search.quantization.recipes import DEFAULT, Recipe
 from search.quantization.widths import FULL, Configuration
 
 _FRAMES = 32

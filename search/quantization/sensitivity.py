@@ -27,7 +27,8 @@ from search.network.quant_params import QuantParams
 from search.quantization.calibration import Statistics
 from search.quantization.grids import least_error_range
 from search.quantization.network import QuantizedGraph
-from search.quantization.recipe import Recipe, rounded
+from search.quantization.recipe import rounded
+from search.quantization.recipes import Recipe
 from search.quantization.widths import WIDTHS, Configuration, uniform
 
 Progress = Callable[[int, int], None]

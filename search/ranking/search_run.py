@@ -1,58 +1,55 @@
 """Ranking: candidates measured, and the plans worth keeping chosen.
 
     cuts -> latency table + wire sizes -> candidates -> shortlist -> measured accuracy
-         -> more bits for narrow heads, image qualities, refined wire formats -> plans worth keeping
+         -> more bits for low-bit heads, image qualities, refined formats -> plans worth keeping
 
 What is ranked is measured: prefix and suffix times, coded bytes, accuracy of the plan as deployed.
 """
 
 import itertools
-import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from common.codec.spec import CodecSpec
 from common.errors import NoFeasiblePlanError
 from common.progress import Reporter
 from common.tables.store_file import read_tables
 from search.allocate.low_bit import LowBitAllocator
-from search.measure.accuracy_evaluator import open_meter
+from search.constraints import find
+from search.constraints.base import SearchFacts
+from search.constraints.edge_memory import EdgeMemory, smallest_head
+from search.constraints.feasibility import Feasibility, admits
+from search.measure.accuracy_evaluator import open_evaluator
 from search.measure.held_out import Judging
 from search.measure.latency import MeasuredLatency
-from search.network.cuts import Cut, cut_of_head, prefix_cuts
+from search.network.cuts import Cut, prefix_cuts
 from search.network.losses import distillation_loss
 from search.prediction.candidates import (
     Candidate,
     CostModel,
-    judge,
+    RankedCandidate,
     named_apart,
+    rank_candidates,
     shortlist,
     with_coding,
     worth_keeping,
 )
 from search.prediction.cut_times import CutTimes
-from search.prediction.table_calibration import cuts_of, learn, rows_of
+from search.prediction.table_calibration import calibrate, cuts_of, rows_of
 from search.prepare import Prepared
 from search.quantization.heads import Heads
-from search.quantization.recipe import recipe
+from search.quantization.recipes import recipe
 from search.quantization.rounding import Rounder
-from search.ranking.infeasible import no_head_fits, nothing_fits, smallest_head
+from search.ranking.infeasible import no_cut_left, nothing_fits
 from search.refine.format_search import FormatSearch
 from search.refine.refine import cheapest
 from search.refine.screening import Screening, screened
 from search.request import Request, SearchResult
-from search.strategies.baselines import (
-    BASELINES,
-    ONE_CUT,
-    AutoSplit,
-    cost_graph,
-    edge_only,
-    in_eight_bits,
-)
-from search.wire.formats import FormatTable, fitting_cuts, promising_cuts, runnable_cuts
+from search.strategies import BASELINES, baseline
+from search.strategies.base import StrategyInputs
+from search.wire.formats import FormatTable, promising_cuts, runnable_cuts
 from search.wire.quantizers import LOSSY_IMAGE_CODECS, QUALITIES
 from search.wire.rate_curve import RatePoint
 from search.wire.sampling import sample
@@ -110,12 +107,13 @@ class _Ranking:
         self._reporter = reporter
         self._folder = folder
         self._low_bit: LowBitAllocator | None = None
+        self._times: dict[str, CutTimes] = {}
         self._rows = None
         if request.tables is not None:
             rows = read_tables(request.tables)
             self._rows = rows_of(prepared.network, rows, request.device, request.runtime)
-        self._cuts, self._narrow = self._allowed()
-        self._meter, postprocess_ms = open_meter(
+        self._cuts, self._low_bit_cuts = self._allowed()
+        self._evaluator, postprocess_ms = open_evaluator(
             network.heads,
             prepared.detector,
             judging.frames,
@@ -125,6 +123,7 @@ class _Ranking:
             cache=prepared.cache,
             origin=prepared.origin,
         )
+        self._feasibility = Feasibility(request.constraints, self._evaluator, self._predict)
         self._latency = MeasuredLatency(
             network.heads.network,
             folder,
@@ -133,7 +132,7 @@ class _Ranking:
             tail_threads=request.cloud_threads,
             runtime=request.runtime,
         )
-        self._world = CostModel(
+        self._cost_model = CostModel(
             request.link, request.device, prepared.calibration.letterbox_ms, postprocess_ms
         )
 
@@ -141,31 +140,46 @@ class _Ranking:
         """Run all steps of our own search, or the baseline that was asked for."""
         if self._request.strategy in BASELINES:
             return self._run_baseline()
-        request, reporter = self._request, self._reporter
-        cuts = self._cuts + self._narrow
+        reporter = self._reporter
+        cuts = self._cuts + self._low_bit_cuts
         tensors = list(dict.fromkeys(name for cut in cuts if cut.head for name in cut.tensors))
-        times, table = self._tables(cuts, tensors)
+        table = self._tables(cuts, tensors)
         progress = reporter.stage("coding tensors")
         candidates: list[Candidate] = []
         for done, cut in enumerate(cuts, 1):
             candidates += table.candidates(cut)
             progress(done, len(cuts))
         # A cut's codecs were chosen by the slowdown of the whole edge: this needs candidates.
-        self._world = with_coding(self._world, candidates)
-        candidates = self._without_hopeless(candidates, times)
-        self._meter.measure(
-            shortlist(candidates, times, self._world),
-            reporter.stage("measuring accuracy as deployed"),
+        self._cost_model = with_coding(self._cost_model, candidates)
+        candidates = self._competitive(candidates)
+        self._evaluator.measure(
+            self._shortlist(candidates), reporter.stage("measuring accuracy as deployed")
         )
         self._promote(table)
-        if not request.no_raw_image:
-            self._search_qualities(table)
-        good = [c for c in self._meter.candidates if self._is_good(c)] or self._meter.candidates
-        curves = self._refine(good, times, table)
-        return self._found([*candidates, *self._meter.candidates], times, curves)
+        sends_images = not all(cut.head for cut in cuts)
+        if sends_images:
+            self._search_qualities(table, self._feasibility.is_affordable)
+        measured = self._evaluator.candidates
+        promising = [c for c in measured if self._feasibility.is_promising(c)] or measured
+        curves = self._refine(promising, table)
+        if sends_images and not any(map(self._feasibility.is_feasible, self._evaluator.candidates)):
+            self._search_qualities(table, lambda _upload: True)  # to say what the least would take
+        return self._result([*candidates, *self._evaluator.candidates], curves)
+
+    def _predict(self, candidate: Candidate) -> RankedCandidate:
+        (ranked,) = rank_candidates([candidate], self._times, self._cost_model)
+        return ranked
+
+    def _shortlist(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Candidates to measure: the fastest, whose cuts may be refined, and the affordable."""
+        affordable = [c for c in candidates if self._feasibility.is_affordable(c)]
+        lists = (
+            shortlist(each, self._times, self._cost_model) for each in (candidates, affordable)
+        )
+        return list(dict.fromkeys(candidate for each in lists for candidate in each))
 
     def _refine(
-        self, good: Sequence[Candidate], times: dict[str, CutTimes], table: FormatTable
+        self, promising: Sequence[Candidate], table: FormatTable
     ) -> dict[str, tuple[RatePoint, ...]]:
         """Search wire formats of the most promising cuts; returns their rate curves by label."""
         if not self._request.refined_cuts:
@@ -179,116 +193,126 @@ class _Ranking:
             prepared.cache,
             prepared.origin,
         )
-        cuts = screened(good, times, self._world, screening)
+        affordable = self._feasibility.is_affordable
+        cuts = screened(promising, self._times, self._cost_model, screening, affordable)
         progress(1, 1)
         formats = FormatSearch(
             self._request,
             prepared,
             self._heads,
-            self._meter,
-            self._is_good,
+            self._evaluator,
+            self._feasibility,
             reporter,
             self._folder,
         )
-        return formats.search(good, cuts)
+        return formats.search(promising, cuts)
 
     def _run_baseline(self) -> SearchResult:
         """Measure the plans of a baseline strategy by the same method as our own."""
-        name, graph = self._request.strategy, self._heads.network.graph
-        whole = [node.name for node in graph.nodes[1:]]
-        times, table = self._tables(prefix_cuts(graph), whole)
-        candidates: list[Candidate] = []
-        if name in ONE_CUT:
-            cut = cut_of_head(graph, ONE_CUT[name](cost_graph(graph, times, table, self._world)))
-            times |= self._latency.times([cut], self._reporter.stage(f"timing {cut.name}"))
-            candidates.append(in_eight_bits(cut, table))
-        elif name == "edge-only":
-            rounder = self._rounder("default")
-            candidates += edge_only(self._heads, rounder, table, self._reporter)
-        else:
-            rounder, frames = self._rounder("nearest"), self._prepared.calibration.pixels
-            original = AutoSplit(self._heads, rounder, frames, self._reporter)
-            version: Literal[1, 2] = 1 if name == "auto-split-v1" else 2
-            limit = self._request.edge_memory_bytes
-            for each in original.candidates(version, limit, table, times, self._world):
-                candidates.append(each)
-                if self._is_good(each):
-                    break
-        self._meter.measure(candidates, self._reporter.stage("measuring accuracy as deployed"))
-        return self._found(candidates, times, {})
+        graph = self._heads.network.graph
+        table = self._tables(prefix_cuts(graph), [node.name for node in graph.nodes[1:]])
+        inputs = StrategyInputs(
+            heads=self._heads,
+            frames=self._prepared.calibration.pixels,
+            times=self._times,
+            table=table,
+            cost_model=self._cost_model,
+            memory_bytes=self._request.edge_memory_bytes,
+            rounder=self._rounder,
+            time_cut=self._time_cut,
+            is_feasible=self._feasibility.is_feasible,
+            reporter=self._reporter,
+        )
+        candidates = list(baseline(self._request.strategy)(inputs))
+        self._evaluator.measure(candidates, self._reporter.stage("measuring accuracy as deployed"))
+        return self._result(candidates, {})
+
+    def _time_cut(self, cut: Cut) -> None:
+        self._times |= self._latency.times([cut], self._reporter.stage(f"timing {cut.name}"))
 
     def _rounder(self, usual: str) -> Rounder:
         how = recipe(self._request.quantizer or usual)
         return self._prepared.rounder(how, reduced_range=self._request.device.reduced_range)
 
-    def _tables(
-        self, cuts: Sequence[Cut], tensors: Sequence[str]
-    ) -> tuple[dict[str, CutTimes], FormatTable]:
-        """Latency table of cuts, and the format table of their tensors."""
+    def _tables(self, cuts: Sequence[Cut], tensors: Sequence[str]) -> FormatTable:
+        """Time cuts; returns the format table of their tensors."""
         samples = sample(
             self._heads.network,
             tensors,
             self._prepared.calibration.pixels,
             self._reporter.stage("sampling the wire"),
         )
-        times = self._latency.times(cuts, self._reporter.stage("timing heads and tails"))
-        self._learn(times)
-        return times, FormatTable(self._heads, samples, times, self._world)
+        self._times = self._latency.times(cuts, self._reporter.stage("timing heads and tails"))
+        self._calibrate(self._times)
+        affordable = self._feasibility.is_affordable
+        return FormatTable(self._heads, samples, self._times, self._cost_model, affordable)
 
-    def _learn(self, times: dict[str, CutTimes]) -> None:
+    def _calibrate(self, times: dict[str, CutTimes]) -> None:
         """Calibrate the latency tables against this machine's times, for each cut they name."""
         if self._rows is None:
             return
-        runnable = runnable_cuts(self._heads, self._every_cut, no_raw_image=False)
-        told = [cut for cut in cuts_of(self._rows, runnable) if cut.name not in times]
-        if told:
+        runnable = runnable_cuts(self._heads, self._every_cut)
+        named = [cut for cut in cuts_of(self._rows, runnable) if cut.name not in times]
+        if named:
             progress = self._reporter.stage("timing what the tables know")
-            times |= self._latency.times(told, progress)
-        learned = learn(
+            times |= self._latency.times(named, progress)
+        calibration = calibrate(
             self._rows,
             self._request.device,
             times,
-            preprocess_ms=self._world.preprocess_ms,
-            postprocess_ms=self._world.postprocess_ms,
+            preprocess_ms=self._cost_model.preprocess_ms,
+            postprocess_ms=self._cost_model.postprocess_ms,
         )
-        self._world = replace(self._world, learned=learned)
+        self._cost_model = replace(self._cost_model, calibration=calibration)
 
     def _allowed(self) -> tuple[list[Cut], list[Cut]]:
         """Cuts that keep the limits at 8 bits, and cuts that keep them at lower bit widths."""
         request, heads = self._request, self._heads
         if request.strategy in BASELINES:
             return [], []  # they choose among all
-        runnable = runnable_cuts(heads, self._every_cut, no_raw_image=request.no_raw_image)
+        runnable = runnable_cuts(heads, self._every_cut)
         if request.strategy == "cloud-only":
             runnable = [cut for cut in runnable if not cut.head]
-        limit = request.edge_memory_bytes
-        fitting = fitting_cuts(heads, runnable, limit)
-        narrow: list[Cut] = []
-        if limit is not None and len(fitting) < len(runnable) and request.narrow_cuts:
-            errors = self._prepared.sensitivity("measured", self._reporter).weights
-            self._low_bit = LowBitAllocator(heads, errors, limit, self._rounder("default"))
-            narrow = self._low_bit.narrowed(runnable)
-        if not fitting and not narrow:
-            raise NoFeasiblePlanError(no_head_fits(heads, runnable, limit))
+        fitting = self._admitted(runnable)
+        low_bit: list[Cut] = []
+        memory = find(EdgeMemory, request.constraints)
+        if memory is not None and not all(memory.admits_cut(cut, heads) for cut in runnable):
+            low_bit = self._admitted(self._allocate_low_bit(runnable, memory.limit))
+        if not fitting and not low_bit:
+            raise NoFeasiblePlanError(no_cut_left(request.constraints, heads, runnable))
         graph = heads.network.graph
         return (
             promising_cuts(graph, fitting, request.link),
-            promising_cuts(graph, narrow, request.link),
+            promising_cuts(graph, low_bit, request.link),
         )
 
-    def _without_hopeless(
-        self, candidates: list[Candidate], times: dict[str, CutTimes]
-    ) -> list[Candidate]:
+    def _allocate_low_bit(self, cuts: Sequence[Cut], memory_bytes: int) -> list[Cut]:
+        """Cuts that need fewer than 8 bits to fit, with the widths that make them fit."""
+        if not self._request.narrow_cuts:
+            return []
+        errors = self._prepared.sensitivity("measured", self._reporter).weights
+        rounder = self._rounder("default")
+        self._low_bit = LowBitAllocator(self._heads, errors, memory_bytes, rounder)
+        return self._low_bit.fitted(cuts)
+
+    def _admitted(self, cuts: Sequence[Cut]) -> list[Cut]:
+        limits = self._request.constraints
+        return [cut for cut in cuts if all(c.admits_cut(cut, self._heads) for c in limits)]
+
+    def _competitive(self, candidates: list[Candidate]) -> list[Candidate]:
         """Drop low-bit heads that are the fastest on no link; round the others thoroughly."""
         if self._low_bit is None:
             return candidates
-        hopeful: dict[str, Cut] = {}
+        competitive: dict[str, Cut] = {}
         for factor in (1.0, 0.25, 4.0):
-            link = replace(self._world.link, uplink_bps=self._world.link.uplink_bps * factor)
-            ranked = judge(candidates, times, replace(self._world, link=link))
-            for judged in itertools.takewhile(lambda j: j.candidate.cut.widths, ranked):
-                hopeful.setdefault(judged.candidate.cut.label, judged.candidate.cut)
-        chosen = list(hopeful.values())[: self._request.narrow_cuts]
+            link = replace(
+                self._cost_model.link, uplink_bps=self._cost_model.link.uplink_bps * factor
+            )
+            ranked = rank_candidates(candidates, self._times, replace(self._cost_model, link=link))
+            ranked.sort(key=lambda j: not self._feasibility.is_affordable(j.candidate))
+            for each in itertools.takewhile(lambda j: j.candidate.cut.widths, ranked):
+                competitive.setdefault(each.candidate.cut.label, each.candidate.cut)
+        chosen = list(competitive.values())[: self._request.narrow_cuts]
         for cut in chosen:
             self._low_bit.reconstructed(cut, self._reporter.stage(f"rounding {cut.label}"))
         kept = {cut.label for cut in chosen}
@@ -298,92 +322,90 @@ class _Ranking:
         """Raise the bit widths of low-bit heads that lose too much in every wire format."""
         if self._low_bit is None:
             return
-        for first in {c.cut.label: c.cut for c in self._meter.candidates if c.cut.widths}.values():
+        for first in {
+            c.cut.label: c.cut for c in self._evaluator.candidates if c.cut.widths
+        }.values():
             cut: Cut | None = first
             for _ in range(_PROMOTIONS):
-                if cut is None or any(self._is_good(c) for c in self._meter.of(cut)):
+                if cut is None or any(map(self._feasibility.is_promising, self._evaluator.of(cut))):
                     break
                 cut = self._low_bit.promoted(cut)
                 if cut is not None:
                     progress = self._reporter.stage(f"rounding {cut.label}")
                     cut = self._low_bit.reconstructed(cut, progress)
                     progress = self._reporter.stage(f"measuring {cut.label}")
-                    self._meter.measure(table.candidates(cut), progress)
+                    self._evaluator.measure(table.candidates(cut), progress)
 
-    def _is_good(self, candidate: Candidate) -> bool:
-        # Context models take memory on the edge that no cut was charged for.
-        fits = candidate.edge_memory_bytes <= (self._request.edge_memory_bytes or math.inf)
-        # A baseline does not know that pixels may not leave.
-        fits = fits and bool(candidate.cut.head or not self._request.no_raw_image)
-        return fits and self._meter.is_good(candidate)
+    def _search_qualities(
+        self, table: FormatTable, is_affordable: Callable[[Candidate], bool]
+    ) -> None:
+        """Measure lossy uploads on the way to the lowest quality that is accurate enough.
 
-    def _search_qualities(self, table: FormatTable) -> None:
-        """Measure lossy uploads on the way to the lowest quality that is good."""
+        Args:
+            table: Codes uploads.
+            is_affordable: Whether an upload may be measured at all: higher qualities than one that
+                may not are not tried.
+        """
         progress = self._reporter.stage("searching image qualities")
         trials = len(QUALITIES).bit_length()
         for done, name in enumerate(LOSSY_IMAGE_CODECS, 1):
 
-            def is_good_at(quality: int, name: str = name) -> bool:
-                spec = CodecSpec(name=name, quality=quality)
-                return self._is_good(table.upload(self._every_cut[0], spec))
+            def upload(quality: int, name: str = name) -> Candidate:
+                return table.upload(self._every_cut[0], CodecSpec(name=name, quality=quality))
 
-            cheapest(QUALITIES, is_good_at, trials=trials)
+            cheapest(
+                QUALITIES,
+                lambda quality: self._feasibility.is_promising(upload(quality)),
+                trials=trials,
+                is_affordable=lambda quality: is_affordable(upload(quality)),
+            )
             progress(done, len(LOSSY_IMAGE_CODECS))
 
-    def _found(
+    def _result(
         self,
         candidates: Sequence[Candidate],
-        times: dict[str, CutTimes],
         curves: dict[str, tuple[RatePoint, ...]],
     ) -> SearchResult:
-        digests = {each: self._meter.digest(each) for each in candidates}
+        digests = {each: self._evaluator.digest(each) for each in candidates}
         alone: dict[str, Candidate] = {}
         for each in candidates:
             alone.setdefault(digests[each], each)
         candidates = named_apart(list(alone.values()), digests)
-        self._world = with_coding(self._world, candidates)
-        judged = judge(candidates, times, self._world)
+        self._cost_model = with_coding(self._cost_model, candidates)
+        ranked = rank_candidates(candidates, self._times, self._cost_model)
         with_accuracy = [
-            replace(
-                j,
-                accuracy=known.accuracy,
-                judged_on=known.images,
-                most_lost=known.most_lost,
-                digest=self._meter.digest(j.candidate),
-            )
-            for j in judged
-            if j.candidate in self._meter
-            for known in [self._meter.measured(j.candidate)]
+            self._evaluator.with_accuracy(each)
+            for each in ranked
+            if each.candidate in self._evaluator
         ]
         if not with_accuracy:
             need = smallest_head(self._heads, self._every_cut)
             strategy = self._request.strategy
             raise NoFeasiblePlanError(f"{strategy} finds no head that fits: {need}")
-        kept = worth_keeping([j for j in with_accuracy if self._is_good(j.candidate)])
+        limits = self._request.constraints
+        kept = worth_keeping([each for each in with_accuracy if admits(limits, each)])
         if not kept:
-            raise NoFeasiblePlanError(
-                nothing_fits(
-                    with_accuracy,
-                    self._meter.best,
-                    self._request,
-                    self._heads,
-                    self._every_cut,
-                    self._judging.judged_by,
-                )
+            facts = SearchFacts(
+                self._evaluator.best,
+                self._heads,
+                self._every_cut,
+                self._request.strategy,
+                self._judging.judged_by,
             )
+            raise NoFeasiblePlanError(nothing_fits(with_accuracy, limits, facts))
         return SearchResult(
             request=self._request,
-            metric=self._meter.metric,
-            reference_accuracy=self._meter.best,
+            metric=self._evaluator.metric,
+            reference_accuracy=self._evaluator.best,
             cuts=len(self._every_cut),
             calibration_images=len(self._prepared.calibration.names),
             evaluation_images=self._judging.frames.names,
             judged_by=self._judging.judged_by,
             also_fitted=self._judging.also_fitted,
-            world=self._world,
-            judged=tuple(judged),
+            cost_model=self._cost_model,
+            ranked=tuple(ranked),
             measured=tuple(with_accuracy),
             kept=tuple(kept),
             curves=curves,
-            times=times,
+            times=self._times,
         )

@@ -7,12 +7,13 @@
 `search.refine.refine` describes the cost of refining; all results are cached.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from common.progress import Reporter
+from search.constraints.feasibility import Feasibility
 from search.measure.accuracy_evaluator import AccuracyEvaluator
 from search.network.cuts import Cut, cut_of_head
 from search.network.losses import distillation_loss
@@ -20,7 +21,7 @@ from search.prediction.candidates import Candidate
 from search.prepare import Prepared
 from search.quantization.heads import Heads
 from search.refine.cached_refiner import CachedRefiner
-from search.refine.refine import Refiner, cheaper
+from search.refine.refine import CONTEXT, Refiner, cheaper
 from search.request import Request
 from search.wire.rate_curve import RateCurve, RatePoint
 from search.wire.tail_adaptation import ADAPTATION_GAIN, Wire
@@ -30,14 +31,14 @@ _THREADS = 2
 
 
 class FormatSearch:
-    """Searches formats of cuts and has the meter measure them.
+    """Searches formats of cuts and has the evaluator measure them.
 
     Args:
         request: How many cuts and trials.
         prepared: The network and its statistics.
         heads: The integer networks.
-        meter: Measures accuracies and collects the candidates.
-        is_good: Whether a candidate keeps the limits.
+        evaluator: Measures accuracies and collects the candidates.
+        feasibility: Checks candidates against the limits.
         reporter: Receives progress.
         folder: For large intermediate files.
     """
@@ -47,26 +48,26 @@ class FormatSearch:
         request: Request,
         prepared: Prepared,
         heads: Heads,
-        meter: AccuracyEvaluator,
-        is_good: Callable[[Candidate], bool],
+        evaluator: AccuracyEvaluator,
+        feasibility: Feasibility,
         reporter: Reporter,
         folder: Path,
     ) -> None:
         self._request = request
         self._prepared = prepared
         self._heads = heads
-        self._meter = meter
-        self._is_good = is_good
+        self._evaluator = evaluator
+        self._feasibility = feasibility
         self._reporter = reporter
         self._folder = folder
 
     def search(
-        self, good: Sequence[Candidate], cuts: Sequence[Cut]
+        self, promising: Sequence[Candidate], cuts: Sequence[Cut]
     ) -> dict[str, tuple[RatePoint, ...]]:
         """Search the first cuts; returns their rate curves by label.
 
         Args:
-            good: Candidates to be better than, some of each cut.
+            promising: Candidates to be better than, some of each cut.
             cuts: The most promising first.
         """
         curves = {}
@@ -84,30 +85,44 @@ class FormatSearch:
             )
             curve = refiner.curve(cut)
             wires, errors = zip(*((p.wire, p.error) for p in curve.points), strict=True)
-            plain = [c for c in good if c.cut.label == cut.label]
+            plain = [c for c in promising if c.cut.label == cut.label]
             smallest = min(plain, key=lambda c: c.payload_bytes)
             progress = self._reporter.stage(f"measuring formats of {cut.label}")
-            good_from = self._meter.first_good(cut, wires, progress)
-            as_it_is = (wires[good_from:] or [smallest.wire])[0]
+            accurate_from = self._evaluator.first_accurate(cut, wires, progress)
+            as_it_is = (wires[accurate_from:] or [smallest.wire])[0]
             for option in refiner.options(cut, curve, as_it_is):
-                self._meter.measured(option)
-            is_good_at = partial(self._is_good_adapted, refiner, curve, cut)
+                self._evaluator.measured(option)
+            is_feasible_at = partial(self._is_feasible_adapted, refiner, curve, cut)
             trials = self._request.format_trials if self._request.adapt_steps else 0
-            start = first_adapted(errors, good_from)
-            cheaper(wires[:good_from], is_good_at, start=start, trials=trials)
+            tried = min(accurate_from, self._affordable(curve, smallest))
+            start = min(first_adapted(errors, accurate_from), tried - 1)
+            cheaper(wires[:tried], is_feasible_at, start=start, trials=trials)
             curves[cut.label] = curve.points
         return curves
 
-    def _is_good_adapted(
+    def _affordable(self, curve: RateCurve, like: Candidate) -> int:
+        """Number of points of a curve, cheapest first, before one breaks a limit on costs.
+
+        More bytes only cost more, so finer formats than these need no tails.
+        """
+        for index, point in enumerate(curve.points):
+            coded = replace(like, wire=point.wire, codec=CONTEXT, payload_bytes=point.payload_bytes)
+            if not self._feasibility.is_affordable(coded):
+                return index
+        return len(curve.points)
+
+    def _is_feasible_adapted(
         self, refiner: CachedRefiner, curve: RateCurve, cut: Cut, wire: Wire
     ) -> bool:
-        """Whether a wire format is good with a tail adapted to it."""
+        """Whether a wire format is feasible with a tail adapted to it."""
         options = refiner.options(cut, curve, wire)
+        if not any(self._feasibility.is_affordable(option) for option in options):
+            return False
         tail = refiner.adapted(cut, wire, options[0].label)
         if tail is cut:
             return False
         # Which codec is the fastest depends on link and devices: all of them are measured.
-        verdicts = [self._is_good(replace(option, cut=tail)) for option in options]
+        verdicts = [self._feasibility.is_feasible(replace(option, cut=tail)) for option in options]
         return any(verdicts)
 
     def _refiner(self, cut: Cut) -> Refiner:
@@ -138,14 +153,16 @@ class FormatSearch:
         )
 
 
-def first_adapted(errors: Sequence[float], good_from: int) -> int:
+def first_adapted(errors: Sequence[float], accurate_from: int) -> int:
     """Index of the wire format that the first tail is adapted to.
 
     Args:
         errors: Loss of the unadapted tail behind each format, cheapest first.
-        good_from: Index of the cheapest that is good with the tail as it is, or their number.
+        accurate_from: Index of the cheapest that is good with the tail as it is, or their number.
     """
-    if good_from == len(errors):
-        return good_from - 1
-    gained = ADAPTATION_GAIN * errors[good_from]
-    return next((i for i, error in enumerate(errors[:good_from]) if error <= gained), good_from - 1)
+    if accurate_from == len(errors):
+        return accurate_from - 1
+    gained = ADAPTATION_GAIN * errors[accurate_from]
+    return next(
+        (i for i, error in enumerate(errors[:accurate_from]) if error <= gained), accurate_from - 1
+    )

@@ -178,15 +178,29 @@ def _part(progress: Progress, index: int, parts: int) -> Callable[[int, int], No
 
 
 def cheapest(
-    options: Sequence[Option], is_good: Callable[[Option], bool], *, trials: int
+    options: Sequence[Option],
+    is_feasible: Callable[[Option], bool],
+    *,
+    trials: int,
+    is_affordable: Callable[[Option], bool] = lambda _option: True,
 ) -> Option | None:
-    """Bisect options, cheapest first, for the first good one; asks at most `trials` times."""
+    """Bisect options, cheapest first, for the first feasible one.
+
+    Args:
+        options: To choose from: each is more accurate than those before it, and costs more.
+        is_feasible: Whether one is; asked at most `trials` times.
+        trials: Options looked at, at the most.
+        is_affordable: Whether one keeps a limit on its cost: above one that does not, none does,
+            so the search goes on below it, and `is_feasible` is not asked.
+    """
     low, high, found = 0, len(options), None
     for _ in range(trials):
         if low >= high:
             break
         middle = (low + high) // 2
-        if is_good(options[middle]):
+        if not is_affordable(options[middle]):
+            high = middle
+        elif is_feasible(options[middle]):
             high, found = middle, options[middle]
         else:
             low = middle + 1
@@ -194,17 +208,17 @@ def cheapest(
 
 
 def cheaper(
-    options: Sequence[Option], is_good: Callable[[Option], bool], *, start: int, trials: int
+    options: Sequence[Option], is_feasible: Callable[[Option], bool], *, start: int, trials: int
 ) -> Option | None:
-    """Exponential search for the cheapest good option, for trials that are few and noisy.
+    """Exponential search for the cheapest feasible option, for trials that are few and noisy.
 
-    Options are in order of cost, cheapest first. From a good one it goes down, twice as far each
-    time, until one is bad; from a bad one up, until one is good. With nothing above the start it
-    goes down from a bad one too, so one unlucky trial does not end the search.
+    Options are in order of cost, cheapest first. From a feasible one it goes down, twice as far
+    each time, until one is not; from another one up, until one is. With nothing above the start it
+    goes down from there too, so one unlucky trial does not end the search.
 
     Args:
         options: To choose from.
-        is_good: Whether one is; asked at most `trials` times.
+        is_feasible: Whether one is; asked at most `trials` times.
         start: Index of the first that is tried.
         trials: How many are tried at the most.
     """
@@ -212,7 +226,7 @@ def cheaper(
     for _ in range(trials):
         if not 0 <= index < len(options):
             break
-        if is_good(options[index]):
+        if is_feasible(options[index]):
             found = options[index]
             if index > start:
                 break

@@ -9,7 +9,7 @@ model takes, by about the same factor at every cut.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -24,7 +24,7 @@ from search.network.cuts import Cut
 from search.network.execute import run
 from search.network.graph import IMAGE
 from search.network.losses import Loss
-from search.prediction.candidates import Candidate, CostModel, judge
+from search.prediction.candidates import Candidate, CostModel, rank_candidates
 from search.prediction.cut_times import CutTimes
 from search.quantization.heads import Heads
 from search.wire.rate_curve import STEPS, Quantizers, symbols_of
@@ -37,35 +37,50 @@ _IMAGES = 4
 _DEAD_ZONE = 0.65
 _USUAL_SHARE = 0.5
 
+Affordable = Callable[[Candidate], bool]
+"""Whether a candidate keeps the limits that need no accuracy."""
+
+
+def _always(_candidate: Candidate) -> bool:
+    return True
+
 
 def promising(
-    candidates: Sequence[Candidate], times: dict[str, CutTimes], world: CostModel
+    candidates: Sequence[Candidate],
+    times: dict[str, CutTimes],
+    cost_model: CostModel,
+    is_affordable: Affordable = _always,
 ) -> list[Cut]:
-    """Cuts by the latency of their good plain formats at half the bytes, the fastest first."""
+    """Cuts by the latency of their good plain formats at half the bytes, the fastest first.
+
+    Those that half the bytes would make affordable come before the others.
+    """
     splits = [
         replace(c, payload_bytes=_USUAL_SHARE * c.payload_bytes)
         for c in candidates
         if c.cut.kind == "split"
     ]
-    ranked = (j.candidate.cut for j in judge(splits, times, world))
-    return list({cut.label: cut for cut in ranked}.values())
+    cuts = _by_latency(splits, times, cost_model, is_affordable)
+    return list({cut.label: cut for cut in cuts}.values())
 
 
 def screened(
     candidates: Sequence[Candidate],
     times: dict[str, CutTimes],
-    world: CostModel,
+    cost_model: CostModel,
     screening: "Screening",
+    is_affordable: Affordable = _always,
 ) -> list[Cut]:
     """Reorder the first cuts of `promising` by their latency at equal loss.
 
     Args:
         candidates: Good ones, some of each cut.
         times: Latency table of the cuts.
-        world: Devices and link.
+        cost_model: Devices and link.
         screening: Estimates bytes.
+        is_affordable: Whether a candidate keeps the limits that need no accuracy.
     """
-    cuts = promising(candidates, times, world)
+    cuts = promising(candidates, times, cost_model, is_affordable)
     contenders = cuts[:_CONTENDERS]
     smallest = [
         min((c for c in candidates if c.cut.label == cut.label), key=lambda c: c.payload_bytes)
@@ -85,7 +100,18 @@ def screened(
         )
         for c in smallest
     ]
-    return [j.candidate.cut for j in judge(refined, times, world)] + cuts[_CONTENDERS:]
+    return _by_latency(refined, times, cost_model, is_affordable) + cuts[_CONTENDERS:]
+
+
+def _by_latency(
+    candidates: Sequence[Candidate],
+    times: dict[str, CutTimes],
+    cost_model: CostModel,
+    is_affordable: Affordable,
+) -> list[Cut]:
+    """Cuts of candidates, the affordable ones first, then by latency."""
+    fastest = [j.candidate for j in rank_candidates(candidates, times, cost_model)]
+    return [each.cut for each in sorted(fastest, key=lambda each: not is_affordable(each))]
 
 
 class Screening:

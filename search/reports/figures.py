@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from common.link.crossover import Stretch, rate_in_words
-from search.prediction.candidates import RankedCandidate, predict
+from search.prediction.candidates import RankedCandidate
 from search.request import SearchResult
 
 _INK = "#010203"
@@ -72,17 +72,17 @@ def page_style() -> Iterator[None]:
         yield
 
 
-def front_figure(found: SearchResult) -> Figure:
-    sent = [j.axes[1] for j in found.measured if j.axes[1]]
+def front_figure(result: SearchResult) -> Figure:
+    sent = [j.axes[1] for j in result.measured if j.axes[1]]
     nothing = min(sent, default=1.0) / 4
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     by_latency, by_bytes, by_memory = figure.subplots(1, 3, sharey=True)
-    _scatter(by_latency, found, lambda j: j.latency_ms, "latency (ms)")
-    _scatter(by_bytes, found, lambda j: j.axes[1] or nothing, "bytes a frame")
-    _scatter(by_memory, found, lambda j: j.axes[2] / 2**20, "edge memory (MiB)")
-    by_latency.set_ylabel(found.metric)
+    _scatter(by_latency, result, lambda j: j.latency_ms, "latency (ms)")
+    _scatter(by_bytes, result, lambda j: j.axes[1] or nothing, "bytes a frame")
+    _scatter(by_memory, result, lambda j: j.axes[2] / 2**20, "edge memory (MiB)")
+    by_latency.set_ylabel(result.metric)
     ticks = {tick: f"{tick:,.10g}" for tick in _log_ticks(sent or [nothing])}
-    if any(not j.axes[1] for j in found.measured):
+    if any(not j.axes[1] for j in result.measured):
         ticks = {nothing: "none"} | {t: words for t, words in ticks.items() if t > nothing * 1.5}
     _log_axis(by_bytes, ticks, (nothing / 1.5, max(sent, default=1.0) * 1.5))
     figure.legend(*by_latency.get_legend_handles_labels(), loc="outside upper center", ncols=5)
@@ -90,30 +90,30 @@ def front_figure(found: SearchResult) -> Figure:
 
 
 def _scatter(
-    axes: Axes, found: SearchResult, cost: Callable[[RankedCandidate], float], label: str
+    axes: Axes, result: SearchResult, cost: Callable[[RankedCandidate], float], label: str
 ) -> None:
-    others = [j for j in found.measured if j not in found.kept]
+    others = [j for j in result.measured if j not in result.kept]
     groups: list[tuple[str, str, str, list[RankedCandidate]]] = [("not kept", _GREY, ".", others)]
     groups += [
-        (kind, colour, marker, [j for j in found.kept if j.candidate.cut.kind == kind])
+        (kind, colour, marker, [j for j in result.kept if j.candidate.cut.kind == kind])
         for kind, (colour, marker) in _KINDS.items()
     ]
     for name, colour, marker, group in groups:
         if group:
             points = [cost(j) for j in group], [j.accuracy or 0.0 for j in group]
             axes.scatter(*points, s=36, c=colour, marker=marker, label=name, zorder=3)
-    best = found.kept[0]
+    best = result.kept[0]
     axes.scatter(cost(best), best.accuracy or 0.0, s=140, facecolors="none", edgecolors=_INK)
-    axes.axhline(found.reference_accuracy, color=_INK, linestyle=":", linewidth=1)
+    axes.axhline(result.reference_accuracy, color=_INK, linestyle=":", linewidth=1)
     axes.set_xlabel(label)
     axes.grid(visible=True)
 
 
-def stages_figure(found: SearchResult) -> Figure:
-    figure = Figure(figsize=(10, 1.1 + 0.36 * len(found.kept)), layout="constrained")
+def stages_figure(result: SearchResult) -> Figure:
+    figure = Figure(figsize=(10, 1.1 + 0.36 * len(result.kept)), layout="constrained")
     axes = figure.subplots()
-    rows = np.arange(len(found.kept))
-    stages = [predict(j.candidate, j.times, found.world).model_dump() for j in found.kept]
+    rows = np.arange(len(result.kept))
+    stages = [j.predicted.model_dump() for j in result.kept]
     ends = np.zeros(len(rows))
     for stage, colour in _STAGES.items():
         widths = np.array([each[f"{stage}_ms"] for each in stages])
@@ -121,7 +121,7 @@ def stages_figure(found: SearchResult) -> Figure:
         ends += widths
     for row, end in zip(rows, ends, strict=True):
         axes.annotate(f"{end:.0f} ms", (end, row), (4, 0), textcoords="offset points", va="center")
-    axes.set_yticks(rows, [_short(j.candidate.name, _NAME_LENGTH) for j in found.kept])
+    axes.set_yticks(rows, [_short(j.candidate.name, _NAME_LENGTH) for j in result.kept])
     axes.invert_yaxis()
     axes.set_xlim(0, max(1.0, *ends) * 1.1)
     axes.set_xlabel("ms")
@@ -129,13 +129,13 @@ def stages_figure(found: SearchResult) -> Figure:
     return figure
 
 
-def bandwidth_figure(found: SearchResult, stretches: Sequence[Stretch]) -> Figure:
-    asked, (least, most) = found.world.link.uplink_bps, _LINK_BPS
+def bandwidth_figure(result: SearchResult, stretches: Sequence[Stretch]) -> Figure:
+    asked, (least, most) = result.cost_model.link.uplink_bps, _LINK_BPS
     marks = [asked, *(s.from_bps for s in stretches if least <= s.from_bps <= most)]
     low, high = min(marks) / 4, max(marks) * 4
     figure = Figure(figsize=(10, 1.5), layout="constrained")
     axes = figure.subplots()
-    kinds = {j.candidate.name: j.candidate.cut.kind for j in found.kept}
+    kinds = {j.candidate.name: j.candidate.cut.kind for j in result.kept}
     seen: set[str] = set()
     for number, stretch in enumerate(stretches, 1):
         start, end = max(low, stretch.from_bps), min(high, stretch.to_bps)
@@ -176,16 +176,16 @@ def bits_figure(widths: Mapping[str, tuple[int, int]]) -> Figure:
     return figure
 
 
-def rates_figure(found: SearchResult) -> Figure:
+def rates_figure(result: SearchResult) -> Figure:
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.subplots()
-    for (cut, points), colour in zip(found.curves.items(), _line_colours(), strict=False):
+    for (cut, points), colour in zip(result.curves.items(), _line_colours(), strict=False):
         sizes = [point.payload_bytes for point in points]
         errors = [point.error for point in points]
         axes.plot(
             sizes, errors, marker="o", markersize=4, color=colour, label=_short(cut, _NAME_LENGTH)
         )
-    sizes = [point.payload_bytes for points in found.curves.values() for point in points]
+    sizes = [point.payload_bytes for points in result.curves.values() for point in points]
     ticks = {tick: f"{tick:,.10g}" for tick in _log_ticks(sizes)}
     _log_axis(axes, ticks, (min(sizes) / 1.5, max(sizes) * 1.5))
     axes.set_xlabel("bytes a frame")

@@ -50,26 +50,26 @@ svg { display: block; max-width: 100%; height: auto; stroke-linejoin: round; }
 """.strip()
 
 
-def html(found: SearchResult, bits: Bits = _NO_BITS) -> str:
+def html(result: SearchResult, bits: Bits = _NO_BITS) -> str:
     """The whole page.
 
     Args:
-        found: Result of the search.
+        result: Result of the search.
         bits: Widths of the heads of plans, for a chart of each head of the kept plans in it.
     """
-    title = escape(f"{found.request.model}: {found.kept[0].candidate.name}")
-    name = escape(found.kept[0].candidate.name)
-    warning = overlap_in_words(found.also_fitted, len(found.evaluation_images))
-    reason = escape(why(found)).replace(f"**{name}**", f"<strong>{name}</strong>", 1)
+    title = escape(f"{result.request.model}: {result.kept[0].candidate.name}")
+    name = escape(result.kept[0].candidate.name)
+    warning = overlap_in_words(result.also_fitted, len(result.evaluation_images))
+    reason = escape(why(result)).replace(f"**{name}**", f"<strong>{name}</strong>", 1)
     with page_style():
         sections = [
-            *_plans_section(found),
-            *_front_section(found),
-            *_stages_section(found),
-            *_origins_section(found),
-            *_bandwidth_section(found),
-            *_bits_section(found, bits),
-            *_rates_section(found),
+            *_plans_section(result),
+            *_front_section(result),
+            *_stages_section(result),
+            *_origins_section(result),
+            *_bandwidth_section(result),
+            *_bits_section(result, bits),
+            *_rates_section(result),
         ]
     lines = [
         "<!DOCTYPE html>",
@@ -82,8 +82,8 @@ def html(found: SearchResult, bits: Bits = _NO_BITS) -> str:
         "</head>",
         "<body>",
         f"<h1>{title}</h1>",
-        f"<p>{escape(summary(found))}</p>",
-        f"<p>{escape(judgement(found))}</p>",
+        f"<p>{escape(summary(result))}</p>",
+        f"<p>{escape(judgement(result))}</p>",
         *([] if warning is None else [f"<p><strong>Warning:</strong> {escape(warning)}.</p>"]),
         f"<p>{reason}</p>",
         *sections,
@@ -93,9 +93,9 @@ def html(found: SearchResult, bits: Bits = _NO_BITS) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _plans_section(found: SearchResult) -> Iterable[str]:
+def _plans_section(result: SearchResult) -> Iterable[str]:
     costs = "latency ms", "bytes", "edge memory MiB"
-    heads = "plan", "kind", *costs, found.metric, "drop", "at most (90 %)"
+    heads = "plan", "kind", *costs, result.metric, "drop", "at most (90 %)"
     yield "<h2>Plans</h2>"
     yield (
         "<p>What no other plan beats in everything; the fastest of each kind; "
@@ -106,66 +106,68 @@ def _plans_section(found: SearchResult) -> Iterable[str]:
     yield from (f'<th scope="col">{escape(head)}</th>' for head in heads)
     yield "</tr></thead>"
     yield "<tbody>"
-    yield from (_plan_row(found, judged) for judged in found.kept)
+    yield from (_plan_row(result, ranked) for ranked in result.kept)
     yield "</tbody>"
     yield "</table></div>"
 
 
-def _plan_row(found: SearchResult, judged: RankedCandidate) -> str:
-    candidate, accuracy = judged.candidate, judged.accuracy or 0.0
-    chosen = judged is found.kept[0]
+def _plan_row(result: SearchResult, ranked: RankedCandidate) -> str:
+    candidate, accuracy = ranked.candidate, ranked.accuracy or 0.0
+    chosen = ranked is result.kept[0]
     cells = (
         f"{candidate.name} (chosen)" if chosen else candidate.name,
         candidate.cut.kind,
-        f"{judged.latency_ms:.1f}",
-        f"{judged.axes[1]:,.0f}",
+        f"{ranked.latency_ms:.1f}",
+        f"{ranked.axes[1]:,.0f}",
         f"{candidate.edge_memory_bytes / 2**20:.2f}",
         f"{accuracy:.1f}",
-        f"{found.reference_accuracy - accuracy:.1f}",
-        at_most(judged),
+        f"{result.reference_accuracy - accuracy:.1f}",
+        at_most(ranked),
     )
     row = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
     return f'<tr class="chosen">{row}</tr>' if chosen else f"<tr>{row}</tr>"
 
 
-def _front_section(found: SearchResult) -> Iterable[str]:
+def _front_section(result: SearchResult) -> Iterable[str]:
     caption = (
-        f"{found.metric} against latency, bytes and edge memory. Grey: measured, but not kept. "
+        f"{result.metric} against latency, bytes and edge memory. Grey: measured, but not kept. "
         "Ring: the chosen plan. Dotted line: floating point."
     )
-    if any(not j.axes[1] for j in found.measured):
+    if any(not j.axes[1] for j in result.measured):
         caption += ' Plans that send nothing before they answer stand at "none".'
     yield "<h2>Accuracy and cost</h2>"
-    yield from drawn("front", front_figure(found), "Accuracy and cost of all plans", caption)
+    yield from drawn("front", front_figure(result), "Accuracy and cost of all plans", caption)
 
 
-def _stages_section(found: SearchResult) -> Iterable[str]:
+def _stages_section(result: SearchResult) -> Iterable[str]:
     yield "<h2>Where the time goes</h2>"
     yield from drawn(
         "stages",
-        stages_figure(found),
+        stages_figure(result),
         "Predicted milliseconds of each stage of each plan",
         "Predicted time of each stage. Green: the edge. Orange: the link. Blue: the cloud, and the "
         "end of edge-only.",
     )
 
 
-def _origins_section(found: SearchResult) -> Iterable[str]:
-    if found.world.learned is None:
+def _origins_section(result: SearchResult) -> Iterable[str]:
+    if result.cost_model.calibration is None:
         return
     yield "<h2>Where these times come from</h2>"
     yield "<ul>"
-    yield from (f"<li>{escape(line)}</li>" for line in origins.in_words(found.world.learned))
+    yield from (
+        f"<li>{escape(line)}</li>" for line in origins.in_words(result.cost_model.calibration)
+    )
     yield "</ul>"
 
 
-def _bandwidth_section(found: SearchResult) -> Iterable[str]:
-    stretches = fastest(found.kept, found.world)
+def _bandwidth_section(result: SearchResult) -> Iterable[str]:
+    stretches = fastest(result.kept)
     words = in_words(stretches)
     yield "<h2>The fastest plan at other bandwidths</h2>"
     yield from drawn(
         "bandwidth",
-        bandwidth_figure(found, stretches),
+        bandwidth_figure(result, stretches),
         f"The fastest plan by bandwidth: {'; '.join(words)}",
         "Uplink bandwidth, with the same round trip. Numbers are those of the list. Dashed: the "
         "link asked for.",
@@ -175,10 +177,10 @@ def _bandwidth_section(found: SearchResult) -> Iterable[str]:
     yield "</ol>"
 
 
-def _bits_section(found: SearchResult, bits: Bits) -> Iterable[str]:
+def _bits_section(result: SearchResult, bits: Bits) -> Iterable[str]:
     charted: dict[tuple[tuple[str, tuple[int, int]], ...], list[str]] = {}
-    for judged in found.kept:
-        name = judged.candidate.name
+    for ranked in result.kept:
+        name = ranked.candidate.name
         if bits.get(name):
             charted.setdefault(tuple(bits[name].items()), []).append(name)
     if not charted:
@@ -190,14 +192,14 @@ def _bits_section(found: SearchResult, bits: Bits) -> Iterable[str]:
         yield from drawn(f"bits-{index}", bits_figure(dict(widths)), label, plans)
 
 
-def _rates_section(found: SearchResult) -> Iterable[str]:
-    if not found.curves:
+def _rates_section(result: SearchResult) -> Iterable[str]:
+    if not result.curves:
         return
     yield "<h2>Bytes and error of the searched wire formats</h2>"
     yield from drawn(
         "rates",
-        rates_figure(found),
-        f"Bytes against error of the cuts {', '.join(found.curves)}",
+        rates_figure(result),
+        f"Bytes against error of the cuts {', '.join(result.curves)}",
         "Bytes by the context coder, and loss of the unadapted tail, both on held-out calibration "
         "images.",
     )

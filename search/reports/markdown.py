@@ -6,11 +6,14 @@ from typing import Any
 
 from common.link.crossover import in_words
 from common.stages import PREDICTED
+from common.version import __version__
+from search.constraints import find, stored
+from search.constraints import in_words as limits_in_words
+from search.constraints.feasibility import admits
+from search.constraints.max_drop import MaxDrop, more_pictures
 from search.measure.accuracy_evaluator import KEEP_LEVEL
 from search.measure.held_out import judged_in_words, overlap_in_words
-from search.measure.intervals import images_needed
-from search.prediction.candidates import RankedCandidate, predict
-from search.ranking.infeasible import more_pictures
+from search.prediction.candidates import RankedCandidate
 from search.reports import time_sources as origins
 from search.reports.crossover import fastest
 from search.request import SearchResult
@@ -22,80 +25,80 @@ _KEPT = (
 )
 
 
-def markdown(found: SearchResult) -> str:
+def markdown(result: SearchResult) -> str:
     """The whole report."""
     lines = [
-        f"# {found.request.model}: {found.kept[0].candidate.name}",
+        f"# {result.request.model}: {result.kept[0].candidate.name}",
         "",
-        summary(found),
+        summary(result),
         "",
-        judgement(found),
+        judgement(result),
         "",
-        *_warnings(found),
-        why(found),
+        *_warnings(result),
+        why(result),
         "",
         "## Plans",
         "",
         _KEPT,
         "",
-        *_table(found, found.kept),
+        *_table(result, result.kept),
         "",
-        *_given_up(found),
+        *_given_up(result),
         "",
         "## Measured, but not kept",
         "",
-        *_table(found, [j for j in found.measured if j not in found.kept]),
+        *_table(result, [j for j in result.measured if j not in result.kept]),
         "",
-        *_undecided(found),
+        *_undecided(result),
         "## Where the time of each plan should go (ms)",
         "",
         "| plan | " + " | ".join(PREDICTED) + " |",
         "|---" * (len(PREDICTED) + 1) + "|",
-        *(_stages_row(found, judged) for judged in found.kept),
+        *(_stages_row(ranked) for ranked in result.kept),
         "",
-        *_origins(found),
+        *_origins(result),
         "## The fastest plan at other bandwidths",
         "",
-        *(f"- {line}" for line in in_words(fastest(found.kept, found.world))),
+        *(f"- {line}" for line in in_words(fastest(result.kept))),
         "",
-        *_curve_tables(found),
+        *_curve_tables(result),
     ]
     return "\n".join(lines)
 
 
-def as_json(found: SearchResult) -> dict[str, Any]:
+def as_json(result: SearchResult) -> dict[str, Any]:
     """Everything in the report as JSON: the request, and all candidates, fastest first."""
-    request = found.request
-    measured = {j.candidate: j for j in found.measured}
-    kept = {j.candidate for j in found.kept}
+    request = result.request
+    measured = {j.candidate: j for j in result.measured}
+    kept = {j.candidate for j in result.kept}
     return {
         "request": {
             "model": request.model,
-            "link": str(found.world.link),
+            "link": str(result.cost_model.link),
             "device": request.device.name,
-            "edge_memory_bytes": request.edge_memory_bytes,
-            "max_drop": request.max_drop,
+            "limits": stored(request.constraints),
             "strategy": request.strategy,
-            "no_raw_image": request.no_raw_image,
             "cloud_threads": request.cloud_threads,
-            "software_version": request.software_version,
+            "software_version": __version__,
         },
-        "accuracy_metric": found.metric,
-        "reference_accuracy": found.reference_accuracy,
-        "cuts": found.cuts,
-        "times": None if found.world.learned is None else origins.as_json(found.world.learned),
+        "accuracy_metric": result.metric,
+        "reference_accuracy": result.reference_accuracy,
+        "cuts": result.cuts,
+        "times": None
+        if result.cost_model.calibration is None
+        else origins.as_json(result.cost_model.calibration),
         "fastest": [
             {
                 "plan": stretch.line.name,
                 "from_bps": stretch.from_bps,
                 "to_bps": None if math.isinf(stretch.to_bps) else stretch.to_bps,
             }
-            for stretch in fastest(found.kept, found.world)
+            for stretch in fastest(result.kept)
         ],
-        "calibration_images": found.calibration_images,
-        "evaluation_images": list(found.evaluation_images),
-        "judged_by": found.judged_by,
-        "also_fitted": list(found.also_fitted),
+        "calibration_images": result.calibration_images,
+        "evaluation_images": list(result.evaluation_images),
+        "judged_by": result.judged_by,
+        "also_fitted": list(result.also_fitted),
         "confidence": KEEP_LEVEL,
         "curves": {
             cut: [
@@ -108,25 +111,25 @@ def as_json(found: SearchResult) -> dict[str, Any]:
                 }
                 for point in points
             ]
-            for cut, points in found.curves.items()
+            for cut, points in result.curves.items()
         },
         "candidates": [
             {
                 "name": j.candidate.name,
                 "kind": j.candidate.cut.kind,
                 "kept": j.candidate in kept,
-                **_accuracy(found, measured.get(j.candidate)),
+                **_accuracy(result, measured.get(j.candidate)),
                 "payload_bytes": j.candidate.payload_bytes,
-                "predicted": predict(j.candidate, j.times, found.world).model_dump(exclude=_JUDGED),
+                "predicted": j.predicted.model_dump(exclude=_JUDGED),
             }
-            for j in found.judged
+            for j in result.ranked
         ],
     }
 
 
-def _accuracy(found: SearchResult, judged: RankedCandidate | None) -> dict[str, Any]:
+def _accuracy(result: SearchResult, ranked: RankedCandidate | None) -> dict[str, Any]:
     """Accuracy of a candidate with its confidence bound, as JSON; empty if not measured."""
-    if judged is None:
+    if ranked is None:
         return {
             "digest": None,
             "accuracy": None,
@@ -135,144 +138,140 @@ def _accuracy(found: SearchResult, judged: RankedCandidate | None) -> dict[str, 
             "judged_on": 0,
         }
     return {
-        "digest": judged.digest,
-        "accuracy": judged.accuracy,
-        "accuracy_drop": _drop(found, judged),
-        "accuracy_drop_upper": judged.most_lost if math.isfinite(judged.most_lost) else None,
-        "judged_on": judged.judged_on,
+        "digest": ranked.digest,
+        "accuracy": ranked.accuracy,
+        "accuracy_drop": _drop(result, ranked),
+        "accuracy_drop_upper": ranked.most_lost if math.isfinite(ranked.most_lost) else None,
+        "judged_on": ranked.judged_on,
     }
 
 
-def summary(found: SearchResult) -> str:
+def summary(result: SearchResult) -> str:
     """Summary of the request and of the number of measurements."""
-    request = found.request
-    limit = request.edge_memory_bytes
-    memory = "no limit" if limit is None else f"{limit / 2**20:g} MiB"
-    timed = len({j.candidate.cut.name for j in found.judged})
+    request = result.request
+    limits = ", ".join(each.words for each in request.constraints) or "none"
+    timed = len({j.candidate.cut.name for j in result.ranked})
     who = "" if request.strategy == "splitpoint" else f"Chosen by {request.strategy}. "
     return (
-        f"{who}Link {found.world.link}, device {request.device.name}, edge memory {memory}. "
-        f"Accuracy is {found.metric}, {found.reference_accuracy:.1f} in floating point, and may "
-        f"drop by {request.max_drop:g} points. {found.cuts} cuts, {timed} timed, "
-        f"{len(found.judged)} candidates, {len(found.measured)} with measured accuracy, "
-        f"{len(found.kept)} plans kept."
+        f"{who}Link {result.cost_model.link}, device {request.device.name}. Limits: {limits}. "
+        f"Accuracy is {result.metric}, {result.reference_accuracy:.1f} in floating point. "
+        f"{result.cuts} cuts, {timed} timed, "
+        f"{len(result.ranked)} candidates, {len(result.measured)} with measured accuracy, "
+        f"{len(result.kept)} plans kept."
     )
 
 
-def judgement(found: SearchResult) -> str:
+def judgement(result: SearchResult) -> str:
     """Describe the pictures and the interval by which accuracy was judged."""
-    max_drop, images = found.request.max_drop, len(found.evaluation_images)
-    apart = "" if found.also_fitted else ", none of them among these"
+    max_drop, images = result.request.max_drop, len(result.evaluation_images)
+    apart = "" if result.also_fitted else ", none of them among these"
     lines = [
-        f"Judged on {judged_in_words(found.judged_by, images)}.",
-        f"Everything is fitted to {found.calibration_images} calibration pictures{apart}.",
+        f"Judged on {judged_in_words(result.judged_by, images)}.",
+        f"Everything is fitted to {result.calibration_images} calibration pictures{apart}.",
         f"A plan is kept if it loses no more than {max_drop:g} points even at the upper end of a",
         f"one-sided {100 * KEEP_LEVEL:.0f} % interval (bootstrap over the pictures that judge).",
         "They also chose among plans: what is kept looks a little better on them than it is.",
         "Bytes are means over calibration pictures.",
     ]
-    if found.judged_by == "held-out":
+    if result.judged_by == "held-out":
         lines.append("More pictures narrow the interval; --evaluation gives others to judge on.")
     return " ".join(lines)
 
 
-def sure(found: SearchResult) -> str:
+def sure(result: SearchResult) -> str:
     """One line on the chosen plan: its loss, the bound of it, and the evaluation pictures."""
-    best = found.kept[0]
+    best = result.kept[0]
     line = (
-        f"{best.candidate.name} loses {_drop(found, best):.1f} points of {found.metric}, at most "
-        f"{best.most_lost:.1f} (90 %), on {judged_in_words(found.judged_by, best.judged_on)}"
+        f"{best.candidate.name} loses {_drop(result, best):.1f} points of {result.metric}, at most "
+        f"{best.most_lost:.1f} (90 %), on {judged_in_words(result.judged_by, best.judged_on)}"
     )
-    if found.judged_by == "held-out":
+    if result.judged_by == "held-out":
         line += "; give pictures of their own to judge on by --evaluation"
     return line
 
 
-def _warnings(found: SearchResult) -> Iterable[str]:
-    warning = overlap_in_words(found.also_fitted, len(found.evaluation_images))
+def _warnings(result: SearchResult) -> Iterable[str]:
+    warning = overlap_in_words(result.also_fitted, len(result.evaluation_images))
     if warning is not None:
         yield f"**Warning:** {warning}."
         yield ""
 
 
-def _undecided(found: SearchResult) -> Iterable[str]:
+def _undecided(result: SearchResult) -> Iterable[str]:
     """Note on plans that too few pictures leave undecided."""
-    max_drop = found.request.max_drop
+    limit = find(MaxDrop, result.request.constraints)
+    if limit is None:
+        return
+    others = [each for each in result.request.constraints if each is not limit]
     needs = [
-        (needed, judged)
-        for judged in found.measured
-        if judged not in found.kept and max_drop < judged.most_lost < math.inf
-        for needed in [
-            images_needed(judged.judged_on, _drop(found, judged), judged.most_lost, max_drop)
-        ]
+        (needed, ranked)
+        for ranked in result.measured
+        if ranked not in result.kept and admits(others, ranked)
+        for needed in [limit.pictures_needed(ranked, result.reference_accuracy)]
         if needed is not None
     ]
     if needs:
-        needed, judged = min(needs, key=lambda need: need[0])
+        needed, ranked = min(needs, key=lambda need: need[0])
         yield (
-            f"{len(needs)} of these lose at most {max_drop:g} points on the pictures that judge, "
-            "but these are too few to be sure of it. As an estimate, "
-            f"{more_pictures(needed, found.judged_by)} would tell of {judged.candidate.name}."
+            f"{len(needs)} of these lose at most {limit.limit:g} points on the pictures that "
+            "judge, but these are too few to be sure of it. As an estimate, "
+            f"{more_pictures(needed, result.judged_by)} would tell of {ranked.candidate.name}."
         )
         yield ""
 
 
-def why(found: SearchResult) -> str:
+def why(result: SearchResult) -> str:
     """Compare the chosen plan, in bold, with the best plans of the other kinds."""
-    best = found.kept[0]
+    best = result.kept[0]
     answer = (
         f"**{best.candidate.name}** answers in {best.latency_ms:.0f} ms for "
         f"{best.candidate.payload_bytes:,.0f} bytes a frame"
     )
-    return "; ".join((answer, *_rivals(found))) + "."
+    return "; ".join((answer, *_other_kinds(result))) + "."
 
 
-def _rivals(found: SearchResult) -> Iterable[str]:
+def _other_kinds(result: SearchResult) -> Iterable[str]:
     """Clauses on the best measured plan of each other kind, the baselines of our own search."""
-    best = found.kept[0]
-    if found.request.strategy != "splitpoint":
+    best = result.kept[0]
+    if result.request.strategy != "splitpoint":
         return
     for kind in ("cloud-only", "split", "edge-only"):
         if best.candidate.cut.kind == kind:
             continue
-        rival = next(
-            (
-                j
-                for j in found.measured
-                if j.candidate.cut.kind == kind and j.most_lost <= found.request.max_drop
-            ),
-            None,
-        )
-        if rival is None:
-            yield f"{kind} is out (memory, accuracy or privacy limits)"
+        limits, measured = result.request.constraints, result.measured
+        of_kind = [j for j in measured if j.candidate.cut.kind == kind]
+        fastest_of_kind = next((j for j in of_kind if admits(limits, j)), None)
+        if fastest_of_kind is None:
+            broken = [c for c in limits if not any(c.admits(j) for j in of_kind)]
+            yield f"{kind} is out by {limits_in_words(broken or limits)}"
         else:
             yield (
-                f"{rival.candidate.name} would take {rival.latency_ms:.0f} ms "
-                f"({rival.latency_ms / best.latency_ms:.2f} x)"
+                f"{fastest_of_kind.candidate.name} would take {fastest_of_kind.latency_ms:.0f} ms "
+                f"({fastest_of_kind.latency_ms / best.latency_ms:.2f} x)"
             )
 
 
-def _origins(found: SearchResult) -> Iterable[str]:
+def _origins(result: SearchResult) -> Iterable[str]:
     """Section on the sources of the times, if latency tables were used."""
-    if found.world.learned is not None:
+    if result.cost_model.calibration is not None:
         yield "## Where these times come from"
         yield ""
-        yield from (f"- {line}" for line in origins.in_words(found.world.learned))
+        yield from (f"- {line}" for line in origins.in_words(result.cost_model.calibration))
         yield ""
 
 
-def _curve_tables(found: SearchResult) -> Iterable[str]:
+def _curve_tables(result: SearchResult) -> Iterable[str]:
     """The rate curve of each refined cut, in Markdown."""
-    measured = {id(j.candidate.wire): j for j in found.measured}
-    for cut, points in found.curves.items():
+    measured = {id(j.candidate.wire): j for j in result.measured}
+    for cut, points in result.curves.items():
         yield f"## What {cut} costs, from the fewest bytes to the least error"
         yield ""
         yield (
             "Bytes by the context coder and loss of the unadapted tail, both on held-out "
-            f"calibration images; {found.metric} of those that were tried, as deployed."
+            f"calibration images; {result.metric} of those that were tried, as deployed."
         )
         yield ""
-        yield f"| step | dead zone | clip | levels | bytes | loss | {found.metric} |"
+        yield f"| step | dead zone | clip | levels | bytes | loss | {result.metric} |"
         yield "|--:|--:|--:|--:|--:|--:|--:|"
         for point in points:
             tried = measured.get(id(point.wire))
@@ -286,32 +285,32 @@ def _curve_tables(found: SearchResult) -> Iterable[str]:
         yield ""
 
 
-def _drop(found: SearchResult, judged: RankedCandidate) -> float:
-    return found.reference_accuracy - (judged.accuracy or 0.0)
+def _drop(result: SearchResult, ranked: RankedCandidate) -> float:
+    return result.reference_accuracy - (ranked.accuracy or 0.0)
 
 
-def _table(found: SearchResult, rows: Sequence[RankedCandidate]) -> Iterable[str]:
+def _table(result: SearchResult, rows: Sequence[RankedCandidate]) -> Iterable[str]:
     yield (
-        f"| plan | latency ms | bytes | edge memory MiB | {found.metric} | drop | at most (90 %) |"
+        f"| plan | latency ms | bytes | edge memory MiB | {result.metric} | drop | at most (90 %) |"
     )
     yield "|---|--:|--:|--:|--:|--:|--:|"
-    for judged in rows:
-        candidate = judged.candidate
+    for ranked in rows:
+        candidate = ranked.candidate
         yield (
-            f"| {candidate.name} | {judged.latency_ms:.1f} | {candidate.payload_bytes:,.0f} "
-            f"| {candidate.edge_memory_bytes / 2**20:.2f} | {judged.accuracy or 0.0:.1f} "
-            f"| {_drop(found, judged):.1f} | {at_most(judged)} |"
+            f"| {candidate.name} | {ranked.latency_ms:.1f} | {candidate.payload_bytes:,.0f} "
+            f"| {candidate.edge_memory_bytes / 2**20:.2f} | {ranked.accuracy or 0.0:.1f} "
+            f"| {_drop(result, ranked):.1f} | {at_most(ranked)} |"
         )
 
 
-def at_most(judged: RankedCandidate) -> str:
+def at_most(ranked: RankedCandidate) -> str:
     """Upper bound of a drop; a dash for a plan that was given up."""
-    return f"{judged.most_lost:.1f}" if math.isfinite(judged.most_lost) else "-"
+    return f"{ranked.most_lost:.1f}" if math.isfinite(ranked.most_lost) else "-"
 
 
-def _given_up(found: SearchResult) -> Iterable[str]:
+def _given_up(result: SearchResult) -> Iterable[str]:
     """Note on plans that were not judged on all images."""
-    few = [j for j in found.measured if j.judged_on < len(found.evaluation_images)]
+    few = [j for j in result.measured if j.judged_on < len(result.evaluation_images)]
     if few:
         yield (
             f"{len(few)} of those below lost too much after few images "
@@ -321,7 +320,7 @@ def _given_up(found: SearchResult) -> Iterable[str]:
         yield ""
 
 
-def _stages_row(found: SearchResult, judged: RankedCandidate) -> str:
-    stages = predict(judged.candidate, judged.times, found.world).model_dump()
+def _stages_row(ranked: RankedCandidate) -> str:
+    stages = ranked.predicted.model_dump()
     cells = " | ".join(f"{stages[f'{stage}_ms']:.1f}" for stage in PREDICTED)
-    return f"| {judged.candidate.name} | {cells} |"
+    return f"| {ranked.candidate.name} | {cells} |"

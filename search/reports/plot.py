@@ -32,12 +32,12 @@ def check_format(path: Path) -> None:
         raise SettingsError(f"{path}: a plot ends in {', '.join(FORMATS)}")
 
 
-def plot_found(found: SearchResult, path: Path) -> None:
+def plot_result(result: SearchResult, path: Path) -> None:
     """Plot every candidate of a search whose accuracy was measured."""
     grouped: dict[str, list[RankedCandidate]] = {}
-    for judged in found.measured:
-        if judged.candidate.codec is not None:
-            grouped.setdefault(_label(judged), []).append(judged)
+    for ranked in result.measured:
+        if ranked.candidate.codec is not None:
+            grouped.setdefault(_label(ranked), []).append(ranked)
     series = [
         Series(
             label,
@@ -45,7 +45,7 @@ def plot_found(found: SearchResult, path: Path) -> None:
         )
         for label, judgeds in sorted(grouped.items())
     ]
-    plot(series, path, metric=found.metric, reference=found.reference_accuracy)
+    plot(series, path, metric=result.metric, reference=result.reference_accuracy)
 
 
 def plot(
@@ -86,8 +86,8 @@ def plot(
         figure.savefig(path, metadata=metadata)
 
 
-def _label(judged: RankedCandidate) -> str:
-    candidate = judged.candidate
+def _label(ranked: RankedCandidate) -> str:
+    candidate = ranked.candidate
     if candidate.codec is None:
         return "edge-only"
     if not candidate.cut.head:

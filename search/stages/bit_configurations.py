@@ -19,6 +19,7 @@ from common.choices import one_of
 from common.errors import NoFeasiblePlanError, SettingsError
 from common.progress import Reporter
 from search.allocate.low_bit import LowBitAllocator, exact, relaxed
+from search.constraints.edge_memory import smallest_head
 from search.network.cuts import Cut, cut_of_head, enumerate_cuts, undominated
 from search.network.graph import Graph
 from search.network.operators.registry import maker_of, makes_values
@@ -26,7 +27,6 @@ from search.prepare import Prepared
 from search.quantization.heads import Heads
 from search.quantization.sensitivity import Errors
 from search.quantization.widths import Configuration, Widths, read_widths, write_widths
-from search.ranking.infeasible import smallest_head
 from search.strategies.baselines import AutoSplit
 
 Method = Literal["exact", "lagrangian", "auto-split-v1", "auto-split-v2"]
@@ -146,10 +146,10 @@ def _by_limit(
     memory_bytes: int | None,
 ) -> list[Configured]:
     limit = _UNLIMITED if memory_bytes is None else memory_bytes
-    narrower = LowBitAllocator(heads, errors, limit, prepared.rounder())
+    allocator = LowBitAllocator(heads, errors, limit, prepared.rounder())
     found = []
     for cut in undominated(prepared.graph, enumerate_cuts(prepared.graph)):
-        bits = narrower.allocated(cut, exact if method == "exact" else relaxed)
+        bits = allocator.allocated(cut, exact if method == "exact" else relaxed)
         if not bits:
             continue
         widths = {

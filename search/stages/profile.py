@@ -16,7 +16,7 @@ import numpy as np
 
 from common.progress import Reporter
 from common.runtime.registry import DEFAULT_RUNTIME, runtime_name
-from common.tables.rows import LatencyRow, RuntimeTarget, Segment, head_to, row_of, tail_from
+from common.tables.rows import LatencyRow, RuntimeTarget, head_segment, row_of, tail_segment
 from search.measure.latency import MeasuredLatency
 from search.network.cuts import enumerate_cuts
 from search.prediction.cut_times import CutTimes
@@ -124,8 +124,7 @@ def cut_rows(
     cloud = RuntimeTarget(device, runtime_name(cloud_threads, runtime), cloud_threads)
     rows = []
     for cut in timed:
-        head = Segment("head", "edge", network, head_to(cut.name), "8")
-        tail = Segment("tail", "cloud", network, tail_from(cut.name), "32")
+        head, tail = head_segment(network, cut.name), tail_segment(network, cut.name)
         if cut.times.head.n:
             rows.append(row_of(cut.times.head, head, edge, "profiled", now_s))
         if cut.times.tail.n:

@@ -19,7 +19,7 @@ from pathlib import Path
 from common.bundle.manifest import JudgedBy
 from common.link.link import Link
 from common.progress import Reporter
-from search.measure.accuracy_evaluator import open_meter
+from search.measure.accuracy_evaluator import open_evaluator
 from search.measure.held_out import Judging, judged_in_words
 from search.measure.latency import MeasuredLatency
 from search.network.cuts import Cut
@@ -181,7 +181,7 @@ def _measured(
     folder: Path,
     reporter: Reporter,
 ) -> Collection:
-    meter, postprocess_ms = open_meter(
+    evaluator, postprocess_ms = open_evaluator(
         heads,
         prepared.detector,
         setting.judging.frames,
@@ -204,21 +204,21 @@ def _measured(
     frames = prepared.calibration.pixels
     samples = sample(heads.network, tensors, frames, reporter.stage("sampling the wire"))
     letterbox_ms = prepared.calibration.letterbox_ms
-    world = CostModel(setting.link, setting.device, letterbox_ms, postprocess_ms)
-    table = FormatTable(heads, samples, times, world)
+    cost_model = CostModel(setting.link, setting.device, letterbox_ms, postprocess_ms)
+    table = FormatTable(heads, samples, times, cost_model)
     candidates = {name: table.packed(cut) for name, cut in cuts.items()}
     progress = reporter.stage("measuring accuracy as deployed")
-    meter.measure(list(candidates.values()), progress)
+    evaluator.measure(list(candidates.values()), progress)
     rows = []
     for name, candidate in candidates.items():
-        known = meter.measured(candidate)
-        predicted = predict(candidate, times[candidate.cut.name], world)
+        known = evaluator.measured(candidate)
+        predicted = predict(candidate, times[candidate.cut.name], cost_model)
         rows.append(
             Collected(
                 name=name,
                 cut=candidate.cut.name,
                 accuracy=known.accuracy,
-                drop=meter.drop(candidate),
+                drop=evaluator.drop(candidate),
                 drop_upper=known.most_lost,
                 images=known.images,
                 payload_bytes=candidate.payload_bytes,
@@ -232,8 +232,8 @@ def _measured(
     rows.sort(key=lambda row: row.latency_ms)
     judging = setting.judging
     return Collection(
-        meter.metric,
-        meter.best,
+        evaluator.metric,
+        evaluator.best,
         tuple(rows),
         judging.judged_by,
         len(judging.frames.names),

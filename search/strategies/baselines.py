@@ -17,18 +17,18 @@ of its configurations only those stay that really fit.
 
 from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
-from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.codec.spec import USUAL_UPLOAD
+from common.link.link import transfer_ms
 from common.progress import Reporter
 from common.tables.rows import head_to, tail_from
 from search.allocate.auto_split import Configuration, auto_split, below_uniform
 from search.allocate.table import FusedLayer, Table, random_errors, with_errors
-from search.network.cuts import Cut, prefix_cuts
+from search.network.cuts import Cut, cut_of_head, prefix_cuts
 from search.network.graph import Graph
 from search.network.operators.registry import maker_of, makes_values
 from search.prediction.candidates import Candidate, CostModel
@@ -36,51 +36,44 @@ from search.prediction.cut_times import CutTimes
 from search.quantization.heads import Heads
 from search.quantization.rounding import Rounder
 from search.quantization.widths import WIDTHS, Widths
+from search.strategies.base import StrategyInputs
 from search.strategies.costs import CostGraph
-from search.strategies.min_cut import dads, qdmp
-from search.strategies.neurosurgeon import neurosurgeon
 from search.wire.formats import FormatTable
 from search.wire.sampling import sample_values
-
-ONE_CUT: Mapping[str, Callable[[CostGraph], tuple[str, ...]]] = MappingProxyType(
-    {"neurosurgeon": neurosurgeon, "dads": dads, "qdmp": qdmp}
-)
-"""Strategies that choose one head."""
-
-BASELINES = (*ONE_CUT, "edge-only", "auto-split-v1", "auto-split-v2")
-"""Strategies other than our own search; cloud-only is that search with a single cut."""
 
 _SEED = 0
 _UNLIMITED_BITS = 1 << 50
 
 
 def cost_graph(
-    graph: Graph, times: Mapping[str, CutTimes], table: FormatTable, world: CostModel
+    graph: Graph, times: Mapping[str, CutTimes], table: FormatTable, cost_model: CostModel
 ) -> CostGraph:
-    """Cost of each node and each tensor on the device and link of `world`.
+    """Cost of each node and each tensor on the device and link of `cost_model`.
 
     Args:
         graph: The network.
         times: Of its prefix cuts.
         table: Prices of tensors.
-        world: Device and link.
+        cost_model: Device and link.
     """
     prefixes = prefix_cuts(graph)
     edge_ms, cloud_ms = {}, {}
     for before, after in pairwise(prefixes):
         name = after.head[-1].name
-        early, late = _sides_ms(before, times, world), _sides_ms(after, times, world)
+        early, late = _sides_ms(before, times, cost_model), _sides_ms(after, times, cost_model)
         edge_ms[name] = max(0.0, late[0] - early[0])
         cloud_ms[name] = max(0.0, early[1] - late[1])
     transmit_ms = {node.name: table.sending_ms(node.name) for node in graph.nodes}
-    return CostGraph(graph, edge_ms, cloud_ms, transmit_ms, world.link.rtt_ms)
+    return CostGraph(graph, edge_ms, cloud_ms, transmit_ms, cost_model.link.rtt_ms)
 
 
-def _sides_ms(cut: Cut, times: Mapping[str, CutTimes], world: CostModel) -> tuple[float, float]:
-    """Time of a cut's head on the edge of `world` and of its tail in the cloud."""
+def _sides_ms(
+    cut: Cut, times: Mapping[str, CutTimes], cost_model: CostModel
+) -> tuple[float, float]:
+    """Time of a cut's head on the edge of `cost_model` and of its tail in the cloud."""
     own = times[cut.name]
-    head_ms = world.edge.ms(head_to(cut.name), own.head.median_ms)
-    return head_ms, world.cloud.ms(tail_from(cut.name), own.tail.median_ms)
+    head_ms = cost_model.edge.ms(head_to(cut.name), own.head.median_ms)
+    return head_ms, cost_model.cloud.ms(tail_from(cut.name), own.tail.median_ms)
 
 
 def in_eight_bits(cut: Cut, table: FormatTable) -> Candidate:
@@ -88,6 +81,49 @@ def in_eight_bits(cut: Cut, table: FormatTable) -> Candidate:
     if cut.kind == "cloud-only":
         return table.upload(cut, USUAL_UPLOAD)
     return table.candidates(cut)[-1]
+
+
+def one_cut(
+    choose: Callable[[CostGraph], tuple[str, ...]], inputs: StrategyInputs
+) -> Iterator[Candidate]:
+    """The one plan of a strategy that chooses a head by costs of single layers, in 8 bits.
+
+    Args:
+        choose: Names of the head's nodes.
+        inputs: Inputs of the strategy.
+    """
+    graph = inputs.heads.network.graph
+    costs = cost_graph(graph, inputs.times, inputs.table, inputs.cost_model)
+    cut = cut_of_head(graph, choose(costs))
+    inputs.time_cut(cut)
+    yield in_eight_bits(cut, inputs.table)
+
+
+def edge_only_plans(inputs: StrategyInputs) -> Iterator[Candidate]:
+    """The whole network on the edge at every width."""
+    rounder = inputs.rounder("default")
+    yield from edge_only(inputs.heads, rounder, inputs.table, inputs.reporter)
+
+
+def auto_split_v1_plans(inputs: StrategyInputs) -> Iterator[Candidate]:
+    """Configurations of the original's first version, the fastest first, up to a feasible one."""
+    return _auto_split_plans(1, inputs)
+
+
+def auto_split_v2_plans(inputs: StrategyInputs) -> Iterator[Candidate]:
+    """Configurations of the original's second version, the fastest first, up to a feasible one."""
+    return _auto_split_plans(2, inputs)
+
+
+def _auto_split_plans(version: Literal[1, 2], inputs: StrategyInputs) -> Iterator[Candidate]:
+    rounder = inputs.rounder("nearest")
+    original = AutoSplit(inputs.heads, rounder, inputs.frames, inputs.reporter)
+    for each in original.candidates(
+        version, inputs.memory_bytes, inputs.table, inputs.times, inputs.cost_model
+    ):
+        yield each
+        if inputs.is_feasible(each):
+            return
 
 
 def edge_only(
@@ -129,8 +165,8 @@ class AutoSplit:
         version: Literal[1, 2],
         memory_bytes: int | None,
         table: FormatTable,
-        times: dict[str, CutTimes],
-        world: CostModel,
+        times: Mapping[str, CutTimes],
+        cost_model: CostModel,
     ) -> Iterator[Candidate]:
         """Configurations not beaten in both latency and error, fastest first.
 
@@ -141,13 +177,13 @@ class AutoSplit:
             memory_bytes: Limit on the edge.
             table: Prices of tensors.
             times: Of the prefix cuts.
-            world: Device and link.
+            cost_model: Device and link.
         """
         best: dict[tuple[float, float], tuple[Cut, Configuration, dict[str, Widths]]] = {}
         for cut, each, widths in self.configurations(version, memory_bytes):
-            sent_ms = each.transmitted_bits * 1e3 / world.link.uplink_bps
-            head_ms, tail_ms = _sides_ms(cut, times, world)
-            latency = head_ms + sent_ms + tail_ms + (world.link.rtt_ms if cut.tail else 0.0)
+            sent_ms = transfer_ms(each.transmitted_bits / 8, cost_model.link.uplink_bps)
+            head_ms, tail_ms = _sides_ms(cut, times, cost_model)
+            latency = head_ms + sent_ms + tail_ms + (cost_model.link.rtt_ms if cut.tail else 0.0)
             best.setdefault((latency, each.error), (cut, each, widths))
         least = np.inf
         for (_, error), (cut, each, widths) in sorted(best.items(), key=lambda item: item[0]):

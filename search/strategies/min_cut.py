@@ -21,10 +21,14 @@ So the minimum cut is compared with edge-only at its own price. If the cut *is* 
 no head costs less than edge-only; otherwise the cut is the best of the other heads.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import networkx as nx
 
+from search.prediction.candidates import Candidate
+from search.strategies.base import StrategyInputs
+from search.strategies.baselines import one_cut
 from search.strategies.costs import CostGraph
 
 _Vertex = tuple[str, str]
@@ -67,6 +71,16 @@ def qdmp(costs: CostGraph) -> tuple[str, ...]:
         if latency < least:
             best, least = head, latency
     return best
+
+
+def dads_plans(inputs: StrategyInputs) -> Iterator[Candidate]:
+    """The plan of DADS's head."""
+    return one_cut(dads, inputs)
+
+
+def qdmp_plans(inputs: StrategyInputs) -> Iterator[Candidate]:
+    """The plan of QDMP's head."""
+    return one_cut(qdmp, inputs)
 
 
 @dataclass(frozen=True)

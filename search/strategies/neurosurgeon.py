@@ -8,8 +8,12 @@ the chosen layer's own output on the wire, not the skip connections that cross b
 predicts may be less than what its choice costs: `CostGraph.latency_ms` says the latter.
 """
 
+from collections.abc import Iterator
 from itertools import accumulate
 
+from search.prediction.candidates import Candidate
+from search.strategies.base import StrategyInputs
+from search.strategies.baselines import one_cut
 from search.strategies.costs import CostGraph
 
 
@@ -25,3 +29,8 @@ def neurosurgeon(costs: CostGraph) -> tuple[str, ...]:
     sent = [costs.transmit_ms[name] + costs.rtt_ms for name in (costs.image, *names[:-1])]
     predicted = [sum(parts) for parts in zip(edge, [*sent, 0.0], cloud, strict=True)]
     return names[: predicted.index(min(predicted))]
+
+
+def plans(inputs: StrategyInputs) -> Iterator[Candidate]:
+    """The plan of that head."""
+    return one_cut(neurosurgeon, inputs)

@@ -5,15 +5,14 @@ link at hand; for the cut at the input the image codecs, because they differ in 
 """
 
 import copy
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from common.codec import make_codec
 from common.codec.spec import USUAL_UPLOAD, CodecSpec, WireTensor
-from common.link.link import Link
+from common.link.link import Link, transfer_ms
 from search.network.cuts import Cut
 from search.network.graph import IMAGE, Graph
-from search.prediction.candidates import Candidate, CostModel, judge
+from search.prediction.candidates import Candidate, CostModel, rank_candidates
 from search.prediction.cut_times import CutTimes
 from search.quantization.heads import Heads
 from search.wire.quantizers import (
@@ -30,12 +29,6 @@ from search.wire.sampling import Coded, Samples, code
 MAX_TIMED_CUTS = 40
 
 
-def fitting_cuts(heads: Heads, cuts: Sequence[Cut], memory_bytes: int | None) -> list[Cut]:
-    """Cuts whose heads keep the limit on weights and peak activations."""
-    limit = math.inf if memory_bytes is None else memory_bytes
-    return [cut for cut in cuts if sum(heads.memory_bytes(cut)) <= limit]
-
-
 def promising_cuts(graph: Graph, cuts: Sequence[Cut], link: Link) -> list[Cut]:
     """All cuts, or the most promising of them if they are too many to be timed."""
     ends = [cut for cut in cuts if cut.kind != "split"]
@@ -44,11 +37,10 @@ def promising_cuts(graph: Graph, cuts: Sequence[Cut], link: Link) -> list[Cut]:
     return ends + splits[: MAX_TIMED_CUTS - len(ends)]
 
 
-def runnable_cuts(heads: Heads, cuts: Sequence[Cut], *, no_raw_image: bool) -> list[Cut]:
-    """Cuts whose heads have an integer form, those at the input only if pixels may travel."""
+def runnable_cuts(heads: Heads, cuts: Sequence[Cut]) -> list[Cut]:
+    """Cuts whose heads have an integer form."""
     refused = heads.network.refused
-    runnable = [c for c in cuts if not any(node.name in refused for node in c.head)]
-    return [c for c in runnable if c.head] if no_raw_image else runnable
+    return [cut for cut in cuts if not any(node.name in refused for node in cut.head)]
 
 
 def _rough_ms(graph: Graph, cut: Cut, link: Link) -> float:
@@ -65,7 +57,9 @@ class FormatTable:
         heads: The integer networks.
         samples: Codes of its tensors on calibration images.
         times: Latency table of the cuts.
-        world: The device and link for which a codec is chosen.
+        cost_model: The device and link for which a codec is chosen.
+        is_affordable: Whether a candidate keeps the limits that need no accuracy: a codec is
+            chosen among those that do, if there are any.
     """
 
     def __init__(
@@ -73,19 +67,21 @@ class FormatTable:
         heads: Heads,
         samples: Samples,
         times: dict[str, CutTimes],
-        world: CostModel,
+        cost_model: CostModel,
+        is_affordable: Callable[[Candidate], bool] = lambda _candidate: True,
     ) -> None:
         self._heads = heads
         self._network = heads.network
         self.samples = samples
         self._times = times
-        self._world = world
+        self._cost_model = cost_model
+        self._is_affordable = is_affordable
         self._coded: dict[tuple[WireTensor, CodecSpec], Coded] = {}
 
-    def at(self, world: CostModel) -> "FormatTable":
+    def at(self, cost_model: CostModel) -> "FormatTable":
         """Copy of this table for another device and link; it shares the tensors coded so far."""
         other = copy.copy(self)
-        other._world = world
+        other._cost_model = cost_model
         return other
 
     def candidates(self, cut: Cut) -> list[Candidate]:
@@ -98,7 +94,8 @@ class FormatTable:
         for bits in WIDTHS:
             wires = tuple(self._quantizer(name, bits) for name in cut.tensors)
             options = [self._candidate(cut, wires, spec) for spec in tensor_codecs(wires)]
-            found.append(judge(options, self._times, self._world)[0].candidate)
+            fastest = [j.candidate for j in rank_candidates(options, self._times, self._cost_model)]
+            found.append(next(filter(self._is_affordable, fastest), fastest[0]))
         return found
 
     def packed(self, cut: Cut) -> Candidate:
@@ -116,10 +113,14 @@ class FormatTable:
         else:
             wire = self._quantizer(name, 8)
             specs = tensor_codecs([wire])
-        edge, cloud, bps = self._world.edge, self._world.cloud, self._world.link.uplink_bps
+        edge, cloud, bps = (
+            self._cost_model.edge,
+            self._cost_model.cloud,
+            self._cost_model.link.uplink_bps,
+        )
         return min(
             cost.encode_ms * edge.coding_slowdown(spec.name)
-            + cost.payload_bytes * 8e3 / bps
+            + transfer_ms(cost.payload_bytes, bps)
             + cost.decode_ms * cloud.coding_slowdown(spec.name)
             for spec in specs
             for cost in [self._cost(wire, spec)]

@@ -88,9 +88,11 @@ def _device(rows: "list[LatencyRow]", wanted: str | None, path: Path) -> str | N
 
 def _stages_ms(cost: "PlanCost", link: "Link") -> dict[str, float]:
     """Time of each stage over a link, in milliseconds."""
+    from common.link.link import transfer_ms
+
     times = {stage.stage: stage.ms for stage in cost.stages}
     if cost.needs_cloud:
-        times |= {"uplink": cost.uplink_bytes * 8e3 / link.uplink_bps, "rtt": link.rtt_ms}
+        times |= {"uplink": transfer_ms(cost.uplink_bytes, link.uplink_bps), "rtt": link.rtt_ms}
     return {stage: times[stage] for stage in PREDICTED if stage in times}
 
 

@@ -55,12 +55,11 @@ def run(
     """
     from common.link.link import parse_link
     from common.progress import Stages
-    from common.version import __version__
     from search.proposal.propose import ProposalSpec, propose  # heavy: brings torch
     from splitpoint.durations import parse_duration, parse_percent
 
     every_s = None if every is None else parse_duration(every)
-    asked = ProposalSpec(
+    spec = ProposalSpec(
         bundle=bundle,
         tables=tables,
         calibration=calibration,
@@ -78,13 +77,12 @@ def run(
         adapt_steps=adapt_steps,
         runtime=runtime,
         cache=options.cache_of(cache, no_cache),
-        software_version=__version__,
     )
 
     def make() -> None:
         with Stages() as stages:
-            outcome = propose(asked, stages)
-        _tell(outcome, asked)
+            outcome = propose(spec, stages)
+        _report(outcome, spec)
 
     if every_s is None:
         make()
@@ -107,7 +105,7 @@ def _for_ever(make: "Callable[[], None]", every_s: float, every: str) -> NoRetur
     repeat(make, every_s, failed)
 
 
-def _tell(outcome: "ProposalOutcome", asked: "ProposalSpec") -> None:
+def _report(outcome: "ProposalOutcome", spec: "ProposalSpec") -> None:
     from search.proposal.difference import verdict
 
     difference = outcome.difference
@@ -116,7 +114,7 @@ def _tell(outcome: "ProposalOutcome", asked: "ProposalSpec") -> None:
         typer.echo(f"  {each}")
     if outcome.written is None:
         typer.echo(
-            f"{asked.bundle} is still the best: less than {asked.threshold:.1%} would be gained; "
+            f"{spec.bundle} is still the best: less than {spec.threshold:.1%} would be gained; "
             "nothing was written"
         )
         best, first = difference.old[0].plan.name, difference.first

@@ -49,7 +49,7 @@ def run(
     from search.measure.held_out import fit_all, set_aside
     from search.prediction.devices import device_profile
     from search.prepare import prepare
-    from search.quantization.recipe import recipe
+    from search.quantization.recipes import recipe
     from search.stages.bit_configurations import read
     from search.stages.quantize_all import Setting, as_markdown, collect, write_summary
 

@@ -17,13 +17,7 @@ def run(
     weights: options.Weights = None,
     device: options.Device = "this-machine",
     edge_memory: options.EdgeMemory = None,
-    strategy: Annotated[
-        str,
-        typer.Option(
-            help="Search strategy: splitpoint, or a baseline (cloud-only, edge-only, "
-            "neurosurgeon, dads, qdmp, auto-split-v1, auto-split-v2)."
-        ),
-    ] = "splitpoint",
+    strategy: options.Strategy = "splitpoint",
     quantizer: options.Quantizer = None,
     max_drop: Annotated[
         float,
@@ -36,6 +30,10 @@ def run(
     no_raw_image: Annotated[
         bool, typer.Option("--no-raw-image", help="Exclude plans that send pixels off the edge.")
     ] = False,
+    max_bytes: Annotated[
+        str | None,
+        typer.Option(help="Limit on the bytes of a frame on the uplink: a number or, e.g., 4KB."),
+    ] = None,
     cloud_threads: options.CloudThreads = 1,
     runtime: options.Runtime = DEFAULT_RUNTIME,
     max_images: options.MaxImages = 128,
@@ -70,14 +68,14 @@ def run(
     from common.progress import Stages
     from search.measure.held_out import overlap_in_words
     from search.reports.markdown import markdown, sure
-    from search.reports.plot import check_format, plot_found
+    from search.reports.plot import check_format, plot_result
     from splitpoint.searching import search  # heavy: brings torch
 
     if explain is not None:
         check_format(explain)
         require_file_place(explain)
     with Stages() as stages:
-        found = search(
+        result = search(
             model,
             calibration=calibration,
             link=link,
@@ -92,6 +90,7 @@ def run(
             quantizer=quantizer,
             max_drop=max_drop,
             no_raw_image=no_raw_image,
+            max_bytes=max_bytes,
             cloud_threads=cloud_threads,
             runtime=runtime,
             max_images=max_images,
@@ -103,12 +102,12 @@ def run(
             tables=tables,
             cache=options.cache_of(cache, no_cache),
         )
-    Console().print(Markdown(markdown(found)))
-    warning = overlap_in_words(found.also_fitted, len(found.evaluation_images))
+    Console().print(Markdown(markdown(result)))
+    warning = overlap_in_words(result.also_fitted, len(result.evaluation_images))
     if warning is not None:
         typer.echo(f"warning: {warning}", err=True)
-    typer.echo(sure(found))
+    typer.echo(sure(result))
     if explain is not None:
-        plot_found(found, explain)
+        plot_result(result, explain)
         typer.echo(f"wrote {explain}")
     typer.echo(f"wrote {out}")

@@ -20,7 +20,6 @@ from common.errors import SplitpointError
 from common.link.link import Link, parse_link
 from common.progress import Stages
 from common.sizes import parse_size
-from common.version import __version__
 
 if TYPE_CHECKING:
     from search.request import Request
@@ -75,7 +74,7 @@ def prepare(folder: Path, aim: Aim, effort: Effort, *, again: bool = False) -> N
     Raises:
         SplitpointError: If a step cannot be done.
     """
-    from search.kept import kept, search_unless_kept
+    from search.kept import search_unless_kept
     from search.zoo.download import fetch
     from search.zoo.registry import zoo_model
     from splitpoint.demo.frames import VIDEO, prepare_frames
@@ -86,26 +85,31 @@ def prepare(folder: Path, aim: Aim, effort: Effort, *, again: bool = False) -> N
         if not video.is_file():
             _copy(fetch(VIDEO, progress=stages.stage("fetching the video"), notify=_notify), video)
         pictures = prepare_frames(folder / "frames", stages.stage("fetching pictures"), _notify)
-        request, bundle = request_of(aim, effort, pictures), folder / "bundle"
-        if again or kept(request, bundle) is None:
-            weights = zoo_model(MODEL).weights
-            fetch(weights, progress=stages.stage("fetching weights"), notify=_notify)
-        search_unless_kept(request, bundle, stages, again=again)
+        search_unless_kept(
+            request_of(aim, effort, pictures),
+            folder / "bundle",
+            stages,
+            again=again,
+            before=lambda: fetch(
+                zoo_model(MODEL).weights,
+                progress=stages.stage("fetching weights"),
+                notify=_notify,
+            ),
+        )
 
 
 def request_of(aim: Aim, effort: Effort, pictures: "DemoPictures") -> "Request":
     """Build the request of the search."""
-    from search.prediction.devices import device_profile
-    from search.request import Request
     from search.zoo.download import cache_folder
+    from splitpoint import searching
 
-    return Request(
-        model=MODEL,
-        link=aim.link,
-        edge_memory_bytes=aim.edge_memory_bytes,
-        device=device_profile(aim.device),
-        calibration=pictures.calibration,
+    return searching.request_of(
+        MODEL,
+        pictures.calibration,
+        aim.link,
+        aim.device,
         evaluation=pictures.evaluation,
+        edge_memory=aim.edge_memory_bytes,
         max_drop=aim.max_drop,
         refined_cuts=effort.refined_cuts,
         narrow_cuts=effort.narrow_cuts,
@@ -113,7 +117,6 @@ def request_of(aim: Aim, effort: Effort, pictures: "DemoPictures") -> "Request":
         adapt_steps=effort.adapt_steps,
         context_steps=effort.context_steps,
         cache=cache_folder("search"),
-        software_version=__version__,
     )
 
 

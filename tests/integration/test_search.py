@@ -13,6 +13,7 @@ from common.link.link import parse_link
 from common.progress import Progress
 from common.tasks.detections import Agreement, agreement
 from search.bundling import search_to
+from search.constraints import constraints
 from search.prediction.devices import device_profile
 from search.request import Request
 from search.strategies import known_strategy
@@ -40,9 +41,8 @@ def bundle(data_dir: Path, tiny_weights: Path, tmp_path_factory: pytest.TempPath
         link=parse_link("500kbit/20ms"),  # so thin that the fewest bytes win
         device=device_profile("this-machine"),
         calibration=data_dir / "coco_train" / "images",
-        edge_memory_bytes=5 << 20,
+        constraints=constraints(edge_memory="5MiB", max_drop=20.0),
         max_images=32,  # 16 to fit, 16 that judge
-        max_drop=20.0,
         format_trials=1,
         adapt_steps=25,
         context_steps=100,
@@ -116,9 +116,8 @@ def test_a_baseline_is_deployed_as_our_own_plans_are(
         device=device_profile("tenth-core"),
         calibration=data_dir / "coco_train" / "images",
         strategy=known_strategy(strategy),
-        edge_memory_bytes=12 << 20,
+        constraints=constraints(edge_memory="12MiB", max_drop=30.0),
         max_images=24,
-        max_drop=30.0,
     )
     found = search_to(tmp_path / "bundle", request, Silent())
     assert f"Chosen by {strategy}" in (tmp_path / "bundle" / "report.md").read_text()
@@ -138,7 +137,7 @@ def test_a_baseline_that_knows_no_memory_limit_is_told_what_it_would_need(
         device=device_profile("this-machine"),
         calibration=data_dir / "coco_train" / "images",
         strategy=known_strategy("dads"),
-        edge_memory_bytes=4 << 20,
+        constraints=constraints(edge_memory="4MiB"),
         max_images=24,
     )
     with pytest.raises(NoFeasiblePlanError, match=r"edge-only .*--edge-memory 11\.77MiB"):

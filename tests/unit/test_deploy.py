@@ -10,6 +10,7 @@ from common.codec.spec import CodecSpec
 from common.link.link import parse_link
 from common.tables.timing import Timing
 from common.tasks.detections import DetectorSpec, YoloHeadSpec
+from search.constraints import constraints, restored
 from search.export import write_plans
 from search.network.cuts import Cut, enumerate_cuts
 from search.prediction.candidates import Candidate, CostModel, RankedCandidate, named_apart, predict
@@ -62,22 +63,21 @@ def test_plans_of_one_name_keep_their_own_tails(tmp_path: Path) -> None:
         f"{name} 1.00 KB bbbbbbbb packed adapted",
     )
     link, device = parse_link("1mbit/20ms"), device_profile("this-machine")
-    world = CostModel(link, device, 1.0, 1.0)
+    cost_model = CostModel(link, device, 1.0, 1.0)
     kept = tuple(
-        RankedCandidate(
-            each, predict(each, TIMES, world).latency_ms, TIMES, 98.0, 16, most_lost=2.5
-        )
+        RankedCandidate(each, predict(each, TIMES, cost_model), 98.0, 16, most_lost=2.5)
         for each in (one, other)
     )
+    limits = constraints(edge_memory="1MiB", no_raw_image=True, max_bytes="4KB")
     found = SearchResult(
-        request=Request("tiny", link, device, tmp_path),
+        request=Request("tiny", link, device, tmp_path, constraints=limits),
         metric="AP50",
         reference_accuracy=99.0,
         cuts=9,
         calibration_images=48,
         evaluation_images=tuple("abcdefghijklmnop"),
-        world=world,
-        judged=kept,
+        cost_model=cost_model,
+        ranked=kept,
         measured=kept,
         kept=kept,
         curves={},
@@ -85,6 +85,8 @@ def test_plans_of_one_name_keep_their_own_tails(tmp_path: Path) -> None:
     write_plans(tmp_path / "bundle", heads, DETECTOR, pixels[:1], "0" * 64, found)
     with Bundle.open(tmp_path / "bundle") as bundle:
         first, second = bundle.manifest.plans
+        assert restored(bundle.manifest.search.limits) == limits
+        assert bundle.manifest.search.edge_memory_bytes == 1 << 20
         assert first.name != second.name
         assert first.head == second.head
         assert first.tail is not None

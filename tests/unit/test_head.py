@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from common.bundle.bundle import Bundle
+from common.bundle.manifest import EDGE_MEMORY
 from common.codec import make_codec
 from common.errors import ParityError, SettingsError, UnknownPlanError
 from common.imaging.images import Letterbox, letterbox
@@ -104,7 +105,7 @@ class TestMemory:
 
     @staticmethod
     def limited(bundle: Bundle, limit: int | None) -> list[str]:
-        search = bundle.manifest.search.model_copy(update={"edge_memory_bytes": limit})
+        search = bundle.manifest.search.model_copy(update={"limits": {EDGE_MEMORY: limit}})
         bundle.manifest = bundle.manifest.model_copy(update={"search": search})
         return [bundle.plans[digest].name for digest in fitting_together(bundle)]
 

@@ -20,7 +20,7 @@ from search.reports.markdown import as_json, markdown, sure
 from search.request import Request, SearchResult
 from search.wire.rate_curve import RatePoint
 
-WORLD = CostModel(parse_link("3mbit/20ms"), DeviceProfile("slow", 4.0), 2.0, 1.0)
+COST_MODEL = CostModel(parse_link("3mbit/20ms"), DeviceProfile("slow", 4.0), 2.0, 1.0)
 HOSTILE = """<script src="http://evil.example/x.js">alert('1')</script>&amp; url(#m1) $x$ \u4f60"""
 _VOID = {"meta", "br", "hr", "img", "link", "input"}
 
@@ -42,7 +42,7 @@ def _judged(
     candidate = Candidate(cut, (), codec, sent, encode_ms, decode_ms, memory, 1000, label=label)
     tail_ms = 0.0 if kind == "edge-only" else 20 - head_ms
     times = CutTimes(Timing(head_ms, head_ms, 9), Timing(tail_ms, tail_ms, 9))
-    return RankedCandidate(candidate, predict(candidate, times, WORLD).latency_ms, times, accuracy)
+    return RankedCandidate(candidate, predict(candidate, times, COST_MODEL), accuracy)
 
 
 def _found(split: str = "conv_8", cut: str = "conv_8") -> SearchResult:
@@ -57,14 +57,14 @@ def _found(split: str = "conv_8", cut: str = "conv_8") -> SearchResult:
         for step, sent, error in ((5.0, 1800, 2.5), (2.5, 5300, 0.7), (0.25, 30_600, 0.01))
     )
     return SearchResult(
-        request=Request("tiny", WORLD.link, WORLD.device, Path("calibration")),
+        request=Request("tiny", COST_MODEL.link, COST_MODEL.device, Path("calibration")),
         metric="AP50",
         reference_accuracy=45.0,
         cuts=9,
         calibration_images=8,
         evaluation_images=("a.jpg",),
-        world=WORLD,
-        judged=(*kept, other),
+        cost_model=COST_MODEL,
+        ranked=(*kept, other),
         measured=(*kept, other),
         kept=kept,
         curves={cut: points},
@@ -253,6 +253,6 @@ def test_text_of_figures_takes_the_colour_and_the_font_of_the_page(page: _Page) 
 @pytest.mark.parametrize("kind", ["cloud-only", "split", "edge-only"])
 def test_one_plan_is_enough(kind: str) -> None:
     alone = (_judged(kind, 44.0, 0 if kind == "edge-only" else 5300, 10),)
-    page = _Page(html(replace(_found(), judged=alone, measured=alone, kept=alone, curves={})))
+    page = _Page(html(replace(_found(), ranked=alone, measured=alone, kept=alone, curves={})))
     assert page.count("figure") == 3
     assert page.texts("li")[0].startswith("at any bandwidth: ")

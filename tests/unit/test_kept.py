@@ -13,6 +13,7 @@ from common.errors import BundleError, ModelError
 from common.link.link import parse_link
 from common.progress import Progress
 from common.tables.rows import LatencyRow, to_json
+from search.constraints import constraints
 from search.kept import keep, kept, search_key, search_unless_kept
 from search.prediction.devices import device_profile
 from search.request import Request
@@ -82,11 +83,9 @@ OTHERS: dict[str, Any] = {
     "model": "other",
     "link": parse_link("3mbit/30ms"),
     "device": device_profile("half-core"),
-    "edge_memory_bytes": 1 << 20,
+    "constraints": constraints(max_drop=1.0),
     "strategy": "cloud-only",
     "quantizer": "nearest",
-    "max_drop": 1.0,
-    "no_raw_image": True,
     "cloud_threads": 2,
     "runtime": "openvino",
     "max_images": 1,
@@ -96,7 +95,6 @@ OTHERS: dict[str, Any] = {
     "video": True,
     "adapt_steps": 0,
     "context_steps": 100,
-    "software_version": "other",
 }
 PATHS = {"calibration", "weights", "evaluation", "annotations", "tables"}
 
@@ -117,6 +115,11 @@ def test_where_things_lie_does_not_matter(request_: Request, bundle: Path, tmp_p
 @pytest.mark.parametrize("name", OTHERS)
 def test_another_setting_does_not(request_: Request, bundle: Path, name: str) -> None:
     assert kept(replace(request_, **{name: OTHERS[name]}), bundle) is None
+
+
+def test_the_same_number_may_limit_something_else(request_: Request, bundle: Path) -> None:
+    keep(replace(request_, constraints=constraints(edge_memory=4000)), bundle)
+    assert kept(replace(request_, constraints=constraints(max_bytes=4000)), bundle) is None
 
 
 def test_every_setting_was_tried() -> None:

@@ -25,9 +25,13 @@ from common.stages import PREDICTED
 from common.tables.rows import LatencyRow, to_json
 from common.tables.store_file import read_tables
 from common.tables.timing import Timing
+from search.constraints.edge_memory import EdgeMemory
+from search.constraints.max_bytes import MaxBytes
+from search.constraints.max_drop import MaxDrop
+from search.constraints.no_raw_image import NoRawImage
 from search.prediction.candidates import CostModel
 from search.prediction.cut_times import CutTimes
-from search.prediction.table_calibration import learn
+from search.prediction.table_calibration import calibrate
 from search.proposal.difference import compare, markdown, predict_again, verdict
 from search.proposal.exchange import exchange, previous_of
 from search.proposal.propose import DIFFERENCE, ProposalSpec, propose, repeat, request_of
@@ -67,7 +71,7 @@ def row(segment: str, median_ms: float, device: str = "test", **others: Any) -> 
 def found_of(request: Request) -> SearchResult:
     """What a search would learn that knows the times of one cut."""
     assert request.tables is not None
-    learned = learn(
+    calibration = calibrate(
         read_tables(request.tables), request.device, OWN, preprocess_ms=1.0, postprocess_ms=1.0
     )
     return SearchResult(
@@ -77,8 +81,8 @@ def found_of(request: Request) -> SearchResult:
         cuts=3,
         calibration_images=8,
         evaluation_images=(),
-        world=CostModel(request.link, request.device, 1.0, 1.0, learned),
-        judged=(),
+        cost_model=CostModel(request.link, request.device, 1.0, 1.0, calibration),
+        ranked=(),
         measured=(),
         kept=(),
         curves={},
@@ -163,14 +167,19 @@ def test_a_zip_can_be_proposed_and_proposed_from(asked: ProposalSpec, tmp_path: 
 
 
 def test_the_same_is_searched_for_as_the_bundle_was(asked: ProposalSpec) -> None:
-    rewrite(asked.bundle, lambda m: m["search"].update(edge_memory_bytes=5 << 20, video=True))
+    rewrite(
+        asked.bundle,
+        lambda m: m["search"].update(
+            limits={"max_drop": 1, "edge_memory": 5 << 20, "max_bytes": 4000}, video=True
+        ),
+    )
     search = Searching(1.0)
     propose(asked, Silent(), search)
     (request,) = search.requests
     assert (request.model, str(request.link), request.device.name) == ("tiny", "3mbit/20ms", "test")
-    assert (request.max_drop, request.edge_memory_bytes, request.video) == (1, 5 << 20, True)
+    assert request.constraints == (MaxDrop(1.0), EdgeMemory(5 << 20), MaxBytes(4000))
+    assert request.video
     assert request.tables == asked.tables
-    assert not request.no_raw_image
 
 
 def test_link_and_device_can_be_others(asked: ProposalSpec) -> None:
@@ -183,7 +192,10 @@ def test_link_and_device_can_be_others(asked: ProposalSpec) -> None:
 def test_pixels_stay_where_no_plan_sends_them(asked: ProposalSpec, tmp_path: Path) -> None:
     tiny.build(tmp_path / "private", [tiny.SPLIT, tiny.EDGE_ONLY])
     rows = read_tables(asked.tables)
-    assert request_of(asked, manifest_of(tmp_path / "private"), rows).no_raw_image
+    assert request_of(asked, manifest_of(tmp_path / "private"), rows).constraints == (
+        MaxDrop(1.0),
+        NoRawImage(),
+    )
 
 
 def test_weights_of_seven_bits_stay_so(asked: ProposalSpec) -> None:
@@ -253,7 +265,9 @@ def test_a_search_without_tables_compares_with_nothing(asked: ProposalSpec) -> N
     present = manifest_of(asked.bundle)
     found = found_of(request_of(asked, present, read_tables(asked.tables)))
     with pytest.raises(ValueError, match="without tables"):
-        compare(present, present, replace(found, world=replace(found.world, learned=None)))
+        compare(
+            present, present, replace(found, cost_model=replace(found.cost_model, calibration=None))
+        )
 
 
 def test_deploying_exchanges_the_bundles_and_keeps_the_old_one(asked: ProposalSpec) -> None:

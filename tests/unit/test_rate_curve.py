@@ -81,10 +81,10 @@ class TestCurve:
         assert seen == asked
 
     @pytest.mark.parametrize(
-        ("good_from", "first"),
+        ("accurate_from", "first"),
         [(3, 1), (2, 0), (1, 0), (0, -1), (4, 3)],
     )
     def test_the_first_tail_is_adapted_where_it_may_halve_the_loss(
-        self, good_from: int, first: int
+        self, accurate_from: int, first: int
     ) -> None:
-        assert first_adapted([9.0, 7.5, 5.0, 4.0], good_from) == first
+        assert first_adapted([9.0, 7.5, 5.0, 4.0], accurate_from) == first

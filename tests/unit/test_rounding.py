@@ -19,7 +19,8 @@ from search.quantization.export import head_model
 from search.quantization.grids import RANGES, Clipping
 from search.quantization.layers import layers_of
 from search.quantization.network import Rounding
-from search.quantization.recipe import RECIPES, Recipe, recipe, reconstructed, rounded
+from search.quantization.recipe import reconstructed, rounded
+from search.quantization.recipes import RECIPES, Recipe, recipe
 from search.quantization.weights import CLIPS, limits, round_nearest, scale_of
 from search.quantization.widths import Widths, read_widths, uniform, write_widths
 from tests.networks import branched_graph, pictures

@@ -13,6 +13,8 @@ from common.errors import SettingsError
 from common.link.link import parse_link
 from common.sizes import parse_size
 from common.tables.timing import Timing
+from search.constraints import constraints
+from search.constraints.edge_memory import EdgeMemory
 from search.network.cuts import Cut, enumerate_cuts
 from search.network.graph import Node
 from search.network.quant_params import QuantParams
@@ -21,9 +23,9 @@ from search.prediction.candidates import (
     Candidate,
     CostModel,
     RankedCandidate,
-    judge,
     pareto,
     predict,
+    rank_candidates,
     shortlist,
     worth_keeping,
 )
@@ -33,13 +35,14 @@ from search.quantization.calibration import observe
 from search.quantization.heads import Heads
 from search.quantization.network import QuantizedGraph
 from search.quantization.recipe import rounded
-from search.ranking.infeasible import no_head_fits
-from search.wire.formats import fitting_cuts, promising_cuts, runnable_cuts
+from search.ranking.infeasible import no_cut_left
+from search.wire.formats import promising_cuts, runnable_cuts
 from search.wire.quantizers import wire_tensor
 from tests.networks import SIZE, branched_graph
+from tests.tiny import PREDICTION
 
 LINK = parse_link("1mbit/20ms")
-WORLD = CostModel(LINK, DeviceProfile("slow", 4.0), preprocess_ms=2.0, postprocess_ms=1.0)
+COST_MODEL = CostModel(LINK, DeviceProfile("slow", 4.0), preprocess_ms=2.0, postprocess_ms=1.0)
 TIMES = CutTimes(Timing(10.0, 11.0, 9), Timing(30.0, 31.0, 9))
 NODE = Node("t", "conv", (), (4, 2, 2))
 GRID = QuantParams.over(-1.0, 3.0)
@@ -59,7 +62,7 @@ def _candidate(
 
 
 def test_a_split_pays_for_every_stage() -> None:
-    prediction = predict(_candidate(), TIMES, WORLD)
+    prediction = predict(_candidate(), TIMES, COST_MODEL)
     uplink_ms = (900 + FRAME_OVERHEAD_BYTES) * 8 / 1000
     assert prediction.uplink_ms == uplink_ms
     assert prediction.latency_ms == 4 * (2 + 10 + 0.5) + uplink_ms + 20 + 0.25 + 30 + 1
@@ -67,7 +70,7 @@ def test_a_split_pays_for_every_stage() -> None:
 
 def test_edge_only_does_not_wait_for_the_link() -> None:
     prediction = predict(
-        _candidate("edge-only"), CutTimes(Timing(10, 10, 9), Timing(0, 0, 0)), WORLD
+        _candidate("edge-only"), CutTimes(Timing(10, 10, 9), Timing(0, 0, 0)), COST_MODEL
     )
     assert prediction.latency_ms == 4 * (2 + 10 + 1)
     assert prediction.uplink_bytes == prediction.rtt_ms == 0
@@ -76,7 +79,8 @@ def test_edge_only_does_not_wait_for_the_link() -> None:
 def _judged(
     latency: float, sent: float, memory: int, accuracy: float, kind: str = "split"
 ) -> RankedCandidate:
-    return RankedCandidate(_candidate(kind, sent, memory), latency, TIMES, accuracy)
+    predicted = PREDICTION.model_copy(update={"latency_ms": latency, "uplink_ms": 0.0})
+    return RankedCandidate(_candidate(kind, sent, memory), predicted, accuracy)
 
 
 def test_the_front_holds_what_nothing_beats_on_every_axis() -> None:
@@ -95,7 +99,9 @@ def test_who_is_beaten_on_the_link_asked_for_is_kept_for_a_faster_one() -> None:
     times = {coded.cut.name: TIMES}
     plain = replace(coded, payload_bytes=1500.0, encode_ms=coded.encode_ms / 5)
     worse = replace(plain, payload_bytes=1600.0)
-    judged = [replace(j, accuracy=50.0) for j in judge([coded, plain, worse], times, WORLD)]
+    judged = [
+        replace(j, accuracy=50.0) for j in rank_candidates([coded, plain, worse], times, COST_MODEL)
+    ]
 
     assert judged[0].candidate is coded
     assert {j.candidate.payload_bytes for j in pareto(judged)} == {1000.0, 1500.0}
@@ -131,13 +137,16 @@ def test_the_shortlist_has_every_width_and_all_that_is_no_split() -> None:
     candidates = [_candidate(sent=100.0 * bits, bits=bits) for bits in (2, 4, 6, 8)]
     candidates += [_candidate("cloud-only"), _candidate("edge-only")]
     times = {c.cut.name: TIMES for c in candidates}
-    kept = shortlist(candidates, times, WORLD, per_width=1)
+    kept = shortlist(candidates, times, COST_MODEL, per_width=1)
     assert {id(c) for c in kept} == {id(c) for c in candidates}
 
 
 def test_judging_ranks_by_latency() -> None:
     big, small = _candidate(sent=9000), _candidate(sent=100)
-    assert [j.candidate for j in judge([big, small], {"t4": TIMES}, WORLD)] == [small, big]
+    assert [j.candidate for j in rank_candidates([big, small], {"t4": TIMES}, COST_MODEL)] == [
+        small,
+        big,
+    ]
 
 
 @given(
@@ -179,11 +188,10 @@ def test_memory_limit_leaves_only_heads_that_fit(network: QuantizedGraph) -> Non
     heads, cuts = Heads(network), enumerate_cuts(network.graph)
     needs = sorted(sum(heads.memory_bytes(cut)) for cut in cuts if cut.head)
     limit = needs[len(needs) // 2]
-    allowed = fitting_cuts(heads, cuts, limit)
+    allowed = [cut for cut in cuts if EdgeMemory(limit).admits_cut(cut, heads)]
     assert allowed[0].kind == "cloud-only"
     assert all(sum(heads.memory_bytes(cut)) <= limit for cut in allowed)
     assert 1 < len(allowed) < len(cuts)
-    assert fitting_cuts(heads, cuts, None) == cuts
 
 
 def test_promising_cuts_are_few_and_keep_the_ends(network: QuantizedGraph) -> None:
@@ -195,9 +203,9 @@ def test_promising_cuts_are_few_and_keep_the_ends(network: QuantizedGraph) -> No
 
 def test_when_nothing_fits_the_smallest_need_is_told(network: QuantizedGraph) -> None:
     heads, cuts = Heads(network), enumerate_cuts(network.graph)
-    without_pixels = runnable_cuts(heads, cuts, no_raw_image=True)
-    assert "cloud-only" not in {cut.kind for cut in without_pixels}
-    message = no_head_fits(heads, without_pixels, 100)
+    limits = constraints(edge_memory=100, no_raw_image=True)
+    message = no_cut_left(limits, heads, runnable_cuts(heads, cuts))
+    assert "no cut keeps --edge-memory 9.53674e-05MiB and --no-raw-image" in message
     assert re.search(r"the smallest head, up to conv_0, needs \d+\.\d+ MiB", message)
     assert "raise --edge-memory to 0.02MiB" in message
 
@@ -208,7 +216,7 @@ def test_a_node_without_an_integer_form_stays_in_the_cloud(network: QuantizedGra
         network.graph, network.grids, network.before, network.convs, {deep: "no"}
     )
     cuts = enumerate_cuts(network.graph)
-    allowed = runnable_cuts(Heads(refusing), cuts, no_raw_image=False)
+    allowed = runnable_cuts(Heads(refusing), cuts)
     assert all(deep not in {node.name for node in cut.head} for cut in allowed)
     assert "edge-only" not in {cut.kind for cut in allowed}
 

@@ -13,7 +13,9 @@ import search.prepare
 from common.errors import NoFeasiblePlanError
 from common.link.link import parse_link
 from common.progress import Progress
+from common.version import __version__
 from search.cache import Cache, digest
+from search.constraints import constraints
 from search.measure.held_out import digests, set_aside
 from search.pipeline import search as run_search
 from search.prediction.devices import device_profile
@@ -76,8 +78,7 @@ def request_of(calibration: Path, cache: Path) -> Request:
         link=parse_link("10kbit/20ms"),
         device=device_profile("this-machine-no-vnni"),
         calibration=calibration,
-        max_drop=0.0,
-        no_raw_image=True,
+        constraints=constraints(max_drop=0.0, no_raw_image=True),
         refined_cuts=1,
         format_trials=1,
         adapt_steps=2,
@@ -89,7 +90,7 @@ def fit(calibration: Path, cache: Path) -> tuple[Prepared, bytes]:
     """Search; then the pictures on both sides, and the model of the whole network in integers."""
     with pytest.raises(NoFeasiblePlanError):
         run_search(request_of(calibration, cache), cache.with_name("bundle"), Silent())
-    prepared = prepare("small", calibration, Cache(cache, "unknown"), Silent(), divide=set_aside)
+    prepared = prepare("small", calibration, Cache(cache, __version__), Silent(), divide=set_aside)
     quantized = prepared.rounder(reduced_range=True).nearest({})
     return prepared, head_model(quantized, quantized.graph.outputs)
 

@@ -21,7 +21,7 @@ from search.prepare import Prepared
 from search.quantization.calibration import observe
 from search.quantization.heads import Heads
 from search.quantization.layer_table import layer_table, to_csv, to_json
-from search.quantization.recipe import RECIPES
+from search.quantization.recipes import RECIPES
 from search.quantization.sensitivity import HOWS, sensitivity_of
 from search.quantization.widths import Widths
 from search.stages.bit_configurations import (

@@ -52,9 +52,9 @@ def test_a_head_that_does_not_fit_gets_the_widths_of_least_error(
     cuts = enumerate_cuts(heads.network.graph)
     needs = {cut.name: sum(heads.memory_bytes(cut)) for cut in cuts}
     limit = max(needs.values()) - 300
-    narrow = LowBitAllocator(heads, sensitivity.weights, limit, rounder).narrowed(cuts)
-    assert {cut.name for cut in narrow} == {name for name, need in needs.items() if need > limit}
-    for cut in narrow:
+    low_bit = LowBitAllocator(heads, sensitivity.weights, limit, rounder).fitted(cuts)
+    assert {cut.name for cut in low_bit} == {name for name, need in needs.items() if need > limit}
+    for cut in low_bit:
         assert cut.label == f"{cut.name} {cut.widths}"
         assert sum(heads.memory_bytes(cut)) <= limit
         bits = {n.name: heads.of(cut).convs[n.name].bits for n in cut.head if n.op == "conv"}
@@ -67,8 +67,8 @@ def test_cuts_that_fit_or_never_will_are_left_alone(
     heads: Heads, sensitivity: Sensitivity, rounder: Rounder
 ) -> None:
     cuts = enumerate_cuts(heads.network.graph)
-    assert LowBitAllocator(heads, sensitivity.weights, 1 << 30, rounder).narrowed(cuts) == []
-    assert LowBitAllocator(heads, sensitivity.weights, 10, rounder).narrowed(cuts) == []
+    assert LowBitAllocator(heads, sensitivity.weights, 1 << 30, rounder).fitted(cuts) == []
+    assert LowBitAllocator(heads, sensitivity.weights, 10, rounder).fitted(cuts) == []
 
 
 def test_rounding_together_keeps_widths_and_memory(
@@ -76,10 +76,10 @@ def test_rounding_together_keeps_widths_and_memory(
 ) -> None:
     whole = enumerate_cuts(heads.network.graph)[-1]
     limit = sum(heads.memory_bytes(whole)) - 1500
-    narrower = LowBitAllocator(heads, sensitivity.weights, limit, rounder)
-    (cut,) = narrower.narrowed([whole])
+    allocator = LowBitAllocator(heads, sensitivity.weights, limit, rounder)
+    (cut,) = allocator.fitted([whole])
     before = heads.of(cut)
-    better = narrower.reconstructed(cut, silent)
+    better = allocator.reconstructed(cut, silent)
     assert better.label == cut.label
     after = heads.of(better)
     assert [c.bits for c in after.convs.values()] == [c.bits for c in before.convs.values()]
@@ -94,8 +94,8 @@ def test_promotion_gives_the_most_harmful_layer_more_bits_until_memory_ends(
 ) -> None:
     whole = enumerate_cuts(heads.network.graph)[-1]
     limit = sum(heads.memory_bytes(whole)) - 1500
-    narrower = LowBitAllocator(heads, sensitivity.weights, limit, rounder)
-    cut: Cut | None = narrower.narrowed([whole])[0]
+    allocator = LowBitAllocator(heads, sensitivity.weights, limit, rounder)
+    cut: Cut | None = allocator.fitted([whole])[0]
     seen, labels = set(), set()
     while cut is not None:
         bits = {name: conv.bits for name, conv in heads.of(cut).convs.items()}
@@ -104,7 +104,7 @@ def test_promotion_gives_the_most_harmful_layer_more_bits_until_memory_ends(
         labels.add(cut.label)
         seen.add(tuple(bits.values()))
         harm = max((n for n in bits if bits[n] < 8), key=lambda n: sensitivity.weights[n][bits[n]])
-        cut = narrower.promoted(cut)
+        cut = allocator.promoted(cut)
         if cut is not None:
             assert sum(heads.memory_bytes(cut)) <= limit
             now = heads.of(cut).convs

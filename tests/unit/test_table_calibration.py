@@ -10,16 +10,13 @@ import pytest
 from common.bundle.bundle import Bundle
 from common.codec.spec import CodecSpec, WireTensor
 from common.errors import SettingsError, StoreError
-from common.imaging.images import Letterbox
 from common.link.link import parse_link
 from common.progress import Progress
 from common.tables.rows import ENOUGH, LatencyRow, head_to, segments, tail_from, to_json
 from common.tables.store_file import read_tables
 from common.tables.timing import Timing
-from common.tasks.detections import DetectorSpec, YoloHeadSpec
-from search.cache import Cache
+from search.constraints import constraints
 from search.export import write_plans
-from search.measure.frames import Frames
 from search.measure.held_out import Judging
 from search.network.cuts import Cut, enumerate_cuts, prefix_cuts
 from search.network.graph import Node
@@ -28,24 +25,23 @@ from search.prediction.candidates import (
     Candidate,
     CostModel,
     context_file,
-    judge,
     predict,
+    rank_candidates,
     with_coding,
 )
 from search.prediction.cut_times import CutTimes
 from search.prediction.devices import DEVICES, DeviceProfile
 from search.prediction.table_calibration import (
     TableCalibration,
+    calibrate,
+    calibrated_device,
     cuts_of,
-    learn,
-    learned_device,
     require_device,
     rows_of,
 )
-from search.prepare import Prepared
 from search.quantization.calibration import observe
 from search.quantization.heads import Heads
-from search.quantization.recipe import RECIPES
+from search.quantization.recipes import RECIPES
 from search.quantization.rounding import Rounder
 from search.ranking.search_run import Network, rank
 from search.reports import time_sources as origins
@@ -57,7 +53,8 @@ from search.wire.formats import FormatTable
 from search.wire.sampling import sample
 from tests import tiny
 from tests.contexts import random_model
-from tests.networks import SIZE, branched_graph, pictures
+from tests.networks import branched_graph, pictures
+from tests.searched import small_network
 
 LINK = parse_link("3mbit/20ms")
 PI = DeviceProfile("pi", 1.0)
@@ -95,10 +92,10 @@ def row(segment: str, median_ms: float, **others: Any) -> LatencyRow:
 
 
 def taught(*rows: LatencyRow, device: DeviceProfile = PI) -> TableCalibration:
-    return learn(rows, device, TIMES, preprocess_ms=2.0, postprocess_ms=1.0)
+    return calibrate(rows, device, TIMES, preprocess_ms=2.0, postprocess_ms=1.0)
 
 
-def world_of(*rows: LatencyRow) -> CostModel:
+def cost_model_of(*rows: LatencyRow) -> CostModel:
     return CostModel(LINK, PI, 2.0, 1.0, taught(*rows))
 
 
@@ -126,36 +123,38 @@ def test_segments_have_the_names_that_tables_give_them(tmp_path: Path) -> None:
 
 
 def test_a_known_head_takes_what_the_table_says_and_others_the_slowdown() -> None:
-    world = world_of(row("head to a", 41.0))
-    assert predict(candidate("a"), TIMES["a"], world).head_ms == 41.0
-    assert predict(candidate("b"), TIMES["b"], world).head_ms == pytest.approx(20 * 4.1)
-    edge_only = predict(candidate("out", None), TIMES["out"], world)
+    cost_model = cost_model_of(row("head to a", 41.0))
+    assert predict(candidate("a"), TIMES["a"], cost_model).head_ms == 41.0
+    assert predict(candidate("b"), TIMES["b"], cost_model).head_ms == pytest.approx(20 * 4.1)
+    edge_only = predict(candidate("out", None), TIMES["out"], cost_model)
     assert edge_only.head_ms == pytest.approx(30 * 4.1)
     assert edge_only.postprocess_ms == pytest.approx(4.1)
 
 
 def test_a_known_tail_likewise_for_the_cloud() -> None:
-    world = world_of(row("tail from a", 10.0), row("boxes", 3.0, side="cloud", device="rack"))
-    assert predict(candidate("a"), TIMES["a"], world).tail_ms == 10.0
-    whole = predict(candidate("image"), TIMES["image"], world)
+    cost_model = cost_model_of(
+        row("tail from a", 10.0), row("boxes", 3.0, side="cloud", device="rack")
+    )
+    assert predict(candidate("a"), TIMES["a"], cost_model).tail_ms == 10.0
+    whole = predict(candidate("image"), TIMES["image"], cost_model)
     assert whole.tail_ms == pytest.approx(15.0)
     assert whole.decode_ms == pytest.approx(0.5)
     assert whole.postprocess_ms == 3.0
 
 
 def test_letterboxing_and_boxes_have_their_own_times() -> None:
-    world = world_of(row("head to a", 40.0), row("letterbox", 7.0), row("boxes", 9.0))
-    assert predict(candidate("a"), TIMES["a"], world).preprocess_ms == 7.0
-    assert predict(candidate("out", None), TIMES["out"], world).postprocess_ms == 9.0
+    cost_model = cost_model_of(row("head to a", 40.0), row("letterbox", 7.0), row("boxes", 9.0))
+    assert predict(candidate("a"), TIMES["a"], cost_model).preprocess_ms == 7.0
+    assert predict(candidate("out", None), TIMES["out"], cost_model).postprocess_ms == 9.0
     # The cloud's boxes are not the edge's.
-    assert predict(candidate("a"), TIMES["a"], world).postprocess_ms == 1.0
+    assert predict(candidate("a"), TIMES["a"], cost_model).postprocess_ms == 1.0
 
 
 def test_twice_as_slow_and_twice_as_fast_cancel_out() -> None:
-    lesson = taught(row("head to a", 20.0), row("head to b", 10.0)).edge
-    assert lesson.pace.slowdown == pytest.approx(1.0)
-    assert (lesson.low, lesson.high) == pytest.approx((0.5, 2.0))
-    assert lesson.paired == 2
+    side = taught(row("head to a", 20.0), row("head to b", 10.0)).edge
+    assert side.pace.slowdown == pytest.approx(1.0)
+    assert (side.low, side.high) == pytest.approx((0.5, 2.0))
+    assert side.paired == 2
 
 
 def test_frames_count_but_not_without_end() -> None:
@@ -195,21 +194,23 @@ def test_rows_that_may_mean_anything_are_ignored_and_counted() -> None:
     wild = row("head to a", 10.0, low_ms=4.0, high_ms=15.0)
     wide = row("head to b", 10.0, low_ms=5.0, high_ms=15.0)
     foreign = row("head to a", 10.0, low_ms=1.0, high_ms=90.0, device="else")
-    learned = taught(wild, wide, foreign)
-    assert learned.ignored == 1
-    assert learned.edge.pace.known_ms == {"head to b": 10.0}
+    calibration = taught(wild, wide, foreign)
+    assert calibration.ignored == 1
+    assert calibration.edge.pace.known_ms == {"head to b": 10.0}
 
 
 def test_codecs_have_slowdowns_of_their_own() -> None:
     wire = candidate("a").coding
-    world = world_of(row("head to a", 40.0), row(f"encode {wire}", 7.0), row(f"decode {wire}", 3.0))
+    cost_model = cost_model_of(
+        row("head to a", 40.0), row(f"encode {wire}", 7.0), row(f"decode {wire}", 3.0)
+    )
     packed, zstd = candidate("a"), candidate("a", "packed+zstd")
-    world = with_coding(world, [packed, zstd])
-    assert predict(packed, TIMES["a"], world).encode_ms == 7.0
-    other = predict(candidate("b"), TIMES["b"], world)
+    cost_model = with_coding(cost_model, [packed, zstd])
+    assert predict(packed, TIMES["a"], cost_model).encode_ms == 7.0
+    other = predict(candidate("b"), TIMES["b"], cost_model)
     assert (other.encode_ms, other.decode_ms) == pytest.approx((7.0, 3.0))
-    assert predict(zstd, TIMES["a"], world).encode_ms == pytest.approx(4.0)
-    assert with_coding(world, []).learned is not None
+    assert predict(zstd, TIMES["a"], cost_model).encode_ms == pytest.approx(4.0)
+    assert with_coding(cost_model, []).calibration is not None
 
 
 def test_context_models_tell_wire_formats_apart() -> None:
@@ -231,17 +232,17 @@ def test_small_segments_stand_in_where_no_head_is_known() -> None:
 
 
 def test_a_profile_holds_where_the_tables_do_not_know_the_edge() -> None:
-    learned = taught(row("tail from a", 40.0), device=DEVICES["quarter-core"])
-    assert learned.edge.pace.slowdown == 4.0
-    assert learned.cloud.pace.slowdown == pytest.approx(2.0)
+    calibration = taught(row("tail from a", 40.0), device=DEVICES["quarter-core"])
+    assert calibration.edge.pace.slowdown == 4.0
+    assert calibration.cloud.pace.slowdown == pytest.approx(2.0)
 
 
 def test_learning_changes_which_plan_is_the_fastest() -> None:
     both = [candidate("a"), candidate("image", "png")]
     plain = CostModel(LINK, PI, 2.0, 1.0)
-    assert [j.candidate.cut.name for j in judge(both, TIMES, plain)] == ["a", "image"]
-    slow = world_of(row("head to a", 200.0), row("letterbox", 2.0))
-    assert [j.candidate.cut.name for j in judge(both, TIMES, slow)] == ["image", "a"]
+    assert [j.candidate.cut.name for j in rank_candidates(both, TIMES, plain)] == ["a", "image"]
+    slow = cost_model_of(row("head to a", 200.0), row("letterbox", 2.0))
+    assert [j.candidate.cut.name for j in rank_candidates(both, TIMES, slow)] == ["image", "a"]
 
 
 @pytest.mark.parametrize("saturates", [True, False])
@@ -249,17 +250,17 @@ def test_a_device_of_the_tables_keeps_to_what_this_machine_can_measure(
     monkeypatch: pytest.MonkeyPatch, *, saturates: bool
 ) -> None:
     monkeypatch.setitem(DEVICES, "this-machine", DeviceProfile("this-machine", 1.0, saturates))
-    device = learned_device("cam", [row("head to a", 1.0, device="cam")])
+    device = calibrated_device("cam", [row("head to a", 1.0, device="cam")])
     assert device == DeviceProfile("cam", 1.0, saturates)
 
 
 def test_devices_are_those_of_the_tables_or_profiles() -> None:
     rows = [row("head to a", 1.0), row("head to a", 1.0, device="cam"), row("tail from a", 1.0)]
-    assert learned_device("cam", rows) == replace(DEVICES["this-machine"], name="cam")
-    assert learned_device("quarter-core", rows) is DEVICES["quarter-core"]
-    assert learned_device("pi", rows, reduced_range=True).reduced_range
+    assert calibrated_device("cam", rows) == replace(DEVICES["this-machine"], name="cam")
+    assert calibrated_device("quarter-core", rows) is DEVICES["quarter-core"]
+    assert calibrated_device("pi", rows, reduced_range=True).reduced_range
     with pytest.raises(SettingsError, match=r"unknown device 'rack': the tables know cam, pi;"):
-        learned_device("rack", rows)
+        calibrated_device("rack", rows)
     with pytest.raises(SettingsError, match=r"nothing of .* 'half-core'.* cam, pi of this"):
         require_device("half-core", rows)
 
@@ -312,34 +313,13 @@ def test_baselines_read_the_same_learned_times() -> None:
     whole = prefixes[-1]
     rows = [row(f"head to {cut.name}", 10.0 * len(cut.head)) for cut in prefixes[1:-1]]
     rows.append(row(f"head to {whole.name}", 1000.0))
-    learned = learn(rows, PI, times, preprocess_ms=1.0, postprocess_ms=1.0)
-    world = CostModel(LINK, PI, 1.0, 1.0, learned)
-    costs = cost_graph(graph, times, FormatTable(heads, samples, times, world), world)
+    calibration = calibrate(rows, PI, times, preprocess_ms=1.0, postprocess_ms=1.0)
+    cost_model = CostModel(LINK, PI, 1.0, 1.0, calibration)
+    costs = cost_graph(graph, times, FormatTable(heads, samples, times, cost_model), cost_model)
     assert sum(costs.edge_ms.values()) == pytest.approx(1000.0)
     first = costs.edge_ms[graph.nodes[1].name]
     assert first == pytest.approx(10.0)
     assert np.isclose(sum(costs.cloud_ms.values()), len(names))
-
-
-def small_network() -> Network:
-    """A network prepared on eight pictures."""
-    graph, pixels = branched_graph(), pictures(8)
-    boxes = (Letterbox.fit(SIZE[1], SIZE[0], SIZE),) * len(pixels)
-    frames = Frames(tuple("abcdefgh"), pixels, boxes, 0.5)
-    heads = [
-        YoloHeadSpec(stride=stride, anchors=((4.0, 4.0), (8.0, 8.0)), classes=2)
-        for stride in (4, 2)
-    ]
-    detector = DetectorSpec(
-        kind="yolov3",
-        input_height=SIZE[0],
-        input_width=SIZE[1],
-        heads=tuple(heads),
-        class_names=("cat", "dog"),
-    )
-    statistics = observe(graph, pixels)
-    prepared = Prepared(graph, detector, "0" * 64, frames, statistics, Cache(), "origin")
-    return Network(prepared, Heads(prepared.rounder().nearest({})), enumerate_cuts(graph))
 
 
 def test_a_search_predicts_what_is_known_and_scales_the_rest(tmp_path: Path) -> None:
@@ -350,16 +330,24 @@ def test_a_search_predicts_what_is_known_and_scales_the_rest(tmp_path: Path) -> 
     foreign = row(head_to(known.name), 7.0, network="f" * 64)
     (tmp_path / "tables").write_text(to_json([foreign, mine, foreign]))
     request = Request(
-        "small", LINK, PI, tmp_path, max_drop=100.0, refined_cuts=0, tables=tmp_path / "tables"
+        "small",
+        LINK,
+        PI,
+        tmp_path,
+        constraints=constraints(max_drop=100.0),
+        refined_cuts=0,
+        tables=tmp_path / "tables",
     )
     found = rank(request, network, Judging(frames, "evaluation"), Silent())
-    assert found.world.learned is not None
-    slowdown = found.world.learned.edge.pace.slowdown
+    assert found.cost_model.calibration is not None
+    slowdown = found.cost_model.calibration.edge.pace.slowdown
     assert slowdown == pytest.approx(500.0 / found.times[known.name].head.median_ms)
-    for judged in found.judged:
-        cut, head_ms = judged.candidate.cut, predict(judged.candidate, judged.times, found.world)
+    for judged in found.ranked:
+        cut = judged.candidate.cut
         own_ms = found.times[cut.name].head.median_ms * slowdown
-        assert head_ms.head_ms == pytest.approx(500.0 if cut.name == known.name else own_ms)
+        assert judged.predicted.head_ms == pytest.approx(
+            500.0 if cut.name == known.name else own_ms
+        )
     assert found.kept[0].candidate.cut.kind == "cloud-only"
 
 
@@ -368,10 +356,12 @@ def test_a_bundle_names_its_segments_as_its_search_did(tmp_path: Path) -> None:
     heads = Heads(prepared.rounder(reduced_range=True).nearest({}))  # the same on any CPU
     network = Network(prepared, heads, enumerate_cuts(prepared.graph))
     device = DeviceProfile("pi", 1.0, reduced_range=True)
-    request = Request("small", LINK, device, tmp_path, max_drop=100.0, refined_cuts=0)
+    request = Request(
+        "small", LINK, device, tmp_path, constraints=constraints(max_drop=100.0), refined_cuts=0
+    )
     judging = Judging(prepared.calibration, "evaluation")
     found = rank(request, network, judging, Silent())
-    plain = next(j for j in found.judged if j.candidate.cut.kind == "split")
+    plain = next(j for j in found.ranked if j.candidate.cut.kind == "split")
     models = tuple(random_model(t.shape[0], 1 << t.bits) for t in plain.candidate.wire)
     coded = replace(plain.candidate, codec=CodecSpec(name="context"), contexts=models)
     found = replace(found, kept=(plain, replace(plain, candidate=coded)))
@@ -387,19 +377,19 @@ def test_a_bundle_names_its_segments_as_its_search_did(tmp_path: Path) -> None:
 
 
 def test_reports_say_where_times_come_from() -> None:
-    world = world_of(
+    cost_model = cost_model_of(
         row("head to a", 40.0),
         row("head to b", 60.0, source="profiled", last_seen_s=1.0),
         row("head to out", 10.0, high_ms=100.0),
         row("letterbox", 3.0),
     )
-    assert world.learned is not None
-    edge, cloud, ignored = origins.in_words(world.learned)
+    assert cost_model.calibration is not None
+    edge, cloud, ignored = origins.in_words(cost_model.calibration)
     assert edge.startswith("the edge pi: 3 segments by themselves (2 served, 1 profiled); all othe")
     assert "x 3.46 (median of 2" in edge
     assert "the cloud: the tables do not know it" in cloud
     assert ignored.endswith("wider than their median: 1")
-    (judged,) = judge([candidate("a")], TIMES, world)
+    (judged,) = rank_candidates([candidate("a")], TIMES, cost_model)
     found = SearchResult(
         request=Request("tiny", LINK, PI, Path("calibration")),
         metric="AP50",
@@ -407,8 +397,8 @@ def test_reports_say_where_times_come_from() -> None:
         cuts=4,
         calibration_images=8,
         evaluation_images=("a.jpg",),
-        world=world,
-        judged=(judged,),
+        cost_model=cost_model,
+        ranked=(judged,),
         measured=(judged,),
         kept=(judged,),
         curves={},
@@ -419,5 +409,5 @@ def test_reports_say_where_times_come_from() -> None:
     assert document["edge"]["segments"]["head to a"] == {
         "median_ms": 40.0, "n": 100, "source": "served"
     }  # fmt: skip
-    unlearned = replace(found, world=replace(world, learned=None))
-    assert "Where these times come from" not in markdown(unlearned) + html(unlearned)
+    uncalibrated = replace(found, cost_model=replace(cost_model, calibration=None))
+    assert "Where these times come from" not in markdown(uncalibrated) + html(uncalibrated)
