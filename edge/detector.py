@@ -30,6 +30,7 @@ from common.rpc import splitpoint_pb2 as pb
 from common.rpc.messages import detections_to_message, microseconds
 from common.tasks.detections import Detections
 from edge.head import EdgePlan, open_reproduced
+from edge.link.estimate import Estimate
 from edge.planning.pilot import Pilot
 from edge.planning.predictor import Expected
 from edge.profile import PICTURE, answer, frame_of
@@ -133,6 +134,11 @@ class Detector:
     def default(self) -> bytes:
         """Digest of the plan that serves when none is named."""
         return next(iter(self._plans)) if self.pilot is None else self.pilot.current
+
+    @property
+    def link(self) -> Estimate | None:
+        """Estimate of the link to the cloud as it is now; None without a cloud."""
+        return None if self._client is None else self._client.link.estimate(time.perf_counter())
 
     def detect(
         self,
@@ -275,11 +281,10 @@ class Detector:
         """Report a frame's times to the pilot and the cloud."""
         if self.pilot is not None and chosen.expected is not None:
             self.pilot.served(chosen.expected, done.served(latency_ms))
-        if self._client is None:
+        if (link := self.link) is None:
             return
         times = done.edge_times(preprocess_ms, latency_ms)
         times.capture_us = microseconds(capture_ms)
-        link = self._client.link.estimate(time.perf_counter())
         times.uplink_bps = link.uplink_bps or 0.0
         times.rtt_us = microseconds(link.rtt_ms or 0.0)
         if done.answer is None:

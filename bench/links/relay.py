@@ -78,8 +78,8 @@ class Lane:
     def put(self, now_s: float, packet: bytes) -> None:
         """Enqueue a packet, unless it is lost or the queue is full."""
         self._advance(now_s)
-        room = max(_LEAST_QUEUE_BYTES, _QUEUE_S * self._bytes_per_s)
-        if self._random.random() < self._loss or self._waiting_bytes + len(packet) > room:
+        limit = max(_LEAST_QUEUE_BYTES, _QUEUE_S * self._bytes_per_s)
+        if self._random.random() < self._loss or self._waiting_bytes + len(packet) > limit:
             return
         if not self._waiting:
             self._left_bytes, self._since_s = len(packet), now_s
@@ -121,7 +121,7 @@ def main() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)  # wake up when it was asked for
     edge, cloud = (_device(name) for name in sys.argv[1:3])
     up, down = Lane(1), Lane(2)
-    ways = ((edge, up, cloud), (cloud, down, edge))
+    directions = ((edge, up, cloud), (cloud, down, edge))
     _say("ready")
     while True:
         wake_s = min(up.next_s(), down.next_s()) - time.monotonic()
@@ -136,7 +136,7 @@ def main() -> None:
             up.change(now_s, asked.uplink_bps, asked)
             down.change(now_s, asked.downlink_bps, asked)
             _say("changed")
-        for source, lane, sink in ways:
+        for source, lane, sink in directions:
             if source in readable:
                 lane.put(now_s, os.read(source, _MTU))
             for packet in lane.take(now_s):

@@ -10,12 +10,11 @@ every stream has had an answer, when the queue is at its steady length.
 
 import argparse
 import os
-import resource
 import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import cycle, islice
@@ -23,20 +22,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
-from bench.cpu import cpu_ms
-from bench.machine import machine
+from bench.harness import (
+    Bench,
+    Lines,
+    Result,
+    add_bundle_options,
+    listed,
+    record,
+    spread,
+    table,
+)
 from bench.plan_choice import cheapest_split, upload
-from bench.processes import Service
+from bench.processes import Service, cpu_ms, memory_mib
 from common.bundle.bundle import Bundle
 from common.errors import SplitpointError
 from common.imaging.images import letterbox, list_images, read_image
 from common.progress import Stages
 from common.rpc import splitpoint_pb2 as pb
 from common.rpc.messages import microseconds
-from common.version import __version__
 from edge.head import open_plans
 from edge.stream.client import CloudClient
 from edge.stream.transport import GrpcTransport
@@ -133,14 +137,13 @@ class Stream:
         answer.measured(pb.EdgeTimes(round_trip_us=took_us, uplink_us=uplink_us, total_us=took_us))
 
 
-def measure_edges(arguments: argparse.Namespace, stages: Stages) -> dict[str, Any]:
+def measure(arguments: argparse.Namespace, stages: Stages) -> Result:
     """Measure throughput and latency by number of streams and plan."""
     with Bundle.open(arguments.bundle) as bundle, ExitStack() as stack:
         chosen = choose(bundle)
-        frames = {way: _frames(bundle, d, arguments.images) for way, d in chosen.items()}
+        frames = {kind: _frames(bundle, d, arguments.images) for kind, d in chosen.items()}
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        command = ["cloud", "--bundle", str(bundle.root), "--grpc-port", "0", "--rest-port", "0"]
-        cloud = stack.enter_context(Service(command, folder / "cloud.log"))
+        cloud = stack.enter_context(Service.cloud(bundle.root, folder / "cloud.log"))
         address, pid = f"127.0.0.1:{cloud.ready['grpc']}", cloud.ready["pid"]
         streams: list[Stream] = []
         rows = []
@@ -150,26 +153,24 @@ def measure_edges(arguments: argparse.Namespace, stages: Stages) -> dict[str, An
                 client = _connect(address, bundle.digest, len(streams))
                 stack.callback(client.close)
                 streams.append(Stream(client, len(streams)))
-            turns: dict[str, list[Turn]] = {way: [] for way in chosen}
-            for way in [*chosen] * _TURNS:
+            turns: dict[str, list[Turn]] = {kind: [] for kind in chosen}
+            for kind in [*chosen] * _TURNS:
                 seconds = arguments.seconds / _TURNS
-                turns[way].append(_turn(streams, frames[way], seconds, pid))
-            for way, taken in turns.items():
-                row = {"streams": count, "way": way, **summary(taken)}
-                rows.append(row | {"cloud_resident_mib": _resident_mib(pid)})
+                turns[kind].append(_turn(streams, frames[kind], seconds, pid))
+            for kind, taken in turns.items():
+                row = {"streams": count, "kind": kind, **summary(taken)}
+                rows.append(row | {"cloud_resident_mib": memory_mib(pid)})
             progress(done, len(arguments.streams))
-        return {
-            "machine": machine(),
-            "software_version": __version__,
-            "bundle": bundle.digest.hex(),
-            "seconds": arguments.seconds,
-            "plans": {way: bundle.plan(digest).name for way, digest in chosen.items()},
-            "frame_bytes": {
-                way: round(statistics.mean(frame.ByteSize() for frame in sent))
-                for way, sent in frames.items()
+        return record(
+            bundle=bundle.digest.hex(),
+            seconds=arguments.seconds,
+            plans={kind: bundle.plan(digest).name for kind, digest in chosen.items()},
+            frame_bytes={
+                kind: round(statistics.mean(frame.ByteSize() for frame in sent))
+                for kind, sent in frames.items()
             },
-            "rows": rows,
-        }
+            rows=rows,
+        )
 
 
 def choose(bundle: Bundle) -> dict[str, bytes]:
@@ -186,18 +187,18 @@ def choose(bundle: Bundle) -> dict[str, bytes]:
     return {"split": split, "JPEG": jpeg}
 
 
-def summary(turns: Sequence[Turn]) -> dict[str, Any]:
+def summary(turns: Sequence[Turn]) -> Result:
     """Summary of the turns of one plan; without any answer, only the number of failed frames."""
     errors = [error for turn in turns for error in turn.errors]
-    told = {"failed": len(errors), "errors": list(dict.fromkeys(errors))[:3]}
+    failed = {"failed": len(errors), "errors": list(dict.fromkeys(errors))[:3]}
     latencies_ms = [each.latency_ms for turn in turns for each in turn.answered]
     count, seconds = len(latencies_ms), sum(turn.seconds for turn in turns)
     if not count:
-        return {"frames": 0, **told}
+        return {"frames": 0, **failed}
     p50_ms, p99_ms = np.percentile(latencies_ms, (50, 99))
     return {
         "frames": count,
-        **told,
+        **failed,
         "frames_per_s": round(count / seconds, 2),
         "p50_ms": round(float(p50_ms), 2),
         "p99_ms": round(float(p99_ms), 2),
@@ -217,21 +218,18 @@ def _connect(address: str, bundle_digest: bytes, number: int) -> CloudClient:
 def _frames(bundle: Bundle, digest: bytes, images: Path) -> list[pb.Frame]:
     """Frames as an edge would send them, of pictures spread over the folder."""
     opened = open_plans(bundle, [digest])[digest]
-    detector = bundle.manifest.detector
-    paths = list_images(images)
-    frames = []
-    for path in paths[:: max(1, len(paths) // _PICTURES)][:_PICTURES]:
+    size = bundle.manifest.detector.input_height, bundle.manifest.detector.input_width
+
+    def frame(path: Path) -> pb.Frame:
         picture = read_image(path)
-        cut = opened.cut(letterbox(picture, (detector.input_height, detector.input_width)))
-        frames.append(
-            pb.Frame(
-                plan_digest=digest,
-                image_width=picture.shape[1],
-                image_height=picture.shape[0],
-                payloads=cut.payloads,
-            )
+        return pb.Frame(
+            plan_digest=digest,
+            image_width=picture.shape[1],
+            image_height=picture.shape[0],
+            payloads=opened.cut(letterbox(picture, size)).payloads,
         )
-    return frames
+
+    return [frame(path) for path in spread(list_images(images), _PICTURES)]
 
 
 def _turn(streams: Sequence[Stream], frames: Sequence[pb.Frame], seconds: float, pid: int) -> Turn:
@@ -247,15 +245,9 @@ def _turn(streams: Sequence[Stream], frames: Sequence[pb.Frame], seconds: float,
     load.ended.set()
     for thread in threads:
         thread.join()
-    cloud, own, whole = (after - before for before, after in zip(before_ms, after_ms, strict=True))
-    return Turn(
-        seconds=ended_s - began_s,
-        answered=[each for each in load.answered if began_s <= each.at_s < ended_s],
-        errors=load.errors,
-        cloud_cpu_ms=cloud,
-        load_cpu_ms=own,
-        all_cpu_ms=whole,
-    )
+    answered = [each for each in load.answered if began_s <= each.at_s < ended_s]
+    used_ms = (after - before for before, after in zip(before_ms, after_ms, strict=True))
+    return Turn(ended_s - began_s, answered, load.errors, *used_ms)
 
 
 def _clocks_ms(pid: int) -> tuple[float, float, float]:
@@ -266,31 +258,34 @@ def _clocks_ms(pid: int) -> tuple[float, float, float]:
     return cpu_ms(pid), time.process_time() * 1e3, busy_s * 1e3
 
 
-def _resident_mib(pid: int) -> float:
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return round(pages * resource.getpagesize() / 2**20, 1)
-
-
-def print_edges(found: Mapping[str, Any], console: Console) -> None:
-    """Print the rows as a table."""
-    table = Table("edges", "way", title="One cloud, many edges", title_justify="left")
+def section(found: Result) -> Lines:
+    """Section of the page."""
+    sent = ", ".join(
+        f"{kind}: {name}, {found['frame_bytes'][kind]:,} bytes"
+        for kind, name in found["plans"].items()
+    )
+    yield f"Streams to one cloud, each with one frame in flight, on loopback. {sent}."
+    yield ""
     columns = {
-        "frames_per_s": "frames/s",
-        "p50_ms": "p50 ms",
-        "p99_ms": "p99 ms",
-        "cloud_cpu_ms": "cloud",
-        "load_cpu_ms": "load",
-        "others_cores": "others",
-        "cloud_resident_mib": "MiB",
+        "frames/s": ("frames_per_s", ".1f"),
+        "p50, ms": ("p50_ms", ".0f"),
+        "p99, ms": ("p99_ms", ".0f"),
+        "cloud CPU, ms": ("cloud_cpu_ms", ".1f"),
+        "MiB": ("cloud_resident_mib", ".0f"),
+        "failed": ("failed", ",d"),
     }
-    for column in columns.values():
-        table.add_column(column, justify="right")
-    for row in found["rows"]:
-        cells = [f"{row[key]:.1f}" if key in row else "" for key in columns]
-        table.add_row(f"{row['streams']}", row["way"], *cells)
-    console.print(table)
-    console.print("cloud, load: CPU ms for a frame; others: cores; MiB: resident in the cloud")
-    failed = sum(row["failed"] for row in found["rows"])
-    console.print(f"failed: {failed:,} frames", highlight=False)
-    for way, plan in found["plans"].items():
-        console.print(f"{way}: {plan}, {found['frame_bytes'][way]:,} bytes", highlight=False)
+    yield from table(("streams", "plan:", *columns), (_cells(r, columns) for r in found["rows"]))
+
+
+def _cells(row: dict[str, Any], columns: dict[str, tuple[str, str]]) -> list[str]:
+    shown = [format(row[key], how) if key in row else "" for key, how in columns.values()]
+    return [str(row["streams"]), row["kind"], *shown]
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    add_bundle_options(parser)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each plan and number")
+    parser.add_argument("--streams", type=listed(int), default=STREAMS, help="numbers of edges")
+
+
+BENCH = Bench(__doc__, "many_edges", _options, measure, section)

@@ -1,7 +1,5 @@
 """Latency of an honest edge while strangers flood the cloud, dawdle or send bombs.
 
-    python -m bench.scale.strangers --bundle BUNDLE --images IMAGES [--json OUT]
-
     EdgeProcess, a frame in flight --> splitpoint cloud <-- uploads, abandoned uploads, slow bodies,
                                                             silent streams, scan bombs
 
@@ -15,13 +13,12 @@ import argparse
 import asyncio
 import contextlib
 import io
-import json
 import resource
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,19 +27,16 @@ from typing import Any, Final
 import grpc
 import numpy as np
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
 
 from bench.edge_process import EdgeProcess, EdgeProcessSettings
-from bench.machine import machine
+from bench.harness import Bench, Lines, Result, add_bundle_options, record, spread, table
 from bench.plan_choice import cheapest_split
-from bench.processes import Service
+from bench.processes import Service, memory_mib
 from common.bundle.bundle import Bundle
 from common.errors import SplitpointError
 from common.imaging.images import list_images
 from common.progress import Stages
 from common.rpc.splitpoint_pb2_grpc import SplitServiceStub
-from common.version import __version__
 
 UPLOADS: Final = 200
 ABANDONED: Final = 500
@@ -50,13 +44,6 @@ SLOW: Final = 100
 SILENT: Final = 100
 BOMBS: Final = 2
 
-HEAD: Final = (
-    *("beside", "answered", "failed", "median, ms", "p99, ms", "cloud, MiB"),
-    *("/livez at worst, ms", "strangers met"),
-)
-"""Headings of the columns of `by_kind`."""
-
-_RESULT = Path(__file__).parents[1] / "results" / "strangers.json"
 _HOST = "127.0.0.1"
 _PICTURES = 8
 _FRAMES, _TURNS = 100, 3
@@ -65,6 +52,7 @@ _SCANS = 400
 _PATIENCE_S = 60.0
 _PAUSE_S = 1.0
 _LIVE_S = 0.2
+_DESCRIPTORS = 8192
 
 
 @dataclass
@@ -110,13 +98,13 @@ async def uploads(target: StrangersTarget, strangers: Strangers) -> None:
             strangers.come.set()
             await asyncio.sleep(retry_s)
 
-    await _together(client() for _ in range(UPLOADS))
+    await asyncio.gather(*(client() for _ in range(UPLOADS)))
 
 
 async def abandoned(target: StrangersTarget, strangers: Strangers) -> None:
     """Whole requests whose senders hang up at once, a second's pause, and the same again."""
     while True:
-        await _together(_send_and_leave(target, target.picture) for _ in range(ABANDONED))
+        await asyncio.gather(*(_send_and_leave(target, target.picture) for _ in range(ABANDONED)))
         strangers.met["left"] += ABANDONED
         strangers.come.set()
         await asyncio.sleep(_PAUSE_S)
@@ -132,7 +120,7 @@ async def slow_bodies(target: StrangersTarget, strangers: Strangers) -> None:
             await asyncio.sleep(max(retry_s, _PAUSE_S))
 
     asyncio.get_running_loop().call_later(_PAUSE_S, strangers.come.set)
-    await _together(client() for _ in range(SLOW))
+    await asyncio.gather(*(client() for _ in range(SLOW)))
 
 
 async def silent_streams(target: StrangersTarget, strangers: Strangers) -> None:
@@ -149,7 +137,7 @@ async def silent_streams(target: StrangersTarget, strangers: Strangers) -> None:
                 strangers.met[code.name] += 1
                 await asyncio.sleep(_PAUSE_S)
 
-        await _together(stream() for _ in range(SILENT))
+        await asyncio.gather(*(stream() for _ in range(SILENT)))
 
 
 async def scan_bombs(target: StrangersTarget, strangers: Strangers) -> None:
@@ -226,10 +214,10 @@ def _work(loop: asyncio.AbstractEventLoop, task: "asyncio.Task[None]") -> None:
     loop.close()
 
 
-def measure(arguments: argparse.Namespace, stages: Stages) -> dict[str, Any]:
+def measure(arguments: argparse.Namespace, stages: Stages) -> Result:
     """Measure latencies of the honest edge alone and beside each kind of stranger, in turns."""
-    images = list_images(arguments.images)
-    images = images[:: max(1, len(images) // _PICTURES)][:_PICTURES]
+    _allow_descriptors()
+    images = spread(list_images(arguments.images), _PICTURES)
     kinds: dict[str, Kind | None] = {"alone": None, **KINDS}
     turns: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
     with Bundle.open(arguments.bundle) as bundle, ExitStack() as stack:
@@ -243,14 +231,18 @@ def measure(arguments: argparse.Namespace, stages: Stages) -> dict[str, Any]:
                 # A cloud of its own for each turn: what strangers leave behind is not the next's.
                 turns[title].append(_turn(bundle, plan, images, kind, folder, arguments.frames))
                 progress(turn * len(kinds) + number, arguments.turns * len(kinds))
-        return {
-            "machine": machine(),
-            "software_version": __version__,
-            "bundle": bundle.digest.hex(),
-            "plan": bundle.plan(plan).name,
-            "frames": arguments.frames * arguments.turns,
-            "rows": [summary(title, taken, turns["alone"]) for title, taken in turns.items()],
-        }
+        return record(
+            bundle=bundle.digest.hex(),
+            plan=bundle.plan(plan).name,
+            frames=arguments.frames * arguments.turns,
+            rows=[summary(title, taken, turns["alone"]) for title, taken in turns.items()],
+        )
+
+
+def _allow_descriptors() -> None:
+    """Raise the limit on open files of this process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _DESCRIPTORS)), hard))
 
 
 def summary(
@@ -283,18 +275,10 @@ def _percentile(turns: Sequence[dict[str, Any]], share: float) -> float | None:
 def _turn(
     bundle: Bundle, plan: bytes, images: Sequence[Path], kind: Kind | None, folder: Path, count: int
 ) -> dict[str, Any]:
-    ports = ("--grpc-port", "0", "--rest-port", "0")
-    command = ["cloud", "--bundle", str(bundle.root), *ports]
-    with Service(command, folder / "cloud.log") as cloud:
+    with Service.cloud(bundle.root, folder / "cloud.log") as cloud:
         target = StrangersTarget(cloud.ready["rest"], cloud.ready["grpc"], images[0].read_bytes())
-        settings = EdgeProcessSettings(
-            bundle.root,
-            images,
-            f"{_HOST}:{target.grpc_port}",
-            "edge",
-            adaptive=False,
-            plans=[plan],
-        )
+        address = f"{_HOST}:{target.grpc_port}"
+        settings = EdgeProcessSettings(bundle.root, images, address, "edge", [plan], adaptive=False)
         with contextlib.ExitStack() as stack:
             # Silent streams are there before the edge is; all others come to one that is served.
             first = kind is silent_streams
@@ -304,41 +288,36 @@ def _turn(
                 edge.detect(number, plan)
             if strangers is None:
                 strangers = stack.enter_context(beside(kind, target))
-            live = stack.enter_context(_Live(target.rest_port))
+            live_ms = stack.enter_context(_polled(target))
             answers = [edge.detect(k % len(images), plan) for k in range(count)]
         return {
             "latencies_ms": [a["latency_ms"] for a in answers if "error" not in a],
             "failed": sum("error" in answer for answer in answers),
             "met": dict(strangers.met),
-            "cloud_peak_mib": _peak_mib(cloud.ready["pid"]),
-            "livez_worst_ms": round(live.worst_ms, 1),
+            "cloud_peak_mib": memory_mib(cloud.ready["pid"], peak=True),
+            "livez_worst_ms": round(max(live_ms), 1),
         }
 
 
-class _Live:
-    """Polls /livez and keeps the longest time of an answer."""
+@contextlib.contextmanager
+def _polled(target: StrangersTarget) -> Iterator[list[float]]:
+    """Poll /livez beside the block; gives the time in ms of every answer."""
+    ended, took_ms = threading.Event(), [0.0]
 
-    def __init__(self, port: int) -> None:
-        self._port = port
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._ask, daemon=True)
-        self.worst_ms = 0.0
-
-    def __enter__(self) -> "_Live":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _ask(self) -> None:
-        target = StrangersTarget(self._port, 0, b"")
-        while not self._ended.wait(_LIVE_S):
+    def poll() -> None:
+        while not ended.wait(_LIVE_S):
             began_s = time.perf_counter()
             with contextlib.suppress(OSError, TimeoutError):
                 asyncio.run(_request(target, b"GET /livez HTTP/1.1\r\n", b""))
-            self.worst_ms = max(self.worst_ms, (time.perf_counter() - began_s) * 1e3)
+            took_ms.append((time.perf_counter() - began_s) * 1e3)
+
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
+    try:
+        yield took_ms
+    finally:
+        ended.set()
+        thread.join()
 
 
 async def _post(
@@ -387,54 +366,37 @@ async def _send_and_leave(target: StrangersTarget, body: bytes) -> None:
         writer.close()
 
 
-async def _together(coroutines: Iterator[Awaitable[None]]) -> None:
-    await asyncio.gather(*coroutines)
+def section(found: Result) -> Lines:
+    """Section of the page."""
+    yield (
+        f"{found['machine']['cpu']}, {found['machine']['cores']} cores, which cloud, edge and "
+        f"strangers share. {found['frames']} frames of one edge by {found['plan']}, one at a "
+        "time, in turns with each kind of stranger; in brackets the ratio to the edge alone in the "
+        "same run. What strangers met: a status, how a stream or connection ended, or how many "
+        "left."
+    )
+    yield ""
+    head = ("beside", "answered", "failed", "median, ms", "p99, ms", "cloud, MiB")
+    yield from table((*head, "/livez at worst, ms", "strangers met:"), map(_cells, found["rows"]))
 
 
-def _peak_mib(pid: int) -> float:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    kib = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-    return round(kib / 1024, 1)
+def _cells(row: dict[str, Any]) -> list[str]:
+    met = (f"{count:,} x {what}" for what, count in row["strangers_met"].items())
+    return [
+        row["beside"],
+        f"{row['answered']:,}",
+        f"{row['failed']:,}",
+        *(f"{row[f'{name}_ms']} ({row[f'{name}_ratio']} x)" for name in ("median", "p99")),
+        f"{row['cloud_peak_mib']:.0f}",
+        f"{row['livez_worst_ms']:.0f}",
+        ", ".join(met),
+    ]
 
 
-def by_kind(rows: Iterable[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
-    """Cells of a table with the columns of `HEAD`, one row for each kind of stranger."""
-    for row in rows:
-        met = ", ".join(f"{count:,} x {what}" for what, count in row["strangers_met"].items())
-        yield (
-            row["beside"],
-            *(f"{row[key]:,}" for key in ("answered", "failed")),
-            *(f"{row[f'{name}_ms']} ({row[f'{name}_ratio']} x)" for name in ("median", "p99")),
-            f"{row['cloud_peak_mib']:.0f}",
-            f"{row['livez_worst_ms']:.0f}",
-            met,
-        )
-
-
-def print_strangers(found: dict[str, Any], console: Console) -> None:
-    """Print the rows as a table."""
-    table = Table(*HEAD, title="An honest edge beside strangers", title_justify="left")
-    for cells in by_kind(found["rows"]):
-        table.add_row(*cells)
-    console.print(table)
-
-
-def main() -> None:
-    """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--images", type=Path, required=True, help="folder of pictures")
+def _options(parser: argparse.ArgumentParser) -> None:
+    add_bundle_options(parser)
     parser.add_argument("--frames", type=int, default=_FRAMES, help="of the edge, in each turn")
     parser.add_argument("--turns", type=int, default=_TURNS, help="of each kind of stranger")
-    parser.add_argument("--json", type=Path, default=_RESULT, help="where the result goes")
-    arguments = parser.parse_args()
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 8192)), hard))
-    with Stages() as stages:
-        found = measure(arguments, stages)
-    print_strangers(found, Console(width=160))
-    arguments.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
-if __name__ == "__main__":
-    main()
+BENCH = Bench(__doc__, "strangers", _options, measure, section)
