@@ -8,15 +8,17 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from rich.console import Console
 from rich.markdown import Markdown
 
 from bench.machine import machine
+from bench.processes import ended_by_sigterm
 from common.errors import SplitpointError
 from common.progress import Stages
 from common.version import __version__
@@ -25,6 +27,7 @@ RESULTS = Path(__file__).parent / "results"
 
 Result = dict[str, Any]
 Lines = Iterable[str]
+Columns = Mapping[str, str | Callable[[Result], str]]
 T = TypeVar("T")
 
 
@@ -38,6 +41,7 @@ class Bench:
         options: Adds the options of its command.
         measure: Measures; returns the result.
         section: Makes lines of Markdown of a result.
+        plot: Draws a result, if it can be drawn, into a file of --plot.
     """
 
     doc: str
@@ -45,6 +49,7 @@ class Bench:
     options: Callable[[argparse.ArgumentParser], None]
     measure: Callable[[argparse.Namespace, Stages], Result]
     section: Callable[[Result], Lines]
+    plot: Callable[[Result, Path], None] | None = None
 
     def main(self, words: Sequence[str] | None = None) -> None:
         """Run the command: measure, write and print."""
@@ -52,14 +57,18 @@ class Bench:
         self.options(parser)
         usual = RESULTS / f"{self.result}.json"
         parser.add_argument("--json", type=Path, default=usual, help="where the result goes")
+        if self.plot is not None:
+            parser.add_argument("--plot", type=Path, help="where a plot goes (.svg or .png)")
         arguments = parser.parse_args(words)
         try:
-            with Stages() as stages:
+            with ended_by_sigterm(), Stages() as stages:
                 result = self.measure(arguments, stages)
         except SplitpointError as error:
             sys.exit(f"error: {error}")
         write(result, arguments.json)
         show(self.section(result))
+        if self.plot is not None and arguments.plot is not None:
+            self.plot(result, arguments.plot)
 
 
 def main_of(benches: Mapping[str, Bench]) -> None:
@@ -111,6 +120,16 @@ def add_calibration_options(parser: argparse.ArgumentParser, max_images: int = 1
     parser.add_argument("--max-images", type=int, default=max_images, help="most of each folder")
 
 
+def in_turn(count: int, rounds: int) -> Iterator[tuple[int, int]]:
+    """Rounds of all of `count` things, each round in another order; pairs of round and thing.
+
+    Times depend on what went before, and what else the machine does should hit all alike.
+    """
+    order = np.random.default_rng(0)
+    for round_ in range(rounds):
+        yield from ((round_, int(thing)) for thing in order.permutation(count))
+
+
 def no_options(_parser: argparse.ArgumentParser) -> None:
     """Add no options."""
 
@@ -141,11 +160,26 @@ def show(lines: Lines) -> None:
     Console().print(Markdown("\n".join(lines)))
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Lines:
-    """Lines of a Markdown table; columns are numbers, but the first and those that end with ":"."""
-    words = [name.endswith(":") for name in head]
-    words[0] = True
-    yield "| " + " | ".join(name.rstrip(":") for name in head) + " |"
+def table(rows: Iterable[Result], columns: Columns) -> Lines:
+    """Lines of a Markdown table.
+
+    Args:
+        rows: A mapping for each row.
+        columns: By head, what is in a cell: a format such as "{p50_ms:.1f}" or a function of the
+            row. What a row lacks, or has as None, is left empty. Columns are numbers, but the first
+            and those whose head ends with ":".
+    """
+    words = [name.endswith(":") or not place for place, name in enumerate(columns)]
+    yield "| " + " | ".join(name.rstrip(":") for name in columns) + " |"
     yield "|" + "|".join("---" if each else "--:" for each in words) + "|"
     for row in rows:
-        yield "| " + " | ".join(row) + " |"
+        yield "| " + " | ".join(_cell(row, how) for how in columns.values()) + " |"
+
+
+def _cell(row: Result, how: str | Callable[[Result], str]) -> str:
+    if not isinstance(how, str):
+        return how(row)
+    try:
+        return how.format_map(row)
+    except (KeyError, TypeError):  # None takes no format
+        return ""

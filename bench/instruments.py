@@ -16,8 +16,8 @@ socket is in the path), bytes of one TCP connection on the wires (`bench.links.s
 
 **idle**: A connection that has sent nothing for longer than its timeout, a fifth of a second or
 more, begins again with a window of ten packets (RFC 6928, 14.6 KB): what is larger waits for a
-round trip more. `sysctl net.ipv4.tcp_slow_start_after_idle=0` keeps the window. Both take turns over one
-link: milliseconds from sending until the other end has answered.
+round trip more. `sysctl net.ipv4.tcp_slow_start_after_idle=0` keeps the window. Both take turns
+over one link: milliseconds from sending until the other end has answered.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 
 from bench.bootstrap import percentile
-from bench.harness import Bench, Lines, Result, main_of, no_options, record, table
+from bench.harness import Bench, Columns, Lines, Result, main_of, no_options, record, table
 from bench.links.goodput import MeasuredGoodput, answering, connected, round_trip_ms, self_check
 from bench.links.shaped import SLOW_START_AFTER_IDLE, Wire, shaped
 from bench.slow import slowed
@@ -217,36 +217,27 @@ def _slow_section(result: Result) -> Lines:
         "slowed here, and by a CPU quota, which bends short times."
     )
     yield ""
-    head = ("work at full speed", "in proportion", "freezes, p50", "p90", "quota, p50", "p90")
-    kinds = [(by, at) for by in ("freezes", "quota") for at in ("p50_ms", "p90_ms")]
-    yield from table(
-        head,
-        (
-            (
-                f"{row['work_ms']:g}",
-                f"{row['work_ms'] / result['share']:g}",
-                *(f"{row[by][at]:.1f}" for by, at in kinds),
-            )
-            for row in result["rows"]
-        ),
-    )
+    share = result["share"]
+    columns: Columns = {
+        "work at full speed": "{work_ms:g}",
+        "in proportion": lambda row: f"{row['work_ms'] / share:g}",
+        "freezes, p50": "{freezes[p50_ms]:.1f}",
+        "freezes, p90": "{freezes[p90_ms]:.1f}",
+        "quota, p50": "{quota[p50_ms]:.1f}",
+        "quota, p90": "{quota[p90_ms]:.1f}",
+    }
+    yield from table(result["rows"], columns)
 
 
 def _link_section(result: Result) -> Lines:
-    measured = ((row, row["measured"]) for row in result["rows"])
-    yield from table(
-        ("asked", "wire:", "up, Mbit/s", "down, Mbit/s", "round trip, ms"),
-        (
-            (
-                row["link"],
-                row["wire"],
-                f"{got['uplink_bps'] / 1e6:.2f}",
-                f"{got['downlink_bps'] / 1e6:.2f}",
-                f"{got['rtt_ms']:.1f}",
-            )
-            for row, got in measured
-        ),
-    )
+    columns: Columns = {
+        "asked": "{link}",
+        "wire:": "{wire}",
+        "up, Mbit/s": lambda row: f"{row['measured']['uplink_bps'] / 1e6:.2f}",
+        "down, Mbit/s": lambda row: f"{row['measured']['downlink_bps'] / 1e6:.2f}",
+        "round trip, ms": "{measured[rtt_ms]:.1f}",
+    }
+    return table(result["rows"], columns)
 
 
 def _idle_section(result: Result) -> Lines:
@@ -258,22 +249,15 @@ def _idle_section(result: Result) -> Lines:
         "`sysctl net.ipv4.tcp_slow_start_after_idle=0` at the edge keeps it."
     )
     yield ""
-    found = {(r["size_bytes"], r["pause_s"], r["forgets"]): r["ms"] for r in result["rows"]}
-    yield from table(
-        ("KB", "pause, s", "forgets, ms", "remembers, ms"),
-        (
-            (
-                f"{size / 1e3:g}",
-                f"{pause_s:g}",
-                *(
-                    f"{ms['value']:.0f} [{ms['low']:.0f}, {ms['high']:.0f}]"
-                    for ms in (found[size, pause_s, True], found[size, pause_s, False])
-                ),
-            )
-            for size in SIZES
-            for pause_s in PAUSES_S
-        ),
-    )
+    pairs: dict[tuple[int, float], Result] = {}
+    for row in sorted(result["rows"], key=lambda row: (row["size_bytes"], row["pause_s"])):
+        pair = pairs.setdefault((row["size_bytes"], row["pause_s"]), {})
+        pair |= {"kb": row["size_bytes"] / 1e3, "pause_s": row["pause_s"]}
+        pair["forgets" if row["forgets"] else "remembers"] = row["ms"]
+    columns = {"KB": "{kb:g}", "pause, s": "{pause_s:g}"}
+    for how in ("forgets", "remembers"):
+        columns[f"{how}, ms"] = f"{{{how}[value]:.0f}} [{{{how}[low]:.0f}}, {{{how}[high]:.0f}}]"
+    yield from table(pairs.values(), columns)
 
 
 def _measure_slow(arguments: argparse.Namespace, _stages: Stages) -> Result:

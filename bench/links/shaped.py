@@ -25,6 +25,7 @@ import ctypes
 import itertools
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -41,6 +42,9 @@ from common.link.link import Link
 
 Wire = Literal["relay", "tbf"]
 
+RTT_MS = 20.0
+"""Usual round trip of benches."""
+
 _EDGE, _CLOUD = "10.77.0.2", "10.77.0.1"
 _BURST, _QUEUE = "16kb", "200ms"
 _CONGESTION, _USUAL = Path("/proc/sys/net/ipv4/tcp_congestion_control"), ("cubic", "reno")
@@ -49,6 +53,11 @@ SLOW_START_AFTER_IDLE = Path("/proc/sys/net/ipv4/tcp_slow_start_after_idle")
 _CLONE_NEWNET = 0x40000000
 T = TypeVar("T")
 _numbers = itertools.count()
+
+
+def link_of(mbit: float, rtt_ms: float = RTT_MS) -> Link:
+    """A link of the same bandwidth both ways."""
+    return Link(mbit * 1e6, mbit * 1e6, rtt_ms)
 
 
 class ShapingError(SplitpointError):
@@ -83,7 +92,15 @@ class End:
             return call()
 
         with ThreadPoolExecutor(1) as thread:
-            return thread.submit(entered).result()
+            return thread.submit(entered if self.namespace else call).result()
+
+    def listens(self, port: int) -> bool:
+        """Whether a process of this end listens there."""
+        try:
+            self.inside(lambda: socket.create_connection((self.address, port), 1).close())
+        except OSError:
+            return False
+        return True
 
 
 @dataclass(frozen=True)

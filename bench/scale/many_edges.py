@@ -19,7 +19,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -267,19 +266,16 @@ def section(found: Result) -> Lines:
     yield f"Streams to one cloud, each with one frame in flight, on loopback. {sent}."
     yield ""
     columns = {
-        "frames/s": ("frames_per_s", ".1f"),
-        "p50, ms": ("p50_ms", ".0f"),
-        "p99, ms": ("p99_ms", ".0f"),
-        "cloud CPU, ms": ("cloud_cpu_ms", ".1f"),
-        "MiB": ("cloud_resident_mib", ".0f"),
-        "failed": ("failed", ",d"),
+        "streams": "{streams}",
+        "plan:": "{kind}",
+        "frames/s": "{frames_per_s:.1f}",
+        "p50, ms": "{p50_ms:.0f}",
+        "p99, ms": "{p99_ms:.0f}",
+        "cloud CPU, ms": "{cloud_cpu_ms:.1f}",
+        "MiB": "{cloud_resident_mib:.0f}",
+        "failed": "{failed:,}",
     }
-    yield from table(("streams", "plan:", *columns), (_cells(r, columns) for r in found["rows"]))
-
-
-def _cells(row: dict[str, Any], columns: dict[str, tuple[str, str]]) -> list[str]:
-    shown = [format(row[key], how) if key in row else "" for key, how in columns.values()]
-    return [str(row["streams"]), row["kind"], *shown]
+    yield from table(found["rows"], columns)
 
 
 def _options(parser: argparse.ArgumentParser) -> None:

@@ -29,7 +29,7 @@ import numpy as np
 from PIL import Image
 
 from bench.edge_process import EdgeProcess, EdgeProcessSettings
-from bench.harness import Bench, Lines, Result, add_bundle_options, record, spread, table
+from bench.harness import Bench, Columns, Lines, Result, add_bundle_options, record, spread, table
 from bench.plan_choice import cheapest_split
 from bench.processes import Service, memory_mib
 from common.bundle.bundle import Bundle
@@ -376,21 +376,19 @@ def section(found: Result) -> Lines:
         "left."
     )
     yield ""
-    head = ("beside", "answered", "failed", "median, ms", "p99, ms", "cloud, MiB")
-    yield from table((*head, "/livez at worst, ms", "strangers met:"), map(_cells, found["rows"]))
-
-
-def _cells(row: dict[str, Any]) -> list[str]:
-    met = (f"{count:,} x {what}" for what, count in row["strangers_met"].items())
-    return [
-        row["beside"],
-        f"{row['answered']:,}",
-        f"{row['failed']:,}",
-        *(f"{row[f'{name}_ms']} ({row[f'{name}_ratio']} x)" for name in ("median", "p99")),
-        f"{row['cloud_peak_mib']:.0f}",
-        f"{row['livez_worst_ms']:.0f}",
-        ", ".join(met),
-    ]
+    columns: Columns = {
+        "beside": "{beside}",
+        "answered": "{answered:,}",
+        "failed": "{failed:,}",
+        "median, ms": "{median_ms} ({median_ratio} x)",
+        "p99, ms": "{p99_ms} ({p99_ratio} x)",
+        "cloud, MiB": "{cloud_peak_mib:.0f}",
+        "/livez at worst, ms": "{livez_worst_ms:.0f}",
+        "strangers met:": lambda row: ", ".join(
+            f"{count:,} x {what}" for what, count in row["strangers_met"].items()
+        ),
+    }
+    yield from table(found["rows"], columns)
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
