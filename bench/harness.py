@@ -1,4 +1,4 @@
-"""What all benches share: their command line, their record, their tables and their targets.
+"""Parts that all benches share: command line, record, tables and targets.
 
     Bench.main: options -> measure -> bench/results/NAME.json -> section, printed
 
@@ -140,7 +140,7 @@ def listed(kind: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
 
 
 def spread(values: Sequence[T], count: int) -> list[T]:
-    """At most `count` of the values, spread evenly."""
+    """Some of the values, at most `count`, spread evenly."""
     return list(values[:: max(1, len(values) // count)][:count])
 
 

@@ -123,7 +123,8 @@ def main() -> None:
 
 def _link(log_mbit: float, rtt_ms: float) -> Link:
     """Symmetric link, with rate and round trip rounded for the CSV file."""
-    return link_of(round(math.exp(log_mbit) * 1e3) / 1e3, round(rtt_ms, 1))
+    rate_bps = round(math.exp(log_mbit) * 1e3) * 1e3
+    return Link(rate_bps, rate_bps, round(rtt_ms, 1))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What benches of one cut share: YOLOv3-tiny fitted to calibration pictures, and a judge of it."""
+"""Setup of benches of one cut: YOLOv3-tiny fitted to calibration pictures, and a judge of it."""
 
 import argparse
 from collections.abc import Sequence

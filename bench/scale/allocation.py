@@ -1,7 +1,5 @@
 """Benchmark of bit width allocation: time and error of the exact program and the Lagrangian.
 
-    python -m bench.micro.allocation
-
 Seeded networks of 100 layers in a chain with skip connections: weights and activations at 2, 4, 6
 and 8 bits. No images are needed.
 """
@@ -69,6 +67,3 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 BENCH = Bench(__doc__, "allocation", _options, measure, section)
-
-if __name__ == "__main__":
-    BENCH.main()
