@@ -13,9 +13,9 @@ import io
 import json
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -127,15 +127,10 @@ class EdgeProcess:
         end(self._started)
 
     def detect(
-        self,
-        image: int,
-        plan: bytes | None = None,
-        deadline_ms: float | None = None,
-        pilot: str | None = None,
+        self, image: int, plan: bytes | None = None, pilot: str | None = None
     ) -> dict[str, Any]:
         """Detect objects in one picture; a frame that fails says so under "error"."""
-        name = None if plan is None else plan.hex()
-        return self._call("detect", image=image, plan=name, deadline=deadline_ms, pilot=pilot)
+        return self._call("detect", image=image, plan=plan and plan.hex(), pilot=pilot)
 
     def in_float(self, image: int) -> dict[str, Any]:
         """Run the whole network here in floating point."""
@@ -155,7 +150,7 @@ class EdgeProcess:
         return self._call("load", threads=threads, seconds=seconds)
 
     def state(self, pilot: str | None = None) -> dict[str, Any]:
-        """State of a planner: its plan, estimates and counters."""
+        """Estimates of a planner of its link."""
         return self._call("state", pilot=pilot)
 
     @property
@@ -224,18 +219,19 @@ class _Edge:
         for detector in self._detectors.values():
             detector.close()
 
-    def detect(
-        self, image: int, plan: str | None, deadline: float | None, pilot: str | None
-    ) -> dict[str, Any]:
+    def detect(self, image: int, plan: str | None, pilot: str | None) -> dict[str, Any]:
         digest = None if plan is None else bytes.fromhex(plan)
         detector = self._detectors[pilot]
         began_s, cpu_s = time.monotonic(), time.process_time()
         link = detector.link
         try:
-            outcome = detector.detect(self._images[image], digest, deadline_ms=deadline)
+            outcome = detector.detect(self._images[image], digest)
         except SplitpointError as error:
             return {"error": f"{type(error).__name__}: {error}", "began_s": began_s}
-        expected = outcome.expected
+        expected = {}
+        if (known := outcome.expected) is not None:
+            expected["expected_ms"] = known.latency_ms
+            expected |= {"low_ms": known.low_ms, "high_ms": known.high_ms}
         return {
             "began_s": began_s,
             "cpu_ms": (time.process_time() - cpu_s) * 1e3,
@@ -243,13 +239,9 @@ class _Edge:
             "latency_ms": outcome.latency_ms,
             "times_ms": outcome.times_ms,
             "uplink_bytes": outcome.uplink_bytes,
-            "expected_ms": None if expected is None else expected.latency_ms,
-            "low_ms": None if expected is None else expected.low_ms,
-            "high_ms": None if expected is None else expected.high_ms,
             "profile_ms": _profile_ms(self._costs[outcome.digest], link),
             "uplink_bps": None if link is None else link.uplink_bps,
-            "rtt_ms": None if link is None else link.rtt_ms,
-            "reason": outcome.reason,
+            **expected,
         }
 
     def in_float(self, image: int) -> dict[str, Any]:
@@ -284,17 +276,8 @@ class _Edge:
         chosen = self._detectors[pilot].pilot
         if chosen is None:
             return {}
-        state = chosen.state()
-        return {
-            "current": state.current.hex(),
-            "reason": state.reason,
-            "uplink_bps": state.link.uplink_bps,
-            "rtt_ms": state.link.rtt_ms,
-            "burst_bytes": state.link.burst_bytes,
-            "changes": state.link.changes,
-            "drifts": state.drifts,
-            "coverage": state.coverage,
-        }
+        link = chosen.state().link
+        return {key: getattr(link, key) for key in ("uplink_bps", "rtt_ms", "burst_bytes")}
 
     def load(self, threads: int, seconds: float) -> dict[str, Any]:
         detector, picture = self._detectors[None], self._images[0]
@@ -344,11 +327,9 @@ def _load(
             except SplitpointError as error:
                 outcomes.append(str(error))
 
-    workers = [threading.Thread(target=work) for _ in range(threads)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    with ThreadPoolExecutor(threads) as pool:
+        for running in [pool.submit(work) for _ in range(threads)]:
+            running.result()  # which raises what broke it
     return outcomes
 
 

@@ -46,7 +46,8 @@ class Scene:
         """A new edge with a planner; slow, from when it is ready, unless it is the whole core's.
 
         Args:
-            device: Name of the device.
+            device: Name of the device; one that was not profiled starts from the search's
+                predictions.
             beside: Whether the planner is a pilot called `device` of a process that also runs any
                 plan on demand; the planner gets no observations from those frames.
         """
@@ -57,7 +58,7 @@ class Scene:
             cloud=f"{self.wire.cloud.address}:{self.cloud.ready['grpc']}",
             device=device,
             plans=plans,
-            tables=self.tables,
+            tables=self.tables if device in (PILOT, WHOLE) else None,
             adaptive=not beside,
             pilots={device: plans} if beside else {},
         )

@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import cycle, islice
@@ -51,20 +52,12 @@ _PAUSE_S = 0.05
 
 
 @dataclass(frozen=True)
-class Answered:
-    """One frame: the time its answer was read, by `time.perf_counter`, and its latency."""
-
-    at_s: float
-    latency_ms: float
-
-
-@dataclass(frozen=True)
 class Turn:
     """One plan's turn.
 
     Attributes:
         seconds: Duration that counts.
-        answered: Frames that were answered in that time.
+        latencies_ms: Latencies of the frames that were answered in that time.
         errors: One line for each frame that was not answered, of the whole turn.
         cloud_cpu_ms: CPU time of the cloud.
         load_cpu_ms: CPU time of this process.
@@ -72,68 +65,59 @@ class Turn:
     """
 
     seconds: float
-    answered: list[Answered]
+    latencies_ms: list[float]
     errors: list[str]
     cloud_cpu_ms: float
     load_cpu_ms: float
     all_cpu_ms: float
 
-    @property
-    def others_ms(self) -> float:
-        """CPU time of all other processes, which should be none."""
-        return max(0.0, self.all_cpu_ms - self.cloud_cpu_ms - self.load_cpu_ms)
-
 
 @dataclass
 class Load:
-    """State shared by the streams of one turn; appending to a list is atomic."""
+    """State shared by the streams of one turn; appending to a list is atomic.
+
+    Attributes:
+        had_one: Whether each stream has had an answer.
+        ended: Set when streams shall end.
+        answered: Of each frame the time its answer was read, by `time.perf_counter`, and its
+            latency in ms.
+        errors: One line for each frame that was not answered.
+    """
 
     had_one: list[threading.Event]
     ended: threading.Event = field(default_factory=threading.Event)
-    answered: list[Answered] = field(default_factory=list)
+    answered: list[tuple[float, float]] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
 
-class Stream:
-    """One edge that has nothing to do but send and wait.
+def stream(client: CloudClient, number: int, frames: Sequence[pb.Frame], load: Load) -> None:
+    """Send one frame after the other until the load ends; each stream begins with another one."""
+    try:
+        for frame in islice(cycle(frames), number % len(frames), None):
+            _send(client, frame, load)
+            load.had_one[number].set()
+            if load.ended.is_set():
+                return
+    finally:
+        load.had_one[number].set()  # a stream that broke must not be waited for
 
-    Args:
-        client: Client of the cloud.
-        number: Number of the stream, from zero; each begins with another picture.
-    """
 
-    def __init__(self, client: CloudClient, number: int) -> None:
-        self._client = client
-        self._number = number
-
-    def run(self, frames: Sequence[pb.Frame], load: Load) -> None:
-        """Send one frame after the other until the load ends."""
-        first = self._number % len(frames)
-        try:
-            for frame in islice(cycle(frames), first, None):
-                self._send(frame, load)
-                load.had_one[self._number].set()
-                if load.ended.is_set():
-                    return
-        finally:
-            load.had_one[self._number].set()  # a stream that broke must not be waited for
-
-    def _send(self, frame: pb.Frame, load: Load) -> None:
-        """Send a frame like an edge does: the next frame reports the times of this one."""
-        message = pb.Frame()
-        message.CopyFrom(frame)  # a message belongs to its stream
-        sent_s = time.perf_counter()
-        try:
-            answer = self._client.request(message)
-        except SplitpointError as error:
-            load.errors.append(str(error))
-            time.sleep(_PAUSE_S)
-            return
-        at_s = time.perf_counter()
-        load.answered.append(Answered(at_s, (at_s - sent_s) * 1e3))
-        took_us = microseconds(answer.round_trip_ms)
-        uplink_us = microseconds(answer.passage.uplink_ms)
-        answer.measured(pb.EdgeTimes(round_trip_us=took_us, uplink_us=uplink_us, total_us=took_us))
+def _send(client: CloudClient, frame: pb.Frame, load: Load) -> None:
+    """Send a frame like an edge does: the next frame reports the times of this one."""
+    message = pb.Frame()
+    message.CopyFrom(frame)  # a message belongs to its stream
+    sent_s = time.perf_counter()
+    try:
+        answer = client.request(message)
+    except SplitpointError as error:
+        load.errors.append(str(error))
+        time.sleep(_PAUSE_S)
+        return
+    at_s = time.perf_counter()
+    load.answered.append((at_s, (at_s - sent_s) * 1e3))
+    took_us = microseconds(answer.round_trip_ms)
+    uplink_us = microseconds(answer.passage.uplink_ms)
+    answer.measured(pb.EdgeTimes(round_trip_us=took_us, uplink_us=uplink_us, total_us=took_us))
 
 
 def measure(arguments: argparse.Namespace, stages: Stages) -> Result:
@@ -144,18 +128,17 @@ def measure(arguments: argparse.Namespace, stages: Stages) -> Result:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         cloud = stack.enter_context(Service.cloud(bundle.root, folder / "cloud.log"))
         address, pid = f"127.0.0.1:{cloud.ready['grpc']}", cloud.ready["pid"]
-        streams: list[Stream] = []
+        clients: list[CloudClient] = []
         rows = []
         progress = stages.stage("loading the cloud")
         for done, count in enumerate(sorted(arguments.streams), 1):
-            while len(streams) < count:
-                client = _connect(address, bundle.digest, len(streams))
-                stack.callback(client.close)
-                streams.append(Stream(client, len(streams)))
+            while len(clients) < count:
+                clients.append(_connect(address, bundle.digest, len(clients)))
+                stack.callback(clients[-1].close)
             turns: dict[str, list[Turn]] = {kind: [] for kind in chosen}
             for kind in [*chosen] * _TURNS:
                 seconds = arguments.seconds / _TURNS
-                turns[kind].append(_turn(streams, frames[kind], seconds, pid))
+                turns[kind].append(_turn(clients, frames[kind], seconds, pid))
             for kind, taken in turns.items():
                 row = {"streams": count, "kind": kind, **summary(taken)}
                 rows.append(row | {"cloud_resident_mib": memory_mib(pid)})
@@ -189,21 +172,22 @@ def choose(bundle: Bundle) -> dict[str, bytes]:
 def summary(turns: Sequence[Turn]) -> Result:
     """Summary of the turns of one plan; without any answer, only the number of failed frames."""
     errors = [error for turn in turns for error in turn.errors]
-    failed = {"failed": len(errors), "errors": list(dict.fromkeys(errors))[:3]}
-    latencies_ms = [each.latency_ms for turn in turns for each in turn.answered]
+    latencies_ms = [ms for turn in turns for ms in turn.latencies_ms]
     count, seconds = len(latencies_ms), sum(turn.seconds for turn in turns)
+    found = {"frames": count, "failed": len(errors), "errors": list(dict.fromkeys(errors))[:3]}
     if not count:
-        return {"frames": 0, **failed}
+        return found
     p50_ms, p99_ms = np.percentile(latencies_ms, (50, 99))
+    cloud_ms, load_ms = sum(t.cloud_cpu_ms for t in turns), sum(t.load_cpu_ms for t in turns)
+    others_ms = sum(max(0.0, t.all_cpu_ms - t.cloud_cpu_ms - t.load_cpu_ms) for t in turns)
     return {
-        "frames": count,
-        **failed,
+        **found,
         "frames_per_s": round(count / seconds, 2),
         "p50_ms": round(float(p50_ms), 2),
         "p99_ms": round(float(p99_ms), 2),
-        "cloud_cpu_ms": round(sum(turn.cloud_cpu_ms for turn in turns) / count, 2),
-        "load_cpu_ms": round(sum(turn.load_cpu_ms for turn in turns) / count, 2),
-        "others_cores": round(sum(turn.others_ms for turn in turns) / seconds / 1e3, 3),
+        "cloud_cpu_ms": round(cloud_ms / count, 2),
+        "load_cpu_ms": round(load_ms / count, 2),
+        "others_cores": round(others_ms / seconds / 1e3, 3),
     }
 
 
@@ -231,22 +215,23 @@ def _frames(bundle: Bundle, digest: bytes, images: Path) -> list[pb.Frame]:
     return [frame(path) for path in spread(list_images(images), _PICTURES)]
 
 
-def _turn(streams: Sequence[Stream], frames: Sequence[pb.Frame], seconds: float, pid: int) -> Turn:
-    load = Load([threading.Event() for _ in streams])
-    threads = [threading.Thread(target=each.run, args=(frames, load)) for each in streams]
-    for thread in threads:
-        thread.start()
-    for event in load.had_one:
-        event.wait()
-    began_s, before_ms = time.perf_counter(), _clocks_ms(pid)
-    time.sleep(seconds)
-    ended_s, after_ms = time.perf_counter(), _clocks_ms(pid)
-    load.ended.set()
-    for thread in threads:
-        thread.join()
-    answered = [each for each in load.answered if began_s <= each.at_s < ended_s]
+def _turn(
+    clients: Sequence[CloudClient], frames: Sequence[pb.Frame], seconds: float, pid: int
+) -> Turn:
+    load = Load([threading.Event() for _ in clients])
+    with ThreadPoolExecutor(len(clients)) as threads:
+        running = [threads.submit(stream, c, n, frames, load) for n, c in enumerate(clients)]
+        for event in load.had_one:
+            event.wait()
+        began_s, before_ms = time.perf_counter(), _clocks_ms(pid)
+        time.sleep(seconds)
+        ended_s, after_ms = time.perf_counter(), _clocks_ms(pid)
+        load.ended.set()
+        for each in running:
+            each.result()  # which raises what broke it
+    latencies_ms = [ms for at_s, ms in load.answered if began_s <= at_s < ended_s]
     used_ms = (after - before for before, after in zip(before_ms, after_ms, strict=True))
-    return Turn(ended_s - began_s, answered, load.errors, *used_ms)
+    return Turn(ended_s - began_s, latencies_ms, load.errors, *used_ms)
 
 
 def _clocks_ms(pid: int) -> tuple[float, float, float]:

@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import contextlib
 import io
+import re
 import resource
 import tempfile
 import threading
@@ -22,10 +23,11 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import grpc
 import numpy as np
+from anyio.from_thread import start_blocking_portal
 from PIL import Image
 
 from bench.edge_process import EdgeProcess, EdgeProcessSettings
@@ -45,6 +47,7 @@ SILENT: Final = 100
 BOMBS: Final = 2
 
 _HOST = "127.0.0.1"
+_HEAD_END = b"Host: splitpoint\r\nConnection: close\r\n\r\n"
 _PICTURES = 8
 _FRAMES, _TURNS = 100, 3
 _BODY_BYTES, _SENT_BYTES = 16 << 20, 15 << 20
@@ -62,12 +65,15 @@ class Strangers:
     Attributes:
         met: Number of answers by status code, or by how the connection ended.
         come: Set once they are at work, or have failed.
-        error: Reason of their failure, if they failed.
     """
 
     met: Counter[str] = field(default_factory=Counter)
     come: threading.Event = field(default_factory=threading.Event)
-    error: Exception | None = None
+
+    def meet(self, answer: str, count: int = 1) -> None:
+        """Count an answer, which shows that they are at work."""
+        self.met[answer] += count
+        self.come.set()
 
 
 Kind = Callable[["StrangersTarget", Strangers], Awaitable[None]]
@@ -94,8 +100,7 @@ async def uploads(target: StrangersTarget, strangers: Strangers) -> None:
     async def client() -> None:
         while True:
             status, retry_s = await _post(target, target.picture)
-            strangers.met[status] += 1
-            strangers.come.set()
+            strangers.meet(status)
             await asyncio.sleep(retry_s)
 
     await asyncio.gather(*(client() for _ in range(UPLOADS)))
@@ -105,8 +110,7 @@ async def abandoned(target: StrangersTarget, strangers: Strangers) -> None:
     """Whole requests whose senders hang up at once, a second's pause, and the same again."""
     while True:
         await asyncio.gather(*(_send_and_leave(target, target.picture) for _ in range(ABANDONED)))
-        strangers.met["left"] += ABANDONED
-        strangers.come.set()
+        strangers.meet("left", ABANDONED)
         await asyncio.sleep(_PAUSE_S)
 
 
@@ -116,7 +120,7 @@ async def slow_bodies(target: StrangersTarget, strangers: Strangers) -> None:
     async def client() -> None:
         while True:
             status, retry_s = await _post(target, bytes(_SENT_BYTES), declared_bytes=_BODY_BYTES)
-            strangers.met[status] += 1
+            strangers.meet(status)
             await asyncio.sleep(max(retry_s, _PAUSE_S))
 
     asyncio.get_running_loop().call_later(_PAUSE_S, strangers.come.set)
@@ -133,8 +137,7 @@ async def silent_streams(target: StrangersTarget, strangers: Strangers) -> None:
             while True:
                 call = stub.Stream()
                 strangers.come.set()
-                code = await call.code()
-                strangers.met[code.name] += 1
+                strangers.meet((await call.code()).name)
                 await asyncio.sleep(_PAUSE_S)
 
         await asyncio.gather(*(stream() for _ in range(SILENT)))
@@ -146,12 +149,10 @@ async def scan_bombs(target: StrangersTarget, strangers: Strangers) -> None:
     while True:
         for _ in range(BOMBS):
             try:
-                async with asyncio.timeout(_PAUSE_S):
-                    status, _ = await _post(target, bomb)
-                    strangers.met[status] += 1
+                status, _ = await asyncio.wait_for(_post(target, bomb), _PAUSE_S)
+                strangers.meet(status)
             except TimeoutError:
-                strangers.met["left"] += 1
-            strangers.come.set()
+                strangers.meet("left")
         await asyncio.sleep(_PAUSE_S)
 
 
@@ -182,44 +183,25 @@ def beside(kind: Kind | None, target: StrangersTarget) -> Iterator[Strangers]:
     if kind is None:
         yield strangers
         return
-    loop = asyncio.new_event_loop()
-    task = loop.create_task(_act(kind, target, strangers))
-    thread = threading.Thread(target=_work, args=(loop, task), name="strangers", daemon=True)
-    thread.start()
-    strangers.come.wait(_PATIENCE_S)
-    try:
-        yield strangers
-    finally:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: they have failed
-            loop.call_soon_threadsafe(task.cancel)
-        thread.join()
-    if strangers.error is not None:
-        raise SplitpointError(f"strangers failed: {strangers.error!r}")
-
-
-async def _act(kind: Kind, target: StrangersTarget, strangers: Strangers) -> None:
-    try:
-        await kind(target, strangers)
-    except Exception as error:  # noqa: BLE001 - raised once the turn is over
-        strangers.error = error
-    finally:
-        strangers.come.set()
-
-
-def _work(loop: asyncio.AbstractEventLoop, task: "asyncio.Task[None]") -> None:
-    asyncio.set_event_loop(loop)
-    with contextlib.suppress(asyncio.CancelledError):
-        loop.run_until_complete(task)
-    loop.run_until_complete(loop.shutdown_asyncgens())
-    loop.close()
+    with start_blocking_portal() as portal:
+        task = portal.start_task_soon(kind, target, strangers)
+        task.add_done_callback(lambda _: strangers.come.set())
+        strangers.come.wait(_PATIENCE_S)
+        try:
+            yield strangers
+        finally:
+            task.cancel()
+    if not task.cancelled():
+        raise SplitpointError(f"strangers failed: {task.exception()!r}")
 
 
 def measure(arguments: argparse.Namespace, stages: Stages) -> Result:
     """Measure latencies of the honest edge alone and beside each kind of stranger, in turns."""
-    _allow_descriptors()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _DESCRIPTORS)), hard))
     images = spread(list_images(arguments.images), _PICTURES)
     kinds: dict[str, Kind | None] = {"alone": None, **KINDS}
-    turns: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
+    turns: dict[str, list[Result]] = {kind: [] for kind in kinds}
     with Bundle.open(arguments.bundle) as bundle, ExitStack() as stack:
         plan = cheapest_split(bundle.plans, ["context", "zstd", "packed", "raw"])
         if plan is None:
@@ -239,20 +221,12 @@ def measure(arguments: argparse.Namespace, stages: Stages) -> Result:
         )
 
 
-def _allow_descriptors() -> None:
-    """Raise the limit on open files of this process."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _DESCRIPTORS)), hard))
-
-
-def summary(
-    title: str, turns: Sequence[dict[str, Any]], alone: Sequence[dict[str, Any]]
-) -> dict[str, Any]:
+def summary(title: str, turns: Sequence[Result], alone: Sequence[Result]) -> Result:
     """Row of one kind of stranger: percentiles over all turns, and ratios to the edge alone."""
     met: Counter[str] = Counter()
     for turn in turns:
         met.update(turn["met"])
-    found: dict[str, Any] = {
+    found: Result = {
         "beside": title,
         "answered": sum(len(turn["latencies_ms"]) for turn in turns),
         "failed": sum(turn["failed"] for turn in turns),
@@ -260,21 +234,18 @@ def summary(
         "cloud_peak_mib": max(turn["cloud_peak_mib"] for turn in turns),
         "livez_worst_ms": max(turn["livez_worst_ms"] for turn in turns),
     }
+    mine, base = ([ms for turn in each for ms in turn["latencies_ms"]] for each in (turns, alone))
     for name, share in (("median", 50), ("p99", 99)):
-        mine, base = (_percentile(each, share) for each in (turns, alone))
-        found[f"{name}_ms"] = None if mine is None else round(mine, 1)
-        found[f"{name}_ratio"] = None if mine is None or not base else round(mine / base, 2)
+        ms = float(np.percentile(mine, share)) if mine else None
+        found[f"{name}_ms"] = None if ms is None else round(ms, 1)
+        known = ms is not None and base
+        found[f"{name}_ratio"] = round(ms / np.percentile(base, share), 2) if known else None
     return found
-
-
-def _percentile(turns: Sequence[dict[str, Any]], share: float) -> float | None:
-    values = [ms for turn in turns for ms in turn["latencies_ms"]]
-    return float(np.percentile(values, share)) if values else None
 
 
 def _turn(
     bundle: Bundle, plan: bytes, images: Sequence[Path], kind: Kind | None, folder: Path, count: int
-) -> dict[str, Any]:
+) -> Result:
     with Service.cloud(bundle.root, folder / "cloud.log") as cloud:
         target = StrangersTarget(cloud.ready["rest"], cloud.ready["grpc"], images[0].read_bytes())
         address = f"{_HOST}:{target.grpc_port}"
@@ -308,7 +279,7 @@ def _polled(target: StrangersTarget) -> Iterator[list[float]]:
         while not ended.wait(_LIVE_S):
             began_s = time.perf_counter()
             with contextlib.suppress(OSError, TimeoutError):
-                asyncio.run(_request(target, b"GET /livez HTTP/1.1\r\n", b""))
+                asyncio.run(_request(target, b"GET /livez HTTP/1.1\r\n" + _HEAD_END))
             took_ms.append((time.perf_counter() - began_s) * 1e3)
 
     thread = threading.Thread(target=poll, daemon=True)
@@ -320,22 +291,24 @@ def _polled(target: StrangersTarget) -> Iterator[list[float]]:
         thread.join()
 
 
+def _head(length: int) -> bytes:
+    return f"POST /v1/detect HTTP/1.1\r\nContent-Length: {length}\r\n".encode() + _HEAD_END
+
+
 async def _post(
     target: StrangersTarget, body: bytes, declared_bytes: int | None = None
 ) -> tuple[str, float]:
     """Send an image; returns the status or "disconnected", and seconds until a retry."""
-    length = len(body) if declared_bytes is None else declared_bytes
-    head = f"POST /v1/detect HTTP/1.1\r\nContent-Length: {length}\r\n".encode()
     try:
-        return await _request(target, head, body)
+        return await _request(target, _head(declared_bytes or len(body)) + body)
     except (OSError, EOFError, ValueError, IndexError, asyncio.LimitOverrunError):
         return "disconnected", _PAUSE_S
 
 
-async def _request(target: StrangersTarget, head: bytes, body: bytes) -> tuple[str, float]:
+async def _request(target: StrangersTarget, data: bytes) -> tuple[str, float]:
     reader, writer = await asyncio.open_connection(_HOST, target.rest_port)
     try:
-        writer.write(head + b"Host: splitpoint\r\nConnection: close\r\n\r\n" + body)
+        writer.write(data)
         # A server may answer before it has read everything, and then it reads no more.
         sending = asyncio.ensure_future(_drained(writer))
         try:
@@ -343,9 +316,8 @@ async def _request(target: StrangersTarget, head: bytes, body: bytes) -> tuple[s
             rest = await reader.readuntil(b"\r\n\r\n")
         finally:
             sending.cancel()  # and not waited for: that would swallow a cancellation of our own
-        lines = rest.decode("latin-1").lower().split("\r\n")
-        hints = [line.partition(":")[2] for line in lines if line.startswith("retry-after:")]
-        return status, float(hints[0]) if hints else 0.0
+        hint = re.search(rb"(?im)^retry-after: *(\d+)", rest)
+        return status, float(hint[1]) if hint else 0.0
     finally:
         writer.close()
 
@@ -358,10 +330,7 @@ async def _drained(writer: asyncio.StreamWriter) -> None:
 async def _send_and_leave(target: StrangersTarget, body: bytes) -> None:
     with contextlib.suppress(OSError):
         _, writer = await asyncio.open_connection(_HOST, target.rest_port)
-        head = (
-            f"POST /v1/detect HTTP/1.1\r\nHost: splitpoint\r\nContent-Length: {len(body)}\r\n\r\n"
-        )
-        writer.write(head.encode() + body)
+        writer.write(_head(len(body)) + body)
         await writer.drain()
         writer.close()
 

@@ -8,7 +8,7 @@ import pytest
 
 from bench.scale import larger_networks, many_edges
 from bench.scale.larger_networks import made_up_costs, made_up_problem, random_weights
-from bench.scale.many_edges import Answered, Load, Stream, Turn, choose, summary
+from bench.scale.many_edges import Load, Turn, choose, stream, summary
 from common.errors import SplitpointError
 from common.rpc import splitpoint_pb2 as pb
 from edge.stream.client import CloudClient
@@ -64,7 +64,7 @@ def test_a_stream_sends_one_picture_after_the_other_from_its_own_on() -> None:
     load = load_of(3)
     cloud = Cloud(load, frames=4)
 
-    Stream(cloud.client(), number=2).run(FRAMES, load)
+    stream(cloud.client(), 2, FRAMES, load)
 
     assert [frame.image_width for frame in cloud.seen] == [30, 10, 20, 30]
     assert len(load.answered) == 4
@@ -76,7 +76,7 @@ def test_a_stream_tells_the_cloud_what_its_frames_took() -> None:
     load = load_of(1)
     cloud = Cloud(load, frames=2)
 
-    Stream(cloud.client(), number=0).run(FRAMES, load)
+    stream(cloud.client(), 0, FRAMES, load)
 
     (reported,) = cloud.seen[1].measured
     assert reported.frame_id == cloud.seen[0].frame_id
@@ -86,7 +86,7 @@ def test_a_stream_tells_the_cloud_what_its_frames_took() -> None:
 def test_frames_are_shared_and_stay_as_they_were() -> None:
     load = load_of(1)
 
-    Stream(Cloud(load, frames=3).client(), number=0).run(FRAMES, load)
+    stream(Cloud(load, frames=3).client(), 0, FRAMES, load)
 
     assert all(not frame.frame_id and not frame.measured for frame in FRAMES)
 
@@ -95,7 +95,7 @@ def test_a_refused_frame_is_counted_and_the_stream_goes_on() -> None:
     load = load_of(1)
     cloud = Cloud(load, frames=2, refuses=True)
 
-    Stream(cloud.client(), number=0).run(FRAMES, load)
+    stream(cloud.client(), 0, FRAMES, load)
 
     assert len(cloud.seen) == len(load.errors) == 2
     assert not load.answered
@@ -103,8 +103,8 @@ def test_a_refused_frame_is_counted_and_the_stream_goes_on() -> None:
 
 def test_turns_of_a_plan_add_up() -> None:
     turns = [
-        Turn(2.0, [Answered(0.0, 10.0), Answered(0.0, 20.0)], [], 30.0, 3.0, 433.0),
-        Turn(2.0, [Answered(0.0, 30.0), Answered(0.0, 40.0)], ["away"], 50.0, 5.0, 50.0),
+        Turn(2.0, [10.0, 20.0], [], 30.0, 3.0, 433.0),
+        Turn(2.0, [30.0, 40.0], ["away"], 50.0, 5.0, 50.0),
     ]
 
     found = summary(turns)
@@ -159,7 +159,7 @@ def test_every_convolution_has_weights_and_an_output_to_allocate() -> None:
 
 def test_what_failed_is_shown_too() -> None:
     rows = [
-        {"streams": 1, "kind": "split", **summary([Turn(2.0, [Answered(0, 12.5)], [], 5, 1, 6)])},
+        {"streams": 1, "kind": "split", **summary([Turn(2.0, [12.5], [], 5, 1, 6)])},
         {"streams": 2, "kind": "JPEG", **summary([Turn(2.0, [], ["away"], 5, 1, 6)])},
     ]
     result = {
