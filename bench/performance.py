@@ -25,6 +25,15 @@ _HEAD = (
     "Made by `python -m bench.performance` from the results in `bench/results`; no figure here is "
     "typed. Times are of shared machines: compare ratios, not milliseconds."
 )
+_LOST = (
+    "Why points are lost. One reason: the planner's stream has its turn once a round, while fixed "
+    "plans share one: TCP has forgotten its window by then, and a picture waits for a round trip "
+    "more (see what TCP forgets, below; links of these benches keep windows since this run). The "
+    "rest is not explained cell by cell; how much is noise, the same plan under two names shows. "
+    "Where the link is quick for the edge, pictures win: the head takes longer than it saves on "
+    "the wire, so the planner sends pictures, and their bytes. The cloud's time is the tail's: "
+    "behind this cut it is still most of the network, and a later cut takes the edge longer."
+)
 _SERVED = "--bundle BUNDLE --images IMAGES"
 _COCO = "--images IMAGES --annotations INSTANCES.json --calibration IMAGES"
 
@@ -40,7 +49,11 @@ def page(results: Path = RESULTS) -> str:
 
 
 def _latency(result: Result) -> Lines:
-    return latency.section(result, "../bench/results/run_latency")
+    stem = "../bench/results/run_latency"
+    yield from latency.section(result, stem)
+    yield _LOST
+    yield ""
+    yield f"Every strategy in every cell: [run_latency.md]({stem}.md)."
 
 
 _SECTIONS = (

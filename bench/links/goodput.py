@@ -1,4 +1,4 @@
-"""Goodput of a TCP connection each way, by its receiver's clock, and its round trip.
+"""Goodput of a TCP connection in each direction, by its receiver's clock, and its round trip.
 
 connection (edge's namespace) -- shaped link --> a thread that answers (cloud's namespace)
 """

@@ -1,6 +1,6 @@
 """A link between two network namespaces in user space: rate, delay, jitter and loss, changeable.
 
-    TUN device (edge) <-> this process, one `Lane` each way <-> TUN device (cloud)
+    TUN device (edge) <-> this process, one `Lane` per direction <-> TUN device (cloud)
 
 For kernels without netem. Started by `bench.links.shaped` as a process of its own, so that it does
 not share an interpreter lock with what is measured. It makes both devices, says "ready", and takes
@@ -31,7 +31,7 @@ _QUEUE_S, _LEAST_QUEUE_BYTES = 0.2, 32_000.0
 
 @dataclass(frozen=True)
 class Conditions:
-    """Link conditions for packets; delay, jitter and loss are the same both ways.
+    """Link conditions for packets; delay, jitter and loss are the same in both directions.
 
     Attributes:
         uplink_bps: Rate from edge to cloud; 0 lets nothing pass.
@@ -53,7 +53,7 @@ class Conditions:
 
 
 class Lane:
-    """One way: packets queue, are sent at the rate, then travel. Times are numbers, in seconds."""
+    """One direction: packets queue, are sent at the rate, then travel. Times are in seconds."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)  # noqa: S311 - no secret

@@ -56,7 +56,7 @@ _numbers = itertools.count()
 
 
 def link_of(mbit: float, rtt_ms: float = RTT_MS) -> Link:
-    """A link of the same bandwidth both ways."""
+    """A link of the same bandwidth in both directions."""
     return Link(mbit * 1e6, mbit * 1e6, rtt_ms)
 
 
@@ -133,7 +133,7 @@ def shaped(
         link: Bandwidth and round trip at first.
         wire: What it is made of; see the table of this module.
         jitter_ms: Largest deviation of the one-way delay; relay only.
-        loss: Share of packets lost each way; relay only.
+        loss: Share of packets lost in each direction; relay only.
 
     Raises:
         ShapingError: If this machine does not support it, or does not permit it.

@@ -24,7 +24,7 @@ Array = NDArray[Any]
 
 
 class Opened:
-    """One plan with a tail, opened on both sides, and one picture on its way through it.
+    """One plan with a tail, opened on both sides, and one picture that passes it.
 
     Args:
         bundle: The bundle.

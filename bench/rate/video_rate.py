@@ -5,7 +5,7 @@
 Context models of one wire format of YOLOv3-tiny are fitted on the still calibration images, those
 that look back on sequences made of them by a little motion; no model is fitted to a video. Then
 every frame of each video is coded alone, after the frame before, after the frame three back (as
-with answers still under way), and with one frame in ten lost at random. Every payload is decoded
+with answers still awaited), and with one frame in ten lost at random. Every payload is decoded
 again with the frame that the cloud would have. Baselines are JPEG, and H.264 by x264 without delay,
 of the same letterboxed frames.
 """

@@ -22,7 +22,7 @@ LAYERS = 100
 
 
 def measure(arguments: argparse.Namespace, _stages: Stages) -> Result:
-    """Solve all problems both ways."""
+    """Solve all problems by both."""
     rows = [_solved(made_up_problem(seed)) for seed in range(arguments.networks)]
     spreads = {key: _spread([row[key] for row in rows]) for key in rows[0]}
     return record(layers=LAYERS, **spreads, rows=rows)
