@@ -157,7 +157,9 @@ def write(result: Result, path: Path) -> None:
 
 def show(lines: Lines) -> None:
     """Print Markdown on the terminal."""
-    Console().print(Markdown("\n".join(lines)))
+    terminal = Console()
+    console = Console(width=terminal.width if terminal.is_terminal else 160)
+    console.print(Markdown("\n".join(lines)))
 
 
 def table(rows: Iterable[Result], columns: Columns) -> Lines:

@@ -145,15 +145,7 @@ def key_of(setting: str, cell: Cell) -> str:
 
 
 class _Baselines:
-    """Plans that published strategies would deploy, from tables that are measured once.
-
-    Args:
-        request: Request of our own search.
-        network: The network.
-        judging: The pictures that accuracy is measured on.
-        model: Cost model of our own search.
-        reporter: Receives progress.
-    """
+    """Plans that published strategies would deploy, from tables that are measured once."""
 
     def __init__(
         self,

@@ -57,13 +57,11 @@ def self_check(wire: ShapedLink, link: Link, *, seconds: float = _TRANSFER_S) ->
 def answering(wire: ShapedLink) -> Iterator[int]:
     """Answer one connection after the other at the cloud's end; gives the port."""
     listener = wire.cloud.inside(lambda: socket.create_server((wire.cloud.address, 0)))
-    thread = threading.Thread(target=_answer, args=(listener,))
-    thread.start()
+    threading.Thread(target=_answer, args=(listener,), daemon=True).start()
     try:
         yield int(listener.getsockname()[1])
     finally:
         listener.shutdown(socket.SHUT_RDWR)  # which ends the wait for the next connection
-        thread.join()
         listener.close()
 
 
