@@ -167,12 +167,13 @@ def _bytes_target(result: Result, rows: Sequence[Row]) -> Iterator[Target]:
     least = min(sent, key=lambda row: row["fewer_bytes"])
     enough = sum(row["fewer_bytes"] >= FEWER_BYTES for row in sent)
     split = [row["fewer_bytes"] for row in sent if result["kinds"][row["plan"]] == "split"]
-    by_splits = f"; {min(split):.1f} to {max(split):.1f} x in the {len(split)} that split"
+    by_splits = ""
+    if split:
+        by_splits = f"; {min(split):.1f} to {max(split):.1f} x in the {len(split)} that split"
     yield Target(
         f"setting B: {FEWER_BYTES:g} x fewer bytes than the best image codec of equal AP",
-        f"{least['fewer_bytes']:.1f} x; {enough} of {len(sent)} cells reach it"
-        + (by_splits if split else "")
-        + f"; {_pictures(result, sent)}",
+        f"{least['fewer_bytes']:.1f} x; {enough} of {len(sent)} cells reach it{by_splits}; "
+        f"{_pictures(result, sent)}",
         f"{_cell(least)}, {least['plan']}",
         least["fewer_bytes"] >= FEWER_BYTES,
     )

@@ -149,6 +149,14 @@ def test_targets_are_judged_by_their_worst_cell() -> None:
     assert work.worst == "0.25 x"
 
 
+def test_bytes_are_judged_where_no_cell_splits() -> None:
+    mine = row(ADAPTIVE, 60.0, "webp")
+
+    (fewer,) = (t for t in targets(result(mine, row("JPEG", 100.0))) if "fewer bytes" in t.what)
+
+    assert fewer.worst == "1.0 x; 0 of 1 cells reach it; 1 of 1 send mostly pictures"
+
+
 def test_what_holds_up_both_in_a_round_does_not_widen_their_ratio() -> None:
     rounds = [float(ms) for ms in range(60, 100, 2)]
     mine = row(ADAPTIVE, 79.0, "split", latencies_ms=rounds)
