@@ -32,7 +32,6 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 
@@ -79,7 +78,7 @@ _TRANSFER_S = 1.2
 _IDLE_ROUNDS, _WARM = 15, 4
 
 
-def slow_times(share: float) -> list[dict[str, Any]]:
+def _measure_slow(arguments: argparse.Namespace, _stages: Stages) -> Result:
     """Measure what each length of work takes by freezes and by a quota, in turn."""
     work = [sys.executable, "-S", "-c", _WORK]
     loops = subprocess.check_output(work, text=True).strip()  # noqa: S603 - our own
@@ -87,14 +86,15 @@ def slow_times(share: float) -> list[dict[str, Any]]:
     took: dict[str, dict[str, list[float]]] = {"freezes": {}, "quota": {}}
     for _ in range(_WORK_ROUNDS):
         for by, limited in (("freezes", _freezes), ("quota", _quota)):
-            with limited(share) as prefix:
+            with limited(arguments.share) as prefix:
                 found = json.loads(subprocess.check_output([*prefix, *work], text=True))  # noqa: S603
             for ms, times in found.items():
                 took[by].setdefault(ms, []).extend(times)
-    return [
+    rows = [
         {"work_ms": ms, **{by: _summary(times[str(ms)]) for by, times in took.items()}}
         for ms in WORK_MS
     ]
+    return record(share=arguments.share, rows=rows)
 
 
 def _summary(times: Sequence[float]) -> dict[str, float]:
@@ -185,8 +185,19 @@ EMULATIONS: Mapping[str, Callable[[Link], MeasuredGoodput]] = MappingProxyType(
 )
 
 
-def idle_times(link: Link) -> list[dict[str, Any]]:
+def _measure_links(_arguments: argparse.Namespace, _stages: Stages) -> Result:
+    rows = [
+        {"wire": name, "link": text, "asked": asdict(link), "measured": asdict(check(link))}
+        for text in LINKS
+        for link in [parse_link(text)]
+        for name, check in EMULATIONS.items()
+    ]
+    return record(rows=rows)
+
+
+def _measure_idle(arguments: argparse.Namespace, _stages: Stages) -> Result:
     """Measure messages after short and long pauses, with the window forgotten and kept."""
+    link: Link = arguments.link
     took: dict[tuple[float, int, bool], list[float]] = {}
     with shaped(link) as wire, answering(wire) as port:
         for _ in range(_IDLE_ROUNDS):
@@ -201,14 +212,11 @@ def idle_times(link: Link) -> list[dict[str, Any]]:
                             time.sleep(pause_s)
                             ms = round_trip_ms(connection, size)
                             took.setdefault((pause_s, size, forgets), []).append(ms)
-    return [
-        {"pause_s": pause_s, "size_bytes": size, "forgets": forgets, "ms": _median(each)}
-        for (pause_s, size, forgets), each in took.items()
+    rows = [
+        {"pause_s": s, "size_bytes": size, "forgets": f, "ms": percentile(np.array(each), 50)}
+        for (s, size, f), each in took.items()
     ]
-
-
-def _median(values: Sequence[float]) -> dict[str, float]:
-    return percentile(np.array(values), 50)
+    return record(uplink_bps=link.uplink_bps, rtt_ms=link.rtt_ms, rows=rows)
 
 
 def _slow_section(result: Result) -> Lines:
@@ -258,25 +266,6 @@ def _idle_section(result: Result) -> Lines:
     for how in ("forgets", "remembers"):
         columns[f"{how}, ms"] = f"{{{how}[value]:.0f}} [{{{how}[low]:.0f}}, {{{how}[high]:.0f}}]"
     yield from table(pairs.values(), columns)
-
-
-def _measure_slow(arguments: argparse.Namespace, _stages: Stages) -> Result:
-    return record(share=arguments.share, rows=slow_times(arguments.share))
-
-
-def _measure_links(_arguments: argparse.Namespace, _stages: Stages) -> Result:
-    rows = [
-        {"wire": name, "link": text, "asked": asdict(link), "measured": asdict(check(link))}
-        for text in LINKS
-        for link in [parse_link(text)]
-        for name, check in EMULATIONS.items()
-    ]
-    return record(rows=rows)
-
-
-def _measure_idle(arguments: argparse.Namespace, _stages: Stages) -> Result:
-    link: Link = arguments.link
-    return record(uplink_bps=link.uplink_bps, rtt_ms=link.rtt_ms, rows=idle_times(link))
 
 
 def _slow_options(parser: argparse.ArgumentParser) -> None:
