@@ -14,7 +14,7 @@ from common.progress import Stages
 
 
 def test_a_table_leaves_empty_what_a_row_lacks() -> None:
-    rows = [{"name": "a", "ms": 1.25, "kind": "split"}, {"name": "b", "ms": None}]
+    rows: list[Result] = [{"name": "a", "ms": 1.25, "kind": "split"}, {"name": "b", "ms": None}]
 
     lines = list(table(rows, {"name": "{name}", "ms": "{ms:.1f}", "kind:": "{kind}"}))
 
@@ -60,12 +60,11 @@ def a_bench(value: int | SplitpointError) -> Bench:
             raise value
         return record(value=value * arguments.times)
 
+    def options(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--times", type=int, default=1)
+
     return Bench(
-        "A bench.",
-        "a_bench",
-        lambda parser: parser.add_argument("--times", type=int, default=1) and None,
-        measure,
-        lambda result: [f"It is {result['value']}."],
+        "A bench.", "a_bench", options, measure, lambda result: [f"It is {result['value']}."]
     )
 
 
