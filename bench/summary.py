@@ -95,7 +95,7 @@ def _examples(result: Result) -> Lines:
         yield (
             f"- **An image wins** (JPEG or WebP) there from {first['mbit']:g} Mbit/s on; the "
             f"adaptive planner then takes at worst {worst['ratio']:.2f} x "
-            f"[{worst['ratio_low']:.2f}, {worst['ratio_high']:.2f}] of the best upload "
+            f"[{worst['ratio_low']:.2f}, {worst['ratio_high']:.2f}] of the fastest other "
             f"({worst['mbit']:g} Mbit/s)"
         )
     alone = [row for row in every if verdicts.fastest_kind(result, row) == "edge-only"]
