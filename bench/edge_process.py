@@ -7,41 +7,37 @@ Pictures are decoded before anything is timed, as a camera would hand them over,
 takes next to nothing of the process's share of a core.
 """
 
-import argparse
 import hashlib
 import http.client
 import io
 import json
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
+from bench.micro.plain_service import WholeNetwork
+from bench.processes import end
 from common.bundle.bundle import Bundle
-from common.codec.spec import LOSSLESS_UPLOADS
 from common.errors import SplitpointError
-from common.imaging.images import Letterbox, letterbox, read_image
+from common.imaging.images import read_image
 from common.latency import PlanCost, costs
-from common.link.link import Link, parse_link
-from common.rpc.splitpoint_pb2 import Hello
-from common.runtime.base import Session
-from common.runtime.registry import open_model, runtime_name
+from common.link.link import Link
 from common.tables.store_file import read_tables
-from common.tasks.detections import Detections, decode_yolo
-from edge.detector import DEFAULT_SCORE_THRESHOLD, Detector, Outcome
-from edge.stream.client import CloudClient
-from edge.stream.shaping import ShapedTransport
-from edge.stream.transport import GrpcTransport, Transport
+from common.tasks.detections import Detections
+from edge.app import EdgeSettings, open_edge
+from edge.detector import Detector, Outcome
+from edge.link.estimate import Estimate
 
-_STOP_S = 10.0
 _PLAIN_TIMEOUT_S = 10.0
 """Timeout of the plain service, equal to that of a stream."""
 
@@ -55,10 +51,10 @@ class EdgeProcessSettings:
         images: Pictures, named by their place in this list.
         cloud: HOST:PORT of the cloud.
         device: Name of the device in `tables`.
-        tables: Latency tables that the planner starts from; the search's predictions, if None.
+        plans: Digests of the plans to open.
+        tables: Latency tables that planners start from; the search's predictions, if None.
         link: Emulated in the process; the real one, if None.
         adaptive: Whether a planner chooses and learns.
-        plans: Digests of the plans to open; all, if empty.
         pilots: Additional planners by name, each with a stream of its own and digests of plans to
             choose from, so that decisions are compared in one process.
         plain: HOST:PORT of a `bench.micro.plain_service`.
@@ -68,12 +64,33 @@ class EdgeProcessSettings:
     images: Sequence[Path]
     cloud: str
     device: str
+    plans: Sequence[bytes]
     tables: Path | None = None
     link: Link | None = None
     adaptive: bool = True
-    plans: Sequence[bytes] = ()
     pilots: Mapping[str, Sequence[bytes]] = field(default_factory=dict)
     plain: str | None = None
+
+    def to_json(self) -> str:
+        """Settings as one line of JSON."""
+        return json.dumps(asdict(self), default=lambda v: v.hex() if type(v) is bytes else str(v))
+
+    @classmethod
+    def from_json(cls, line: str) -> Self:
+        """Read settings again."""
+        made = json.loads(line)
+        pilots = {name: list(map(bytes.fromhex, each)) for name, each in made["pilots"].items()}
+        return cls(
+            **made
+            | {
+                "bundle": Path(made["bundle"]),
+                "images": list(map(Path, made["images"])),
+                "plans": list(map(bytes.fromhex, made["plans"])),
+                "tables": made["tables"] and Path(made["tables"]),
+                "link": made["link"] and Link(**made["link"]),
+                "pilots": pilots,
+            }
+        )
 
 
 class EdgeProcess:
@@ -90,24 +107,14 @@ class EdgeProcess:
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Self:
-        made = self._settings
         command = [*self._prefix, sys.executable, "-m", "bench.edge_process"]
-        command += ["--bundle", str(made.bundle), "--cloud", made.cloud, "--device", made.device]
-        command += [] if made.tables is None else ["--tables", str(made.tables)]
-        command += [] if made.link is None else ["--link", _text(made.link)]
-        command += ["--adaptive"] if made.adaptive else []
-        command += [] if made.plain is None else ["--plain", made.plain]
-        command += [word for plan in made.plans for word in ("--plan", plan.hex())]
-        for name, plans in made.pilots.items():
-            command += ["--pilot", name, *(plan.hex() for plan in plans)]
-        command += ["--images", *map(str, made.images)]
         self._process = subprocess.Popen(  # noqa: S603 - our own
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
         try:
-            self._answer()
+            self._ask(self._settings.to_json())
         except SplitpointError:
-            self._stop()
+            end(self._process)
             raise
         return self
 
@@ -117,41 +124,21 @@ class EdgeProcess:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._stop()
-
-    def _stop(self) -> None:
-        """Close the input of the process, which ends it; kill it after a timeout."""
-        process = self._started
-        try:
-            process.communicate(timeout=_STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
+        end(self._started)
 
     def detect(
-        self,
-        image: int,
-        plan: bytes | None = None,
-        deadline_ms: float | None = None,
-        pilot: str | None = None,
+        self, image: int, plan: bytes | None = None, pilot: str | None = None
     ) -> dict[str, Any]:
         """Detect objects in one picture; a frame that fails says so under "error"."""
-        name = None if plan is None else plan.hex()
-        asked = {"image": image, "plan": name, "deadline": deadline_ms, "pilot": pilot}
-        return self._ask({"op": "detect", **asked})
+        return self._call("detect", image=image, plan=plan and plan.hex(), pilot=pilot)
 
     def in_float(self, image: int) -> dict[str, Any]:
         """Run the whole network here in floating point."""
-        return self._ask({"op": "in_float", "image": image})
+        return self._call("in_float", image=image)
 
     def plain(self, image: int) -> dict[str, Any]:
         """Upload a JPEG to the plain service."""
-        return self._ask({"op": "plain", "image": image})
-
-    @property
-    def pid(self) -> int:
-        """Process id."""
-        return self._started.pid
+        return self._call("plain", image=image)
 
     def load(self, threads: int, seconds: float) -> dict[str, Any]:
         """Have several threads detect for a while; counts answers, failures and wrong detections.
@@ -160,11 +147,16 @@ class EdgeProcess:
         detections the others are compared with; "rested" those that the edge answered because
         the cloud took too long, which may have served them, too.
         """
-        return self._ask({"op": "load", "threads": threads, "seconds": seconds})
+        return self._call("load", threads=threads, seconds=seconds)
 
     def state(self, pilot: str | None = None) -> dict[str, Any]:
-        """State of a planner: its plan, estimates and counters."""
-        return self._ask({"op": "state", "pilot": pilot})
+        """Estimates of a planner of its link."""
+        return self._call("state", pilot=pilot)
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._started.pid
 
     @property
     def _started(self) -> "subprocess.Popen[str]":
@@ -172,93 +164,74 @@ class EdgeProcess:
             raise RuntimeError("the process was not started")
         return self._process
 
-    def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        stdin = self._started.stdin
-        if stdin is None:
-            raise RuntimeError("the process was not started")
-        stdin.write(json.dumps(question) + "\n")
-        stdin.flush()
-        return self._answer()
+    def _call(self, name: str, **arguments: Any) -> dict[str, Any]:
+        return self._ask(json.dumps({"call": name, **arguments}))
 
-    def _answer(self) -> dict[str, Any]:
-        line = self._started.stdout.readline() if self._started.stdout else ""
+    def _ask(self, question: str) -> dict[str, Any]:
+        process, line = self._started, ""
+        if process.stdin is not None and process.stdout is not None:
+            process.stdin.write(question + "\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
         if not line:
             raise SplitpointError("the edge process ended; its last lines say why")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
 
-def _text(link: Link) -> str:
-    return f"{link.uplink_bps:.0f}bit/{link.rtt_ms:g}ms"
-
-
 class _Edge:
     """Edge side of the protocol, in the process itself."""
 
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        bundle = Bundle.open(arguments.bundle)
-        rows = [] if arguments.tables is None else read_tables(arguments.tables)
-        known = costs(bundle.plans, rows, arguments.device)
+    def __init__(self, settings: EdgeProcessSettings) -> None:
+        self._settings = settings
+        self._bundle = bundle = Bundle.open(settings.bundle)
+        rows = [] if settings.tables is None else read_tables(settings.tables)
+        known = costs(bundle.plans, rows, settings.device)
         self._costs: dict[bytes, PlanCost] = {cost.digest: cost for cost in known}
-        self._images = [read_image(path) for path in arguments.images]
-        link = None if arguments.link is None else parse_link(arguments.link)
-
-        def connect() -> Transport:
-            transport = GrpcTransport(arguments.cloud)
-            return transport if link is None else ShapedTransport(transport, link)
-
-        def detector(name: str, plans: Sequence[bytes], *, adaptive: bool) -> Detector:
-            hello = Hello(
-                edge_id=name,
-                bundle_digest=bundle.digest,
-                device=arguments.device if adaptive else name,
-                runtime=runtime_name(1),
-                threads=1,
-            )
-            client = CloudClient(connect, hello)
-            made = Detector(bundle, client, plans=plans, costs=known, adaptive=adaptive)
-            made.check_ready()
-            self._clients[made] = client
-            return made
-
-        self._clients: dict[Detector, CloudClient] = {}
-        self._opened = [bytes.fromhex(digest) for digest in arguments.plan] or list(bundle.plans)
-        own = arguments.device if arguments.adaptive else f"{arguments.device}, fixed"
-        self._detector = detector(own, self._opened, adaptive=arguments.adaptive)
-        self._pilots = {
-            name: detector(name, list(map(bytes.fromhex, plans)), adaptive=True)
-            for name, *plans in arguments.pilot
-        }
-        self._bundle = bundle
-        self._whole: Session | None = None
-        self._plain_address = arguments.plain
+        self._images = [read_image(path) for path in settings.images]
+        self._detectors: dict[str | None, Detector] = {}
+        self._detectors[None] = self._opened(settings.device, settings.plans, settings.adaptive)
+        self._detectors |= {n: self._opened(n, each, True) for n, each in settings.pilots.items()}
+        self._whole: WholeNetwork | None = None
         self._connection: http.client.HTTPConnection | None = None
 
-    def serve(self, questions: TextIO) -> None:
-        self._tell({"ready": True})
-        for line in questions:
+    def _opened(self, name: str, plans: Sequence[bytes], adaptive: bool) -> Detector:
+        """A detector of the product with a stream of its own, ready to serve."""
+        made, fixed = self._settings, f"{name}, fixed"
+        settings = EdgeSettings(
+            cloud=made.cloud,
+            link=made.link,
+            plan=None if adaptive else plans[0].hex(),
+            edge_id=name if adaptive else fixed,
+            device=made.device if adaptive else fixed,
+            tables=made.tables if adaptive else None,
+        )
+        detector = open_edge(self._bundle, settings, every_plan=True, plans=plans)
+        detector.check_ready()
+        return detector
+
+    def serve(self) -> None:
+        """Answer calls until standard input ends."""
+        _answer({"ready": True})
+        for line in sys.stdin:
             question = json.loads(line)
-            answer = getattr(self, f"_{question.pop('op')}")(**question)
-            self._tell(answer)
-        for detector in self._clients:
+            _answer(getattr(self, question.pop("call"))(**question))
+        for detector in self._detectors.values():
             detector.close()
 
-    def _detect(
-        self, image: int, plan: str | None, deadline: float | None, pilot: str | None
-    ) -> dict[str, Any]:
+    def detect(self, image: int, plan: str | None, pilot: str | None) -> dict[str, Any]:
         digest = None if plan is None else bytes.fromhex(plan)
-        detector = self._detector if pilot is None else self._pilots[pilot]
+        detector = self._detectors[pilot]
         began_s, cpu_s = time.monotonic(), time.process_time()
-        link = self._clients[detector].link.estimate(time.perf_counter())
+        link = detector.link
         try:
-            outcome = detector.detect(self._images[image], digest, deadline_ms=deadline)
+            outcome = detector.detect(self._images[image], digest)
         except SplitpointError as error:
             return {"error": f"{type(error).__name__}: {error}", "began_s": began_s}
-        expected, cost = outcome.expected, self._costs[outcome.digest]
-        alone_ms = cost.edge_ms
-        if cost.needs_cloud and link.rtt_ms is not None and link.uplink_bps is not None:
-            sent_ms = max(0.0, cost.uplink_bytes - link.burst_bytes) * 8e3 / link.uplink_bps
-            alone_ms += cost.cloud_ms + link.rtt_ms + sent_ms
+        expected = {}
+        if (known := outcome.expected) is not None:
+            expected["expected_ms"] = known.latency_ms
+            expected |= {"low_ms": known.low_ms, "high_ms": known.high_ms}
         return {
             "began_s": began_s,
             "cpu_ms": (time.process_time() - cpu_s) * 1e3,
@@ -266,108 +239,98 @@ class _Edge:
             "latency_ms": outcome.latency_ms,
             "times_ms": outcome.times_ms,
             "uplink_bytes": outcome.uplink_bytes,
-            "expected_ms": None if expected is None else expected.latency_ms,
-            "low_ms": None if expected is None else expected.low_ms,
-            "high_ms": None if expected is None else expected.high_ms,
-            "profile_ms": alone_ms,
-            "uplink_bps": link.uplink_bps,
-            "rtt_ms": link.rtt_ms,
-            "reason": outcome.reason,
+            "profile_ms": _profile_ms(self._costs[outcome.digest], link),
+            "uplink_bps": None if link is None else link.uplink_bps,
+            **expected,
         }
 
-    def _in_float(self, image: int) -> dict[str, Any]:
-        detector = self._bundle.manifest.detector
-        plan = next(p for p in self._bundle.plans.values() if p.codec in LOSSLESS_UPLOADS)
-        if self._whole is None and plan.tail is not None:
-            self._whole = open_model(self._bundle.file(plan.tail.file))
+    def in_float(self, image: int) -> dict[str, Any]:
         if self._whole is None:
-            return {"error": "no plan has the whole network"}
-        picture, wire = self._images[image], plan.wire[0]
-        size = detector.input_height, detector.input_width
-        started_s, cpu_s = time.perf_counter(), time.process_time()
-        pixels = letterbox(picture, size)[None].astype(np.float32) * np.float32(wire.to_value[1])
-        maps = [output[0] for output in self._whole.run({wire.name: pixels})]
-        where = Letterbox.fit(picture.shape[1], picture.shape[0], size)
-        decode_yolo(maps, detector, where, score_threshold=DEFAULT_SCORE_THRESHOLD)
-        return {
-            "latency_ms": (time.perf_counter() - started_s) * 1e3,
-            "cpu_ms": (time.process_time() - cpu_s) * 1e3,
-            "uplink_bytes": 0,
-        }
+            self._whole = WholeNetwork(self._bundle)
+        detect, picture = self._whole.detect, self._images[image]
+        return _timed(lambda: detect(picture)) | {"uplink_bytes": 0}
 
-    def _plain(self, image: int) -> dict[str, Any]:
+    def plain(self, image: int) -> dict[str, Any]:
         """Detect like a user's script: scale down, JPEG q75, POST over a persistent connection."""
-        if self._connection is None:
-            self._connection = http.client.HTTPConnection(
-                self._plain_address, timeout=_PLAIN_TIMEOUT_S
-            )
-        detector = self._bundle.manifest.detector
+        spec, body = self._bundle.manifest.detector, io.BytesIO()
         picture = Image.fromarray(self._images[image])
-        started_s, cpu_s = time.perf_counter(), time.process_time()
-        small = picture.copy()
-        small.thumbnail((detector.input_width, detector.input_height))
-        body = io.BytesIO()
-        small.save(body, "JPEG", quality=75)
-        try:
-            self._connection.request("POST", "/detect", body.getvalue())
-            json.loads(self._connection.getresponse().read())
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            self._connection.close()  # the next one opens it anew
-            return {"error": f"{type(error).__name__}: {error}"}
-        return {
-            "latency_ms": (time.perf_counter() - started_s) * 1e3,
-            "cpu_ms": (time.process_time() - cpu_s) * 1e3,
-            "uplink_bytes": len(body.getvalue()),
-        }
+        connection = self._connection or http.client.HTTPConnection(
+            self._settings.plain or "", timeout=_PLAIN_TIMEOUT_S
+        )
+        self._connection = connection
 
-    def _state(self, pilot: str | None) -> dict[str, Any]:
-        chosen = (self._detector if pilot is None else self._pilots[pilot]).controller
+        def detect() -> None:
+            small = picture.copy()
+            small.thumbnail((spec.input_width, spec.input_height))
+            small.save(body, "JPEG", quality=75)
+            connection.request("POST", "/detect", body.getvalue())
+            json.loads(connection.getresponse().read())
+
+        try:
+            return _timed(detect) | {"uplink_bytes": len(body.getvalue())}
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            connection.close()  # the next one opens it anew
+            return {"error": f"{type(error).__name__}: {error}"}
+
+    def state(self, pilot: str | None) -> dict[str, Any]:
+        chosen = self._detectors[pilot].controller
         if chosen is None:
             return {}
-        state = chosen.state()
-        return {
-            "current": state.current.hex(),
-            "reason": state.reason,
-            "uplink_bps": state.link.uplink_bps,
-            "rtt_ms": state.link.rtt_ms,
-            "burst_bytes": state.link.burst_bytes,
-            "changes": state.link.changes,
-            "drifts": state.drifts,
-            "coverage": state.coverage,
-        }
+        link = chosen.state().link
+        return {key: getattr(link, key) for key in ("uplink_bps", "rtt_ms", "burst_bytes")}
 
-    def _load(self, threads: int, seconds: float) -> dict[str, Any]:
-        picture = self._images[0]
-        truth = {d: _digest(self._detector.detect(picture, d).detections) for d in self._opened}
-        until_s = time.monotonic() + seconds
-        outcomes: list[Outcome | str] = []
-
-        def work() -> None:
-            while time.monotonic() < until_s:
-                try:
-                    outcomes.append(self._detector.detect(picture))
-                except SplitpointError as error:
-                    outcomes.append(str(error))
-
-        workers = [threading.Thread(target=work) for _ in range(threads)]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
+    def load(self, threads: int, seconds: float) -> dict[str, Any]:
+        detector, picture = self._detectors[None], self._images[0]
+        plans = self._settings.plans
+        truth = {plan: _digest(detector.detect(picture, plan).detections) for plan in plans}
+        outcomes = _load(detector, picture, threads, seconds)
         good = [each for each in outcomes if isinstance(each, Outcome)]
-        plans = [each.digest for each in good]
+        served = [each.digest for each in good]
         return {
             "asked": len(outcomes),
             "failed": len(outcomes) - len(good),
             "wrong": sum(_digest(o.detections) != truth[o.digest] for o in good),
             "rested": sum(o.expected is None for o in good),
-            "sent": sum(self._costs[digest].needs_cloud for digest in [*plans, *truth]),
-            "by_plan": {digest.hex(): plans.count(digest) for digest in set(plans)},
+            "sent": sum(self._costs[digest].needs_cloud for digest in [*served, *truth]),
+            "by_plan": {digest.hex(): served.count(digest) for digest in set(served)},
         }
 
-    def _tell(self, answer: dict[str, Any]) -> None:
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
+
+def _profile_ms(cost: PlanCost, link: Estimate | None) -> float:
+    """Latency of a plan by its profile alone, over the link as it is estimated."""
+    if not cost.needs_cloud or link is None or link.rtt_ms is None or link.uplink_bps is None:
+        return cost.edge_ms
+    sent_ms = max(0.0, cost.uplink_bytes - link.burst_bytes) * 8e3 / link.uplink_bps
+    return cost.edge_ms + cost.cloud_ms + link.rtt_ms + sent_ms
+
+
+def _timed(call: Callable[[], object]) -> dict[str, Any]:
+    started_s, cpu_s = time.perf_counter(), time.process_time()
+    call()
+    return {
+        "latency_ms": (time.perf_counter() - started_s) * 1e3,
+        "cpu_ms": (time.process_time() - cpu_s) * 1e3,
+    }
+
+
+def _load(
+    detector: Detector, picture: NDArray[np.uint8], threads: int, seconds: float
+) -> list[Outcome | str]:
+    """Outcomes and errors of frames that several threads send for a while."""
+    until_s = time.monotonic() + seconds
+    outcomes: list[Outcome | str] = []
+
+    def work() -> None:
+        while time.monotonic() < until_s:
+            try:
+                outcomes.append(detector.detect(picture))
+            except SplitpointError as error:
+                outcomes.append(str(error))
+
+    with ThreadPoolExecutor(threads) as pool:
+        for running in [pool.submit(work) for _ in range(threads)]:
+            running.result()  # which raises what broke it
+    return outcomes
 
 
 def _digest(detections: Detections) -> str:
@@ -375,21 +338,10 @@ def _digest(detections: Detections) -> str:
     return hashlib.sha256(b"".join(np.ascontiguousarray(p).tobytes() for p in parts)).hexdigest()
 
 
-def main() -> None:
-    """Run the edge process."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--cloud", required=True)
-    parser.add_argument("--device", required=True)
-    parser.add_argument("--tables", type=Path)
-    parser.add_argument("--link")
-    parser.add_argument("--adaptive", action="store_true")
-    parser.add_argument("--plan", action="append", default=[], help="digest of a plan to open")
-    parser.add_argument("--plain")
-    parser.add_argument("--pilot", action="append", nargs="+", default=[], help="NAME PLAN ...")
-    parser.add_argument("--images", type=Path, nargs="+")
-    _Edge(parser.parse_args()).serve(sys.stdin)
+def _answer(answer: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    main()
+    _Edge(EdgeProcessSettings.from_json(sys.stdin.readline())).serve()

@@ -15,7 +15,7 @@ good enough to show what a slow edge is like, not to measure by.
 
 A CPU quota (cpu.max) would be simpler, but it bends what is measured: the kernel takes notice of an
 exhausted quota at its next tick, so that the first milliseconds of work after every pause run at
-full speed; `bench.slow_check` shows both. A slow edge is still no smaller cache, and no other
+full speed; `bench.instruments` shows both. A slow edge is still no smaller cache, and no other
 instruction set.
 """
 
@@ -133,19 +133,19 @@ def slowed(
     folder, version = _make(versions)
     prefix = ("sh", "-c", _ENTER, str(folder / _PROCESSES))
     try:
-        pace = [sys.executable, "-m", "bench.slow", str(folder), str(version), f"{share:g}"]
+        switching = [sys.executable, "-m", "bench.slow", str(folder), str(version), f"{share:g}"]
         # A session of its own: Ctrl-C goes to the parent, which then ends it.
-        pacer = subprocess.Popen(pace, start_new_session=True)  # noqa: S603 - our own
+        switch = subprocess.Popen(switching, start_new_session=True)  # noqa: S603 - our own
         try:
             yield SlowCpu(share, _checked(share, prefix) if strict else _measured(prefix), prefix)
         finally:
-            pacer.terminate()
-            pacer.wait()
+            switch.terminate()
+            switch.wait()
     finally:
         _remove(folder, version)
 
 
-def _pace(folder: Path, version: int, share: float, parent: int) -> None:
+def _alternate(folder: Path, version: int, share: float, parent: int) -> None:
     """Thaw and freeze in turn, until the parent process is gone."""
     with contextlib.suppress(PermissionError):
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(_PRIORITY))
@@ -268,4 +268,4 @@ def _remove(folder: Path, version: int) -> None:
 
 
 if __name__ == "__main__":
-    _pace(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), os.getppid())
+    _alternate(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), os.getppid())

@@ -6,6 +6,7 @@ EdgeSettings, Bundle -> open_edge -> Detector (heads, stream to the cloud, plann
 import platform
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,7 +65,13 @@ class EdgeSettings:
     memory_bytes: int | None = None
 
 
-def open_edge(bundle: Bundle, settings: EdgeSettings, *, every_plan: bool = False) -> Detector:
+def open_edge(
+    bundle: Bundle,
+    settings: EdgeSettings,
+    *,
+    every_plan: bool = False,
+    plans: Sequence[bytes] | None = None,
+) -> Detector:
     """Open a detector for a fixed plan, or one that adapts among the plans that fit the edge.
 
     Args:
@@ -72,6 +79,7 @@ def open_edge(bundle: Bundle, settings: EdgeSettings, *, every_plan: bool = Fals
         settings: Of the edge.
         every_plan: Whether the other plans that fit are opened beside a fixed one, for callers who
             name plans.
+        plans: Digests of the plans to open; those that fit the edge together, if None.
 
     Raises:
         SettingsError: If settings contradict each other or make no sense.
@@ -79,7 +87,7 @@ def open_edge(bundle: Bundle, settings: EdgeSettings, *, every_plan: bool = Fals
     """
     client = _client(bundle, settings)
     adaptive = client is not None and settings.plan is None
-    digests = fitting_together(bundle, settings.memory_bytes)
+    digests = fitting_together(bundle, settings.memory_bytes) if plans is None else list(plans)
     if not adaptive:
         # Without a cloud only edge-only plans can serve: the best of these is the default.
         able = [digest for digest in digests if bundle.plans[digest].tail is None] or digests

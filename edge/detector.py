@@ -33,6 +33,7 @@ from common.rpc.messages import detections_to_message, microseconds
 from common.runtime.registry import DEFAULT_RUNTIME
 from common.tasks.detections import Detections
 from edge.head import EdgePlan, open_reproduced
+from edge.link.estimate import Estimate
 from edge.planning.controller import PlanController
 from edge.planning.predictor import Expected
 from edge.profile import PICTURE, answer, frame_of
@@ -141,6 +142,11 @@ class Detector:
     def default(self) -> bytes:
         """Digest of the plan that serves when none is named."""
         return next(iter(self._plans)) if self.controller is None else self.controller.current
+
+    @property
+    def link(self) -> Estimate | None:
+        """Estimate of the link to the cloud as it is now; None without a cloud."""
+        return None if self._client is None else self._client.link.estimate(time.perf_counter())
 
     def detect(
         self,
@@ -283,11 +289,10 @@ class Detector:
         """Report a frame's times to the controller and the cloud."""
         if self.controller is not None and chosen.expected is not None:
             self.controller.served(chosen.expected, done.served(latency_ms))
-        if self._client is None:
+        if (link := self.link) is None:
             return
         times = done.edge_times(preprocess_ms, latency_ms)
         times.capture_us = microseconds(capture_ms)
-        link = self._client.link.estimate(time.perf_counter())
         times.uplink_bps = link.uplink_bps or 0.0
         times.rtt_us = microseconds(link.rtt_ms or 0.0)
         if done.answer is None:

@@ -1,6 +1,6 @@
 """Benchmark of the planner: predictions, steps, drift, outages and switches under load.
 
-    python -m bench.adaptation --bundle DIR --images DIR --video FILE --json OUT [--plot FILE]
+    python -m bench.adaptation --bundle DIR --images DIR --video FILE [--plot FILE] [--quick]
 
 A cloud and an edge in processes of their own, the edge slowed to a tenth of a core, a link of real
 packets between two network namespaces (`bench.links.shaped`). Needs root and Linux.
@@ -34,12 +34,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.adaptation.parts import load, on_trace, outage, predictions, steady, steps
-from bench.adaptation.report import plot, report
-from bench.adaptation.scene import PILOT, RTT_MS, WHOLE, Scene, link, video_frames
-from bench.links.shaped import shaped
-from bench.machine import machine
-from bench.processes import Service, ended_by_sigterm
-from bench.profiles import profile_both
+from bench.adaptation.report import plot, section
+from bench.adaptation.scene import PILOT, WHOLE, Scene, video_frames
+from bench.harness import Bench, Result, add_bundle_options, listed, record, spread, write
+from bench.links.shaped import RTT_MS, link_of, shaped
+from bench.processes import Service, profile_both
 from bench.slow import slowed
 from common.bundle.bundle import Bundle
 from common.imaging.images import list_images
@@ -50,20 +49,20 @@ SHARE = 0.1
 PARTS = ("predictions", "steady", "steps", "traces", "outage", "load")
 
 
-def _parts(scene: Scene, result: dict[str, Any], *, quick: bool) -> dict[str, Callable[[], Any]]:
+def _parts(scene: Scene, result: Result, *, quick: bool) -> dict[str, Callable[[], Any]]:
     """All parts, in order; steps use the results of predictions, traces those of steady links."""
+    rounds, repeats = (12, 1) if quick else (80, 3)
+    lengths = {"drive": 20, "drift": 20} if quick else {"drive": 60, "drift": 90}
 
     def traces() -> dict[str, Any]:
         fixed = [statistics.mode(row["best"] for row in result["steady"])]
-        lengths = {"drive": 20 if quick else 60, "drift": 20 if quick else 90}
-        repeats = 1 if quick else 3
         return {n: on_trace(scene, n, s, fixed, repeats) for n, s in lengths.items()}
 
     return {
         "predictions": lambda: {
-            "pictures": predictions(scene, 12 if quick else 80, lambda k: k % scene.stills),
-            "video": predictions(scene, 12 if quick else 80, scene.frame),
-            "video, a whole core": predictions(scene, 12 if quick else 80, scene.frame, WHOLE),
+            "pictures": predictions(scene, rounds, lambda k: k % scene.stills),
+            "video": predictions(scene, rounds, scene.frame),
+            "video, a whole core": predictions(scene, rounds, scene.frame, WHOLE),
         },
         "steady": lambda: steady(scene, 10 if quick else 40),
         "steps": lambda: steps(scene, 1 if quick else 4, result["predictions"]["video"]["plans"]),
@@ -73,97 +72,71 @@ def _parts(scene: Scene, result: dict[str, Any], *, quick: bool) -> dict[str, Ca
     }
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+def measure(arguments: argparse.Namespace, stages: Stages) -> Result:
     """Measure the parts that were asked for."""
     bundle = Bundle.open(arguments.bundle)
     names = arguments.plans or [plan.name for plan in bundle.plans.values()]
-    digests = [find_plan(bundle, name) for name in names]
-    plans = {digest.hex(): bundle.plans[digest] for digest in digests}
-    images = list_images(arguments.images)
-    images = images[:: max(1, len(images) // arguments.send)][: arguments.send]
-    made: dict[str, Any] = {
-        "machine": machine(),
-        "bundle": bundle.digest.hex(),
-        "search": bundle.manifest.search.model_dump(mode="json"),
-        "plans": [plan.name for plan in plans.values()],
-        "images": [path.name for path in images],
-        "video": {"file": arguments.video.name, "frames": arguments.video_frames},
-        "rtt_ms": RTT_MS,
-        "quick": arguments.quick,
-    }
+    plans = {d.hex(): bundle.plans[d] for d in (find_plan(bundle, name) for name in names)}
+    images = spread(list_images(arguments.images), arguments.send)
+    stills = len(images)
+    made = record(
+        bundle=bundle.digest.hex(),
+        search=bundle.manifest.search.model_dump(mode="json"),
+        plans=[plan.name for plan in plans.values()],
+        images=[path.name for path in images],
+        video={"file": arguments.video.name, "frames": arguments.video_frames},
+        rtt_ms=RTT_MS,
+        quick=arguments.quick,
+    )
     result = _earlier(arguments.json, made) | made
     with ExitStack() as stack:
-        stages = stack.enter_context(Stages())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         slow = stack.enter_context(slowed(SHARE))
         result["edge_share"] = {"asked": slow.share, "measured": slow.measured}
-        stills = len(images)
         images += video_frames(arguments.video, arguments.video_frames, folder)
-        progress = stages.stage("profile")
+        progress, tables = stages.stage("profile"), folder / "tables.json"
         budget_s = 20.0 if arguments.quick else arguments.profile
-        edges = {PILOT: slow.prefix, WHOLE: ()}
-        profile_both(arguments.bundle, edges, folder / "tables.json", budget_s)
+        profile_both(arguments.bundle, {PILOT: slow.prefix, WHOLE: ()}, tables, budget_s)
         progress(1, 1)
-        wire = stack.enter_context(shaped(link(3.0)))
+        wire = stack.enter_context(shaped(link_of(3.0)))
         result["congestion_control"] = wire.congestion
-        command = ["cloud", "--bundle", str(arguments.bundle), "--host", wire.cloud.address]
-        command += ["--grpc-port", "0", "--rest-port", "0", "--store", str(folder / "store.sqlite")]
-        cloud = Service(command, folder / "cloud.log", prefix=wire.cloud.prefix)
-        stack.enter_context(cloud)
-        scene = Scene(
+        cloud = Service.cloud(
             arguments.bundle,
-            plans,
-            images,
-            stills,
-            wire,
-            cloud,
-            slow,
-            folder / "tables.json",
-            stages,
+            folder / "cloud.log",
+            *("--store", str(folder / "store.sqlite")),
+            host=wire.cloud.address,
+            prefix=wire.cloud.prefix,
         )
+        stack.enter_context(cloud)
+        scene = Scene(arguments.bundle, plans, images, stills, wire, cloud, slow, tables, stages)
         for name, part in _parts(scene, result, quick=arguments.quick).items():
             if name in arguments.parts:
                 result[name] = part()
-                arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+                write(result, arguments.json)
     return result
 
 
-def _earlier(path: Path, made: dict[str, Any]) -> dict[str, Any]:
+def _earlier(path: Path, made: Result) -> Result:
     """Read earlier results of the same plans, for parts that are not measured again."""
     try:
-        found: dict[str, Any] = json.loads(path.read_text())
+        found: Result = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
     return found if all(found.get(name) == value for name, value in made.items()) else {}
 
 
-def main() -> None:
-    """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--images", type=Path, required=True)
+def _options(parser: argparse.ArgumentParser) -> None:
+    add_bundle_options(parser)
     parser.add_argument("--video", type=Path, required=True, help="video to play like a camera")
     parser.add_argument(
         "--video-frames", type=int, default=48, help="frames of the video, every fifth"
     )
     parser.add_argument("--send", type=int, default=24, help="pictures to send, spread evenly")
-    parser.add_argument(
-        "--plans",
-        type=lambda text: text.split(","),
-        help="names of plans; default: all of the bundle",
-    )
+    parser.add_argument("--plans", type=listed(str), help="names of plans; default: all")
     parser.add_argument("--quick", action="store_true", help="a few minutes, for a first look")
-    parser.add_argument("--parts", type=lambda text: text.split(","), default=list(PARTS))
+    parser.add_argument("--parts", type=listed(str), default=PARTS)
     parser.add_argument("--profile", type=float, default=90.0, help="seconds to profile each side")
-    parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--plot", type=Path, help="also draw the drive (.svg or .png)")
-    arguments = parser.parse_args()
-    with ended_by_sigterm():
-        result = measure(arguments)
-    report(result)
-    if arguments.plot is not None and "traces" in result:
-        plot(result["traces"]["drive"], arguments.plot)
 
 
 if __name__ == "__main__":
-    main()
+    Bench(__doc__, "adaptation", _options, measure, section, plot).main()

@@ -4,16 +4,19 @@ import itertools
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import numpy as np
 
-from bench.adaptation.scene import PILOT, Scene, answered, link, median
+from bench.adaptation.scene import PILOT, Row, Scene, answered
 from bench.bootstrap import Values, ratio
 from bench.edge_process import EdgeProcess
+from bench.harness import in_turn
 from bench.latency.cell import PROBE_S
+from bench.links.shaped import link_of
 from bench.links.traces import FOLDER, replayed
 from common.link.link import Link, LinkTrace
 from common.link.trace import read_trace
@@ -23,18 +26,18 @@ _SETTLE = 15
 _LOOKS, _PLAUSIBLE = 4, 1.3
 """Frames of each plan for a first look; those that are too slow at a bandwidth are left out."""
 _NEAR = 0.05
-_JUMP_S, _LOAD_S = 8.0, 30.0
+_STEP_MBIT, _STEP_S = (1.5, 6.0), 8.0
+_JUMP_MBIT, _JUMP_S, _LOAD_S = (0.3, 20.0), 8.0, 30.0
 _REPORT_S = 0.03
 """Pause for the report that an edge sends after a frame is answered."""
-_SEED = 0
 
 
 def predictions(
     scene: Scene, rounds: int, picture: Callable[[int], int], device: str = PILOT
 ) -> dict[str, Any]:
     """Prediction errors of every plan, in turn on a steady link, and coverage of intervals."""
-    scene.wire.change(link(3.0))
-    rows: dict[str, list[dict[str, Any]]] = {digest: [] for digest in scene.plans}
+    scene.wire.change(link_of(3.0))
+    rows: dict[str, list[Row]] = {digest: [] for digest in scene.plans}
     progress = scene.stages.stage("predictions")
     with scene.edge(device) as edge:
         for round_ in range(rounds):
@@ -42,27 +45,27 @@ def predictions(
             for digest, seen in rows.items():
                 seen.append(answered(edge.detect(image, bytes.fromhex(digest))))
             progress(round_ + 1, rounds)
-    learnt = min(50, rounds // 2)
-    found = {}
-    for digest, seen in rows.items():
-        late = seen[learnt:]
-        middle_ms = median([r["latency_ms"] for r in late])
-        found[scene.name(digest)] = {
-            "latency_ms": median([r["latency_ms"] for r in seen]),
-            "profile_error": median([off(r["profile_ms"], r["latency_ms"]) for r in seen]),
-            "profile_error_of_the_median": off(
-                median([r["profile_ms"] for r in seen]), median([r["latency_ms"] for r in seen])
-            ),
-            "learnt_error": median([off(r["expected_ms"], r["latency_ms"]) for r in late]),
-            "hindsight_error": median([off(middle_ms, r["latency_ms"]) for r in late]),
-            "covered": float(
-                np.mean([r["low_ms"] <= r["latency_ms"] <= r["high_ms"] for r in late])
-            ),
-            "frames": len(seen),
-            "own_ms": own_ms(seen),
-            "uplink_bytes": median([r["uplink_bytes"] for r in seen]),
-        }
-    return {"after": learnt, "plans": found}
+    after = min(50, rounds // 2)
+    return {
+        "after": after,
+        "plans": {scene.name(d): _prediction_row(seen, seen[after:]) for d, seen in rows.items()},
+    }
+
+
+def _prediction_row(seen: Sequence[Row], late: Sequence[Row]) -> dict[str, Any]:
+    """Errors of one plan over all frames, and over those after something was learnt."""
+    middle_ms, late_ms = _middle(seen, "latency_ms"), _middle(late, "latency_ms")
+    covered = [row["low_ms"] <= row["latency_ms"] <= row["high_ms"] for row in late]
+    return {
+        "latency_ms": middle_ms,
+        "profile_error": median(off(r["profile_ms"], r["latency_ms"]) for r in seen),
+        "profile_error_of_the_median": off(_middle(seen, "profile_ms"), middle_ms),
+        "learnt_error": median(off(r["expected_ms"], r["latency_ms"]) for r in late),
+        "hindsight_error": median(off(late_ms, r["latency_ms"]) for r in late),
+        "covered": sum(covered) / len(covered),
+        "frames": len(seen),
+        **_own(seen),
+    }
 
 
 def steady(scene: Scene, frames: int) -> list[dict[str, Any]]:
@@ -70,33 +73,29 @@ def steady(scene: Scene, frames: int) -> list[dict[str, Any]]:
     found = []
     progress = scene.stages.stage("steady links")
     for done, mbit in enumerate(STEADY_MBIT, 1):
-        scene.wire.change(link(mbit))
+        scene.wire.change(link_of(mbit))
         # All in one process: another process would start with colder caches.
         with scene.edge(beside=True) as edge:
-            looks = [
-                {d: _took(edge, scene.frame(k), d) for d in scene.plans} for k in range(_LOOKS)
-            ]
-            took = {d: min(look[d] for look in looks) for d in scene.plans}
-            best = min(took.values())
-            plausible = [d for d, ms in took.items() if ms <= _PLAUSIBLE * best]
+            looks = range(_LOOKS)
+            took = {d: min(_took(edge, scene.frame(k), d) for k in looks) for d in scene.plans}
+            plausible = [d for d, ms in took.items() if ms <= _PLAUSIBLE * min(took.values())]
             for k in range(_SETTLE):
                 answered(edge.detect(scene.frame(k), pilot=PILOT))
-            ours: list[dict[str, Any]] = []
-            theirs: dict[str, list[float]] = {digest: [] for digest in plausible}
-            order = np.random.default_rng(_SEED)
-            for k in range(frames):
-                image = scene.frame(k)
-                # A new order every time: latency depends on which frame went before.
-                for turn in order.permutation(1 + len(theirs)):
-                    if turn == len(theirs):
-                        ours.append(answered(edge.detect(image, pilot=PILOT)))
-                        time.sleep(PROBE_S)
-                    else:
-                        digest = plausible[turn]
-                        theirs[digest].append(_took(edge, image, digest))
-                        time.sleep(_REPORT_S)
+            ours: list[Row] = []
+            fixed: dict[str, list[float]] = {digest: [] for digest in plausible}
+            for k, turn in in_turn(1 + len(fixed), frames):
+                if turn == len(fixed):
+                    ours.append(answered(edge.detect(scene.frame(k), pilot=PILOT)))
+                    time.sleep(PROBE_S)
+                else:
+                    digest = plausible[turn]
+                    fixed[digest].append(_took(edge, scene.frame(k), digest))
+                    time.sleep(_REPORT_S)
             state = edge.state(PILOT)
-        found.append(_steady_row(scene, mbit, ours, theirs, state))
+        by_name = {scene.name(d): np.array(times) for d, times in fixed.items()}
+        chosen = Counter(scene.name(row["plan"]) for row in ours)
+        row = _steady_row(np.array([row["latency_ms"] for row in ours]), by_name, state)
+        found.append({"mbit": mbit, **row, "chosen": dict(chosen)})
         progress(done, len(STEADY_MBIT))
     return found
 
@@ -105,31 +104,21 @@ def _took(edge: EdgeProcess, image: int, digest: str) -> float:
     return float(answered(edge.detect(image, bytes.fromhex(digest)))["latency_ms"])
 
 
-def _steady_row(
-    scene: Scene,
-    mbit: float,
-    ours: Sequence[dict[str, Any]],
-    theirs: dict[str, list[float]],
-    state: dict[str, Any],
-) -> dict[str, Any]:
-    latencies = np.array([row["latency_ms"] for row in ours])
-    fixed = {digest: np.array(times) for digest, times in theirs.items()}
-    best = min(fixed, key=lambda digest: float(fixed[digest].mean()))
-    chosen = [row["plan"] for row in ours]
+def _steady_row(ours: Values, fixed: Mapping[str, Values], state: Row) -> dict[str, Any]:
+    means = {name: float(times.mean()) for name, times in fixed.items()}
+    best = min(means, key=means.__getitem__)
     return {
-        "mbit": mbit,
         "estimated_mbit": None if state["uplink_bps"] is None else state["uplink_bps"] / 1e6,
         "estimated_rtt_ms": state["rtt_ms"],
         "burst_bytes": state["burst_bytes"],
-        "adaptive_mean_ms": float(latencies.mean()),
-        "adaptive_p50_ms": median(latencies),
-        "best": scene.name(best),
-        "best_mean_ms": float(fixed[best].mean()),
-        "best_p50_ms": median(fixed[best]),
-        "regret_mean": _excess(latencies, fixed[best], np.mean),
-        "regret_p50": _excess(latencies, fixed[best], np.median),
-        "fixed_mean_ms": {scene.name(d): float(t.mean()) for d, t in fixed.items()},
-        "chosen": {scene.name(d): chosen.count(d) for d in set(chosen)},
+        "adaptive_mean_ms": float(ours.mean()),
+        "adaptive_p50_ms": float(np.median(ours)),
+        "best": best,
+        "best_mean_ms": means[best],
+        "best_p50_ms": float(np.median(fixed[best])),
+        "regret_mean": _excess(ours, fixed[best], np.mean),
+        "regret_p50": _excess(ours, fixed[best], np.median),
+        "fixed_mean_ms": means,
     }
 
 
@@ -139,20 +128,18 @@ def steps(scene: Scene, cycles: int, known: dict[str, Any]) -> list[dict[str, An
     A plan is one of the better ones if, by its own measured times, it takes at most `_NEAR` more
     than the best at the new bandwidth.
     """
-    low, high, phase_s = 1.5, 6.0, 8.0
     progress = scene.stages.stage("steps")
     found = []
     with scene.edge() as edge:
-        scene.wire.change(link(high))
-        _run_for(edge, scene, phase_s)
-        for done in range(2 * cycles):
-            mbit = high if done % 2 else low
-            scene.wire.change(link(mbit))
+        scene.wire.change(link_of(_STEP_MBIT[1]))
+        scene.run_for(_STEP_S, lambda image: answered(edge.detect(image)))
+        for done, mbit in enumerate(_STEP_MBIT * cycles, 1):
+            scene.wire.change(link_of(mbit))
             began_s = time.monotonic()
-            rows = _run_for(edge, scene, phase_s)
-            model = HindsightModel(known, LinkTrace(((0.0, link(mbit)),)).at)
-            best_ms = model.best_ms(0.0)
-            better = [n for n in known if model.latency_ms(n, 0.0) <= (1 + _NEAR) * best_ms]
+            rows = scene.run_for(_STEP_S, lambda image: answered(edge.detect(image)))
+            model = HindsightModel(known, LinkTrace(((0.0, link_of(mbit)),)).at)
+            limit_ms = (1 + _NEAR) * model.best_ms(0.0)
+            better = [name for name in known if model.latency_ms(name, 0.0) <= limit_ms]
             in_use = [scene.name(row["plan"]) in better for row in rows]
             first = in_use.index(True) if any(in_use) else len(rows) - 1
             found.append(
@@ -165,16 +152,8 @@ def steps(scene: Scene, cycles: int, known: dict[str, Any]) -> list[dict[str, An
                     "plans": [scene.name(row["plan"]) for row in rows],
                 }
             )
-            progress(done + 1, 2 * cycles)
+            progress(done, 2 * cycles)
     return found
-
-
-def _run_for(edge: EdgeProcess, scene: Scene, seconds: float) -> list[dict[str, Any]]:
-    until_s = time.monotonic() + seconds
-    rows: list[dict[str, Any]] = []
-    while time.monotonic() < until_s:
-        rows.append(answered(edge.detect(scene.frame(len(rows)))))
-    return rows
 
 
 def on_trace(
@@ -187,83 +166,61 @@ def on_trace(
     """
     trace = read_trace(FOLDER / f"{name}.csv")
     progress = scene.stages.stage(f"trace {name}")
-    runs: dict[str, list[list[dict[str, Any]]]] = {plan or "adaptive": [] for plan in ("", *fixed)}
-    looks: dict[str, list[dict[str, Any]]] = {digest: [] for digest in scene.plans}
-    for done, (_, plan) in enumerate(itertools.product(range(repeats), ("", *fixed)), 1):
-        scene.wire.change(link(3.0))
+    digests = {plan.name: bytes.fromhex(digest) for digest, plan in scene.plans.items()}
+    runs: dict[str, list[list[Row]]] = {plan: [] for plan in ("adaptive", *fixed)}
+    looks: dict[str, list[Row]] = {plan: [] for plan in digests}
+    for done, (_, plan) in enumerate(itertools.product(range(repeats), runs), 1):
+        scene.wire.change(link_of(3.0))
         with scene.edge() as edge:
-            for k, digest in itertools.product(range(_LOOKS), looks):
-                looks[digest].append(answered(edge.detect(scene.frame(k), bytes.fromhex(digest))))
-        told = next((d for d, p in scene.plans.items() if p.name == plan), None)
+            for k, look in itertools.product(range(_LOOKS), looks):
+                looks[look].append(answered(edge.detect(scene.frame(k), digests[look])))
         with scene.edge() as edge, replayed(scene.wire, trace) as started_s:
-            rows: list[dict[str, Any]] = []
-            while (at_s := time.monotonic() - started_s) < seconds:
-                asked = None if told is None else bytes.fromhex(told)
-                row = answered(edge.detect(scene.frame(len(rows)), asked))
-                rows.append({**row, "at_s": at_s})
-        runs[plan or "adaptive"].append(rows)
+            asked = digests.get(plan)
+            rows = scene.run_for(seconds, lambda i: answered(edge.detect(i, asked)), started_s)  # noqa: B023
+        runs[plan].append(rows)
         progress(done, repeats * len(runs))
-    known = {
-        scene.name(digest): {
-            "own_ms": own_ms(rows),
-            "uplink_bytes": median([row["uplink_bytes"] for row in rows]),
-        }
-        for digest, rows in looks.items()
-    }
-    model = HindsightModel(known, lambda at_s: trace.at(at_s))
-    ours = [_Told.of(scene, model, rows) for rows in runs["adaptive"]]
-    order = sorted(range(repeats), key=lambda k: ours[k].regret)
-    shown = order[repeats // 2]
+    known = {plan: _own(rows) for plan, rows in looks.items()}
+    model = HindsightModel(known, trace.at)
+    for run in runs["adaptive"]:
+        for row in run:
+            row |= {"plan": scene.name(row["plan"]), "best_ms": model.best_ms(row["at_s"])}
+            row |= {"model_ms": model.latency_ms(row["plan"], row["at_s"])}
     took = {p: [[r["latency_ms"] for r in rs] for rs in each] for p, each in runs.items()}
     pooled = {p: np.concatenate(each) for p, each in took.items()}
-    chosen_ms = sum(each.chosen_ms for each in ours)
+    every = [row for run in runs["adaptive"] for row in run]
+    regrets = [_regret(run) for run in runs["adaptive"]]
+    shown = sorted(range(repeats), key=regrets.__getitem__)[repeats // 2]
     return {
         "seconds": seconds,
         "plans": known,
         "frames": {p: [len(each) for each in found] for p, found in took.items()},
         "mean_ms": {p: float(each.mean()) for p, each in pooled.items()},
         "p90_ms": {p: float(np.percentile(each, 90)) for p, each in pooled.items()},
-        "model_over_measured": chosen_ms / float(pooled["adaptive"].sum()),
-        "regret_to_every_moment": chosen_ms / sum(sum(each.best_ms) for each in ours) - 1,
-        "regrets": [each.regret for each in ours],
+        "model_over_measured": sum(row["model_ms"] for row in every)
+        / float(pooled["adaptive"].sum()),
+        "regret_to_every_moment": _regret(every),
+        "regrets": regrets,
         "switches": [
-            sum(a["plan"] != b["plan"] for a, b in itertools.pairwise(rows))
-            for rows in runs["adaptive"]
+            sum(a["plan"] != b["plan"] for a, b in itertools.pairwise(run))
+            for run in runs["adaptive"]
         ],
         "series": [
             {
-                "at_s": round(r["at_s"], 3),
-                "plan": scene.name(r["plan"]),
-                "latency_ms": round(r["latency_ms"], 2),
-                "best_ms": round(b, 2),
-                "estimated_mbit": None if r["uplink_bps"] is None else r["uplink_bps"] / 1e6,
-                "mbit": _mbit(trace.at(r["at_s"])),
+                "at_s": round(row["at_s"], 3),
+                "plan": row["plan"],
+                "latency_ms": round(row["latency_ms"], 2),
+                "best_ms": round(row["best_ms"], 2),
+                "estimated_mbit": row["uplink_bps"] and row["uplink_bps"] / 1e6,
+                "mbit": _mbit(trace.at(row["at_s"])),
             }
-            for r, b in zip(runs["adaptive"][shown], ours[shown].best_ms, strict=True)
+            for row in runs["adaptive"][shown]
         ],
     }
 
 
-@dataclass(frozen=True)
-class _Told:
-    """Model times of a run over a trace.
-
-    Attributes:
-        chosen_ms: Total latency of all frames by the plans that were chosen.
-        best_ms: Latency of each frame by the best plan.
-    """
-
-    chosen_ms: float
-    best_ms: list[float]
-
-    @classmethod
-    def of(cls, scene: Scene, model: "HindsightModel", rows: Sequence[dict[str, Any]]) -> "_Told":
-        chosen = (model.latency_ms(scene.name(r["plan"]), r["at_s"]) for r in rows)
-        return cls(sum(chosen), [model.best_ms(r["at_s"]) for r in rows])
-
-    @property
-    def regret(self) -> float:
-        return self.chosen_ms / sum(self.best_ms) - 1
+def _regret(rows: Sequence[Row]) -> float:
+    """Excess of the chosen plans over the best of every moment, both by the model."""
+    return float(sum(r["model_ms"] for r in rows) / sum(r["best_ms"] for r in rows) - 1)
 
 
 @dataclass(frozen=True)
@@ -294,19 +251,14 @@ def outage(scene: Scene, seconds: float) -> dict[str, Any]:
     """The planner over a trace with an outage."""
     trace = read_trace(FOLDER / "outage.csv")
     with scene.edge() as edge, replayed(scene.wire, trace) as started_s:
-        rows: list[dict[str, Any]] = []
-        failed = 0
-        while (at_s := time.monotonic() - started_s) < seconds:
-            row = edge.detect(scene.frame(len(rows)))
-            failed += "error" in row
-            if "error" not in row:
-                rows.append({**row, "at_s": at_s})
+        every = scene.run_for(seconds, edge.detect, started_s)
+    rows = [row for row in every if "error" not in row]
     within = [row["latency_ms"] for row in rows if trace.at(row["at_s"]) is None]
     return {
         "seconds": seconds,
         "frames": len(rows),
-        "failed": failed,
-        "p50_ms": median([row["latency_ms"] for row in rows]),
+        "failed": len(every) - len(rows),
+        "p50_ms": _middle(rows, "latency_ms"),
         "frames_begun_in_the_outage": len(within),
         "longest_ms": max(row["latency_ms"] for row in rows),
         "p50_in_the_outage_ms": median(within) if within else None,
@@ -318,11 +270,10 @@ def load(scene: Scene, switches: int, most_s: float) -> dict[str, Any]:
     ended = threading.Event()
 
     def jump() -> None:
-        fast = False
-        while not ended.is_set():
-            scene.wire.change(link(20.0 if fast else 0.3))
-            fast = not fast
-            ended.wait(_JUMP_S)
+        for mbit in itertools.cycle(_JUMP_MBIT):
+            scene.wire.change(link_of(mbit))
+            if ended.wait(_JUMP_S):
+                return
 
     counted: Counter[str] = Counter()
     by_plan: Counter[str] = Counter()
@@ -345,10 +296,15 @@ def load(scene: Scene, switches: int, most_s: float) -> dict[str, Any]:
     return {**counted, "by_plan": dict(by_plan), "seconds": time.monotonic() - began_s}
 
 
-def own_ms(rows: Sequence[dict[str, Any]]) -> float:
-    """Median time of a plan apart from the link."""
-    ways = ("uplink", "downlink")
-    return median([r["latency_ms"] - sum(r["times_ms"].get(w, 0.0) for w in ways) for r in rows])
+def _own(rows: Sequence[Row]) -> dict[str, float]:
+    """Median time of a plan apart from the link, and its bytes."""
+    links = ("uplink", "downlink")
+    own_ms = [r["latency_ms"] - sum(r["times_ms"].get(name, 0.0) for name in links) for r in rows]
+    return {"own_ms": median(own_ms), "uplink_bytes": _middle(rows, "uplink_bytes")}
+
+
+def _middle(rows: Sequence[Row], key: str) -> float:
+    return float(median(row[key] for row in rows))
 
 
 def off(expected: float, measured: float) -> float:
@@ -356,9 +312,9 @@ def off(expected: float, measured: float) -> float:
     return abs(expected / measured - 1)
 
 
-def _excess(ours: Values, theirs: Values, of: Callable[..., Any]) -> dict[str, float]:
-    """Relative excess of our latencies over theirs, with its interval over paired frames."""
-    return {end: each - 1 for end, each in ratio(ours, theirs, of).items()}
+def _excess(ours: Values, fixed: Values, of: Callable[..., Any]) -> dict[str, float]:
+    """Relative excess of our latencies over a plan's, with its interval over paired frames."""
+    return {end: each - 1 for end, each in ratio(ours, fixed, of).items()}
 
 
 def _mbit(now: Link | None) -> float:

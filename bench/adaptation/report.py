@@ -1,68 +1,57 @@
-"""Report of `bench.adaptation`: lines of text and a plot.
-
-python -m bench.adaptation.report bench/results/adaptation.json
+"""Report of `bench.adaptation`: its section of the page, and a plot.
 
 Targets are judged by their worst case.
 """
 
-import argparse
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from rich.console import Console
 
-from bench.targets import Target
+from bench.harness import Lines, Result, Target, table
 
 _COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
 
 
-def report(result: dict[str, Any]) -> None:
-    """Print the results and the targets."""
-    console = Console()
+def section(result: Result) -> Lines:
+    """Section of the page."""
+    share, machine = result["edge_share"], result["machine"]
+    yield (
+        f"{machine['cpu']}; edge at {share['asked']:g} of a core ({share['measured']:.2f} "
+        f"measured); round trip {result['rtt_ms']:g} ms; TCP's congestion control "
+        f"{result['congestion_control']}; {len(result['plans'])} plans. "
+        "[feedback.md](feedback.md) describes the measurements."
+    )
+    yield ""
+    yield from (target.line for target in targets(result))
+    yield ""
     rows = [
-        (kind, name, row)
-        for kind, part in result.get("predictions", {}).items()
-        for name, row in part["plans"].items()
+        {
+            "trace": name,
+            "plan": plan,
+            "runs": len(frames),
+            "frames": sum(frames),
+            "mean_ms": trace["mean_ms"][plan],
+            "p90_ms": trace["p90_ms"][plan],
+        }
+        for name, trace in result.get("traces", {}).items()
+        for plan, frames in trace["frames"].items()
     ]
-    for kind, name, row in rows:
-        console.print(
-            f"{kind}, {name}: {row['latency_ms']:.1f} ms; off by {row['profile_error']:.1%} by the "
-            f"profile ({row['profile_error_of_the_median']:.1%} the medians), "
-            f"{row['learnt_error']:.1%} learnt; covered {row['covered']:.0%}",
-            highlight=False,
-        )
-    for row in result.get("steady", ()):
-        regret = row["regret_mean"]
-        console.print(
-            f"{row['mbit']:g} Mbit/s: {row['adaptive_mean_ms']:.1f} ms, best {row['best']} "
-            f"{row['best_mean_ms']:.1f}: regret {regret['value']:.1%} "
-            f"[{regret['low']:.1%}, {regret['high']:.1%}]; {row['chosen']}; "
-            f"estimated {row['estimated_mbit'] or 0:.2f} Mbit/s",
-            highlight=False,
-        )
-    for row in result.get("steps", ()):
-        better = ", ".join(row["better"])
-        console.print(
-            f"to {row['to_mbit']:g} Mbit/s: {better} after {row['frames']} frames, "
-            f"{row['seconds']:.2f} s",
-            highlight=False,
-        )
-    for name, trace in result.get("traces", {}).items():
-        console.print(
-            f"{name}: regret {trace['regret_to_every_moment']:.1%} to every moment's best "
-            f"({_each(trace['regrets'])}); mean ms {trace['mean_ms']}; "
-            f"{sum(trace['switches'])} switches",
-            highlight=False,
-        )
-    console.print(result.get("outage"), result.get("load"))
-    for target in targets(result):
-        console.print(target.line, highlight=False)
+    columns = {
+        "trace": "{trace}",
+        "plan:": "{plan}",
+        "runs": "{runs}",
+        "frames": "{frames}",
+        "mean, ms": "{mean_ms:.0f}",
+        "p90, ms": "{p90_ms:.0f}",
+    }
+    yield from table(rows, columns)
+    yield ""
+    yield "![A drive: the link, its estimate, and frame latencies](adaptation.svg)"
 
 
-def targets(result: dict[str, Any]) -> Iterator[Target]:
+def targets(result: Result) -> Iterator[Target]:
     """Targets of the parts that were measured, each judged by the worst case."""
     for kind, part in result.get("predictions", {}).items():
         plans = part["plans"]
@@ -114,9 +103,11 @@ def _each(shares: Sequence[float]) -> str:
     return ", ".join(f"{share:.1%}" for share in shares)
 
 
-def plot(trace: dict[str, Any], path: Path) -> None:
-    """Plot actual and estimated bandwidth over a trace, and the latency of every frame."""
-    series = trace["series"]
+def plot(result: Result, path: Path) -> None:
+    """Plot actual and estimated bandwidth over the drive, and the latency of every frame."""
+    if "traces" not in result:
+        return
+    series = result["traces"]["drive"]["series"]
     at_s = [row["at_s"] for row in series]
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
@@ -146,14 +137,3 @@ def plot(trace: dict[str, Any], path: Path) -> None:
 def _lateness(step: dict[str, Any]) -> tuple[bool, int]:
     """Whether the better plan was late, and the number of frames before it."""
     return step["frames"] > 10 and step["seconds"] > 2, step["frames"]
-
-
-def main() -> None:
-    """Print a result again."""
-    parser = argparse.ArgumentParser(description="Print what bench.adaptation found.")
-    parser.add_argument("json", type=Path)
-    report(json.loads(parser.parse_args().json.read_text()))
-
-
-if __name__ == "__main__":
-    main()

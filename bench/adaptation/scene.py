@@ -1,11 +1,11 @@
 """Setup of `bench.adaptation`: a cloud, a link of real packets, and slowed edges."""
 
+import contextlib
 import json
-import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,12 @@ from bench.processes import Service
 from bench.slow import SlowCpu
 from common.bundle.manifest import Plan
 from common.errors import SplitpointError
-from common.link.link import Link
 from common.progress import Stages
 
-RTT_MS = 20.0
 PILOT, WHOLE = "slow-edge", "whole-core"
 _CAMERA = (640, 480)
+
+Row = dict[str, Any]
 
 
 @dataclass
@@ -41,12 +41,13 @@ class Scene:
     tables: Path
     stages: Stages
 
-    @contextmanager
+    @contextlib.contextmanager
     def edge(self, device: str = PILOT, *, beside: bool = False) -> Iterator[EdgeProcess]:
         """A new edge with a planner; slow, from when it is ready, unless it is the whole core's.
 
         Args:
-            device: Name of the device.
+            device: Name of the device; one that was not profiled starts from the search's
+                predictions.
             beside: Whether the planner is a pilot called `device` of a process that also runs any
                 plan on demand; the planner gets no observations from those frames.
         """
@@ -56,9 +57,9 @@ class Scene:
             images=self.images,
             cloud=f"{self.wire.cloud.address}:{self.cloud.ready['grpc']}",
             device=device,
-            tables=self.tables,
-            adaptive=not beside,
             plans=plans,
+            tables=self.tables if device in (PILOT, WHOLE) else None,
+            adaptive=not beside,
             pilots={device: plans} if beside else {},
         )
         with EdgeProcess(settings, self.wire.edge.prefix) as process:
@@ -74,7 +75,28 @@ class Scene:
         """Name of a plan."""
         return self.plans[digest].name
 
-    def get(self, path: str) -> str:
+    def run_for(
+        self, seconds: float, ask: Callable[[int], Row], began_s: float | None = None
+    ) -> list[Row]:
+        """Rows of frames of the video, one after the other, with the time since `began_s`."""
+        began_s = time.monotonic() if began_s is None else began_s
+        rows: list[Row] = []
+        while (at_s := time.monotonic() - began_s) < seconds:
+            rows.append({**ask(self.frame(len(rows))), "at_s": at_s})
+        return rows
+
+    def switches(self, edge: str) -> int:
+        """Number of plan switches that the cloud counted for an edge."""
+        edges = json.loads(self._get("/v1/edges"))["edges"]
+        return next(int(each["switches"]) for each in edges if each["edge"] == edge)
+
+    def frames_served(self) -> int:
+        """Number of frames that the cloud has served since it started."""
+        lines = self._get("/metrics").splitlines()
+        served = (line for line in lines if line.startswith("splitpoint_cloud_frames_total{"))
+        return sum(round(float(line.split()[-1])) for line in served)
+
+    def _get(self, path: str) -> str:
         """GET from the cloud, from its own namespace."""
         code = (
             "import sys, urllib.request as r; "
@@ -84,22 +106,6 @@ class Scene:
         command = [*self.wire.cloud.prefix, sys.executable, "-c", code, url]
         done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
         return done.stdout
-
-    def switches(self, edge: str) -> int:
-        """Number of plan switches that the cloud counted for an edge."""
-        edges = json.loads(self.get("/v1/edges"))["edges"]
-        return next(int(each["switches"]) for each in edges if each["edge"] == edge)
-
-    def frames_served(self) -> int:
-        """Number of frames that the cloud has served since it started."""
-        lines = self.get("/metrics").splitlines()
-        served = (line for line in lines if line.startswith("splitpoint_cloud_frames_total{"))
-        return sum(round(float(line.split()[-1])) for line in served)
-
-
-def link(mbit: float) -> Link:
-    """A link of this bench."""
-    return Link(mbit * 1e6, mbit * 1e6, RTT_MS)
 
 
 def video_frames(path: Path, count: int, folder: Path) -> list[Path]:
@@ -116,7 +122,7 @@ def video_frames(path: Path, count: int, folder: Path) -> list[Path]:
     return found
 
 
-def answered(row: dict[str, Any]) -> dict[str, Any]:
+def answered(row: Row) -> Row:
     """The row of a frame that was answered.
 
     Raises:
@@ -125,8 +131,3 @@ def answered(row: dict[str, Any]) -> dict[str, Any]:
     if "error" in row:
         raise SplitpointError(f"a frame failed: {row['error']}")
     return row
-
-
-def median(values: Any) -> float:
-    """Median as a built-in float."""
-    return float(statistics.median(map(float, values)))

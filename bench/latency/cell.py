@@ -18,22 +18,20 @@ from typing import Any
 import numpy as np
 
 from bench.bootstrap import percentile
-from bench.cpu import cpu_ms
-from bench.latency.contenders import MEMORY, Cell, key_of
+from bench.harness import in_turn
 from bench.latency.stage import BenchStage
+from bench.latency.strategies import MAX_DROP, MEMORY, Cell, key_of
+from bench.links.shaped import link_of
+from bench.processes import cpu_ms
 from common.bundle.bundle import Bundle
 from common.bundle.manifest import Plan
 from common.errors import SplitpointError
 from common.latency import costs
-from common.link.link import Link
 
 ADAPTIVE, FIXED = "Splitpoint, adaptive", "Splitpoint, fixed plan"
 TUNED = "upload of tuned codec and quality"
 """Strategy: the fastest of the image uploads that our own search keeps."""
 FLOAT, PLAIN = "edge-only, floating point", "plain FastAPI, JPEG q75"
-WITHIN = 1.0
-"""Points of AP against floating point that a baseline may lose at most."""
-RTT_MS = 20.0
 _LEAST_FRAMES = 5
 _FAR, _FAR_FRAMES = 1.5, 10
 _WARM_UP = 2
@@ -41,18 +39,17 @@ _SETTLE = 10
 _REPORT_BYTES, _REPORT_CPU_S = 3000, 0.002
 PROBE_S = 0.15
 """Pause for the probes that a planner sends after a frame is answered."""
-_SEED = 0
 
 
 @dataclass
-class Contender:
-    """One way to run frames in a cell, shared by the strategies that choose it.
+class StrategyRun:
+    """Frames of one plan or planner in a cell, shared by the strategies that choose it.
 
     Attributes:
         roles: Strategies with the settings that each is meant for: "A", "B", or "AB".
         ask: Sends one picture.
         plan: The plan, if it has one that does not change.
-        accurate: Whether it may be the best: it loses at most `WITHIN` points.
+        accurate: Whether it may be the best: it loses at most `MAX_DROP` points.
         pid: Id of the process that serves it.
         rows: One row for each frame that was answered.
         errors: One line for each frame that was not.
@@ -82,25 +79,19 @@ class Contender:
         else:
             self.rows.append(row)
 
-    def has_enough(self, others: "Sequence[Contender]", budget_s: float) -> bool:
+    def has_enough(self, others: "Sequence[StrategyRun]", budget_s: float) -> bool:
         """Whether it needs no more frames: it is far from the best, or its budget is spent.
 
-        A contender that is close to the best in some setting is measured longer; for one that is
+        A run that is close to the best in some setting is measured longer; for one that is
         half as slow again as an accurate one, a few frames are enough.
         """
         if len(self.rows) < _LEAST_FRAMES:
             return False
         if sum(row["latency_ms"] for row in self.rows) / 1e3 > budget_s:
             return True
+        able = [other for other in others if other.rows and other.accurate]
         near_ms = max(
-            min(
-                (
-                    other.median_ms()
-                    for other in others
-                    if other.rows and other.accurate and setting in other.settings
-                ),
-                default=math.inf,
-            )
+            min((o.median_ms() for o in able if setting in o.settings), default=math.inf)
             for setting in self.settings
         )
         return len(self.rows) >= _FAR_FRAMES and self.median_ms() > _FAR * near_ms
@@ -115,98 +106,89 @@ class Contender:
         return float(statistics.median(row["latency_ms"] for row in self.rows))
 
 
-def link_of(mbit: float) -> Link:
-    """A link of this bench."""
-    return Link(mbit * 1e6, mbit * 1e6, RTT_MS)
-
-
 def measure_cell(
     stage: BenchStage, cell: Cell, frames: int, budget_s: float
 ) -> list[dict[str, Any]]:
-    """Measure all contenders of a cell in turn; returns a row for each strategy.
+    """Measure all strategies of a cell in turn; returns a row for each strategy.
 
     Args:
         stage: The running processes.
         cell: The cell, whose bandwidth the link has.
-        frames: Frames of each contender.
-        budget_s: Time for the frames of one contender, beyond the first few.
+        frames: Frames of each run.
+        budget_s: Time for the frames of one run, beyond the first few.
     """
-    contenders, infeasible = who_runs(stage, cell)
+    runs, infeasible = runs_of(stage, cell)
     rest_s = _REPORT_BYTES * 8e-6 / cell.mbit + _REPORT_CPU_S / cell.share
-    order = np.random.default_rng(_SEED)
-    for setting in stage.who["splitpoint"]:
+    for setting in stage.strategies["splitpoint"]:
         for k in range(_SETTLE):
             stage.edge.detect(k % len(stage.images), pilot=setting)
-    for k in range(_WARM_UP + frames):
-        for turn in order.permutation(len(contenders)):
-            contender = contenders[turn]
-            if contender.has_enough(contenders, budget_s):
-                continue
-            row = contender.take_turn(k % len(stage.images))
-            time.sleep(rest_s + PROBE_S * (ADAPTIVE in contender.roles))
-            if k >= _WARM_UP:
-                contender.keep(row)
+    for k, turn in in_turn(len(runs), _WARM_UP + frames):
+        run = runs[turn]
+        if run.has_enough(runs, budget_s):
+            continue
+        row = run.take_turn(k % len(stage.images))
+        time.sleep(rest_s + PROBE_S * (ADAPTIVE in run.roles))
+        if k >= _WARM_UP:
+            run.keep(row)
     where = {"share": cell.share, "mbit": cell.mbit}
-    found = [where | row for contender in contenders for row in rows_of(stage, contender)]
+    found = [where | row for run in runs for row in rows_of(stage, run)]
     return found + [where | row for row in infeasible]
 
 
-def who_runs(stage: BenchStage, cell: Cell) -> tuple[list[Contender], list[dict[str, Any]]]:
-    """Contenders of a cell, and rows of the strategies that have no plan."""
-    who, edge = stage.who, stage.edge
+def runs_of(stage: BenchStage, cell: Cell) -> tuple[list[StrategyRun], list[dict[str, Any]]]:
+    """StrategyRuns of a cell, and rows of the strategies that have no plan."""
+    strategies, edge = stage.strategies, stage.edge
     infeasible: list[dict[str, Any]] = []
-    by_plan: dict[str, Contender] = {}
+    by_plan: dict[str, StrategyRun] = {}
 
     def deploys(strategy: str, settings: str, plan: str) -> None:
         ask = partial(edge.detect, plan=stage.digests[plan])
         lost = stage.bundle.plan(stage.digests[plan]).predicted.accuracy_drop
-        contender = by_plan.setdefault(
-            plan, Contender({}, ask, plan, accurate=lost <= WITHIN, pid=stage.cloud_pid)
-        )
-        contender.roles[strategy] = contender.roles.get(strategy, "") + settings
+        made = StrategyRun({}, ask, plan, accurate=lost <= MAX_DROP, pid=stage.cloud_pid)
+        run = by_plan.setdefault(plan, made)
+        run.roles[strategy] = run.roles.get(strategy, "") + settings
 
-    for name, plan in who["uploads"].items():
+    for name, plan in strategies["uploads"].items():
         deploys(name, "AB", plan)
     for whole in stage.bundle.plans.values():
         if whole.kind == "edge-only":
             deploys(f"edge-only, {_bits(whole)}", _fits(whole), whole.name)
-    for name, cells in who["published"].items():
+    for name, cells in strategies["published"].items():
         for setting in MEMORY:
-            told = cells[key_of(setting, cell)]
-            if "plan" in told:
-                deploys(name, setting, told["plan"])
+            choice = cells[key_of(setting, cell)]
+            if "plan" in choice:
+                deploys(name, setting, choice["plan"])
             else:
-                infeasible.append(_nothing(name, setting, told["infeasible"]))
-    for setting, names in who["splitpoint"].items():
+                infeasible.append(_nothing(name, setting, choice["infeasible"]))
+    for setting, names in strategies["splitpoint"].items():
         deploys(FIXED, setting, _predicted_best(stage, names, cell))
         sent = [n for n in names if stage.bundle.plan(stage.digests[n]).kind == "cloud-only"]
         if sent:
             deploys(TUNED, setting, _predicted_best(stage, sent, cell))
-    contenders = list(by_plan.values())
-    contenders.append(Contender({FLOAT: "A"}, edge.in_float, pid=stage.cloud_pid))
+    runs = list(by_plan.values())
+    runs.append(StrategyRun({FLOAT: "A"}, edge.in_float, pid=stage.cloud_pid))
     if stage.plain_pid is None:
         infeasible.append(_nothing(PLAIN, "AB", "HTTP does not pass an emulated link"))
     else:
-        contenders.append(Contender({PLAIN: "AB"}, edge.plain, accurate=False, pid=stage.plain_pid))
-    for setting in who["splitpoint"]:
+        runs.append(StrategyRun({PLAIN: "AB"}, edge.plain, accurate=False, pid=stage.plain_pid))
+    for setting in strategies["splitpoint"]:
         ask = partial(edge.detect, pilot=setting)
-        contenders.append(Contender({ADAPTIVE: setting}, ask, pid=stage.cloud_pid))
-    return contenders, infeasible
+        runs.append(StrategyRun({ADAPTIVE: setting}, ask, pid=stage.cloud_pid))
+    return runs, infeasible
 
 
-def rows_of(stage: BenchStage, contender: Contender) -> list[dict[str, Any]]:
-    """Result rows of a contender, one for each of its strategies."""
+def rows_of(stage: BenchStage, run: StrategyRun) -> list[dict[str, Any]]:
+    """Result rows of a run, one for each of its strategies."""
     summary = {
-        "plan": contender.plan,
-        "frames": len(contender.rows),
-        "failed": len(contender.errors),
-        "errors": contender.errors[:3],
+        "plan": run.plan,
+        "frames": len(run.rows),
+        "failed": len(run.errors),
+        "errors": run.errors[:3],
     }
-    if contender.rows:
-        summary |= _summary(stage, contender)
+    if run.rows:
+        summary |= _summary(stage, run)
     return [
-        {"strategy": name, "settings": settings, **summary}
-        for name, settings in contender.roles.items()
+        {"strategy": name, "settings": settings, **summary} for name, settings in run.roles.items()
     ]
 
 
@@ -216,8 +198,8 @@ def reference_accuracy(bundle: Bundle) -> float:
     return predicted.accuracy + predicted.accuracy_drop
 
 
-def _summary(stage: BenchStage, contender: Contender) -> dict[str, Any]:
-    rows = contender.rows
+def _summary(stage: BenchStage, run: StrategyRun) -> dict[str, Any]:
+    rows = run.rows
     latencies = np.array([each["latency_ms"] for each in rows])
     stages: dict[str, list[float]] = {}
     for each in rows:
@@ -236,17 +218,17 @@ def _summary(stage: BenchStage, contender: Contender) -> dict[str, Any]:
         "uplink_bytes": statistics.mean(each["uplink_bytes"] for each in rows),
         "edge_cpu_ms": statistics.mean(each["cpu_ms"] for each in rows),
         "cloud_cpu_ms": statistics.mean(each["cloud_cpu_ms"] for each in rows),
-        "accuracy": _accuracy(stage, contender, plans),
+        "accuracy": _accuracy(stage, run, plans),
         "plans": plans,
     }
 
 
-def _accuracy(stage: BenchStage, contender: Contender, plans: dict[str, int]) -> float:
+def _accuracy(stage: BenchStage, run: StrategyRun, plans: dict[str, int]) -> float:
     """AP on the evaluation images; of several plans, weighted by their frames."""
-    if FLOAT in contender.roles:
+    if FLOAT in run.roles:
         return reference_accuracy(stage.bundle)
-    if PLAIN in contender.roles:
-        plans = {stage.who["uploads"]["JPEG q75"]: 1}
+    if PLAIN in run.roles:
+        plans = {stage.strategies["uploads"]["JPEG q75"]: 1}
     each = {n: stage.bundle.plans[stage.digests[n]].predicted.accuracy for n in plans}
     return sum(each[name] * count for name, count in plans.items()) / sum(plans.values())
 

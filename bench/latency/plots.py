@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from bench.latency.cell import ADAPTIVE, WITHIN
+from bench.latency.cell import ADAPTIVE
+from bench.latency.strategies import MAX_DROP
 from bench.latency.verdicts import Row, is_able, measured, shares
 
 _STAGES = {
@@ -44,7 +45,7 @@ def plot_latency(result: dict[str, Any], share: float, path: Path) -> None:
                 (legend[name],) = axis.plot(*zip(*points, strict=True), **style)
         able = [(mbit, [row for row in rows if is_able(row, reference)]) for mbit, rows in by_mbit]
         best = [(mbit, ms) for mbit, rows in able for ms in _fastest_ms(rows, styles)]
-        label = f"the fastest within {WITHIN:g} AP"
+        label = f"the fastest within {MAX_DROP:g} AP"
         if best:
             (legend[label],) = axis.plot(
                 *zip(*best, strict=True), color="#dddddd", lw=8, zorder=1, label=label
@@ -71,7 +72,7 @@ def _styles(result: dict[str, Any], cells: Sequence[Sequence[Row]]) -> dict[str,
     for number, (name, accuracy) in enumerate(least.items()):
         round_, colour = divmod(number, len(_COLOURS))
         line = ("-", "--", "-.")[round_ % 3]
-        if accuracy < result["reference_accuracy"] - WITHIN:
+        if accuracy < result["reference_accuracy"] - MAX_DROP:
             line = _INACCURATE
         styles[name] = {"label": name, "color": _COLOURS[colour], "lw": 1.2, "ls": line}
         styles[name] |= {"zorder": 2.0 if line == _INACCURATE else 3.0}

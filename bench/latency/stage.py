@@ -19,8 +19,7 @@ from typing import Any
 
 from bench.edge_process import EdgeProcess, EdgeProcessSettings
 from bench.links.shaped import ShapedLink
-from bench.processes import Service
-from bench.profiles import profile_both
+from bench.processes import Service, end, profile_both
 from bench.slow import slowed
 from common.bundle.bundle import Bundle
 from common.errors import SplitpointError
@@ -37,9 +36,9 @@ class BenchStage:
     """Running processes and inputs for the cells of one share of a core.
 
     Attributes:
-        bundle: Bundle of all contenders.
+        bundle: Bundle of all strategies' plans.
         digests: Digests of its plans by name.
-        who: Plans by strategy; see `bench.latency.contenders.build`.
+        strategies: Plans by strategy; see `bench.latency.strategies.build`.
         wire: Link between edges and cloud.
         images: Pictures that the edges have.
         rows: Latency tables of both sides, profiled before anything is measured.
@@ -53,7 +52,7 @@ class BenchStage:
 
     bundle: Bundle
     digests: dict[str, bytes]
-    who: dict[str, Any]
+    strategies: dict[str, Any]
     wire: ShapedLink
     images: Sequence[Path]
     rows: list[LatencyRow]
@@ -68,7 +67,7 @@ class BenchStage:
 def stage(
     wire: ShapedLink,
     bundle: Bundle,
-    who: dict[str, Any],
+    strategies: dict[str, Any],
     images: Sequence[Path],
     share: float,
     folder: Path,
@@ -78,8 +77,8 @@ def stage(
 
     Args:
         wire: Link between edges and cloud.
-        bundle: Bundle of all contenders.
-        who: Plans by strategy.
+        bundle: Bundle of all strategies' plans.
+        strategies: Plans by strategy.
         images: Pictures to send.
         share: Share of a core that the edges get.
         folder: Folder for logs and tables.
@@ -96,25 +95,25 @@ def stage(
         if not tables.exists():
             prefix = () if slow is None else slow.prefix
             profile_both(bundle.root, {device: prefix}, tables, profile_s)
-        command = ["cloud", "--bundle", str(bundle.root), "--host", wire.cloud.address]
-        command += ["--grpc-port", "0", "--rest-port", "0"]
-        cloud = Service(command, folder / f"cloud-{share:g}.log", prefix=wire.cloud.prefix)
-        stack.enter_context(cloud)
+        host, prefix = wire.cloud.address, wire.cloud.prefix
+        log = folder / f"cloud-{share:g}.log"
+        cloud = stack.enter_context(Service.cloud(bundle.root, log, host=host, prefix=prefix))
         alone = wire.left_to_edges is not None
         plain_pid = None if alone else stack.enter_context(_plain_service(wire, bundle))
         settings = EdgeProcessSettings(
             bundle=bundle.root,
             images=images,
-            cloud=f"{wire.cloud.address}:{cloud.ready['grpc']}",
+            cloud=f"{host}:{cloud.ready['grpc']}",
             device=device,
+            plans=list(bundle.plans),
             tables=tables,
             link=wire.left_to_edges,
             adaptive=False,
             pilots={
                 setting: [digests[name] for name in names]
-                for setting, names in who["splitpoint"].items()
+                for setting, names in strategies["splitpoint"].items()
             },
-            plain=None if alone else f"{wire.cloud.address}:{_PLAIN_PORT}",
+            plain=None if alone else f"{host}:{_PLAIN_PORT}",
         )
         edge = stack.enter_context(EdgeProcess(settings, wire.edge.prefix))
         if slow is not None:
@@ -122,7 +121,7 @@ def stage(
         yield BenchStage(
             bundle=bundle,
             digests=digests,
-            who=who,
+            strategies=strategies,
             wire=wire,
             images=images,
             rows=read_tables(tables),
@@ -139,21 +138,13 @@ def _plain_service(wire: ShapedLink, bundle: Bundle) -> Iterator[int]:
     """Start the baseline service for the length of the block; gives its pid."""
     command = [*wire.cloud.prefix, sys.executable, "-m", "bench.micro.plain_service"]
     command += ["--bundle", str(bundle.root), "--host", wire.cloud.address]
-    command += ["--port", str(_PLAIN_PORT)]
-    with subprocess.Popen(command) as process:  # noqa: S603 - our own
-        try:
-            _wait_for_port(wire, process)
-            yield process.pid
-        finally:
-            process.terminate()
-
-
-def _wait_for_port(wire: ShapedLink, process: "subprocess.Popen[bytes]") -> None:
-    code = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 1)"
-    command = [*wire.cloud.prefix, sys.executable, "-c", code]
-    command += [wire.cloud.address, str(_PLAIN_PORT)]
-    until_s = time.monotonic() + _PLAIN_START_S
-    while subprocess.run(command, capture_output=True, check=False).returncode:  # noqa: S603
-        if process.poll() is not None or time.monotonic() > until_s:
-            raise SplitpointError("the plain service did not start")
-        time.sleep(0.2)
+    process = subprocess.Popen([*command, "--port", str(_PLAIN_PORT)])  # noqa: S603 - our own
+    try:
+        until_s = time.monotonic() + _PLAIN_START_S
+        while not wire.cloud.listens(_PLAIN_PORT):
+            if process.poll() is not None or time.monotonic() > until_s:
+                raise SplitpointError("the plain service did not start")
+            time.sleep(0.2)
+        yield process.pid
+    finally:
+        end(process)

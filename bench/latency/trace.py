@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from bench.latency.cell import Contender, rows_of, who_runs
-from bench.latency.contenders import MBITS, Cell
+from bench.latency.cell import StrategyRun, rows_of, runs_of
 from bench.latency.stage import BenchStage
+from bench.latency.strategies import MBITS, Cell
 from bench.links.traces import FOLDER, replayed
 from common.link.link import LinkTrace
 from common.link.trace import read_trace
@@ -31,15 +31,15 @@ def measure_trace(
         share: Share of a core, on the edge.
         name: Name of the trace.
         seconds: Duration of it.
-        progress: Called after each contender.
+        progress: Called after each run.
     """
     trace = read_trace(FOLDER / f"{name}.csv")
-    contenders, infeasible = who_runs(stage, Cell(share, usual_mbit(trace)))
+    runs, infeasible = runs_of(stage, Cell(share, usual_mbit(trace)))
     found: list[dict[str, Any]] = []
-    for done, contender in enumerate(contenders, 1):
-        _play(stage, contender, trace, seconds)
-        found += rows_of(stage, contender)
-        progress(done, len(contenders))
+    for done, run in enumerate(runs, 1):
+        _play(stage, run, trace, seconds)
+        found += rows_of(stage, run)
+        progress(done, len(runs))
     where = {"share": share, "trace": name, "seconds": seconds}
     return [where | row for row in found + infeasible]
 
@@ -51,11 +51,11 @@ def usual_mbit(trace: LinkTrace) -> float:
     return min(MBITS, key=lambda mbit: abs(math.log(mbit) - median))
 
 
-def _play(stage: BenchStage, contender: Contender, trace: LinkTrace, seconds: float) -> None:
+def _play(stage: BenchStage, run: StrategyRun, trace: LinkTrace, seconds: float) -> None:
     for k in range(2):  # not the first frames of a process, which are slower than all others
-        contender.take_turn(k)
+        run.take_turn(k)
     with replayed(stage.wire, trace) as started_s:
         k = 0
         while time.monotonic() - started_s < seconds:
-            contender.keep(contender.take_turn(k % len(stage.images)))
+            run.keep(run.take_turn(k % len(stage.images)))
             k += 1

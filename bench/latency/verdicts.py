@@ -1,8 +1,8 @@
 """Winners of each cell of `bench.run_latency`, and the targets that are met.
 
-A baseline ("rival" in rows and tables) is a strategy that is not ours, answered every frame and
-lost at most `WITHIN` points of AP against floating point. *All others* are the baselines and the
-plans of our own search without adaptation: a fixed plan, and the tuned upload. The tuned upload is
+A baseline is a strategy that is not ours, answered every frame and lost at most `MAX_DROP` points
+of AP against floating point. *All others* are the baselines and the plans of our own search without
+adaptation: a fixed plan, and the tuned upload. The tuned upload is
 reported separately, since users who upload pictures of fixed quality lack it, but could have it.
 """
 
@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from bench.bootstrap import ratio
-from bench.latency.cell import ADAPTIVE, FIXED, TUNED, WITHIN
-from bench.targets import Target
+from bench.harness import Result, Target
+from bench.latency.cell import ADAPTIVE, FIXED, TUNED
+from bench.latency.strategies import MAX_DROP
 from common.codec.spec import LOSSLESS_UPLOADS
 
 SLACK = 1.03
@@ -28,12 +29,12 @@ _LOSSLESS = tuple(f" {spec}" for spec in LOSSLESS_UPLOADS)
 Row = dict[str, Any]
 
 
-def shares(result: dict[str, Any]) -> list[float]:
+def shares(result: Result) -> list[float]:
     """Shares of a core, the largest first."""
     return sorted({row["share"] for row in result["cells"]}, reverse=True)
 
 
-def measured(result: dict[str, Any], share: float, setting: str) -> dict[float, list[Row]]:
+def measured(result: Result, share: float, setting: str) -> dict[float, list[Row]]:
     """Measured rows of a share and setting by bandwidth."""
     found: dict[float, list[Row]] = {}
     for row in result["cells"]:
@@ -44,7 +45,7 @@ def measured(result: dict[str, Any], share: float, setting: str) -> dict[float, 
 
 def is_able(row: Row, reference: float) -> bool:
     """Whether a strategy answered every frame and keeps the accuracy."""
-    return not row["failed"] and bool(row["accuracy"] >= reference - WITHIN)
+    return not row["failed"] and bool(row["accuracy"] >= reference - MAX_DROP)
 
 
 def accurate(rows: Sequence[Row], reference: float) -> list[Row]:
@@ -56,7 +57,7 @@ def accurate(rows: Sequence[Row], reference: float) -> list[Row]:
     return sorted(able, key=_p50)
 
 
-def verdicts(result: dict[str, Any]) -> list[Row]:
+def verdicts(result: Result) -> list[Row]:
     """Compare the adaptive planner with the best others, for every cell and setting."""
     found = (
         ({"share": share, "setting": setting, "mbit": mbit}, _verdict(result, rows))
@@ -67,7 +68,13 @@ def verdicts(result: dict[str, Any]) -> list[Row]:
     return [where | verdict for where, verdict in found if verdict is not None]
 
 
-def codec_bytes(result: dict[str, Any], accuracy: float) -> float | None:
+def fastest_kind(result: Result, verdict: Row) -> str:
+    """Kind of the fastest plan of a cell: the adaptive planner's, or that of the best other."""
+    fastest = verdict["plan"] if verdict["ratio"] < 1 else verdict["best_plan"]
+    return str(result["kinds"].get(fastest, "edge-only"))  # one in floating point has no plan
+
+
+def codec_bytes(result: Result, accuracy: float) -> float | None:
     """Least bytes of any lossy image upload that was searched and is at least as accurate.
 
     If none is, those of the most accurate one, which are too few: an upload as accurate as this
@@ -84,7 +91,7 @@ def codec_bytes(result: dict[str, Any], accuracy: float) -> float | None:
     return min((plan["uplink_bytes"] for plan in able), default=None)
 
 
-def cloud_work(result: dict[str, Any], share: float) -> list[Row]:
+def cloud_work(result: Result, share: float) -> list[Row]:
     """CPU time for a frame on either side, of every plan that needs the cloud."""
     rows = [r for r in result["cells"] if r["share"] == share and "p50_ms" in r and r["plan"]]
     by_plan: dict[str, list[Row]] = {}
@@ -103,7 +110,7 @@ def cloud_work(result: dict[str, Any], share: float) -> list[Row]:
     return [row for row in found if row["kind"] != "edge-only"]
 
 
-def same_plan(result: dict[str, Any], share: float) -> list[tuple[Row, Row]]:
+def same_plan(result: Result, share: float) -> list[tuple[Row, Row]]:
     """Rows of the adaptive planner that used one plan throughout, each with that plan's own row."""
     rows = [row for row in result["cells"] if row["share"] == share and "p50_ms" in row]
     by_plan = {(row["mbit"], row["plan"]): row for row in rows if row["plan"]}
@@ -116,7 +123,7 @@ def same_plan(result: dict[str, Any], share: float) -> list[tuple[Row, Row]]:
     ]
 
 
-def targets(result: dict[str, Any]) -> Iterator[Target]:
+def targets(result: Result) -> Iterator[Target]:
     """Targets, each judged by the worst case."""
     rows = [row for row in verdicts(result) if row["share"] in TARGETED]
     if not rows:
@@ -139,38 +146,40 @@ def targets(result: dict[str, Any]) -> Iterator[Target]:
         narrow = [row for row in rows if row["setting"] == "B" and row["share"] == share]
         if not narrow:
             continue
-        ahead = [row for row in narrow if row["rival_ratio"] <= LEAD]
-        best = min(narrow, key=lambda row: row["rival_ratio"])
+        ahead = [row for row in narrow if row["baseline_ratio"] <= LEAD]
+        best = min(narrow, key=lambda row: row["baseline_ratio"])
         yield Target(
-            f"setting B, {share:g} of a core: 20 % ahead of the best rival at 3 bandwidths or more",
-            f"at {len(ahead)}; at best {best['rival_ratio']:.2f} x; "
+            f"setting B, {share:g} of a core: 20 % ahead of the best baseline at 3 bandwidths "
+            "or more",
+            f"at {len(ahead)}; at best {best['baseline_ratio']:.2f} x; "
             f"of the others, {_pictures(result, [row for row in narrow if row not in ahead])}",
-            f"{_cell(best)} against {best['rival']}",
+            f"{_cell(best)} against {best['baseline']}",
             len(ahead) >= 3,
         )
     yield from _bytes_target(result, [row for row in rows if row["setting"] == "B"])
     yield from _work_target(result)
 
 
-def _bytes_target(result: dict[str, Any], rows: Sequence[Row]) -> Iterator[Target]:
+def _bytes_target(result: Result, rows: Sequence[Row]) -> Iterator[Target]:
     sent = [row for row in rows if row["fewer_bytes"] is not None]
     if not sent:
         return
     least = min(sent, key=lambda row: row["fewer_bytes"])
     enough = sum(row["fewer_bytes"] >= FEWER_BYTES for row in sent)
     split = [row["fewer_bytes"] for row in sent if result["kinds"][row["plan"]] == "split"]
-    by_splits = f"; {min(split):.1f} to {max(split):.1f} x in the {len(split)} that split"
+    by_splits = ""
+    if split:
+        by_splits = f"; {min(split):.1f} to {max(split):.1f} x in the {len(split)} that split"
     yield Target(
         f"setting B: {FEWER_BYTES:g} x fewer bytes than the best image codec of equal AP",
-        f"{least['fewer_bytes']:.1f} x; {enough} of {len(sent)} cells reach it"
-        + (by_splits if split else "")
-        + f"; {_pictures(result, sent)}",
+        f"{least['fewer_bytes']:.1f} x; {enough} of {len(sent)} cells reach it{by_splits}; "
+        f"{_pictures(result, sent)}",
         f"{_cell(least)}, {least['plan']}",
         least["fewer_bytes"] >= FEWER_BYTES,
     )
 
 
-def _work_target(result: dict[str, Any]) -> Iterator[Target]:
+def _work_target(result: Result) -> Iterator[Target]:
     for share in TARGETED:
         work = cloud_work(result, share)
         splits = [row for row in work if row["kind"] == "split"]
@@ -190,16 +199,19 @@ def _work_target(result: dict[str, Any]) -> Iterator[Target]:
         )
 
 
-def _verdict(result: dict[str, Any], rows: Sequence[Row]) -> Row | None:
+def _verdict(result: Result, rows: Sequence[Row]) -> Row | None:
     mine = next((row for row in rows if row["strategy"] == ADAPTIVE), None)
     others = accurate(rows, result["reference_accuracy"])
-    rivals = [row for row in others if row["strategy"] not in (FIXED, TUNED)]
+    baselines = [row for row in others if row["strategy"] not in (FIXED, TUNED)]
     tuned = next((_p50(row) for row in others if row["strategy"] == TUNED), None)
-    if mine is None or not rivals:
+    if mine is None or not baselines:
         return None
     equal = codec_bytes(result, mine["accuracy"])
     sent = mine["uplink_bytes"]
-    to_best = ratio(np.array(mine["latencies_ms"]), np.array(others[0]["latencies_ms"]))
+    to_best, to_baseline = (
+        ratio(np.array(mine["latencies_ms"]), np.array(other["latencies_ms"]))
+        for other in (others[0], baselines[0])
+    )
     return {
         "adaptive_ms": _p50(mine),
         "alike": _alike(result["kinds"], mine["plans"], others[0]["plan"]),
@@ -207,18 +219,21 @@ def _verdict(result: dict[str, Any], rows: Sequence[Row]) -> Row | None:
         "accuracy": mine["accuracy"],
         "best": others[0]["strategy"],
         "best_ms": _p50(others[0]),
+        "best_plan": others[0]["plan"],
         "ratio": _p50(mine) / _p50(others[0]),
         "ratio_low": to_best["low"],
         "ratio_high": to_best["high"],
-        "rival": rivals[0]["strategy"],
-        "rival_ms": _p50(rivals[0]),
-        "rival_ratio": _p50(mine) / _p50(rivals[0]),
+        "baseline": baselines[0]["strategy"],
+        "baseline_ms": _p50(baselines[0]),
+        "baseline_ratio": _p50(mine) / _p50(baselines[0]),
+        "baseline_low": to_baseline["low"],
+        "baseline_high": to_baseline["high"],
         "tuned_ratio": None if tuned is None else _p50(mine) / tuned,
         "fewer_bytes": equal / sent if sent and equal is not None else None,
     }
 
 
-def _pictures(result: dict[str, Any], rows: Sequence[Row]) -> str:
+def _pictures(result: Result, rows: Sequence[Row]) -> str:
     """Count the cells that sent pictures more often than tensors, in words."""
     count = sum(result["kinds"][row["plan"]] == "cloud-only" for row in rows)
     return f"{count} of {len(rows)} send mostly pictures"

@@ -1,23 +1,16 @@
-"""Goodput of a TCP connection each way, by its receiver's clock, and its round trip.
+"""Goodput of a TCP connection in each direction, by its receiver's clock, and its round trip.
 
-    python -m bench.links.goodput serve ADDRESS                               until its input ends
-    python -m bench.links.goodput measure ADDRESS PORT UP_BYTES DOWN_BYTES    prints
-    `MeasuredGoodput`
-
-Run as two processes at the ends of a `bench.links.shaped` link; `self_check` does.
+connection (edge's namespace) -- shaped link --> a thread that answers (cloud's namespace)
 """
 
-import json
+import contextlib
 import socket
 import statistics
 import struct
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from bench.links.shaped import ShapedLink, ShapingError
 from common.link.link import Link
@@ -47,96 +40,71 @@ def self_check(wire: ShapedLink, link: Link, *, seconds: float = _TRANSFER_S) ->
     Raises:
         ShapingError: If nothing gets through.
     """
-    module = (sys.executable, "-m", "bench.links.goodput")
-    sizes = [str(int(rate * seconds / 8)) for rate in (link.uplink_bps, link.downlink_bps)]
+    up_bytes, down_bytes = (int(r * seconds / 8) for r in (link.uplink_bps, link.downlink_bps))
     try:
-        with served(wire) as port:
-            command = [*wire.edge.prefix, *module, "measure", wire.cloud.address, port, *sizes]
-            done = subprocess.run(  # noqa: S603
-                command, capture_output=True, text=True, timeout=_PATIENCE_S, check=False
-            )
-    except subprocess.TimeoutExpired as error:
-        raise ShapingError(f"nothing got through the shaped link in {_PATIENCE_S:g} s") from error
-    if done.returncode:
-        raise ShapingError(f"nothing gets through the shaped link: {done.stderr[-300:].strip()}")
-    return MeasuredGoodput(**json.loads(done.stdout))
-
-
-@contextmanager
-def served(wire: ShapedLink) -> Iterator[str]:
-    """Let a process answer at the cloud's end; gives its port."""
-    server = subprocess.Popen(  # noqa: S603 - our own module
-        [
-            *wire.cloud.prefix,
-            sys.executable,
-            "-m",
-            "bench.links.goodput",
-            "serve",
-            wire.cloud.address,
-        ],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield server.stdout.readline().strip() if server.stdout else ""
-    finally:
-        server.communicate()
-
-
-def measure(address: str, port: int, up_bytes: int, down_bytes: int) -> MeasuredGoodput:
-    """Measure from this end."""
-    with connected(address, port) as link:
-        pings = [round_trip_ms(link) for _ in range(_PINGS)]
-        link.sendall(_REQUEST.pack(b"U", up_bytes) + bytes(up_bytes))
-        (up_s,) = _SECONDS.unpack(_receive(link, _SECONDS.size))
-        link.sendall(_REQUEST.pack(b"D", down_bytes))
-        down_s = _timed(link, down_bytes)
+        with answering(wire) as port, connected(wire, port) as connection:
+            pings = [round_trip_ms(connection) for _ in range(_PINGS)]
+            connection.sendall(_REQUEST.pack(b"U", up_bytes) + bytes(up_bytes))
+            (up_s,) = _SECONDS.unpack(_receive(connection, _SECONDS.size))
+            connection.sendall(_REQUEST.pack(b"D", down_bytes))
+            down_s = _timed(connection, down_bytes)
+    except OSError as error:
+        raise ShapingError(f"nothing gets through the shaped link: {error}") from error
     return MeasuredGoodput(_bps(up_bytes, up_s), _bps(down_bytes, down_s), statistics.median(pings))
 
 
-def connected(address: str, port: int) -> socket.socket:
-    """Open a connection to the server at an address."""
-    link = socket.create_connection((address, port), _PATIENCE_S)
-    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return link
+@contextlib.contextmanager
+def answering(wire: ShapedLink) -> Iterator[int]:
+    """Answer one connection after the other at the cloud's end; gives the port."""
+    listener = wire.cloud.inside(lambda: socket.create_server((wire.cloud.address, 0)))
+    threading.Thread(target=_answer, args=(listener,), daemon=True).start()
+    try:
+        yield int(listener.getsockname()[1])
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)  # which ends the wait for the next connection
+        listener.close()
 
 
-def round_trip_ms(link: socket.socket, size: int = 0) -> float:
+def connected(wire: ShapedLink, port: int) -> socket.socket:
+    """Open a connection from the edge's end to what answers at the cloud's."""
+    address = (wire.cloud.address, port)
+    connection = wire.edge.inside(lambda: socket.create_connection(address, _PATIENCE_S))
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection
+
+
+def round_trip_ms(connection: socket.socket, size: int = 0) -> float:
     """Time from sending `size` bytes until the other end has confirmed all of them."""
     start_s = time.perf_counter()
-    link.sendall(_REQUEST.pack(b"U", size) + bytes(size))
-    _receive(link, _SECONDS.size)
+    connection.sendall(_REQUEST.pack(b"U", size) + bytes(size))
+    _receive(connection, _SECONDS.size)
     return 1e3 * (time.perf_counter() - start_s)
 
 
-def serve(listener: socket.socket) -> None:
-    """Answer one connection after the other."""
+def _answer(listener: socket.socket) -> None:
     while True:
-        link, _ = listener.accept()
-        with link:
-            link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            try:
-                while True:
-                    kind, size = _REQUEST.unpack(_receive(link, _REQUEST.size))
-                    if kind == b"D":
-                        link.sendall(bytes(size))
-                    else:
-                        link.sendall(_SECONDS.pack(_timed(link, size)))
-            except ConnectionError:
-                continue
+        try:
+            connection, _ = listener.accept()
+        except OSError:
+            return  # it was shut down
+        with connection, contextlib.suppress(ConnectionError):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            while True:
+                kind, size = _REQUEST.unpack(_receive(connection, _REQUEST.size))
+                if kind == b"D":
+                    connection.sendall(bytes(size))
+                else:
+                    connection.sendall(_SECONDS.pack(_timed(connection, size)))
 
 
-def _timed(link: socket.socket, size: int) -> float:
+def _timed(connection: socket.socket, size: int) -> float:
     """Receive `size` bytes; returns the seconds of the last three quarters of them."""
     skip, start_s, received = int(size * _SKIP), 0.0, 0
     while received < size:
-        chunk = link.recv(min(_CHUNK, size - received))
-        if not chunk:
-            raise ConnectionError("the other end left")
-        if received < skip <= received + len(chunk):
-            start_s, skip = time.perf_counter(), received + len(chunk)
-        received += len(chunk)
+        count = len(_chunk(connection, min(_CHUNK, size - received)))
+        if received < skip <= received + count:
+            start_s, skip = time.perf_counter(), received + count
+        received += count
     # Scaled as if exactly `size * _SKIP` bytes had been skipped.
     rest = (size - skip) or 1
     return (time.perf_counter() - start_s) * size * (1 - _SKIP) / rest
@@ -146,27 +114,15 @@ def _bps(size: int, seconds: float) -> float:
     return size * (1 - _SKIP) * 8 / seconds
 
 
-def _receive(link: socket.socket, size: int) -> bytes:
+def _receive(connection: socket.socket, size: int) -> bytes:
     data = b""
     while len(data) < size:
-        chunk = link.recv(size - len(data))
-        if not chunk:
-            raise ConnectionError("the other end left")
-        data += chunk
+        data += _chunk(connection, size - len(data))
     return data
 
 
-def main() -> None:
-    """Run one of the two commands described in the module docstring."""
-    if sys.argv[1] == "serve":
-        with socket.create_server((sys.argv[2], 0)) as listener:
-            threading.Thread(target=serve, args=(listener,), daemon=True).start()
-            print(listener.getsockname()[1], flush=True)  # noqa: T201 - for the parent process
-            sys.stdin.read()
-    else:
-        address, *numbers = sys.argv[2:]
-        print(json.dumps(asdict(measure(address, *map(int, numbers)))))  # noqa: T201
-
-
-if __name__ == "__main__":
-    main()
+def _chunk(connection: socket.socket, most: int) -> bytes:
+    chunk = connection.recv(most)
+    if not chunk:
+        raise ConnectionError("the other end left")
+    return chunk

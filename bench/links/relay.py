@@ -1,6 +1,6 @@
 """A link between two network namespaces in user space: rate, delay, jitter and loss, changeable.
 
-    TUN device (edge) <-> this process, one `Lane` each way <-> TUN device (cloud)
+    TUN device (edge) <-> this process, one `Lane` per direction <-> TUN device (cloud)
 
 For kernels without netem. Started by `bench.links.shaped` as a process of its own, so that it does
 not share an interpreter lock with what is measured. It makes both devices, says "ready", and takes
@@ -31,7 +31,7 @@ _QUEUE_S, _LEAST_QUEUE_BYTES = 0.2, 32_000.0
 
 @dataclass(frozen=True)
 class Conditions:
-    """Link conditions for packets; delay, jitter and loss are the same both ways.
+    """Link conditions for packets; delay, jitter and loss are the same in both directions.
 
     Attributes:
         uplink_bps: Rate from edge to cloud; 0 lets nothing pass.
@@ -53,7 +53,7 @@ class Conditions:
 
 
 class Lane:
-    """One way: packets queue, are sent at the rate, then travel. Times are numbers, in seconds."""
+    """One direction: packets queue, are sent at the rate, then travel. Times are in seconds."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)  # noqa: S311 - no secret
@@ -78,8 +78,8 @@ class Lane:
     def put(self, now_s: float, packet: bytes) -> None:
         """Enqueue a packet, unless it is lost or the queue is full."""
         self._advance(now_s)
-        room = max(_LEAST_QUEUE_BYTES, _QUEUE_S * self._bytes_per_s)
-        if self._random.random() < self._loss or self._waiting_bytes + len(packet) > room:
+        limit = max(_LEAST_QUEUE_BYTES, _QUEUE_S * self._bytes_per_s)
+        if self._random.random() < self._loss or self._waiting_bytes + len(packet) > limit:
             return
         if not self._waiting:
             self._left_bytes, self._since_s = len(packet), now_s
@@ -121,7 +121,7 @@ def main() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)  # wake up when it was asked for
     edge, cloud = (_device(name) for name in sys.argv[1:3])
     up, down = Lane(1), Lane(2)
-    ways = ((edge, up, cloud), (cloud, down, edge))
+    directions = ((edge, up, cloud), (cloud, down, edge))
     _say("ready")
     while True:
         wake_s = min(up.next_s(), down.next_s()) - time.monotonic()
@@ -136,7 +136,7 @@ def main() -> None:
             up.change(now_s, asked.uplink_bps, asked)
             down.change(now_s, asked.downlink_bps, asked)
             _say("changed")
-        for source, lane, sink in ways:
+        for source, lane, sink in directions:
             if source in readable:
                 lane.put(now_s, os.read(source, _MTU))
             for packet in lane.take(now_s):

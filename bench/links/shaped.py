@@ -13,38 +13,51 @@
 Real sockets, real TCP, real packets; only the wire is made up. Needs root, Linux and iproute2;
 `emulated` needs none of them. Both ends control congestion as Linux usually does, whatever this
 machine prefers: by CUBIC, or by Reno where namespaces may not, which at such rates is much alike.
-(BBR, say, sends at the pace that it has seen, and sees a link quicken only by much data.) They
+(BBR, say, sends at the rate that it has seen, and sees a link quicken only by much data.) They
 remember their window over pauses: here a stream rests while others have their turn, but not as a
-camera's would, and larger messages would have to wait for it (`bench.links.idle_check`).
+camera's would, and larger messages would have to wait for it (`bench.instruments`).
 Everything has names of its own, so that runs beside each other do not meet, and is removed in the
 end.
 """
 
 import contextlib
+import ctypes
 import itertools
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from bench.links.relay import Conditions
+from bench.processes import end as end_process
 from common.errors import SplitpointError
 from common.link.link import Link
 
 Wire = Literal["relay", "tbf"]
 
+RTT_MS = 20.0
+"""Usual round trip of benches."""
+
 _EDGE, _CLOUD = "10.77.0.2", "10.77.0.1"
 _BURST, _QUEUE = "16kb", "200ms"
-_CONGESTION, _USUAL = "/proc/sys/net/ipv4/tcp_congestion_control", ("cubic", "reno")
+_CONGESTION, _USUAL = Path("/proc/sys/net/ipv4/tcp_congestion_control"), ("cubic", "reno")
 SLOW_START_AFTER_IDLE = Path("/proc/sys/net/ipv4/tcp_slow_start_after_idle")
 """Setting of the network namespace of the process that reads or writes it."""
-_STOP_S = 5.0
+_CLONE_NEWNET = 0x40000000
+T = TypeVar("T")
 _numbers = itertools.count()
+
+
+def link_of(mbit: float, rtt_ms: float = RTT_MS) -> Link:
+    """A link of the same bandwidth in both directions."""
+    return Link(mbit * 1e6, mbit * 1e6, rtt_ms)
 
 
 class ShapingError(SplitpointError):
@@ -64,6 +77,30 @@ class End:
     address: str
     prefix: tuple[str, ...]
     namespace: str
+
+    def inside(self, call: Callable[[], T]) -> T:
+        """Call in a thread of this namespace, where sockets that it opens then stay.
+
+        Raises:
+            ShapingError: If this process may not enter the namespace.
+        """
+
+        def entered() -> T:
+            with Path("/run/netns", self.namespace).open("rb") as file:
+                if ctypes.CDLL(None).setns(file.fileno(), _CLONE_NEWNET):
+                    raise ShapingError(f"namespace {self.namespace} may not be entered")
+            return call()
+
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(entered if self.namespace else call).result()
+
+    def listens(self, port: int) -> bool:
+        """Whether a process of this end listens there."""
+        try:
+            self.inside(lambda: socket.create_connection((self.address, port), 1).close())
+        except OSError:
+            return False
+        return True
 
 
 @dataclass(frozen=True)
@@ -96,7 +133,7 @@ def shaped(
         link: Bandwidth and round trip at first.
         wire: What it is made of; see the table of this module.
         jitter_ms: Largest deviation of the one-way delay; relay only.
-        loss: Share of packets lost each way; relay only.
+        loss: Share of packets lost in each direction; relay only.
 
     Raises:
         ShapingError: If this machine does not support it, or does not permit it.
@@ -166,11 +203,11 @@ def _end(stack: ExitStack, namespace: str, address: str) -> End:
 def _congestion(*ends: End) -> str:
     """Set the same congestion control at both ends; returns it in words."""
     for end in ends:
-        _run(*end.prefix, "sh", "-c", f"echo 0 > {SLOW_START_AFTER_IDLE}")
+        end.inside(lambda: SLOW_START_AFTER_IDLE.write_text("0"))
     for name in _USUAL:
-        with contextlib.suppress(ShapingError):
+        with contextlib.suppress(OSError):
             for end in ends:
-                _run(*end.prefix, "sh", "-c", f"echo {name} > {_CONGESTION}")
+                end.inside(lambda: _CONGESTION.write_text(name))  # noqa: B023 - called at once
             return f"{name}, with windows that outlast pauses"
     raise ShapingError(f"TCP may control congestion by none of {', '.join(_USUAL)} in a namespace")
 
@@ -215,13 +252,15 @@ class _Relay:
             text=True,
             cwd=Path(__file__).resolve().parents[2],
         )
-        stack.callback(self._stop)
+        stack.callback(end_process, self._process)
         self._expect("ready")
 
     def change(self, link: Link | None) -> None:
         """Apply the conditions of another link, also to packets in the queue."""
-        up, down, rtt_ms = (0.0, 0.0, 0.0) if link is None else _numbers_of(link)
-        asked = Conditions(up, down, rtt_ms / 2, self._jitter_ms, self._loss)
+        up, down, delay_ms = 0.0, 0.0, 0.0
+        if link is not None:
+            up, down, delay_ms = link.uplink_bps, link.downlink_bps, link.rtt_ms / 2
+        asked = Conditions(up, down, delay_ms, self._jitter_ms, self._loss)
         if self._process.stdin is not None:
             self._process.stdin.write(asked.to_json() + "\n")
             self._process.stdin.flush()
@@ -231,18 +270,6 @@ class _Relay:
         output = self._process.stdout
         if output is None or output.readline().strip() != word:
             raise ShapingError("the relay between the TUN devices ended")
-
-    def _stop(self) -> None:
-        """Close the input of the process, which ends it; kill it after a timeout."""
-        try:
-            self._process.communicate(timeout=_STOP_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.communicate()
-
-
-def _numbers_of(link: Link) -> tuple[float, float, float]:
-    return link.uplink_bps, link.downlink_bps, link.rtt_ms
 
 
 def _run(*command: str) -> None:

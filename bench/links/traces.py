@@ -23,7 +23,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from bench.links.shaped import ShapedLink
+from bench.links.shaped import RTT_MS, ShapedLink, link_of
 from common.link.link import Link, LinkTrace
 from common.link.trace import to_csv
 
@@ -39,13 +39,13 @@ _FADES_PER_S, _FADE_S, _FADE = 0.05, (0.3, 1.5), 0.2
 
 def step() -> LinkTrace:
     """Step down to a quarter of the bandwidth, and back."""
-    fast, slow = Link(6e6, 6e6, 20.0), Link(1.5e6, 1.5e6, 20.0)
+    fast, slow = link_of(6.0), link_of(1.5)
     return LinkTrace(((0.0, fast), (20.0, slow), (40.0, fast)), 60.0)
 
 
 def outage() -> LinkTrace:
     """Outage of five seconds on a 3 Mbit/s link."""
-    link = Link(3e6, 3e6, 20.0)
+    link = link_of(3.0)
     return LinkTrace(((0.0, link), (12.0, None), (17.0, link)), 30.0)
 
 
@@ -55,7 +55,7 @@ def drift(seconds: float = 90.0, every_s: float = 0.5) -> LinkTrace:
 
     def link(at_s: float) -> Link:
         swing = math.sin(2 * math.pi * at_s / seconds)
-        return _link((low + high) / 2 + swing * (high - low) / 2, 20.0)
+        return _link((low + high) / 2 + swing * (high - low) / 2, RTT_MS)
 
     times = [every_s * number for number in range(int(seconds / every_s))]
     return LinkTrace(tuple((at_s, link(at_s)) for at_s in times), seconds)

@@ -10,9 +10,10 @@ from typing import Any
 
 import grpc
 
+from bench.processes import end
 from common.rpc.messages import channel_options
 
-_SERVICE, _STOP_S = "bench.Echo", 10.0
+_SERVICE = "bench.Echo"
 
 
 @contextmanager
@@ -36,10 +37,7 @@ def echo_client() -> Iterator[Callable[[bytes], bytes]]:
                 yield echo
         finally:
             requests.put(None)  # a thread of gRPC's waits for it
-            try:
-                process.communicate(timeout=_STOP_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
+            end(process)
 
 
 async def _serve() -> None:

@@ -21,7 +21,7 @@ from edge.head import INPUT, EdgePlan, open_plans
 
 
 class Opened:
-    """One plan with a tail, opened on both sides, and one picture on its way through it.
+    """One plan with a tail, opened on both sides, and one picture that passes it.
 
     Args:
         bundle: The bundle.

@@ -19,7 +19,6 @@ percents.
 """
 
 import argparse
-import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -31,10 +30,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 
-from bench.machine import machine
+from bench.harness import Bench, Lines, Result, add_bundle_options, record, table
 from bench.micro.echo import echo_client
 from bench.micro.opened import Bare, Opened
 from bench.plan_choice import cheapest_split, upload
@@ -52,7 +49,6 @@ from common.runtime.base import Array, Session
 from common.runtime.registry import open_model
 from common.tables.timing import Timing, interleave_until_tight, probe_until_tight
 from common.tasks.detections import Detections, decode_yolo
-from common.version import __version__
 from edge.head import INPUT
 from edge.link.estimate import LinkEstimator, Transit
 from edge.planning.planner import Planner
@@ -60,13 +56,13 @@ from edge.planning.predictor import Served
 from edge.stream.client import CloudClient
 from edge.stream.transport import GrpcTransport
 
-_RESULT = Path(__file__).parents[1] / "results" / "parts.json"
 _BATCH = 4
 _PROBE_BYTES = (1024, 4096)
 _FRAMES_BEFORE = 100
 _LINK_BYTES = (100, 10_000)
 """Sizes of the messages, small and large, from which the link of the planner is estimated."""
-_TOLERANCE, _WARM_UP, _LEAST, _MOST, _BUDGET_S = 0.02, 5, 100, 1000, 8.0
+_LIMITS: dict[str, Any] = {"tolerance": 0.02, "warm_up": 5, "most": 1000, "budget_s": 8.0}
+_LEAST = 100
 _LEAST_MESSAGES = 500
 
 
@@ -99,21 +95,26 @@ class PartRow:
 
     def to_json(self) -> dict[str, Any]:
         """Row as JSON, times in microseconds."""
-        timing, least = self.timing, self.least
+        ratio = None if self.ratio is None else round(self.ratio, 3)
         return {
             "part": self.part,
             "plan": self.plan,
-            "median_us": _us(timing.median_ms),
-            "low_us": _us(timing.low_ms),
-            "high_us": _us(timing.high_ms),
-            "n": timing.n,
+            **_times_us("", self.timing),
+            "n": self.timing.n,
             "floor": self.floor,
-            "floor_us": None if least is None else _us(least.median_ms),
-            "floor_low_us": None if least is None else _us(least.low_ms),
-            "floor_high_us": None if least is None else _us(least.high_ms),
-            "ratio": None if self.ratio is None else round(self.ratio, 3),
+            **_times_us("floor_", self.least),
+            "ratio": ratio,
             "note": self.note,
         }
+
+
+def _times_us(name: str, timing: Timing | None) -> dict[str, float | None]:
+    """Median and interval in microseconds, by name."""
+    values = {} if timing is None else timing._asdict()
+    return {
+        f"{name}{end}_us": round(values[f"{end}_ms"] * 1e3, 2) if values else None
+        for end in ("median", "low", "high")
+    }
 
 
 def choose(plans: Mapping[bytes, Plan]) -> dict[str, bytes]:
@@ -133,7 +134,7 @@ def choose(plans: Mapping[bytes, Plan]) -> dict[str, bytes]:
     return {name: digest for name, digest in found.items() if digest is not None}
 
 
-def measure(arguments: argparse.Namespace, stages: Stages) -> dict[str, Any]:
+def measure(arguments: argparse.Namespace, stages: Stages) -> Result:
     """Measure all rows, and describe the machine, bundle and pictures."""
     with Bundle.open(arguments.bundle) as bundle:
         chosen = choose(bundle.plans)
@@ -144,14 +145,12 @@ def measure(arguments: argparse.Namespace, stages: Stages) -> dict[str, Any]:
         for row in _rows(bundle, chosen, pictures):
             rows.append(row)
             progress(len(rows), total)
-        return {
-            "machine": machine(),
-            "software_version": __version__,
-            "bundle": bundle.digest.hex(),
-            "plans": {name: bundle.plan(digest).name for name, digest in chosen.items()},
-            "pictures": [path.name for path in paths],
-            "rows": [row.to_json() for row in rows],
-        }
+        return record(
+            bundle=bundle.digest.hex(),
+            plans={name: bundle.plan(digest).name for name, digest in chosen.items()},
+            pictures=[path.name for path in paths],
+            rows=[row.to_json() for row in rows],
+        )
 
 
 def _rows(
@@ -170,7 +169,7 @@ def _rows(
 
 
 def _letterbox_row(picture: NDArray[np.uint8], size: tuple[int, int]) -> PartRow:
-    part, floor = _compared(lambda: letterbox(picture, size), copying([picture]))
+    part, floor = _timed([lambda: letterbox(picture, size), copying([picture])])
     where = f"{picture.shape[1]}x{picture.shape[0]}"
     return PartRow(f"letterbox of {where}", part, None, _copy_of([picture]), floor)
 
@@ -181,9 +180,9 @@ def codec_rows(opened: Opened) -> Iterator[PartRow]:
     payloads = opened.encode()
     values = opened.decode(payloads)
     sent = f"{sum(len(payload.data) for payload in payloads):,} bytes"
-    part, floor = _compared(opened.encode, copying(opened.codes))
+    part, floor = _timed([opened.encode, copying(opened.codes)])
     yield PartRow(f"{codec}: look-up, encode", part, name, _copy_of(opened.codes), floor, sent)
-    part, floor = _compared(lambda: opened.decode(payloads), copying(values))
+    part, floor = _timed([lambda: opened.decode(payloads), copying(values)])
     yield PartRow(f"{codec}: decode, look-up", part, name, _copy_of(values), floor, sent)
 
 
@@ -197,7 +196,7 @@ def _head_row(opened: Opened) -> PartRow:
         opened.encode()  # like the part does: both begin with the same caches
         return took_ms
 
-    part, least = _told(lambda: opened.edge.cut(opened.frame).head_ms, floor)
+    part, least = _self_timed(lambda: opened.edge.cut(opened.frame).head_ms, floor)
     return PartRow("head", part, opened.plan.name, "session.run", least)
 
 
@@ -219,9 +218,10 @@ def _tail_rows(opened: Opened) -> Iterator[PartRow]:
         boxes()  # like the part does: both begin with the same caches
         return took_ms
 
-    part, least = _told(lambda: runner.run(symbols, where, DEFAULT_SCORE_THRESHOLD).tail_ms, floor)
+    threshold = DEFAULT_SCORE_THRESHOLD
+    part, least = _self_timed(lambda: runner.run(symbols, where, threshold).tail_ms, floor)
     yield PartRow("tail", part, plan.name, "session.run", least)
-    part, least = _compared(boxes, copying(maps))
+    part, least = _timed([boxes, copying(maps)])
     note = f"{len(boxes())} objects"
     yield PartRow("decode boxes, suppress", part, plan.name, _copy_of(maps), least, note)
 
@@ -239,7 +239,7 @@ def _batch_row(opened: Sequence[Opened]) -> PartRow:
         model.run({port.name: np.concatenate([f[port.name] for f in frames]) for port in ports})
 
     ports = model.inputs
-    timing, batch = _compared(lambda: [model.run(inputs) for inputs in frames], batched)
+    timing, batch = _timed([lambda: [model.run(inputs) for inputs in frames], batched])
     note = "above 1 a batcher would pay; one thread"
     return PartRow(part, timing, name, f"one batch of {len(frames)}", batch, note)
 
@@ -295,8 +295,7 @@ def _stream_rows(bundle: Bundle) -> Iterator[PartRow]:
     """Rows of a message and its answer, through the product and through bare gRPC."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        command = ["cloud", "--bundle", str(bundle.root), "--grpc-port", "0", "--rest-port", "0"]
-        cloud = stack.enter_context(Service(command, folder / "cloud.log"))
+        cloud = stack.enter_context(Service.cloud(bundle.root, folder / "cloud.log"))
         echo = stack.enter_context(echo_client())
         hello = pb.Hello(edge_id="bench.micro.parts", bundle_digest=bundle.digest)
         address = f"127.0.0.1:{cloud.ready['grpc']}"
@@ -325,73 +324,36 @@ def copying(arrays: Sequence[Array]) -> Callable[[], None]:
     return copy
 
 
-def _compared(part: Callable[[], object], floor: Callable[[], object]) -> tuple[Timing, Timing]:
-    first, second = _timed([part, floor])
-    return first, second
-
-
 def _timed(calls: Sequence[Callable[[], object]], *, least: int = _LEAST) -> list[Timing]:
-    return interleave_until_tight(
-        calls, tolerance=_TOLERANCE, warm_up=_WARM_UP, least=least, most=_MOST, budget_s=_BUDGET_S
-    )
+    return interleave_until_tight(calls, least=least, **_LIMITS)
 
 
-def _told(part: Callable[[], float], floor: Callable[[], float]) -> tuple[Timing, Timing]:
+def _self_timed(*calls: Callable[[], float]) -> list[Timing]:
     """Timings of calls that return their own time in ms."""
-    (first,), (second,) = probe_until_tight(
-        [lambda: (part(),), lambda: (floor(),)],
-        tolerance=_TOLERANCE,
-        warm_up=_WARM_UP,
-        least=_LEAST,
-        most=_MOST,
-        budget_s=_BUDGET_S,
-    )
-    return first, second
+    probes = [lambda call=call: (call(),) for call in calls]
+    return [timing for (timing,) in probe_until_tight(probes, least=_LEAST, **_LIMITS)]
 
 
 def _copy_of(arrays: Sequence[Array]) -> str:
     return f"copy of {sum(array.nbytes for array in arrays):,} bytes"
 
 
-def _us(ms: float) -> float:
-    return round(ms * 1e3, 2)
+def section(result: Result) -> Lines:
+    """Section of the page."""
+    columns = {
+        "part": "{part}",
+        "plan:": "{plan:s}",
+        "median, us": "{median_us:,.0f}",
+        "95 % interval": "{low_us:,.0f} to {high_us:,.0f}",
+        "floor:": "{floor:s}",
+        "floor, us": "{floor_median_us:,.1f}",
+        "ratio": "{ratio:.2f}",
+        "note:": "{note:s}",
+    }
+    return table(result["rows"], columns)
 
 
-def print_rows(result: dict[str, Any], console: Console) -> None:
-    """Print the rows as a table."""
-    table = Table("part", title="Parts of a frame's path, medians", title_justify="left")
-    for column in ("us", "95 % interval"):
-        table.add_column(column, justify="right")
-    table.add_column("floor")
-    for column in ("us", "ratio"):
-        table.add_column(column, justify="right")
-    for row in result["rows"]:
-        table.add_row(
-            row["part"],
-            f"{row['median_us']:,.1f}",
-            f"{row['low_us']:,.1f} - {row['high_us']:,.1f}",
-            row["floor"] or "",
-            "" if row["floor_us"] is None else f"{row['floor_us']:,.1f}",
-            "" if row["ratio"] is None else f"{row['ratio']:.2f}",
-        )
-    console.print(table)
-    for name, plan in result["plans"].items():
-        console.print(f"{name}: {plan}", highlight=False)
-
-
-def main() -> None:
-    """Measure, print and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--images", type=Path, required=True, help="pictures to send")
-    parser.add_argument("--json", type=Path, default=_RESULT, help="where the result goes")
-    arguments = parser.parse_args()
-    with Stages() as stages:
-        result = measure(arguments, stages)
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(result, indent=1) + "\n")
-    print_rows(result, Console())
-
+BENCH = Bench(__doc__, "parts", add_bundle_options, measure, section)
 
 if __name__ == "__main__":
-    main()
+    BENCH.main()

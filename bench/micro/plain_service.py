@@ -10,14 +10,17 @@ around them is the usual one.
 import argparse
 from pathlib import Path
 
+import numpy as np
 import uvicorn
 from fastapi import FastAPI, Request
+from numpy.typing import NDArray
 
 from common.bundle.bundle import Bundle
 from common.codec.spec import LOSSLESS_UPLOADS
+from common.errors import SplitpointError
 from common.imaging.images import Letterbox, decode_image, letterbox
 from common.runtime.registry import open_model
-from common.tasks.detections import decode_yolo
+from common.tasks.detections import Detections, decode_yolo
 
 _SCORE_THRESHOLD = 0.25
 # The connection outlives the turns of all other strategies: no frame pays for a new one.
@@ -25,26 +28,43 @@ _KEEP_ALIVE_S = 600
 _STOP_S = 2
 
 
+class WholeNetwork:
+    """The network in floating point, as the bundle has it for uploads that lose nothing.
+
+    Args:
+        bundle: The opened bundle.
+
+    Raises:
+        SplitpointError: If it has no such upload.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        plan = next((p for p in bundle.plans.values() if p.codec in LOSSLESS_UPLOADS), None)
+        if plan is None or plan.tail is None:
+            raise SplitpointError("no plan of this bundle has the whole network")
+        self._wire = plan.wire[0]
+        self._model = open_model(bundle.file(plan.tail.file))
+        self._spec = bundle.manifest.detector
+
+    def detect(self, image: NDArray[np.uint8]) -> Detections:
+        """Detect objects in one (H, W, 3) RGB image."""
+        size = self._spec.input_height, self._spec.input_width
+        scale = np.float32(self._wire.to_value[1] - self._wire.to_value[0])
+        pixels = letterbox(image, size)[None].astype(np.float32) * scale
+        maps = [output[0] for output in self._model.run({self._wire.name: pixels})]
+        where = Letterbox.fit(image.shape[1], image.shape[0], size)
+        return decode_yolo(maps, self._spec, where, score_threshold=_SCORE_THRESHOLD)
+
+
 def create_app(bundle: Bundle) -> FastAPI:
     """Create the app."""
-    detector = bundle.manifest.detector
-    plan = next(p for p in bundle.plans.values() if p.codec in LOSSLESS_UPLOADS)
-    if plan.tail is None:
-        raise RuntimeError("an upload without a tail")
-    model = open_model(bundle.file(plan.tail.file))
-    values = plan.wire[0].to_value
-    size = detector.input_height, detector.input_width
-    scale = values[1] - values[0]
+    network, names = WholeNetwork(bundle), bundle.manifest.detector.class_names
     app = FastAPI()
 
     @app.post("/detect")
     async def detect(request: Request) -> list[dict[str, object]]:
-        image = decode_image(await request.body())
-        pixels = letterbox(image, size)[None].astype("float32") * scale
-        maps = [output[0] for output in model.run({plan.wire[0].name: pixels})]
-        where = Letterbox.fit(image.shape[1], image.shape[0], size)
-        found = decode_yolo(maps, detector, where, score_threshold=_SCORE_THRESHOLD)
-        return [dict(row) for row in found.to_json(detector.class_names)]
+        found = network.detect(decode_image(await request.body()))
+        return [dict(row) for row in found.to_json(names)]
 
     return app
 
@@ -56,9 +76,8 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
     arguments = parser.parse_args()
-    app = create_app(Bundle.open(arguments.bundle))
     uvicorn.run(
-        app,
+        create_app(Bundle.open(arguments.bundle)),
         host=arguments.host,
         port=arguments.port,
         log_level="warning",

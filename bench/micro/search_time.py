@@ -8,7 +8,6 @@ another plan may have to be refined. The result names the machine, all options a
 """
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,37 +15,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.machine import machine
+from bench.harness import Bench, Lines, Result, add_coco_options, record, table
 from common.link.link import parse_link
 from common.progress import Stages
-from common.version import __version__
 from search.bundling import search_to
 from search.constraints import constraints
 from search.prediction.devices import device_profile
 from search.request import Request, SearchResult
 
 
-def main() -> None:
-    """Measure, print and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--images", type=Path, required=True, help="images to evaluate on")
-    parser.add_argument("--annotations", type=Path, required=True, help="their COCO instances file")
-    parser.add_argument("--calibration", type=Path, required=True, help="images to calibrate on")
-    parser.add_argument("--model", default="yolov3-tiny", help="model of the zoo")
-    parser.add_argument("--edge-memory", default="8MiB", help="memory limit on the edge")
-    parser.add_argument(
-        "--max-images", type=int, default=64, help="most images used of each folder"
-    )
-    parser.add_argument("--json", type=Path, required=True, help="where the result goes")
-    arguments = parser.parse_args()
-    result = _measure(arguments)
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(result, indent=1) + "\n")
-    for run in result["runs"]:
-        print(f"{run['run']}: {run['seconds']:.0f} s, {run['chosen']}")  # noqa: T201
-
-
-def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
+def measure(arguments: argparse.Namespace, _stages: Stages) -> Result:
+    """Measure the three searches."""
     with tempfile.TemporaryDirectory() as folder:
         request = Request(
             model=arguments.model,
@@ -69,14 +48,17 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
             ),
         }
         runs = [_timed(name, each, Path(folder)) for name, each in asked.items()]
-    return {
-        "machine": machine(),
-        "software_version": __version__,
-        "model": arguments.model,
-        "device": request.device.name,
-        "edge_memory": arguments.edge_memory,
-        "runs": runs,
-    }
+    return record(
+        model=arguments.model,
+        device=request.device.name,
+        edge_memory=arguments.edge_memory,
+        runs=runs,
+    )
+
+
+def section(result: Result) -> Lines:
+    """Table of the runs."""
+    return table(result["runs"], {"run": "{run}", "s": "{seconds:.0f}", "chosen:": "{chosen}"})
 
 
 def _timed(name: str, request: Request, folder: Path) -> dict[str, Any]:
@@ -132,5 +114,13 @@ class _Clock:
         return total
 
 
+def _options(parser: argparse.ArgumentParser) -> None:
+    add_coco_options(parser, max_images=64)
+    parser.add_argument("--model", default="yolov3-tiny", help="model of the zoo")
+    parser.add_argument("--edge-memory", default="8MiB", help="memory limit on the edge")
+
+
+BENCH = Bench(__doc__, "search_time", _options, measure, section)
+
 if __name__ == "__main__":
-    main()
+    BENCH.main()

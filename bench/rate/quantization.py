@@ -1,6 +1,6 @@
 """Benchmark of quantization: recipes compared, sensitivities checked, widths allocated.
 
-    python -m bench.rate.quantization --images DIR --annotations FILE --calibration DIR --json OUT
+    python -m bench.rate.quantization --images DIR --annotations FILE --calibration DIR
 
 For one cut of YOLOv3-tiny, head in integers and tail in floating point, nothing lost on the wire:
 COCO AP of every recipe at uniform widths, and with single steps of the default one switched; how
@@ -11,7 +11,6 @@ sees no labels. The result names the machine and all images.
 """
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -22,22 +21,18 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from bench.machine import machine
+from bench.harness import Bench, Lines, Result, add_coco_options, record, table
+from bench.rate.setup import MODEL, CutSetup, Judge, add_cut_option
 from common.codec.spec import CodecSpec
 from common.progress import Stages
-from common.version import __version__
 from search.allocate.exact import solve_exact
 from search.allocate.lagrangian import lagrangian
 from search.allocate.problem import Problem, TensorChoice
 from search.cache import Cache
-from search.measure.accuracy import AgreementAccuracy, CocoAccuracy
-from search.measure.evaluate import Evaluator
-from search.measure.frames import load_frames
 from search.network.cuts import Cut, enumerate_cuts
 from search.network.losses import distillation_loss
 from search.prediction.candidates import Candidate
 from search.prepare import prepare
-from search.quantization.heads import Heads
 from search.quantization.network import QuantizedGraph
 from search.quantization.recipe import reconstructed
 from search.quantization.recipes import DEFAULT, RECIPES, Recipe
@@ -62,91 +57,33 @@ _ABLATIONS: Mapping[str, tuple[Recipe, bool]] = {
 """Recipes with one step switched, and whether channels are equalised before."""
 
 
-def main() -> None:
-    """Measure, print and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--images", type=Path, required=True, help="images to evaluate on")
-    parser.add_argument("--annotations", type=Path, required=True, help="their COCO instances file")
-    parser.add_argument("--calibration", type=Path, required=True, help="images to calibrate on")
-    parser.add_argument("--cut", default="conv_8", help="name of the cut")
-    parser.add_argument(
-        "--configurations", type=int, default=30, help="number of random configurations"
-    )
-    parser.add_argument(
-        "--max-images", type=int, default=1000, help="most images used of each folder"
-    )
-    parser.add_argument("--json", type=Path, required=True, help="where the result goes")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, Stages() as stages:
-        result = _QuantizationBench(arguments, Path(folder), stages).run()
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(result, indent=1) + "\n")
-    keys = "reference", "uniform", "ablations", "spearman", "equal_memory"
-    shown = {key: result[key] for key in keys}
-    print(json.dumps(shown, indent=1))  # noqa: T201 - a command's output
-
-
 class _QuantizationBench:
-    """Measurements of one cut, quantized in every way."""
+    """Measurements of one cut, by every recipe."""
 
     def __init__(self, arguments: argparse.Namespace, folder: Path, stages: Stages) -> None:
-        self._arguments = arguments
-        self._folder = folder
-        self._stages = stages
+        self._stages, self._configurations = stages, arguments.configurations
+        setup = CutSetup(arguments, folder, stages)
+        self._prepared, self._cut = setup.prepared, setup.cut
         limit = arguments.max_images
-        self._prepared, self._equalised = (
-            prepare(
-                "yolov3-tiny",
-                arguments.calibration,
-                Cache(),
-                stages,
-                max_images=limit,
-                equalised=equalised,
-            )
-            for equalised in (False, True)
+        self._equalised = prepare(
+            MODEL, arguments.calibration, Cache(), stages, max_images=limit, equalised=True
         )
         self._graph = self._prepared.graph
-        self._calibration = self._prepared.calibration
-        self._statistics = self._prepared.statistics
-        size, progress = self._prepared.input_size, stages.stage("reading evaluation images")
-        self._images = load_frames(arguments.images, size, limit, progress)
-        self._truth = CocoAccuracy(arguments.annotations, self._images.names)
-        cuts = enumerate_cuts(self._graph)
-        self._cut = next(cut for cut in cuts if cut.name == arguments.cut)
-        self._equalised_cut = next(
-            cut for cut in enumerate_cuts(self._equalised.graph) if cut.name == arguments.cut
-        )
+        cuts = enumerate_cuts(self._equalised.graph)
+        self._equalised_cut = next(cut for cut in cuts if cut.name == arguments.cut)
         self._layers = [node.name for node in self._cut.head if node.op == "conv"]
-        eight_bits = self._prepared.rounder().nearest({})
-        reference, _ = self._evaluator(eight_bits).reference(cuts[0])
-        self._agreement = AgreementAccuracy(reference)
-        self._reference = {
-            "ap": self._truth.accuracy(reference),
-            "agreement_ap50": self._agreement.accuracy(reference),
-        }
+        self._judge = Judge(arguments, self._prepared, folder, stages)
 
-    def run(self) -> dict[str, Any]:
-        """Measure everything; returns the result as JSON."""
-        return {
-            "machine": machine(),
-            "software_version": __version__,
-            "calibration_images": list(self._calibration.names),
-            "evaluation_images": list(self._images.names),
-            "cut": self._cut.name,
-            "reference": self._reference,
-            "uniform": self._uniform(),
-            "ablations": self._ablations(),
+    def run(self) -> Result:
+        """Measure everything."""
+        return record(
+            calibration_images=list(self._prepared.calibration.names),
+            evaluation_images=list(self._judge.images.names),
+            cut=self._cut.name,
+            reference=self._judge.reference,
+            uniform=self._uniform(),
+            ablations=self._ablations(),
             **self._sensitivities(),
-        }
-
-    def _evaluator(self, network: QuantizedGraph) -> Evaluator:
-        return Evaluator(
-            Heads(network),
-            self._prepared.detector,
-            self._images.pixels,
-            self._images.letterboxes,
-            self._folder,
-            workers=2,
         )
 
     def _rounded(
@@ -160,23 +97,18 @@ class _QuantizationBench:
     def _roughly(self, widths: Configuration) -> QuantizedGraph:
         """Quantize by rounding to nearest, biases corrected on few images: quick, for ranking."""
         network = self._prepared.rounder(_QUICK).nearest(widths)
-        pixels = self._calibration.pixels[:_QUICK_FRAMES]
+        pixels = self._prepared.calibration.pixels[:_QUICK_FRAMES]
         return reconstructed(network, self._cut.tensors, pixels, _QUICK)
 
-    def _judge(self, network: QuantizedGraph, cut: Cut | None = None) -> dict[str, float]:
+    def _measure(self, network: QuantizedGraph, cut: Cut | None = None) -> dict[str, float]:
         """Accuracy of the head with the tail in floating point, and the time of evaluation."""
         wire = tuple(code_tensor(self._graph[n], network.grids[n]) for n in self._cut.tensors)
         candidate = Candidate(cut or self._cut, wire, CodecSpec(name="raw"), 0, 0, 0, 0, 0)
         start = time.perf_counter()
-        found = self._evaluator(network).detections(candidate)
-        accuracy = self._truth.accuracy(found)
+        accuracy = self._judge.accuracy(self._judge.evaluator(network).detections(candidate))
         seconds = time.perf_counter() - start
-        return {
-            "ap": accuracy,
-            "drop": self._reference["ap"] - accuracy,
-            "agreement_ap50": self._agreement.accuracy(found),
-            "evaluation_s": seconds,
-        }
+        drop = self._judge.reference["ap"] - accuracy["ap"]
+        return {**accuracy, "drop": drop, "evaluation_s": seconds}
 
     def _uniform(self) -> list[dict[str, Any]]:
         rows = []
@@ -189,7 +121,7 @@ class _QuantizationBench:
                 network = self._rounded(widths, how)
                 row = {"weight": weight, "activation": activation, "recipe": name}
                 seconds = time.perf_counter() - start
-                rows.append({**row, "rounding_s": seconds, **self._judge(network)})
+                rows.append({**row, "rounding_s": seconds, **self._measure(network)})
                 progress(len(rows), total)
         return rows
 
@@ -202,43 +134,45 @@ class _QuantizationBench:
                 network = self._rounded(widths, how, equalised=equalised)
                 cut = self._equalised_cut if equalised else self._cut
                 row = {"weight": weight, "activation": activation, "switched": name}
-                rows.append({**row, **self._judge(network, cut)})
+                rows.append({**row, **self._measure(network, cut)})
                 progress(len(rows), len(_ABLATED) * len(_ABLATIONS))
         return rows
 
     def _sensitivities(self) -> dict[str, Any]:
-        frames = self._calibration.pixels[:_SENSITIVITY_FRAMES]
-        loss = distillation_loss(self._prepared.detector)
-        ways: dict[str, tuple[Sensitivity, float]] = {}
+        prepared = self._prepared
+        frames, statistics = prepared.calibration.pixels[:_SENSITIVITY_FRAMES], prepared.statistics
+        loss = distillation_loss(prepared.detector)
+        made: dict[str, tuple[Sensitivity, float]] = {}
         makers: dict[str, Callable[[], Sensitivity]] = {
-            "measured": lambda: measured(self._graph, self._statistics, frames, loss),
-            "fisher": lambda: fisher(self._graph, self._statistics, frames, loss),
-            "squared": lambda: squared(self._graph, self._statistics),
+            "measured": lambda: measured(self._graph, statistics, frames, loss),
+            "fisher": lambda: fisher(self._graph, statistics, frames, loss),
+            "squared": lambda: squared(self._graph, statistics),
         }
         for name, make in makers.items():
             start = time.perf_counter()
-            ways[name] = make(), time.perf_counter() - start
+            made[name] = make(), time.perf_counter() - start
         drops, widths = self._random_configurations()
-        correlations = {
-            name: {
-                "spearman": float(
-                    spearmanr([way.of(each, self._layers) for each in widths], drops).statistic
-                ),
-                "seconds": seconds,
-            }
-            for name, (way, seconds) in ways.items()
+        predicted = {
+            name: [each.of(some, self._layers) for some in widths]
+            for name, (each, _) in made.items()
         }
         return {
             "random": [
                 {
                     "drop": drop,
-                    "widths": {n: each[n].model_dump() for n in self._layers},
-                    "predicted": {n: way.of(each, self._layers) for n, (way, _) in ways.items()},
+                    "widths": {n: some[n].model_dump() for n in self._layers},
+                    "predicted": {name: values[k] for name, values in predicted.items()},
                 }
-                for drop, each in zip(drops, widths, strict=True)
+                for k, (drop, some) in enumerate(zip(drops, widths, strict=True))
             ],
-            "spearman": correlations,
-            "equal_memory": self._equal_memory(ways["measured"][0], ways["squared"][0]),
+            "spearman": {
+                name: {
+                    "spearman": float(spearmanr(predicted[name], drops).statistic),
+                    "seconds": seconds,
+                }
+                for name, (_, seconds) in made.items()
+            },
+            "equal_memory": self._equal_memory(made["measured"][0], made["squared"][0]),
         }
 
     def _random_configurations(self) -> tuple[list[float], list[dict[str, Widths]]]:
@@ -246,14 +180,14 @@ class _QuantizationBench:
         rng = np.random.default_rng(0)
         drops, drawn = [], []
         progress = self._stages.stage("measuring random configurations")
-        count = self._arguments.configurations
+        count = self._configurations
         for done in range(count):
             widths = {
                 name: Widths(weight=int(rng.choice(WIDTHS)), activation=int(rng.choice(WIDTHS)))
                 for name in self._layers
             }
             network = self._roughly(widths)
-            drops.append(self._judge(network)["drop"])
+            drops.append(self._measure(network)["drop"])
             drawn.append(widths)
             progress(done + 1, count)
         return drops, drawn
@@ -277,7 +211,7 @@ class _QuantizationBench:
                 widths = {layer: Widths(weight=bits[layer]) for layer in self._layers}
                 network = self._rounded(widths, how)
                 rows.append(
-                    {"mean_bits": mean, "way": name, "widths": bits, **self._judge(network)}
+                    {"mean_bits": mean, "method": name, "widths": bits, **self._measure(network)}
                 )
             progress(done, len(MEAN_BITS))
         return rows
@@ -295,5 +229,34 @@ class _QuantizationBench:
         ]
 
 
+def section(result: Result) -> Lines:
+    """Tables of AP by recipe at uniform widths, and at equal memory."""
+    rows: dict[str, dict[str, Any]] = {}
+    for row in result["uniform"]:
+        name = f"W{row['weight']}A{row['activation']}"
+        rows.setdefault(name, {"widths": name})[row["recipe"]] = row["ap"]
+    columns = {"widths": "{widths}", **{name: f"{{{name}:.1f}}" for name in RECIPES}}
+    yield from table(rows.values(), columns)
+    yield ""
+    columns = {"mean bits": "{mean_bits}", "method:": "{method}", "AP": "{ap:.1f}"}
+    yield from table(result["equal_memory"], columns)
+
+
+def measure(arguments: argparse.Namespace, stages: Stages) -> Result:
+    """Compare recipes, sensitivities and allocations."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _QuantizationBench(arguments, Path(folder), stages).run()
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    add_coco_options(parser)
+    add_cut_option(parser)
+    parser.add_argument(
+        "--configurations", type=int, default=30, help="number of random configurations"
+    )
+
+
+BENCH = Bench(__doc__, "quantization", _options, measure, section)
+
 if __name__ == "__main__":
-    main()
+    BENCH.main()

@@ -1,17 +1,16 @@
 """Bytes saved on videos by coding after an earlier frame, also when frames are lost.
 
-    python -m bench.rate.video_rate --calibration DIR --videos FILE... --json OUT
+    python -m bench.rate.video_rate --calibration DIR --videos FILE...
 
 Context models of one wire format of YOLOv3-tiny are fitted on the still calibration images, those
 that look back on sequences made of them by a little motion; no model is fitted to a video. Then
 every frame of each video is coded alone, after the frame before, after the frame three back (as
-with answers still under way), and with one frame in ten lost at random. Every payload is decoded
+with answers still awaited), and with one frame in ten lost at random. Every payload is decoded
 again with the frame that the cloud would have. Baselines are JPEG, and H.264 by x264 without delay,
 of the same letterboxed frames.
 """
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +22,8 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.machine import machine
+from bench.harness import Bench, Columns, Lines, Result, add_calibration_options, record, table
+from bench.rate.setup import CutSetup, add_cut_option
 from common.codec import ContextCoded, make_codec
 from common.codec.base import Symbols
 from common.codec.quantizer import WireTable
@@ -31,122 +31,60 @@ from common.codec.spec import USUAL_UPLOAD
 from common.imaging.images import letterbox
 from common.progress import Stages
 from common.runtime.registry import open_model
-from common.version import __version__
-from search.measure.frames import load_frames
-from search.network.cuts import enumerate_cuts
 from search.network.graph import IMAGE
-from search.network.importers.torch_module import import_module
-from search.network.losses import distillation_loss
-from search.network.passes import optimise
-from search.prepare import detector_of
-from search.quantization.calibration import observe
 from search.quantization.export import head_model
-from search.quantization.heads import Heads
-from search.quantization.recipe import rounded
-from search.refine.refine import Refiner
-from search.wire.training_data import collect, collect_pairs, copies_of
-from search.zoo.registry import load_model
 
 MOST_FRAMES = 250
 LOST = 0.1
+JPEG, H264 = f"{USUAL_UPLOAD} bytes", "H.264 crf 23 bytes"
+"""Keys of the baselines' bytes."""
 _H264 = {"preset": "veryfast", "tune": "zerolatency", "crf": "23"}
 
 
-def main() -> None:
-    """Fit, measure, print and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--calibration", type=Path, required=True, help="images to calibrate on")
-    parser.add_argument("--videos", type=Path, nargs="+", required=True)
-    parser.add_argument("--cut", default="conv_8", help="name of a cut of one tensor")
-    parser.add_argument("--bytes", type=float, default=5500, help="largest size of the wire format")
-    parser.add_argument(
-        "--max-images", type=int, default=1000, help="most images used for calibration"
-    )
-    parser.add_argument("--json", type=Path, required=True, help="where the result goes")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, Stages() as stages:
-        result = _run(arguments, Path(folder), stages)
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result["videos"], indent=1))  # noqa: T201 - a command's output
+def measure(arguments: argparse.Namespace, stages: Stages) -> Result:
+    """Fit context models and code every frame of every video."""
+    with tempfile.TemporaryDirectory() as folder:
+        setup = CutSetup(arguments, Path(folder), stages)
+        cut, refiner = setup.cut, setup.refiner(0, sequences=True)
+        curve = refiner.curve(cut)
+        point = [p for p in curve.points if p.payload_bytes <= arguments.bytes][-1]
+        candidate = refiner.options(cut, curve, point.wire)[0]
+        (codec,), (wire,) = candidate.codecs, candidate.wire
+        if not isinstance(codec, ContextCoded):
+            raise TypeError("expected the context coder first")
+        head, table_ = (
+            open_model(head_model(setup.network, cut.tensors), threads=2),
+            WireTable(wire),
+        )
+        videos = {}
+        for path in arguments.videos:
+            progress = stages.stage(f"coding {path.name}")
+            pixels = []
+            for image in _read(path):
+                pixels.append(letterbox(image, setup.prepared.input_size))
+                progress(len(pixels), MOST_FRAMES)
+            symbols = [table_.symbols(head.run({IMAGE: frame[None]})[0][0]) for frame in pixels]
+            videos[path.name] = _coded(codec, symbols, wire.bits) | _baselines(pixels)
+        return record(
+            calibration_images=list(setup.prepared.calibration.names),
+            cut=cut.name,
+            wire_format=candidate.label,
+            videos=videos,
+        )
 
 
-def _run(arguments: argparse.Namespace, folder: Path, stages: Stages) -> dict[str, Any]:
-    module = load_model("yolov3-tiny")
-    graph = optimise(import_module(module, module.input_size))
-    frames = load_frames(
-        arguments.calibration,
-        module.input_size,
-        arguments.max_images,
-        stages.stage("reading calibration images"),
-    )
-    observed = observe(graph, frames.pixels, stages.stage("observing activations"))
-    network = rounded(graph, observed)
-    cuts = enumerate_cuts(graph)
-    cut = next(each for each in cuts if each.name == arguments.cut)
-    examples = collect(
-        network,
-        cuts[0],
-        cut.tensors,
-        frames.pixels,
-        folder,
-        copies=copies_of(len(frames.names)),
-        threads=2,
-        progress=stages.stage("collecting examples"),
-    )
-    pairs = collect_pairs(
-        network,
-        cut.tensors,
-        frames.pixels,
-        threads=2,
-        progress=stages.stage("collecting sequences"),
-    )
-    refiner = Refiner(
-        Heads(network),
-        examples,
-        distillation_loss(detector_of(module)),
-        0,
-        stages,
-        pairs=pairs,
-    )
-    curve = refiner.curve(cut)
-    point = [p for p in curve.points if p.payload_bytes <= arguments.bytes][-1]
-    candidate = refiner.options(cut, curve, point.wire)[0]
-    (codec,), (wire,) = candidate.codecs, candidate.wire
-    if not isinstance(codec, ContextCoded):
-        raise TypeError("expected the context coder first")
-    head, table = open_model(head_model(network, cut.tensors), threads=2), WireTable(wire)
-    videos = {}
-    for path in arguments.videos:
-        progress = stages.stage(f"coding {path.name}")
-        pixels = []
-        for image in _read(path):
-            pixels.append(letterbox(image, module.input_size))
-            progress(len(pixels), MOST_FRAMES)
-        symbols = [table.symbols(head.run({IMAGE: frame[None]})[0][0]) for frame in pixels]
-        videos[path.name] = _measure(codec, symbols, wire.bits) | _rivals(pixels)
-    return {
-        "machine": machine(),
-        "software_version": __version__,
-        "calibration_images": list(frames.names),
-        "cut": cut.name,
-        "wire_format": candidate.label,
-        "videos": videos,
-    }
-
-
-def _measure(codec: ContextCoded, symbols: Sequence[Symbols], bits: int) -> dict[str, Any]:
+def _coded(codec: ContextCoded, symbols: Sequence[Symbols], bits: int) -> dict[str, Any]:
     """Mean bytes and coding times on one core, by the earlier frame that is looked back at."""
     lost = np.random.default_rng(0).random(len(symbols)) < LOST
     delivered = [int(k) for k in np.flatnonzero(~lost)]
-    ways: dict[str, Callable[[int], int | None]] = {
+    earlier_frames: dict[str, Callable[[int], int | None]] = {
         "alone": lambda _: None,
         "after the frame before": lambda k: k - 1,
         "after the frame three back": lambda k: k - 3,
         "one frame in ten lost": lambda k: max((d for d in delivered if d < k), default=None),
     }
     result: dict[str, Any] = {"frames": len(symbols)}
-    for name, earlier in ways.items():
+    for name, earlier in earlier_frames.items():
         sizes, encode, decode, looked_back = [], [], [], 0
         for index, now in enumerate(symbols):
             place = earlier(index)
@@ -170,24 +108,18 @@ def _measure(codec: ContextCoded, symbols: Sequence[Symbols], bits: int) -> dict
     return result
 
 
-def _rivals(pixels: Sequence[NDArray[np.uint8]]) -> dict[str, float]:
-    """Mean bytes of the baselines: the frames as JPEG and as H.264."""
+def _baselines(pixels: Sequence[NDArray[np.uint8]]) -> dict[str, float]:
+    """Mean bytes of the frames as JPEG and as H.264."""
     jpeg = make_codec(USUAL_UPLOAD)
-    sizes = [len(jpeg.encode(frame, 8)) for frame in pixels]
     encoder = av.CodecContext.create("libx264", "w")
     _, encoder.height, encoder.width = pixels[0].shape
     encoder.pix_fmt, encoder.framerate, encoder.options = "yuv420p", Fraction(25), _H264
-    packets = [
-        packet
-        for frame in pixels
-        for packet in encoder.encode(
-            av.VideoFrame.from_ndarray(np.ascontiguousarray(frame.transpose(1, 2, 0)))
-        )
-    ]
-    packets += encoder.encode(None)
+    pictures = (np.ascontiguousarray(frame.transpose(1, 2, 0)) for frame in pixels)
+    frames = [*(av.VideoFrame.from_ndarray(picture) for picture in pictures), None]
+    packets = [packet for frame in frames for packet in encoder.encode(frame)]
     return {
-        f"{USUAL_UPLOAD} bytes": float(np.mean(sizes)),
-        "H.264 crf 23 bytes": sum(packet.size for packet in packets) / len(pixels),
+        JPEG: float(np.mean([len(jpeg.encode(frame, 8)) for frame in pixels])),
+        H264: sum(packet.size for packet in packets) / len(pixels),
     }
 
 
@@ -199,5 +131,27 @@ def _read(path: Path) -> Iterator[NDArray[np.uint8]]:
             yield np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
 
 
+def section(result: Result) -> Lines:
+    """Table of bytes by video."""
+    columns: Columns = {
+        "video": "{video}",
+        "alone": "{alone[bytes]:,.0f}",
+        "after the frame before": "{after the frame before[bytes]:,.0f}",
+        "one in ten lost": "{one frame in ten lost[bytes]:,.0f}",
+        "JPEG q75": lambda row: f"{row[JPEG]:,.0f}",
+        "H.264": lambda row: f"{row[H264]:,.0f}",
+    }
+    return table(({"video": name, **row} for name, row in result["videos"].items()), columns)
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    add_calibration_options(parser)
+    add_cut_option(parser)
+    parser.add_argument("--videos", type=Path, nargs="+", required=True)
+    parser.add_argument("--bytes", type=float, default=5500, help="largest size of the wire format")
+
+
+BENCH = Bench(__doc__, "video_rate", _options, measure, section)
+
 if __name__ == "__main__":
-    main()
+    BENCH.main()

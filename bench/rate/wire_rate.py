@@ -1,6 +1,6 @@
 """Bytes on the wire against accuracy: split plans compared with JPEG and WebP.
 
-    python -m bench.rate.wire_rate --images DIR --annotations FILE --calibration DIR --json OUT
+    python -m bench.rate.wire_rate --images DIR --annotations FILE --calibration DIR
 
 For one cut of YOLOv3-tiny: wire formats along its rate curve, each with context models and an
 adapted tail of its own, evaluated as deployed (8-bit head, real payloads, ONNX tail); JPEG and WebP
@@ -10,7 +10,6 @@ fitted and adapted on the calibration images alone. The result names the machine
 """
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Sequence
@@ -22,8 +21,9 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from bench.machine import machine
+from bench.harness import Bench, Lines, Result, add_coco_options, record, table
 from bench.rate.rates import Curve, bd_rate, bytes_at
+from bench.rate.setup import CutSetup, Judge, add_cut_option
 from common.codec import make_codec, seal
 from common.codec.base import Symbols
 from common.codec.quantizer import WireTable
@@ -31,30 +31,14 @@ from common.codec.spec import CodecSpec
 from common.link.link import parse_link
 from common.progress import Stages
 from common.tables.timing import NO_TIME
-from common.tasks.detections import Detections
-from common.version import __version__
-from search.measure.accuracy import AgreementAccuracy, CocoAccuracy
-from search.measure.evaluate import Evaluator
-from search.measure.frames import load_frames
-from search.network.cuts import enumerate_cuts
-from search.network.importers.torch_module import import_module
-from search.network.losses import distillation_loss
-from search.network.passes import optimise
 from search.prediction.candidates import Candidate, CostModel
 from search.prediction.cut_times import CutTimes
 from search.prediction.devices import device_profile
-from search.prepare import detector_of
-from search.quantization.calibration import observe
-from search.quantization.heads import Heads
-from search.quantization.recipe import rounded
-from search.refine.refine import Refiner
 from search.reports.plot import Series, check_format, plot
 from search.wire.context_fitting import ideal_bytes
 from search.wire.formats import FormatTable
 from search.wire.rate_curve import RatePoint
 from search.wire.sampling import sample
-from search.wire.training_data import collect, copies_of
-from search.zoo.registry import load_model
 
 JPEG_QUALITIES = (5, 10, 20, 30, 40, 50, 60, 75, 85, 90, 95)
 WEBP_QUALITIES = (1, 5, 10, 20, 30, 40, 50, 60, 75, 85, 90, 95)
@@ -64,147 +48,63 @@ _TIMED_FRAMES = 64
 _ROUNDS = 5
 
 
-def main() -> None:
-    """Measure, print and write the result and its plot."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--images", type=Path, required=True, help="images to evaluate on")
-    parser.add_argument("--annotations", type=Path, required=True, help="their COCO instances file")
-    parser.add_argument("--calibration", type=Path, required=True, help="images to calibrate on")
-    parser.add_argument("--cut", default="conv_8", help="name of the cut")
-    parser.add_argument("--adapt-steps", type=int, default=300)
-    parser.add_argument(
-        "--max-images", type=int, default=1000, help="most images used of each folder"
-    )
-    parser.add_argument("--json", type=Path, required=True, help="where the result goes")
-    parser.add_argument("--plot", type=Path, help="where the plot goes (.svg, .png or .pdf)")
-    arguments = parser.parse_args()
-    if arguments.plot is not None:
-        check_format(arguments.plot)
-    with tempfile.TemporaryDirectory() as folder, Stages() as stages:
-        bench = _Bench(arguments, Path(folder), stages)
-        result = bench.run()
-    if arguments.plot is not None:
-        bench.plot(arguments.plot)
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result["summary"], indent=1))  # noqa: T201 - a command's output
-
-
-class _Bench:
+class _WireBench:
     """Measurements of one cut."""
 
     def __init__(self, arguments: argparse.Namespace, folder: Path, stages: Stages) -> None:
-        self._arguments = arguments
-        self._stages = stages
-        module = load_model("yolov3-tiny")
-        graph = optimise(import_module(module, module.input_size))
-        detector = detector_of(module)
-        limit, size = arguments.max_images, module.input_size
-        self._calibration = load_frames(
-            arguments.calibration, size, limit, stages.stage("reading calibration images")
-        )
-        self._images = load_frames(
-            arguments.images, size, limit, stages.stage("reading evaluation images")
-        )
-        self._truth = CocoAccuracy(arguments.annotations, self._images.names)
-        observed = observe(graph, self._calibration.pixels, stages.stage("observing activations"))
-        network = rounded(graph, observed)
-        heads, cuts = Heads(network), enumerate_cuts(graph)
-        self._whole = cuts[0]
-        self._cut = next(cut for cut in cuts if cut.name == arguments.cut)
-        self._evaluator = Evaluator(
-            heads,
-            detector,
-            self._images.pixels,
-            self._images.letterboxes,
-            folder,
-            workers=2,
-        )
-        reference, _ = self._evaluator.reference(self._whole)
-        self._agreement = AgreementAccuracy(reference)
-        self._reference = self._judge(reference)
-        times = {cut.name: CutTimes(NO_TIME, NO_TIME) for cut in cuts}
+        self._stages, self._adapt_steps = stages, arguments.adapt_steps
+        self._setup = setup = CutSetup(arguments, folder, stages)
+        self._judge = Judge(arguments, setup.prepared, folder, stages)
+        self._evaluator = self._judge.evaluator(setup.network)
+        self._cut, self._whole = setup.cut, setup.cuts[0]
+        times = {cut.name: CutTimes(NO_TIME, NO_TIME) for cut in setup.cuts}
         # The link is so slow that the codec with the fewest bytes is the fastest.
-        cost_model = CostModel(parse_link("1kbit/0ms"), device_profile("this-machine"), 0.0, 0.0)
-        samples = sample(network, [], self._calibration.pixels, stages.stage("sampling the wire"))
-        self._table = FormatTable(heads, samples, times, cost_model)
-        examples = collect(
-            network,
-            self._whole,
-            self._cut.tensors,
-            self._calibration.pixels,
-            folder,
-            copies=copies_of(len(self._calibration.names)),
-            threads=2,
-            progress=stages.stage("collecting examples"),
+        model = CostModel(parse_link("1kbit/0ms"), device_profile("this-machine"), 0.0, 0.0)
+        pixels, progress = setup.prepared.calibration.pixels, stages.stage("sampling the wire")
+        samples = sample(setup.network, [], pixels, progress)
+        self._table = FormatTable(setup.heads, samples, times, model)
+        self._refiner = setup.refiner(arguments.adapt_steps)
+
+    def run(self) -> Result:
+        """Measure everything."""
+        uploads = self._uploads()
+        candidates, formats = self._formats()
+        result = record(
+            calibration_images=list(self._setup.prepared.calibration.names),
+            evaluation_images=list(self._judge.images.names),
+            cut=self._cut.name,
+            adapt_steps=self._adapt_steps,
+            reference=self._judge.reference,
+            uploads=uploads,
+            formats=formats,
+            coder=self._coder(candidates[len(candidates) // 2]),
         )
-        self._refiner = Refiner(
-            heads,
-            examples,
-            distillation_loss(detector),
-            arguments.adapt_steps,
-            stages,
-        )
-        self._uploads: dict[str, list[dict[str, Any]]] = {}
-        self._formats: list[dict[str, Any]] = []
-
-    def run(self) -> dict[str, Any]:
-        """Measure everything; returns the result as JSON."""
-        self._measure_uploads()
-        candidates = self._measure_formats()
-        typical = candidates[len(candidates) // 2]
-        return {
-            "machine": machine(),
-            "software_version": __version__,
-            "calibration_images": list(self._calibration.names),
-            "evaluation_images": list(self._images.names),
-            "cut": self._cut.name,
-            "adapt_steps": self._arguments.adapt_steps,
-            "reference": self._reference,
-            "uploads": self._uploads,
-            "formats": self._formats,
-            "coder": self._coder(typical),
-            "summary": self._summary(),
-        }
-
-    def plot(self, path: Path) -> None:
-        """Plot bytes against AP."""
-        series = [
-            Series("JPEG", tuple(self._curve("jpeg"))),
-            Series("WebP", tuple(self._curve("webp"))),
-            Series(f"{self._cut.name}, tail as it is", tuple(self._curve("unadapted"))),
-            Series(f"{self._cut.name}, tail adapted", tuple(self._curve("adapted"))),
-        ]
-        plot(series, path, metric="COCO AP", reference=self._reference["ap"])
-
-    def _judge(self, found: Sequence[Detections]) -> dict[str, float]:
-        return {
-            "ap": self._truth.accuracy(found),
-            "agreement_ap50": self._agreement.accuracy(found),
-        }
+        return result | {"summary": _summary(result)}
 
     def _measure(self, candidate: Candidate) -> dict[str, float]:
-        accuracy = self._judge(self._evaluator.detections(candidate))
+        accuracy = self._judge.accuracy(self._evaluator.detections(candidate))
         return {"payload_bytes": self._evaluator.payload_bytes(candidate), **accuracy}
 
-    def _measure_uploads(self) -> None:
+    def _uploads(self) -> dict[str, list[dict[str, Any]]]:
         progress = self._stages.stage("measuring uploads")
         specs = [CodecSpec(name="jpeg", quality=q) for q in JPEG_QUALITIES]
         specs += [CodecSpec(name="webp", quality=q) for q in WEBP_QUALITIES]
+        found: dict[str, list[dict[str, Any]]] = {}
         for done, spec in enumerate(specs, 1):
             upload = self._table.upload(self._whole, spec)
             row = {"quality": spec.quality, "encode_ms": upload.encode_ms, **self._measure(upload)}
-            self._uploads.setdefault(spec.name, []).append(row)
+            found.setdefault(spec.name, []).append(row)
             progress(done, len(specs))
+        return found
 
-    def _measure_formats(self) -> list[Candidate]:
+    def _formats(self) -> tuple[list[Candidate], list[dict[str, Any]]]:
         curve = self._refiner.curve(self._cut)
-        candidates = []
+        candidates, rows = [], []
         for point in reversed(_spread(curve.points)):  # a finer format's tail is a good start
             unadapted = self._refiner.options(self._cut, curve, point.wire)[0]  # in context
             adapted = self._refiner.adapted(self._cut, point.wire, unadapted.label)
             candidate = replace(unadapted, cut=adapted)
-            self._formats.append(
+            rows.append(
                 {
                     "step": point.step,
                     "dead_zone": point.dead_zone,
@@ -216,7 +116,7 @@ class _Bench:
                 }
             )
             candidates.append(candidate)
-        return candidates
+        return candidates, rows
 
     def _coder(self, candidate: Candidate) -> dict[str, Any]:
         """The context coder against Zstandard on the same symbols, and its time on one core."""
@@ -249,32 +149,34 @@ class _Bench:
             "ms": stages,
         }
 
-    def _curve(self, name: str) -> Curve:
-        rows = self._uploads.get(name) or [row[name] for row in self._formats]
-        return [(row["payload_bytes"], row["ap"]) for row in rows]
 
-    def _summary(self) -> dict[str, Any]:
-        ours = self._curve("adapted")
-        rivals = {name: self._curve(name) for name in ("jpeg", "webp")}
-        jpeg_30 = next(row for row in self._uploads["jpeg"] if row["quality"] == 30)
-        equal = []
-        for size, accuracy in ours:
-            others = {name: bytes_at(curve, accuracy) for name, curve in rivals.items()}
-            known = [each for each in others.values() if each is not None]
-            share = size / min(known) if known else None
-            equal.append({"ap": accuracy, "bytes": size, **others, "share_of_best": share})
-        return {
-            "reference_ap": self._reference["ap"],
-            "most_ap_at_5500_bytes": max((a for s, a in ours if s <= 5500), default=None),
-            "most_ap_at_2000_bytes": max((a for s, a in ours if s <= 2000), default=None),
-            "jpeg_q30": {"bytes": jpeg_30["payload_bytes"], "ap": jpeg_30["ap"]},
-            "bd_rate_percent": {
-                f"{which} against {name}": bd_rate(curve, self._curve(which))
-                for which in ("adapted", "unadapted")
-                for name, curve in rivals.items()
-            },
-            "at_equal_ap": equal,
-        }
+def _curve(result: Result, name: str) -> Curve:
+    rows = result["uploads"].get(name) or [row[name] for row in result["formats"]]
+    return [(row["payload_bytes"], row["ap"]) for row in rows]
+
+
+def _summary(result: Result) -> dict[str, Any]:
+    ours = _curve(result, "adapted")
+    baselines = {name: _curve(result, name) for name in ("jpeg", "webp")}
+    jpeg_30 = next(row for row in result["uploads"]["jpeg"] if row["quality"] == 30)
+    equal = []
+    for size, accuracy in ours:
+        others = {name: bytes_at(curve, accuracy) for name, curve in baselines.items()}
+        known = [each for each in others.values() if each is not None]
+        share = size / min(known) if known else None
+        equal.append({"ap": accuracy, "bytes": size, **others, "share_of_best": share})
+    return {
+        "reference_ap": result["reference"]["ap"],
+        "most_ap_at_5500_bytes": max((a for s, a in ours if s <= 5500), default=None),
+        "most_ap_at_2000_bytes": max((a for s, a in ours if s <= 2000), default=None),
+        "jpeg_q30": {"bytes": jpeg_30["payload_bytes"], "ap": jpeg_30["ap"]},
+        "bd_rate_percent": {
+            f"{which} against {name}": bd_rate(curve, _curve(result, which))
+            for which in ("adapted", "unadapted")
+            for name, curve in baselines.items()
+        },
+        "at_equal_ap": equal,
+    }
 
 
 def _spread(points: Sequence[RatePoint]) -> list[RatePoint]:
@@ -334,5 +236,42 @@ def _stage_times(
     }
 
 
+def draw(result: Result, path: Path) -> None:
+    """Plot bytes against AP."""
+    cut = result["cut"]
+    names = {"jpeg": "JPEG", "webp": "WebP"}
+    names |= {"unadapted": f"{cut}, tail as it is", "adapted": f"{cut}, tail adapted"}
+    series = [Series(title, tuple(_curve(result, name))) for name, title in names.items()]
+    plot(series, path, metric="COCO AP", reference=result["reference"]["ap"])
+
+
+def section(result: Result) -> Lines:
+    """Table of bytes at equal AP."""
+    columns = {
+        "AP": "{ap:.1f}",
+        "bytes": "{bytes:,.0f}",
+        "JPEG": "{jpeg:,.0f}",
+        "WebP": "{webp:,.0f}",
+        "share of the best": "{share_of_best:.2f}",
+    }
+    return table(result["summary"]["at_equal_ap"], columns)
+
+
+def measure(arguments: argparse.Namespace, stages: Stages) -> Result:
+    """Measure uploads and wire formats of one cut."""
+    if arguments.plot is not None:
+        check_format(arguments.plot)
+    with tempfile.TemporaryDirectory() as folder:
+        return _WireBench(arguments, Path(folder), stages).run()
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    add_coco_options(parser)
+    add_cut_option(parser)
+    parser.add_argument("--adapt-steps", type=int, default=300)
+
+
+BENCH = Bench(__doc__, "wire_rate", _options, measure, section, draw)
+
 if __name__ == "__main__":
-    main()
+    BENCH.main()

@@ -1,1 +1,1 @@
-"""More edges, larger networks, strangers."""
+"""More edges, larger networks, bit widths of many layers, strangers."""

@@ -5,23 +5,21 @@ structure alone decides how long they take, so no weights need be fetched. Costs
 and errors of the allocation are made up, from a seed.
 """
 
+import argparse
 import statistics
 import struct
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
-from bench.machine import machine
+from bench.harness import Bench, Lines, Result, no_options, record, table
 from common.progress import Stages
-from common.version import __version__
 from search.allocate.exact import solve_exact
 from search.allocate.problem import Problem, TensorChoice, narrowest
 from search.network.cuts import enumerate_cuts, undominated
@@ -41,20 +39,14 @@ _CHUNK = 1 << 20
 T = TypeVar("T")
 
 
-def measure_search(stages: Stages) -> dict[str, Any]:
+def measure(_arguments: argparse.Namespace, stages: Stages) -> Result:
     """Measure the time of the search's stages, by network."""
     rows = []
     progress = stages.stage("searching larger networks")
     for done, name in enumerate(NETWORKS, 1):
         rows.append(_network_row(name))
         progress(done, len(NETWORKS))
-    return {
-        "machine": machine(),
-        "software_version": __version__,
-        "weights": "random",
-        "rounds": _ROUNDS,
-        "rows": rows,
-    }
+    return record(weights="random", rounds=_ROUNDS, rows=rows)
 
 
 def _network_row(name: str) -> dict[str, Any]:
@@ -125,24 +117,40 @@ def made_up_costs(graph: Graph, seed: int) -> CostGraph:
 
 
 def made_up_problem(graph: Graph, seed: int) -> Problem:
-    """Allocation problem: a width for the weights and the output of every convolution.
-
-    Sizes are the network's, errors made up as in `bench.micro.allocation`: fourfold with each bit.
-    """
-    rng = np.random.default_rng(seed)
-    layers = [node for node in graph.nodes if node.weight is not None]
-    weights = tuple(
-        _choice(rng, f"w {n.name}", n.weight.size) for n in layers if n.weight is not None
+    """Allocation problem: a width for the weights and the output of every convolution."""
+    layers = [(node, node.weight) for node in graph.nodes if node.weight is not None]
+    return random_problem(
+        np.random.default_rng(seed),
+        ((f"w {node.name}", weight.size) for node, weight in layers),
+        ((f"a {node.name}", node.elements) for node, _ in layers),
     )
-    activations = tuple(_choice(rng, f"a {node.name}", node.elements) for node in layers)
+
+
+def random_problem(
+    rng: np.random.Generator,
+    weights: Iterable[tuple[str, int]],
+    activations: Iterable[tuple[str, int]],
+) -> Problem:
+    """Problem of layers in a chain with skip connections, with errors and a limit from `rng`.
+
+    Errors fall about fourfold with each bit; the limit on memory is between the narrowest and the
+    widest widths.
+
+    Args:
+        rng: Source of chance.
+        weights: Name and number of elements of the weights of each layer.
+        activations: Those of its output.
+    """
+    stored = tuple(_choice(rng, name, elements) for name, elements in weights)
+    outputs = tuple(_choice(rng, name, elements) for name, elements in activations)
     live = tuple(
         tuple(sorted({k, max(0, k - 1), max(0, k - int(rng.integers(1, 9)))}))
-        for k in range(len(layers))
+        for k in range(len(stored))
     )
-    least = narrowest(Problem(weights, activations, live, memory_bits=None))
+    least = narrowest(Problem(stored, outputs, live, memory_bits=None))
     needed_bits = least.weight_bits + least.peak_bits
     limit_bits = int(needed_bits * rng.uniform(1.05, 3.0))
-    return Problem(weights, activations, live, memory_bits=limit_bits)
+    return Problem(stored, outputs, live, memory_bits=limit_bits)
 
 
 def _choice(rng: np.random.Generator, name: str, elements: int) -> TensorChoice:
@@ -172,25 +180,23 @@ def _timed_s(call: Callable[[], T]) -> tuple[float, T]:
     return time.perf_counter() - started_s, result
 
 
-def print_search(found: Mapping[str, Any], console: Console) -> None:
-    """Print the times as a table."""
-    title = f"The search's stages in seconds, random weights, medians of {found['rounds']}"
-    table = Table("network", title=title, title_justify="left")
+def section(found: Result) -> Lines:
+    """Section of the page."""
+    yield (
+        "Stages of a search that depend on a network's structure alone, with random weights, in "
+        "seconds."
+    )
+    yield ""
     columns = {
-        "convolutions": "layers",
-        "read_s": "read",
-        "cuts": "cuts",
-        "undominated_cuts": "kept",
-        "cuts_s": "find",
-        "dads_s": "DADS",
-        "qdmp_s": "QDMP",
-        "allocation_s": "widths",
+        "network": "{network}",
+        "convolutions": "{convolutions}",
+        "cuts": "{cuts}",
+        "read": "{read_s:.2f}",
+        "enumerate": "{cuts_s:.4f}",
+        "min-cut (DADS)": "{dads_s:.4f}",
+        "exact widths": "{allocation_s:.3f}",
     }
-    for column in columns.values():
-        table.add_column(column, justify="right")
-    for row in found["rows"]:
-        values = [row[key] for key in columns]
-        cells = [f"{v:.4f}" if isinstance(v, float) else f"{v:,}" for v in values]
-        table.add_row(row["network"], *cells)
-    console.print(table)
-    console.print("find: enumerate cuts; kept: not dominated by another; widths: exact allocation")
+    yield from table(found["rows"], columns)
+
+
+BENCH = Bench(__doc__, "larger_networks", no_options, measure, section)

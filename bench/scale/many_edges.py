@@ -10,33 +10,37 @@ every stream has had an answer, when the queue is at its steady length.
 
 import argparse
 import os
-import resource
 import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
-from bench.cpu import cpu_ms
-from bench.machine import machine
+from bench.harness import (
+    Bench,
+    Lines,
+    Result,
+    add_bundle_options,
+    listed,
+    record,
+    spread,
+    table,
+)
 from bench.plan_choice import cheapest_split, upload
-from bench.processes import Service
+from bench.processes import Service, cpu_ms, memory_mib
 from common.bundle.bundle import Bundle
 from common.errors import SplitpointError
 from common.imaging.images import letterbox, list_images, read_image
 from common.progress import Stages
 from common.rpc import splitpoint_pb2 as pb
 from common.rpc.messages import microseconds
-from common.version import __version__
 from edge.head import open_plans
 from edge.stream.client import CloudClient
 from edge.stream.transport import GrpcTransport
@@ -48,20 +52,12 @@ _PAUSE_S = 0.05
 
 
 @dataclass(frozen=True)
-class Answered:
-    """One frame: the time its answer was read, by `time.perf_counter`, and its latency."""
-
-    at_s: float
-    latency_ms: float
-
-
-@dataclass(frozen=True)
 class Turn:
     """One plan's turn.
 
     Attributes:
         seconds: Duration that counts.
-        answered: Frames that were answered in that time.
+        latencies_ms: Latencies of the frames that were answered in that time.
         errors: One line for each frame that was not answered, of the whole turn.
         cloud_cpu_ms: CPU time of the cloud.
         load_cpu_ms: CPU time of this process.
@@ -69,107 +65,94 @@ class Turn:
     """
 
     seconds: float
-    answered: list[Answered]
+    latencies_ms: list[float]
     errors: list[str]
     cloud_cpu_ms: float
     load_cpu_ms: float
     all_cpu_ms: float
 
-    @property
-    def others_ms(self) -> float:
-        """CPU time of all other processes, which should be none."""
-        return max(0.0, self.all_cpu_ms - self.cloud_cpu_ms - self.load_cpu_ms)
-
 
 @dataclass
 class Load:
-    """State shared by the streams of one turn; appending to a list is atomic."""
+    """State shared by the streams of one turn; appending to a list is atomic.
+
+    Attributes:
+        had_one: Whether each stream has had an answer.
+        ended: Set when streams shall end.
+        answered: Of each frame the time its answer was read, by `time.perf_counter`, and its
+            latency in ms.
+        errors: One line for each frame that was not answered.
+    """
 
     had_one: list[threading.Event]
     ended: threading.Event = field(default_factory=threading.Event)
-    answered: list[Answered] = field(default_factory=list)
+    answered: list[tuple[float, float]] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
 
-class Stream:
-    """One edge that has nothing to do but send and wait.
-
-    Args:
-        client: Client of the cloud.
-        number: Number of the stream, from zero; each begins with another picture.
-    """
-
-    def __init__(self, client: CloudClient, number: int) -> None:
-        self._client = client
-        self._number = number
-
-    def run(self, frames: Sequence[pb.Frame], load: Load) -> None:
-        """Send one frame after the other until the load ends."""
-        first = self._number % len(frames)
-        try:
-            for frame in islice(cycle(frames), first, None):
-                self._send(frame, load)
-                load.had_one[self._number].set()
-                if load.ended.is_set():
-                    return
-        finally:
-            load.had_one[self._number].set()  # a stream that broke must not be waited for
-
-    def _send(self, frame: pb.Frame, load: Load) -> None:
-        """Send a frame like an edge does: the next frame reports the times of this one."""
-        message = pb.Frame()
-        message.CopyFrom(frame)  # a message belongs to its stream
-        sent_s = time.perf_counter()
-        try:
-            answer = self._client.request(message)
-        except SplitpointError as error:
-            load.errors.append(str(error))
-            time.sleep(_PAUSE_S)
-            return
-        at_s = time.perf_counter()
-        load.answered.append(Answered(at_s, (at_s - sent_s) * 1e3))
-        took_us = microseconds(answer.round_trip_ms)
-        uplink_us = microseconds(answer.passage.uplink_ms)
-        answer.measured(pb.EdgeTimes(round_trip_us=took_us, uplink_us=uplink_us, total_us=took_us))
+def stream(client: CloudClient, number: int, frames: Sequence[pb.Frame], load: Load) -> None:
+    """Send one frame after the other until the load ends; each stream begins with another one."""
+    try:
+        for frame in islice(cycle(frames), number % len(frames), None):
+            _send(client, frame, load)
+            load.had_one[number].set()
+            if load.ended.is_set():
+                return
+    finally:
+        load.had_one[number].set()  # a stream that broke must not be waited for
 
 
-def measure_edges(arguments: argparse.Namespace, stages: Stages) -> dict[str, Any]:
+def _send(client: CloudClient, frame: pb.Frame, load: Load) -> None:
+    """Send a frame like an edge does: the next frame reports the times of this one."""
+    message = pb.Frame()
+    message.CopyFrom(frame)  # a message belongs to its stream
+    sent_s = time.perf_counter()
+    try:
+        answer = client.request(message)
+    except SplitpointError as error:
+        load.errors.append(str(error))
+        time.sleep(_PAUSE_S)
+        return
+    at_s = time.perf_counter()
+    load.answered.append((at_s, (at_s - sent_s) * 1e3))
+    took_us = microseconds(answer.round_trip_ms)
+    uplink_us = microseconds(answer.passage.uplink_ms)
+    answer.measured(pb.EdgeTimes(round_trip_us=took_us, uplink_us=uplink_us, total_us=took_us))
+
+
+def measure(arguments: argparse.Namespace, stages: Stages) -> Result:
     """Measure throughput and latency by number of streams and plan."""
     with Bundle.open(arguments.bundle) as bundle, ExitStack() as stack:
         chosen = choose(bundle)
-        frames = {way: _frames(bundle, d, arguments.images) for way, d in chosen.items()}
+        frames = {kind: _frames(bundle, d, arguments.images) for kind, d in chosen.items()}
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        command = ["cloud", "--bundle", str(bundle.root), "--grpc-port", "0", "--rest-port", "0"]
-        cloud = stack.enter_context(Service(command, folder / "cloud.log"))
+        cloud = stack.enter_context(Service.cloud(bundle.root, folder / "cloud.log"))
         address, pid = f"127.0.0.1:{cloud.ready['grpc']}", cloud.ready["pid"]
-        streams: list[Stream] = []
+        clients: list[CloudClient] = []
         rows = []
         progress = stages.stage("loading the cloud")
         for done, count in enumerate(sorted(arguments.streams), 1):
-            while len(streams) < count:
-                client = _connect(address, bundle.digest, len(streams))
-                stack.callback(client.close)
-                streams.append(Stream(client, len(streams)))
-            turns: dict[str, list[Turn]] = {way: [] for way in chosen}
-            for way in [*chosen] * _TURNS:
+            while len(clients) < count:
+                clients.append(_connect(address, bundle.digest, len(clients)))
+                stack.callback(clients[-1].close)
+            turns: dict[str, list[Turn]] = {kind: [] for kind in chosen}
+            for kind in [*chosen] * _TURNS:
                 seconds = arguments.seconds / _TURNS
-                turns[way].append(_turn(streams, frames[way], seconds, pid))
-            for way, taken in turns.items():
-                row = {"streams": count, "way": way, **summary(taken)}
-                rows.append(row | {"cloud_resident_mib": _resident_mib(pid)})
+                turns[kind].append(_turn(clients, frames[kind], seconds, pid))
+            for kind, taken in turns.items():
+                row = {"streams": count, "kind": kind, **summary(taken)}
+                rows.append(row | {"cloud_resident_mib": memory_mib(pid)})
             progress(done, len(arguments.streams))
-        return {
-            "machine": machine(),
-            "software_version": __version__,
-            "bundle": bundle.digest.hex(),
-            "seconds": arguments.seconds,
-            "plans": {way: bundle.plan(digest).name for way, digest in chosen.items()},
-            "frame_bytes": {
-                way: round(statistics.mean(frame.ByteSize() for frame in sent))
-                for way, sent in frames.items()
+        return record(
+            bundle=bundle.digest.hex(),
+            seconds=arguments.seconds,
+            plans={kind: bundle.plan(digest).name for kind, digest in chosen.items()},
+            frame_bytes={
+                kind: round(statistics.mean(frame.ByteSize() for frame in sent))
+                for kind, sent in frames.items()
             },
-            "rows": rows,
-        }
+            rows=rows,
+        )
 
 
 def choose(bundle: Bundle) -> dict[str, bytes]:
@@ -186,24 +169,25 @@ def choose(bundle: Bundle) -> dict[str, bytes]:
     return {"split": split, "JPEG": jpeg}
 
 
-def summary(turns: Sequence[Turn]) -> dict[str, Any]:
+def summary(turns: Sequence[Turn]) -> Result:
     """Summary of the turns of one plan; without any answer, only the number of failed frames."""
     errors = [error for turn in turns for error in turn.errors]
-    told = {"failed": len(errors), "errors": list(dict.fromkeys(errors))[:3]}
-    latencies_ms = [each.latency_ms for turn in turns for each in turn.answered]
+    latencies_ms = [ms for turn in turns for ms in turn.latencies_ms]
     count, seconds = len(latencies_ms), sum(turn.seconds for turn in turns)
+    found = {"frames": count, "failed": len(errors), "errors": list(dict.fromkeys(errors))[:3]}
     if not count:
-        return {"frames": 0, **told}
+        return found
     p50_ms, p99_ms = np.percentile(latencies_ms, (50, 99))
+    cloud_ms, load_ms = sum(t.cloud_cpu_ms for t in turns), sum(t.load_cpu_ms for t in turns)
+    others_ms = sum(max(0.0, t.all_cpu_ms - t.cloud_cpu_ms - t.load_cpu_ms) for t in turns)
     return {
-        "frames": count,
-        **told,
+        **found,
         "frames_per_s": round(count / seconds, 2),
         "p50_ms": round(float(p50_ms), 2),
         "p99_ms": round(float(p99_ms), 2),
-        "cloud_cpu_ms": round(sum(turn.cloud_cpu_ms for turn in turns) / count, 2),
-        "load_cpu_ms": round(sum(turn.load_cpu_ms for turn in turns) / count, 2),
-        "others_cores": round(sum(turn.others_ms for turn in turns) / seconds / 1e3, 3),
+        "cloud_cpu_ms": round(cloud_ms / count, 2),
+        "load_cpu_ms": round(load_ms / count, 2),
+        "others_cores": round(others_ms / seconds / 1e3, 3),
     }
 
 
@@ -217,45 +201,37 @@ def _connect(address: str, bundle_digest: bytes, number: int) -> CloudClient:
 def _frames(bundle: Bundle, digest: bytes, images: Path) -> list[pb.Frame]:
     """Frames as an edge would send them, of pictures spread over the folder."""
     opened = open_plans(bundle, [digest])[digest]
-    detector = bundle.manifest.detector
-    paths = list_images(images)
-    frames = []
-    for path in paths[:: max(1, len(paths) // _PICTURES)][:_PICTURES]:
+    size = bundle.manifest.detector.input_height, bundle.manifest.detector.input_width
+
+    def frame(path: Path) -> pb.Frame:
         picture = read_image(path)
-        cut = opened.cut(letterbox(picture, (detector.input_height, detector.input_width)))
-        frames.append(
-            pb.Frame(
-                plan_digest=digest,
-                image_width=picture.shape[1],
-                image_height=picture.shape[0],
-                payloads=cut.payloads,
-            )
+        return pb.Frame(
+            plan_digest=digest,
+            image_width=picture.shape[1],
+            image_height=picture.shape[0],
+            payloads=opened.cut(letterbox(picture, size)).payloads,
         )
-    return frames
+
+    return [frame(path) for path in spread(list_images(images), _PICTURES)]
 
 
-def _turn(streams: Sequence[Stream], frames: Sequence[pb.Frame], seconds: float, pid: int) -> Turn:
-    load = Load([threading.Event() for _ in streams])
-    threads = [threading.Thread(target=each.run, args=(frames, load)) for each in streams]
-    for thread in threads:
-        thread.start()
-    for event in load.had_one:
-        event.wait()
-    began_s, before_ms = time.perf_counter(), _clocks_ms(pid)
-    time.sleep(seconds)
-    ended_s, after_ms = time.perf_counter(), _clocks_ms(pid)
-    load.ended.set()
-    for thread in threads:
-        thread.join()
-    cloud, own, whole = (after - before for before, after in zip(before_ms, after_ms, strict=True))
-    return Turn(
-        seconds=ended_s - began_s,
-        answered=[each for each in load.answered if began_s <= each.at_s < ended_s],
-        errors=load.errors,
-        cloud_cpu_ms=cloud,
-        load_cpu_ms=own,
-        all_cpu_ms=whole,
-    )
+def _turn(
+    clients: Sequence[CloudClient], frames: Sequence[pb.Frame], seconds: float, pid: int
+) -> Turn:
+    load = Load([threading.Event() for _ in clients])
+    with ThreadPoolExecutor(len(clients)) as threads:
+        running = [threads.submit(stream, c, n, frames, load) for n, c in enumerate(clients)]
+        for event in load.had_one:
+            event.wait()
+        began_s, before_ms = time.perf_counter(), _clocks_ms(pid)
+        time.sleep(seconds)
+        ended_s, after_ms = time.perf_counter(), _clocks_ms(pid)
+        load.ended.set()
+        for each in running:
+            each.result()  # which raises what broke it
+    latencies_ms = [ms for at_s, ms in load.answered if began_s <= at_s < ended_s]
+    used_ms = (after - before for before, after in zip(before_ms, after_ms, strict=True))
+    return Turn(ended_s - began_s, latencies_ms, load.errors, *used_ms)
 
 
 def _clocks_ms(pid: int) -> tuple[float, float, float]:
@@ -266,31 +242,31 @@ def _clocks_ms(pid: int) -> tuple[float, float, float]:
     return cpu_ms(pid), time.process_time() * 1e3, busy_s * 1e3
 
 
-def _resident_mib(pid: int) -> float:
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return round(pages * resource.getpagesize() / 2**20, 1)
-
-
-def print_edges(found: Mapping[str, Any], console: Console) -> None:
-    """Print the rows as a table."""
-    table = Table("edges", "way", title="One cloud, many edges", title_justify="left")
+def section(found: Result) -> Lines:
+    """Section of the page."""
+    sent = ", ".join(
+        f"{kind}: {name}, {found['frame_bytes'][kind]:,} bytes"
+        for kind, name in found["plans"].items()
+    )
+    yield f"Streams to one cloud, each with one frame in flight, on loopback. {sent}."
+    yield ""
     columns = {
-        "frames_per_s": "frames/s",
-        "p50_ms": "p50 ms",
-        "p99_ms": "p99 ms",
-        "cloud_cpu_ms": "cloud",
-        "load_cpu_ms": "load",
-        "others_cores": "others",
-        "cloud_resident_mib": "MiB",
+        "streams": "{streams}",
+        "plan:": "{kind}",
+        "frames/s": "{frames_per_s:.1f}",
+        "p50, ms": "{p50_ms:.0f}",
+        "p99, ms": "{p99_ms:.0f}",
+        "cloud CPU, ms": "{cloud_cpu_ms:.1f}",
+        "MiB": "{cloud_resident_mib:.0f}",
+        "failed": "{failed:,}",
     }
-    for column in columns.values():
-        table.add_column(column, justify="right")
-    for row in found["rows"]:
-        cells = [f"{row[key]:.1f}" if key in row else "" for key in columns]
-        table.add_row(f"{row['streams']}", row["way"], *cells)
-    console.print(table)
-    console.print("cloud, load: CPU ms for a frame; others: cores; MiB: resident in the cloud")
-    failed = sum(row["failed"] for row in found["rows"])
-    console.print(f"failed: {failed:,} frames", highlight=False)
-    for way, plan in found["plans"].items():
-        console.print(f"{way}: {plan}, {found['frame_bytes'][way]:,} bytes", highlight=False)
+    yield from table(found["rows"], columns)
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    add_bundle_options(parser)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each plan and number")
+    parser.add_argument("--streams", type=listed(int), default=STREAMS, help="numbers of edges")
+
+
+BENCH = Bench(__doc__, "many_edges", _options, measure, section)

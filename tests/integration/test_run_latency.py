@@ -8,17 +8,35 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from bench.latency.cell import ADAPTIVE, FIXED, FLOAT, PLAIN, link_of, measure_cell
-from bench.latency.contenders import MEMORY, Cell, key_of
+from bench.latency.cell import ADAPTIVE, FIXED, FLOAT, PLAIN, measure_cell
 from bench.latency.report import write_all
 from bench.latency.stage import BenchStage, stage
-from bench.links.shaped import ShapingError, emulated
+from bench.latency.strategies import MEMORY, Cell, key_of
+from bench.links.shaped import ShapingError, emulated, link_of
 from bench.run_latency import main
 from common.errors import SettingsError
+from common.runtime.registry import runtime_name
+from common.tables.rows import LatencyRow, to_json
 from tests import tiny
 
 CELL = Cell(1.0, 8.0)
-WHO: dict[str, Any] = {
+PROFILED = LatencyRow(
+    device="1 of a core",
+    runtime=runtime_name(1),
+    threads=1,
+    side="edge",
+    network=tiny.NETWORK,
+    segment="head to map",
+    bits="8",
+    n=10,
+    median_ms=1.0,
+    p90_ms=1.0,
+    low_ms=1.0,
+    high_ms=1.0,
+    source="profiled",
+    last_seen_s=0.0,
+)
+STRATEGIES: dict[str, Any] = {
     "uploads": {"PNG": tiny.CLOUD_ONLY},
     "splitpoint": {"A": list(tiny.ALL_PLANS), "B": [tiny.SPLIT, tiny.CLOUD_ONLY]},
     "published": {
@@ -37,8 +55,10 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BenchStage]:
     images = [folder / f"{k}.png" for k in range(2)]
     for k, path in enumerate(images):
         Image.fromarray(tiny.image(k)).save(path)
-    (folder / "1.json").write_text("[]")  # predictions do for a test
-    with stage(emulated(link_of(CELL.mbit)), bundle, WHO, images, CELL.share, folder) as made:
+    (folder / "1.json").write_text(to_json([PROFILED]))
+    with stage(
+        emulated(link_of(CELL.mbit)), bundle, STRATEGIES, images, CELL.share, folder
+    ) as made:
         yield made
 
 
@@ -89,7 +109,7 @@ def test_the_report_is_written_whole(
         "commit": "abc",
         "reference_accuracy": 91.0,
         "memory": MEMORY,
-        "who": WHO,
+        "strategies": STRATEGIES,
         "plans": {p.name: p.predicted.model_dump(mode="json") for p in plans},
         "kinds": {p.name: p.kind for p in plans},
         "images": ["0.png"],
@@ -107,7 +127,6 @@ def test_the_report_is_written_whole(
 
     assert json.loads(path.read_text()) == result
     assert "8 Mbit/s" in path.with_suffix(".md").read_text()
-    assert len(path.with_suffix(".csv").read_text().splitlines()) == 1 + len(rows)
     assert {p.name for p in tmp_path.glob("*.png")} == {
         "some-1.png",
         "some-stages.png",

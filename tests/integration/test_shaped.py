@@ -31,7 +31,7 @@ def test_a_wire_is_as_asked_and_changes(wire: tuple[Wire, ShapedLink]) -> None:
     for link in (LINK, SLOWER):
         made.change(link)
         measured = self_check(made, link, seconds=0.4)
-        # Loose, since other processes may take the machine's time: links are told apart.
+        # Loose, since other processes may take the machine's time: links differ.
         assert 0.5 * link.uplink_bps < measured.uplink_bps < 1.05 * link.uplink_bps
         assert 0.5 * link.downlink_bps < measured.downlink_bps < 1.05 * link.downlink_bps
         assert measured.rtt_ms >= (link.rtt_ms if kind == "relay" else 0.0)
@@ -40,12 +40,12 @@ def test_a_wire_is_as_asked_and_changes(wire: tuple[Wire, ShapedLink]) -> None:
 def test_both_ends_control_congestion_alike(wire: tuple[Wire, ShapedLink]) -> None:
     _, made = wire
     for end in (made.edge, made.cloud):
-        told = [
+        read = [
             subprocess.check_output([*end.prefix, "cat", f"/proc/sys/net/ipv4/{name}"], text=True)  # noqa: S603
             for name in ("tcp_congestion_control", "tcp_slow_start_after_idle")
         ]
-        assert made.congestion == f"{told[0].strip()}, with windows that outlast pauses"
-        assert told[1].strip() == "0"
+        assert made.congestion == f"{read[0].strip()}, with windows that outlast pauses"
+        assert read[1].strip() == "0"
 
 
 def test_two_wires_stand_side_by_side(wire: tuple[Wire, ShapedLink]) -> None:

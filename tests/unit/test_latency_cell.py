@@ -2,14 +2,14 @@
 
 import pytest
 
-from bench.latency.cell import Contender
+from bench.latency.cell import StrategyRun
 from bench.latency.trace import usual_mbit
 from bench.links.traces import TRACES
 from common.link.link import Link, LinkTrace
 
 
-def contender(settings: str, latency_ms: float, frames: int) -> Contender:
-    made = Contender({"some": settings}, lambda _: {})
+def strategy_run(settings: str, latency_ms: float, frames: int) -> StrategyRun:
+    made = StrategyRun({"some": settings}, lambda _: {})
     for _ in range(frames):
         made.keep({"latency_ms": latency_ms})
     return made
@@ -29,16 +29,16 @@ def contender(settings: str, latency_ms: float, frames: int) -> Contender:
 def test_what_is_close_to_the_fastest_is_measured_longer(
     settings: str, latency_ms: float, frames: int, enough: bool
 ) -> None:
-    mine = contender(settings, latency_ms, frames)
-    others = [mine, contender("A", 100.0, 10), contender("B", 400.0, 10)]
-    others.append(contender("AB", 50.0, 10))
+    mine = strategy_run(settings, latency_ms, frames)
+    others = [mine, strategy_run("A", 100.0, 10), strategy_run("B", 400.0, 10)]
+    others.append(strategy_run("AB", 50.0, 10))
     others[-1].accurate = False  # nobody needs to be close to it
 
     assert mine.has_enough(others, budget_s=8.0) is enough
 
 
 def test_a_frame_that_failed_is_kept_as_an_error_and_takes_no_time() -> None:
-    mine = contender("A", 100.0, 2)
+    mine = strategy_run("A", 100.0, 2)
 
     mine.keep({"error": "the cloud went away"})
 

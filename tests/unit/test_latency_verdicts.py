@@ -65,23 +65,27 @@ OURS = row(ADAPTIVE, 60.0, "split")
 
 
 @pytest.mark.parametrize(
-    ("others", "best", "rival"),
+    ("others", "best", "baseline"),
     [
         ([row("JPEG", 100.0), row("PNG", 200.0)], "JPEG", "JPEG"),  # the faster one
         ([row("JPEG", 100.0), row("WebP", 50.0, "webp")], "WebP", "WebP"),  # one point of AP less
         ([row("JPEG", 100.0), row("WebP", 50.0, accuracy=23.9)], "JPEG", "JPEG"),  # beyond it
         ([row("JPEG", 100.0), row("PNG", 50.0, failed=1)], "JPEG", "JPEG"),  # lost a frame
-        ([row("JPEG", 100.0), row(FIXED, 50.0, "split")], FIXED, "JPEG"),  # no rival, but another
+        (
+            [row("JPEG", 100.0), row(FIXED, 50.0, "split")],
+            FIXED,
+            "JPEG",
+        ),  # ours, but not adaptive
         ([row("JPEG", 100.0), row(TUNED, 50.0, "webp")], TUNED, "JPEG"),
     ],
 )
 def test_the_adaptive_planner_is_laid_beside_the_best_others(
-    others: list[dict[str, Any]], best: str, rival: str
+    others: list[dict[str, Any]], best: str, baseline: str
 ) -> None:
     (verdict, _) = verdicts(result(OURS, *others))
 
-    assert (verdict["best"], verdict["rival"]) == (best, rival)
-    assert verdict["rival_ratio"] == pytest.approx(60.0 / verdict["rival_ms"])
+    assert (verdict["best"], verdict["baseline"]) == (best, baseline)
+    assert verdict["baseline_ratio"] == pytest.approx(60.0 / verdict["baseline_ms"])
 
 
 def test_a_setting_sees_only_the_strategies_that_fit_it() -> None:
@@ -111,7 +115,7 @@ def test_bytes_are_those_of_the_smallest_upload_that_is_as_accurate() -> None:
     assert codec_bytes(some, 24.0) is None
 
 
-def test_what_the_best_other_did_with_the_same_plan_is_told() -> None:
+def test_frames_by_the_plan_of_the_best_other_are_counted() -> None:
     half = {**OURS, "plans": {"split": 10, "jpeg": 10}}
     found = verdicts(result(half, row("JPEG", 100.0), row(FIXED, 50.0, "split")))
     assert [verdict["alike"] for verdict in found] == [0.5, 0.5]
@@ -143,6 +147,14 @@ def test_targets_are_judged_by_their_worst_cell() -> None:
     work = next(t for t in found if "CPU time" in t.what)
     assert work.met
     assert work.worst == "0.25 x"
+
+
+def test_bytes_are_judged_where_no_cell_splits() -> None:
+    mine = row(ADAPTIVE, 60.0, "webp")
+
+    (fewer,) = (t for t in targets(result(mine, row("JPEG", 100.0))) if "fewer bytes" in t.what)
+
+    assert fewer.worst == "1.0 x; 0 of 1 cells reach it; 1 of 1 send mostly pictures"
 
 
 def test_what_holds_up_both_in_a_round_does_not_widen_their_ratio() -> None:

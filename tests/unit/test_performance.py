@@ -3,11 +3,19 @@
 import re
 from pathlib import Path
 
-from bench.performance import OUT, RESULTS, page
+from bench.harness import RESULTS
+from bench.performance import OUT, page
 
 
 def test_the_page_is_made_of_the_committed_results() -> None:
     assert OUT.read_text() == page(), "run python -m bench.performance"
+
+
+def test_the_page_opens_with_who_wins_where_and_what_missed() -> None:
+    summary = page().partition("## Summary")[2].partition("## ")[0]
+
+    for words in ("A split wins", "An image wins", "The edge alone wins", "H.264 wins", "Missed"):
+        assert words in summary, words
 
 
 def test_every_picture_and_link_of_it_is_there() -> None:
@@ -22,5 +30,5 @@ def test_a_result_that_is_missing_is_said_to_be(tmp_path: Path) -> None:
 
     text = page(tmp_path)
 
-    assert text.count("Not measured yet.") == 7
+    assert text.count("Not measured yet.") == 10
     assert "| 3mbit/20ms | relay |" in text

@@ -1,4 +1,4 @@
-"""One way of the relay between namespaces; time is a number."""
+"""One direction of the relay between namespaces; time is a number."""
 
 import pytest
 
@@ -14,7 +14,7 @@ def _lane(rate_bps: float = 8e6, delay_ms: float = 10.0, **options: float) -> La
 
 
 def _arrivals(lane: Lane) -> list[float]:
-    """When each packet that is under way arrives."""
+    """When each packet that travels arrives."""
     times = []
     while (at_s := lane.next_s()) < 1e6:
         times += [at_s] * len(lane.take(at_s))
