@@ -21,6 +21,7 @@ from common.version import __version__
 from search.cache import Cache
 from search.constraints import constraints
 from search.export import write_plans
+from search.measure.accuracy_evaluator import open_evaluator
 from search.measure.held_out import Judging
 from search.measure.latency import MeasuredLatency
 from search.network.cuts import cut_of_head, enumerate_cuts, prefix_cuts, undominated
