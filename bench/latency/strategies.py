@@ -232,7 +232,7 @@ class _Baselines:
         """Fastest configuration within our accuracy limit; Auto-Split has such a limit, too."""
         table = self._table.at(model)
         for each in self._auto_split.candidates(2, memory, table, self._times, model):
-            if self._evaluator.is_good(each):
+            if self._evaluator.is_accurate(each):
                 return self._judged(each, model)
         return "no configuration that fits keeps the accuracy"
 
