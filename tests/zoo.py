@@ -104,15 +104,19 @@ def _scene(seed: int) -> NDArray[np.uint8]:
     return np.asarray(Image.fromarray(pixels).resize((96, 72), Image.Resampling.BICUBIC))
 
 
+def published(file: Path, name: str = "") -> WeightsEntry:
+    """A file as if it had been published: it is fetched from where it is, and checked."""
+    data = file.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    return WeightsEntry(name or file.name, len(data), digest, (FileSource(file),))
+
+
 @contextmanager
 def small_zoo(folder: Path) -> Iterator[Path]:
     """Have `yolov3-tiny` mean the small network inside the block; yields a file of its weights."""
-    data = _weights()
-    published = folder / "published.weights"
-    published.write_bytes(data)
-    entry = WeightsEntry(
-        f"{NAME}.weights", len(data), hashlib.sha256(data).hexdigest(), (FileSource(published),)
-    )
+    weights = folder / "published.weights"
+    weights.write_bytes(_weights())
+    model = _Small(NAME, "", published(weights, f"{NAME}.weights"))
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("search.zoo.registry.MODELS", {NAME: _Small(NAME, "", entry)})
-        yield published
+        patched.setattr("search.zoo.registry.MODELS", {NAME: model})
+        yield weights
