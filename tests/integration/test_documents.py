@@ -205,6 +205,13 @@ def _as_parsed(command: str, scene: Scene) -> None:
             run()
 
 
+def _as_there(command: str, _: Scene) -> None:
+    """Look a script or a module of the checkout up."""
+    *python, name = command.split()
+    path = f"{name.replace('.', '/')}.py" if python else name
+    assert (REPOSITORY / path).is_file()
+
+
 def _as_planned(command: str, _: Scene) -> None:
     """Have `make` say what it would do."""
     make = ["make", "--dry-run", *shlex.split(command)[1:]]
@@ -260,6 +267,7 @@ WAYS: list[tuple[str, Callable[[str, Scene], None]]] = [
     (r"curl ", _in_shell),
     (r"mv current ", _in_shell),
     (r'EDGES="', _in_shell),
+    (r"\.ci/|\.venv/bin/python -m tests\.", _as_there),  # environments of their own, minutes
     (r"make ", _as_planned),  # these tests are one of its commands, the demo takes minutes
     (r"docker compose ", _as_composed),  # an engine, and minutes: docker/check.sh
     (r"docker buildx ", _as_a_target),  # an engine, and minutes
