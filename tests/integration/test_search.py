@@ -46,6 +46,7 @@ def bundle(data_dir: Path, tiny_weights: Path, tmp_path_factory: pytest.TempPath
         edge_memory_bytes=5 << 20,
         max_images=32,  # 16 to fit, 16 that judge
         max_drop=20.0,
+        narrow_cuts=0,
         format_trials=1,
         adapt_steps=25,
         context_steps=100,
