@@ -30,6 +30,7 @@ from tests.conftest import REPOSITORY
 from tests.documents import Snippet, every_snippet, snippets
 from tests.zoo import pictures, small_zoo, video
 
+pytestmark = pytest.mark.timeout(3600)  # the first test searches, on a machine that may be busy
 SNIPPETS = every_snippet()
 DEVICE = "raspberry"
 
