@@ -5,8 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO_INSTALLED := $(VENV)/.demo-installed
+# Percent of lines and branches that tests reach, at the least.
+COMMON_COVERED := 95
+OTHERS_COVERED := 85
 
-.PHONY: help demo test check fuzz lint types protos clean
+.PHONY: help demo test check coverage fuzz lint types protos clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -20,6 +23,13 @@ test: $(INSTALLED) ## run every test, files side by side
 
 check: lint types ## lint, types and the fast tests: for every commit
 	@$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow"
+
+coverage: $(INSTALLED) ## run every test and check how many lines and branches they reach
+	@$(BIN)/coverage erase
+	@$(BIN)/coverage run -m pytest -q -n auto --dist loadfile $(PYTEST_ARGS)
+	@$(BIN)/coverage combine --quiet
+	@$(BIN)/coverage report --include='common/*' --omit='*_pb2*' --fail-under=$(COMMON_COVERED)
+	@$(BIN)/coverage report --omit='common/*' --fail-under=$(OTHERS_COVERED)
 
 fuzz: $(INSTALLED) ## feed hostile bytes to every decoder for a minute
 	@$(BIN)/python -m tests.fuzz.decoders -max_total_time=60 -print_final_stats=1

@@ -2,8 +2,11 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
 
 from cloud.admission import Admission
 from cloud.data_plane import DataPlane
@@ -122,7 +125,7 @@ def adaptive(
     """A detector whose probes are in the test's hands."""
     wanted = tuple(names)
     hello = pb.Hello(edge_id="test", bundle_digest=bundle.digest)
-    client = CloudClient(cloud.connect, hello, answer_timeout_s=0.5)
+    client = CloudClient(cloud.connect, hello, answer_timeout_s=60)
     plans = [find_plan(bundle, name) for name in wanted]
     detector = Detector(bundle, client, plans=plans, adaptive=True)
     detector.controller = PlanController(client, known(bundle, wanted), LINK, settings)
@@ -152,6 +155,14 @@ def use(detector: Detector, name: str) -> bytes:
         now_s = time.perf_counter()
         planner._switch(planner._expectations.now(now_s)[digest], now_s, f"for {name}")
     return digest
+
+
+@contextmanager
+def impatient(detector: Detector) -> Iterator[None]:
+    """Wait for no answer inside the block: none comes."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(detector._client, "_answer_timeout_s", 0.05)
+        yield
 
 
 def in_threads(work: Iterable[Callable[[], object]]) -> None:

@@ -146,7 +146,7 @@ def main() -> None:
             Path(corpus, f"seed-{number}").write_bytes(seed)
         # libFuzzer judges the peak, which on Linux a process inherits from the one that started it.
         inherited_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-        options = ["-timeout=5", f"-rss_limit_mb={inherited_mb + 1024}", "-max_len=8192"]
+        options = ["-timeout=60", f"-rss_limit_mb={inherited_mb + 1024}", "-max_len=8192"]
         atheris.Setup([sys.argv[0], *options, *sys.argv[1:], corpus], read)
         atheris.Fuzz()
 

@@ -1,29 +1,35 @@
-"""The demo, whole: what a new user sees first."""
+"""The demo, whole, on a small network and a small video: what a new user sees first."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from common.errors import SplitpointError
-from search.zoo.download import fetch
-from splitpoint.demo.frames import FITTED, JUDGING, SHOWN, VIDEO
-from splitpoint.demo.run import SMALL_BYTES, run_demo
+from splitpoint.demo import frames
+from splitpoint.demo.frames import FITTED, JUDGING, SHOWN
+from splitpoint.demo.run import run_demo
 from splitpoint.demo.ways import BY_ITSELF
+from tests import zoo
+
+SMALL_BYTES = 40_000
+"""A part of the small network fits, the whole does not."""
 
 
-@pytest.fixture(scope="module")
-def _published(tiny_weights: Path) -> None:
-    """What the demo downloads, beside the weights."""
-    try:
-        fetch(VIDEO)
-    except SplitpointError as error:
-        pytest.skip(f"the video cannot be fetched: {error}")
+@pytest.fixture
+def _small(tmp_path: Path) -> Iterator[None]:
+    """A small network, video and edge in the place of the published ones."""
+    video = tmp_path / "published.mp4"
+    zoo.video(video, SHOWN[-1] + 1)
+    with pytest.MonkeyPatch.context() as patched, zoo.small_zoo(tmp_path):
+        patched.setenv("SPLITPOINT_CACHE", str(tmp_path / "cache"))
+        patched.setattr(frames, "VIDEO", zoo.published(video))
+        patched.setattr("splitpoint.demo.run.SMALL_BYTES", SMALL_BYTES)
+        yield
 
 
-@pytest.mark.timeout(1800)  # a whole search, on a machine that may be busy
-@pytest.mark.usefixtures("_published")
+@pytest.mark.usefixtures("_small")
 def test_the_demo_maps_who_wins_where_and_keeps_its_search(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -54,7 +60,7 @@ def test_the_demo_maps_who_wins_where_and_keeps_its_search(
     pictures = sorted((tmp_path / "pictures").glob("*.png"))
     assert [picture.stem for picture in pictures] == [f"frame-{index:03d}" for index in SHOWN]
     with Image.open(pictures[0]) as picture:
-        assert picture.width > 3 * 600
+        assert picture.width > 3 * 96
     assert (tmp_path / "map.md").read_text().count("**") == 2 * (2 + 4)  # two edges, four cells
 
     manifest = tmp_path / "bundle" / "manifest.json"

@@ -1,6 +1,8 @@
 """A real search, its bundle deployed: two processes, real images, boxes that hold up."""
 
 import csv
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -19,9 +21,10 @@ from search.request import Request
 from search.strategies import known_strategy
 from splitpoint.cli import main
 from splitpoint.demo.ways import detect, to_detections
+from tests import zoo
 
-# The first test makes the bundle.
-pytestmark = pytest.mark.timeout(1200)
+# The first test makes the bundle, in two minutes of a processor that it may have to share.
+pytestmark = pytest.mark.timeout(3600)
 
 
 class Silent:
@@ -43,6 +46,7 @@ def bundle(data_dir: Path, tiny_weights: Path, tmp_path_factory: pytest.TempPath
         calibration=data_dir / "coco_train" / "images",
         constraints=constraints(edge_memory="5MiB", max_drop=20.0),
         max_images=32,  # 16 to fit, 16 that judge
+        narrow_cuts=0,
         format_trials=1,
         adapt_steps=25,
         context_steps=100,
@@ -105,19 +109,30 @@ def test_two_processes_find_what_the_whole_network_finds(
         assert found[name].extra <= (1 - share) * expected
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Request]:
+    """A search of a small network for an edge that holds a part of it."""
+    folder = tmp_path_factory.mktemp("small")
+    zoo.pictures(folder / "pictures", 32)
+    with zoo.small_zoo(folder) as weights:
+        yield Request(
+            model=zoo.NAME,
+            weights=weights,
+            link=parse_link("500kbit/20ms"),  # so thin that the fewest bytes win
+            device=device_profile("tenth-core"),
+            calibration=folder / "pictures",
+            constraints=constraints(edge_memory=40_000, max_drop=30.0),
+        )
+
+
 @pytest.mark.parametrize("strategy", ["dads", "auto-split-v2"])
 def test_a_baseline_is_deployed_as_our_own_plans_are(
-    strategy: str, data_dir: Path, tiny_weights: Path, tmp_path: Path
+    strategy: str, small: Request, tmp_path: Path
 ) -> None:
-    request = Request(
-        model="yolov3-tiny",
-        weights=tiny_weights,
-        link=parse_link("500kbit/20ms"),  # so thin that the fewest bytes win
-        device=device_profile("tenth-core"),
-        calibration=data_dir / "coco_train" / "images",
+    request = replace(
+        small,
         strategy=known_strategy(strategy),
-        constraints=constraints(edge_memory="12MiB", max_drop=30.0),
-        max_images=24,
+        constraints=constraints(edge_memory=60_000, max_drop=30.0),
     )
     found = search_to(tmp_path / "bundle", request, Silent())
     assert f"Chosen by {strategy}" in (tmp_path / "bundle" / "report.md").read_text()
@@ -128,27 +143,18 @@ def test_a_baseline_is_deployed_as_our_own_plans_are(
 
 
 def test_a_baseline_that_knows_no_memory_limit_is_told_what_it_would_need(
-    data_dir: Path, tiny_weights: Path, tmp_path: Path
+    small: Request, tmp_path: Path
 ) -> None:
-    request = Request(
-        model="yolov3-tiny",
-        weights=tiny_weights,
-        link=parse_link("100kbit/20ms"),
-        device=device_profile("this-machine"),
-        calibration=data_dir / "coco_train" / "images",
-        strategy=known_strategy("dads"),
-        constraints=constraints(edge_memory="4MiB"),
-        max_images=24,
-    )
-    with pytest.raises(NoFeasiblePlanError, match=r"edge-only .*--edge-memory 11\.77MiB"):
+    request = replace(small, strategy=known_strategy("dads"), link=parse_link("10kbit/20ms"))
+    with pytest.raises(NoFeasiblePlanError, match=r"edge-only .*--edge-memory 0\.05MiB"):
         search_to(tmp_path / "bundle", request, Silent())
     assert not (tmp_path / "bundle").exists()
 
 
-def test_stages_run_on_their_own(data_dir: Path, tiny_weights: Path, tmp_path: Path) -> None:
+def test_stages_run_on_their_own(small: Request, tmp_path: Path) -> None:
     common = [
-        *("--model", "yolov3-tiny", "--weights", str(tiny_weights), "--max-images", "24"),
-        *("--calibration", str(data_dir / "coco_train" / "images")),
+        *("--model", small.model, "--weights", str(small.weights)),
+        *("--calibration", str(small.calibration)),
         *("--cache", str(tmp_path / "cache")),
     ]
 
@@ -161,12 +167,12 @@ def test_stages_run_on_their_own(data_dir: Path, tiny_weights: Path, tmp_path: P
     rows = list(csv.DictReader((tmp_path / "profile" / "layers.csv").read_text().splitlines()))
     assert rows[0]["name"] == "conv_0"
     widths, heads = tmp_path / "widths", tmp_path / "heads"
-    limit = ("--edge-memory", "5MiB", "--sensitivity", "squared")
+    limit = ("--edge-memory", "28.3KiB", "--sensitivity", "squared")
     run("allocate", *limit, "--method", "lagrangian", "--out", str(widths))
     index = list(csv.DictReader((widths / "configurations.csv").read_text().splitlines()))
     assert any(float(row["mean_weight_bits"]) < 8 for row in index)
-    one = str(widths / "conv_8.yaml")
+    one = str(widths / "conv_2.yaml")
     run("quantize", "--widths", one, "--quantizer", "nearest", "--out", str(heads))
     (row,) = csv.DictReader((heads / "summary.csv").read_text().splitlines())
-    assert row["name"] == row["cut"] == "conv_8"
+    assert row["name"] == row["cut"] == "conv_2"
     assert float(row["accuracy"]) > 80

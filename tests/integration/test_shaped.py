@@ -3,13 +3,15 @@
 import os
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from typing import get_args
 
 import pytest
 
 from bench.links.goodput import self_check
 from bench.links.shaped import ShapedLink, ShapingError, Wire, shaped
-from common.link.link import parse_link
+from common.link.link import Link, parse_link
+from tests.served import until
 
 LINK, SLOWER = parse_link("8mbit:4mbit/20ms"), parse_link("2mbit/60ms")
 
@@ -30,11 +32,17 @@ def test_a_wire_is_as_asked_and_changes(wire: tuple[Wire, ShapedLink]) -> None:
     kind, made = wire
     for link in (LINK, SLOWER):
         made.change(link)
-        measured = self_check(made, link, seconds=0.4)
-        # Loose, since other processes may take the machine's time: links differ.
-        assert 0.5 * link.uplink_bps < measured.uplink_bps < 1.05 * link.uplink_bps
-        assert 0.5 * link.downlink_bps < measured.downlink_bps < 1.05 * link.downlink_bps
-        assert measured.rtt_ms >= (link.rtt_ms if kind == "relay" else 0.0)
+        until(partial(_as_asked, kind, made, link))
+
+
+def _as_asked(kind: Wire, made: ShapedLink, link: Link) -> bool:
+    """Whether a measurement fits a link, loosely: others may take the machine's time meanwhile."""
+    measured = self_check(made, link, seconds=0.4)
+    assert measured.uplink_bps < 1.05 * link.uplink_bps
+    assert measured.downlink_bps < 1.05 * link.downlink_bps
+    assert measured.rtt_ms >= (link.rtt_ms if kind == "relay" else 0.0)
+    slowest = min(measured.uplink_bps / link.uplink_bps, measured.downlink_bps / link.downlink_bps)
+    return slowest > 0.5
 
 
 def test_both_ends_control_congestion_alike(wire: tuple[Wire, ShapedLink]) -> None:

@@ -21,7 +21,7 @@ from tests.in_process import Cloud, known
 from tests.unit.test_planner import LINK, costs, served
 
 __all__ = ["costs"]  # a fixture
-SLOW, FAST = Link(1e5, 1e5, 5.0), Link(3e7, 3e7, 5.0)
+SLOW, FAST = Link(2e4, 2e4, 5.0), Link(3e7, 3e7, 5.0)
 
 
 def _quick(costs: list[PlanCost]) -> list[PlanCost]:
@@ -106,7 +106,7 @@ def test_requests_with_deadlines_find_a_link_that_has_become_fast(bundle: Bundle
 
     def serve_until(kind: str) -> None:
         deadline_s = time.monotonic() + 60
-        while detector.detect(tiny.image(), deadline_ms=200.0).plan.kind != kind:
+        while detector.detect(tiny.image(), deadline_ms=1000.0).plan.kind != kind:
             assert time.monotonic() < deadline_s, f"never {kind}"
             time.sleep(0.05)
 

@@ -9,7 +9,15 @@ from edge.detector import find_plan
 from edge.planning import controller as controller_module
 from edge.planning.planner import PlannerSettings
 from tests import tiny
-from tests.in_process import Cloud, adaptive, controller_of, planner_of, prober_of, unlearning
+from tests.in_process import (
+    Cloud,
+    adaptive,
+    controller_of,
+    impatient,
+    planner_of,
+    prober_of,
+    unlearning,
+)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +110,10 @@ class TestWithoutTheCloud:
         detector = adaptive(bundle, cloud, [tiny.SPLIT, tiny.CLOUD_ONLY])
         detector.detect(tiny.image())
         cloud.deaf = True
-        with pytest.raises(CloudUnavailableError, match="did not answer"):
+        with (
+            impatient(detector),
+            pytest.raises(CloudUnavailableError, match="did not answer"),
+        ):
             detector.detect(tiny.image())
         cloud.deaf = False
         assert detector.detect(tiny.image()).plan.tail is not None

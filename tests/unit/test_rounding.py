@@ -1,5 +1,6 @@
 """Few bits: grids and weights, rounding together, and the file of widths that people edit."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from common.runtime.registry import open_model
 from search.network.cuts import enumerate_cuts
 from search.network.graph import Graph
 from search.network.quant_params import QuantParams
-from search.quantization import integer
+from search.quantization import integer, reconstruct
+from search.quantization.adaround import adaround
 from search.quantization.calibration import Distribution, Statistics, observe
 from search.quantization.export import head_model
 from search.quantization.grids import RANGES, Clipping
@@ -26,6 +28,13 @@ from search.quantization.widths import Widths, read_widths, uniform, write_width
 from tests.networks import branched_graph, pictures
 
 FRAMES = pictures(8)
+
+
+@pytest.fixture(autouse=True)
+def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Enough of AdaRound for a small network."""
+    few = {**reconstruct._ROUNDINGS, "adaround": partial(adaround, steps=150)}
+    monkeypatch.setattr(reconstruct, "_ROUNDINGS", few)
 
 
 @pytest.fixture(scope="module")

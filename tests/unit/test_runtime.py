@@ -31,7 +31,7 @@ REFUSED = [
     ("no such operator", relu(operator="Nope"), "No Op registered for Nope"),
     ("no such domain", relu(domain="mine"), "mine:Relu.* is not a registered function"),
     ("not a model", b"\xff\x00junk", "parsing failed"),
-    ("empty", b"", "No graph was found"),
+    ("empty", b"", "No graph was found|does not have a graph"),
 ]
 
 

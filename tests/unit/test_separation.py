@@ -82,6 +82,7 @@ def request_of(calibration: Path, cache: Path) -> Request:
         refined_cuts=1,
         format_trials=1,
         adapt_steps=2,
+        context_steps=20,
         cache=cache,
     )
 

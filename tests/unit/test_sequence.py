@@ -19,6 +19,7 @@ from edge.detector import Detector, find_plan
 from edge.stream.client import CloudClient
 from edge.stream.transport import InProcessTransport
 from tests import tiny
+from tests.in_process import impatient
 from tests.planes import answer_to
 
 
@@ -71,7 +72,7 @@ def cloud(bundle: Bundle) -> Cloud:
 @pytest.fixture
 def detector(bundle: Bundle, cloud: Cloud) -> Detector:
     hello = pb.Hello(edge_id="test", bundle_digest=bundle.digest)
-    return Detector(bundle, CloudClient(cloud.connect, hello, answer_timeout_s=0.5))
+    return Detector(bundle, CloudClient(cloud.connect, hello, answer_timeout_s=60))
 
 
 def sequence(count: int) -> list[np.ndarray]:
@@ -105,7 +106,7 @@ def test_a_frame_that_is_never_answered_is_never_looked_back_at(
     first, second, third, fourth = sequence(4)
     detector.detect(first)
     cloud.deaf = True
-    with pytest.raises(CloudUnavailableError):
+    with impatient(detector), pytest.raises(CloudUnavailableError):
         detector.detect(second)
     cloud.deaf = False
     boxes = detector.detect(third).detections.boxes
