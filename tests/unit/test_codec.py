@@ -79,6 +79,23 @@ def test_every_codec_that_a_manifest_may_name_is_there() -> None:
         make_codec(CodecSpec(name=kind.name, quality=quality), model)
 
 
+@pytest.mark.parametrize("name", [kind.name for kind in KINDS.values() if kind.codes == "symbols"])
+def test_every_codec_of_symbols_gives_them_back_and_trusts_no_bytes(name: str) -> None:
+    model = random_model(4, 16, seed=1) if KINDS[name].has_model else None
+    codec = make_codec(CodecSpec(name=name), model)
+    rng = np.random.default_rng(0)
+    symbols = rng.integers(0, 16, (4, 6, 5), np.uint8)
+    data = codec.encode(symbols, 4)
+    np.testing.assert_array_equal(codec.decode(data, symbols.shape, 4), symbols)
+    for damaged in (b"", data[:-1], data + bytes(9), rng.bytes(len(data)), rng.bytes(5000)):
+        try:
+            read = codec.decode(damaged, symbols.shape, 4)
+        except PayloadError:
+            continue
+        assert read.shape == symbols.shape
+        assert read.max() < 16
+
+
 def test_a_codec_that_is_registered_is_named_made_and_measured(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
