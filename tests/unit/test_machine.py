@@ -1,5 +1,6 @@
 """The machine that times depend on: its processor and the cores that a process may use."""
 
+import platform
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,20 @@ def test_the_processor_has_a_name_and_a_model() -> None:
     assert cpu_name()
     assert cpu_model().startswith(cpu_name())
     assert cpu_model() == cpu_model()
+
+
+@pytest.mark.parametrize(
+    ("board", "name"), [("Raspberry Pi 5\0", "Raspberry Pi 5"), ("", None), (None, None)]
+)
+def test_a_processor_without_a_name_is_called_after_its_board(
+    board: str | None, name: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if board is not None:
+        (tmp_path / "board").write_text(board)
+    monkeypatch.setattr("common.machine._PROC", tmp_path)
+    monkeypatch.setattr("common.machine._BOARD", tmp_path / "board")
+    assert cpu_name() == name if name else cpu_name()
+    assert saturates_int8() == (platform.machine().lower() in {"x86_64", "amd64"})
 
 
 def test_who_is_bound_to_one_core_has_no_more() -> None:
