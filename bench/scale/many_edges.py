@@ -1,5 +1,7 @@
 """Scaling of one cloud with the number of edges: throughput, latency and CPU time.
 
+    python -m bench.scale.many_edges --bundle DIR --images DIR [--seconds 4] [--streams 1,2,4,8]
+
 A real `splitpoint cloud`, and N streams to it, each with one frame in flight over a gRPC channel of
 its own. The streams are threads of this process, which does nothing else meanwhile; their frames
 were cut before. They take CPU time from the cloud on the same machine, so it is reported
@@ -270,3 +272,6 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 BENCH = Bench(__doc__, "many_edges", _options, measure, section)
+
+if __name__ == "__main__":
+    BENCH.main()

@@ -1,5 +1,7 @@
 """Latency of an honest edge while strangers flood the cloud, dawdle or send bombs.
 
+    python -m bench.scale.strangers --bundle DIR --images DIR [--frames 100] [--turns 3]
+
     EdgeProcess, a frame in flight --> splitpoint cloud <-- uploads, abandoned uploads, slow bodies,
                                                             silent streams, scan bombs
 
@@ -367,3 +369,6 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 BENCH = Bench(__doc__, "strangers", _options, measure, section)
+
+if __name__ == "__main__":
+    BENCH.main()
