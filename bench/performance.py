@@ -14,7 +14,6 @@ from pathlib import Path
 from bench.adaptation import report as adaptation
 from bench.harness import RESULTS, Lines, Result
 from bench.latency import report as latency
-from bench.micro import parts
 from bench.rate import video_rate, wire_rate
 from bench.scale import many_edges, strangers
 from bench.summary import summary
@@ -79,12 +78,6 @@ _SECTIONS = (
         "video_rate",
         "python -m bench.rate.video_rate --calibration IMAGES --videos VIDEO ...",
         video_rate.section,
-    ),
-    (
-        "Parts against their floors",
-        "parts",
-        f"python -m bench.micro.parts {_SERVED}",
-        parts.BENCH.section,
     ),
     (
         "More edges",

@@ -19,6 +19,7 @@ end.
 import contextlib
 import ctypes
 import itertools
+import json
 import os
 import shutil
 import socket
@@ -31,7 +32,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from bench.links.relay import Conditions
 from bench.processes import end as end_process
 from common.errors import SplitpointError
 from common.link.link import Link
@@ -116,13 +116,11 @@ class ShapedLink:
 
 
 @contextlib.contextmanager
-def shaped(link: Link, *, jitter_ms: float = 0.0, loss: float = 0.0) -> Iterator[ShapedLink]:
+def shaped(link: Link) -> Iterator[ShapedLink]:
     """Create two namespaces with a shaped link between them, for the length of the block.
 
     Args:
         link: Bandwidth and round trip at first.
-        jitter_ms: Largest deviation of the one-way delay.
-        loss: Share of packets lost in each direction.
 
     Raises:
         ShapingError: If this machine does not support it, or does not permit it.
@@ -135,7 +133,7 @@ def shaped(link: Link, *, jitter_ms: float = 0.0, loss: float = 0.0) -> Iterator
             for side, address in (("edge", _EDGE), ("cloud", _CLOUD))
         )
         devices = [f"sp{os.getpid()}{side}{number}" for side in ("e", "c")]
-        relay = _Relay(stack, devices, jitter_ms, loss)
+        relay = _Relay(stack, devices)
         relay.change(link)
         for end, device in zip((edge, cloud), devices, strict=True):
             _run("ip", "link", "set", device, "netns", end.namespace)
@@ -203,11 +201,9 @@ def _up(end: End, device: str) -> None:
 class _Relay:
     """The process between two TUN devices, which it makes in our own namespace."""
 
-    def __init__(self, stack: ExitStack, devices: list[str], jitter_ms: float, loss: float) -> None:
+    def __init__(self, stack: ExitStack, devices: list[str]) -> None:
         if not Path("/dev/net/tun").exists():
             raise ShapingError("/dev/net/tun is missing: this kernel has no TUN devices")
-        self._jitter_ms = jitter_ms
-        self._loss = loss
         self._process = subprocess.Popen(  # noqa: S603 - our own module
             [sys.executable, "-m", "bench.links.relay", *devices],
             stdin=subprocess.PIPE,
@@ -220,12 +216,11 @@ class _Relay:
 
     def change(self, link: Link | None) -> None:
         """Apply the conditions of another link, also to packets in the queue."""
-        up, down, delay_ms = 0.0, 0.0, 0.0
+        asked = [0.0, 0.0, 0.0]
         if link is not None:
-            up, down, delay_ms = link.uplink_bps, link.downlink_bps, link.rtt_ms / 2
-        asked = Conditions(up, down, delay_ms, self._jitter_ms, self._loss)
+            asked = [link.uplink_bps, link.downlink_bps, link.rtt_ms / 2]
         if self._process.stdin is not None:
-            self._process.stdin.write(asked.to_json() + "\n")
+            self._process.stdin.write(json.dumps(asked) + "\n")
             self._process.stdin.flush()
         self._expect("changed")
 
