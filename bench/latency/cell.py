@@ -201,10 +201,6 @@ def reference_accuracy(bundle: Bundle) -> float:
 def _summary(stage: BenchStage, run: StrategyRun) -> dict[str, Any]:
     rows = run.rows
     latencies = np.array([each["latency_ms"] for each in rows])
-    stages: dict[str, list[float]] = {}
-    for each in rows:
-        for name, ms in each.get("times_ms", {}).items():
-            stages.setdefault(name, []).append(ms)
     used = [each["plan"] for each in rows if "plan" in each]
     names = {digest.hex(): plan.name for digest, plan in stage.bundle.plans.items()}
     plans = {names[digest]: used.count(digest) for digest in dict.fromkeys(used)}
@@ -214,9 +210,7 @@ def _summary(stage: BenchStage, run: StrategyRun) -> dict[str, Any]:
         "p90_ms": percentile(latencies, 90),
         "p99_ms": percentile(latencies, 99),
         "latencies_ms": [round(float(ms), 2) for ms in latencies],
-        "stages_ms": {name: statistics.median(values) for name, values in stages.items()},
         "uplink_bytes": statistics.mean(each["uplink_bytes"] for each in rows),
-        "edge_cpu_ms": statistics.mean(each["cpu_ms"] for each in rows),
         "cloud_cpu_ms": statistics.mean(each["cloud_cpu_ms"] for each in rows),
         "accuracy": _accuracy(stage, run, plans),
         "plans": plans,

@@ -91,38 +91,6 @@ def codec_bytes(result: Result, accuracy: float) -> float | None:
     return min((plan["uplink_bytes"] for plan in able), default=None)
 
 
-def cloud_work(result: Result, share: float) -> list[Row]:
-    """CPU time for a frame on either side, of every plan that needs the cloud."""
-    rows = [r for r in result["cells"] if r["share"] == share and "p50_ms" in r and r["plan"]]
-    by_plan: dict[str, list[Row]] = {}
-    for row in rows:
-        by_plan.setdefault(row["plan"], []).append(row)
-    found = [
-        {
-            "share": share,
-            "plan": name,
-            "kind": result["kinds"][name],
-            "edge_cpu_ms": mean(row["edge_cpu_ms"] for row in each),
-            "cloud_cpu_ms": mean(row["cloud_cpu_ms"] for row in each),
-        }
-        for name, each in by_plan.items()
-    ]
-    return [row for row in found if row["kind"] != "edge-only"]
-
-
-def same_plan(result: Result, share: float) -> list[tuple[Row, Row]]:
-    """Rows of the adaptive planner that used one plan throughout, each with that plan's own row."""
-    rows = [row for row in result["cells"] if row["share"] == share and "p50_ms" in row]
-    by_plan = {(row["mbit"], row["plan"]): row for row in rows if row["plan"]}
-    return [
-        (row, by_plan[row["mbit"], name])
-        for row in rows
-        if row["strategy"] == ADAPTIVE and len(row["plans"]) == 1
-        for name in row["plans"]
-        if (row["mbit"], name) in by_plan
-    ]
-
-
 def targets(result: Result) -> Iterator[Target]:
     """Targets, each judged by the worst case."""
     rows = [row for row in verdicts(result) if row["share"] in TARGETED]
@@ -181,22 +149,29 @@ def _bytes_target(result: Result, rows: Sequence[Row]) -> Iterator[Target]:
 
 def _work_target(result: Result) -> Iterator[Target]:
     for share in TARGETED:
-        work = cloud_work(result, share)
-        splits = [row for row in work if row["kind"] == "split"]
-        uploads = [row for row in work if row["kind"] == "cloud-only"]
+        work, kinds = _cloud_ms(result, share), result["kinds"]
         used = {row["plan"] for row in verdicts(result) if row["share"] == share}
-        ours = [row for row in splits if row["plan"] in used]
+        ours = [plan for plan in work if kinds[plan] == "split" and plan in used]
+        uploads = [plan for plan in work if kinds[plan] == "cloud-only"]
         if not ours or not uploads:
             continue
-        least = min(uploads, key=lambda row: row["cloud_cpu_ms"])
-        most = max(ours, key=lambda row: row["cloud_cpu_ms"])
-        ratio = most["cloud_cpu_ms"] / least["cloud_cpu_ms"]
+        most, least = max(ours, key=work.__getitem__), min(uploads, key=work.__getitem__)
+        ratio = work[most] / work[least]
         yield Target(
             f"{share:g} of a core: the cloud's CPU time at most {CLOUD_SHARE:g} x cloud-only's",
             f"{ratio:.2f} x",
-            f"{most['plan']} against {least['plan']}",
+            f"{most} against {least}",
             ratio <= CLOUD_SHARE,
         )
+
+
+def _cloud_ms(result: Result, share: float) -> dict[str, float]:
+    """Mean CPU time of the cloud for a frame, by plan, over all bandwidths."""
+    by_plan: dict[str, list[float]] = {}
+    for row in result["cells"]:
+        if row["share"] == share and "p50_ms" in row and row["plan"]:
+            by_plan.setdefault(row["plan"], []).append(row["cloud_cpu_ms"])
+    return {name: mean(each) for name, each in by_plan.items()}
 
 
 def _verdict(result: Result, rows: Sequence[Row]) -> Row | None:

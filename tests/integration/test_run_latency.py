@@ -127,11 +127,7 @@ def test_the_report_is_written_whole(
 
     assert json.loads(path.read_text()) == result
     assert "8 Mbit/s" in path.with_suffix(".md").read_text()
-    assert {p.name for p in tmp_path.glob("*.png")} == {
-        "some-1.png",
-        "some-stages.png",
-        "some-accuracy.png",
-    }
+    assert [p.name for p in tmp_path.glob("*.png")] == ["some-1.png"]
 
 
 def test_an_emulated_link_does_not_change_under_a_running_edge() -> None:

@@ -33,10 +33,8 @@ def row(strategy: str, p50_ms: float, plan: str = "jpeg", **other: Any) -> dict[
         "p90_ms": interval,
         "p99_ms": interval,
         "latencies_ms": [p50_ms] * 20,
-        "stages_ms": {},
         "uplink_bytes": PLANS.get(plan, WHOLE)["uplink_bytes"],
         "accuracy": PLANS.get(plan, WHOLE)["accuracy"],
-        "edge_cpu_ms": 10.0,
         "cloud_cpu_ms": 10.0 if plan == "split" else 40.0,
         **other,
     }
@@ -174,7 +172,7 @@ def test_the_report_shows_failures_and_strategies_without_a_plan() -> None:
     nothing = row("DADS", 1.0, infeasible="takes 9 MiB")
     del nothing["p50_ms"]
 
-    text = markdown(result(OURS, row("JPEG", 100.0, failed=3), nothing), "some")
+    text = markdown(result(OURS, row("JPEG", 100.0, failed=3), nothing))
 
     assert "(3 failed)" in text
     assert "DADS, setting AB: takes 9 MiB" in text
@@ -186,4 +184,4 @@ def test_the_report_shows_failures_and_strategies_without_a_plan() -> None:
 def test_the_report_says_how_tcp_controls_congestion(congestion: str | None, words: str) -> None:
     given = {**result(OURS, row("JPEG", 100.0)), "congestion_control": congestion}
 
-    assert f"congestion control {words};" in markdown(given, "some")
+    assert f"congestion control {words};" in markdown(given)
