@@ -76,7 +76,7 @@ def measure(arguments: argparse.Namespace, stages: Stages) -> Result:
     """Measure the parts that were asked for."""
     bundle = Bundle.open(arguments.bundle)
     names = arguments.plans or [plan.name for plan in bundle.plans.values()]
-    plans = {d.hex(): bundle.plans[d] for d in (find_plan(bundle, name) for name in names)}
+    plans = {d: bundle.plans[d] for d in (find_plan(bundle, name) for name in names)}
     images = spread(list_images(arguments.images), arguments.send)
     stills = len(images)
     made = record(

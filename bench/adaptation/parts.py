@@ -37,13 +37,13 @@ def predictions(
 ) -> dict[str, Any]:
     """Prediction errors of every plan, in turn on a steady link, and coverage of intervals."""
     scene.wire.change(link_of(3.0))
-    rows: dict[str, list[Row]] = {digest: [] for digest in scene.plans}
+    rows: dict[bytes, list[Row]] = {digest: [] for digest in scene.plans}
     progress = scene.stages.stage("predictions")
     with scene.edge(device) as edge:
         for round_ in range(rounds):
             image = picture(round_)
             for digest, seen in rows.items():
-                seen.append(answered(edge.detect(image, bytes.fromhex(digest))))
+                seen.append(answered(edge.detect(image, digest)))
             progress(round_ + 1, rounds)
     after = min(50, rounds // 2)
     return {
@@ -82,7 +82,7 @@ def steady(scene: Scene, frames: int) -> list[dict[str, Any]]:
             for k in range(_SETTLE):
                 answered(edge.detect(scene.frame(k), pilot=PILOT))
             ours: list[Row] = []
-            fixed: dict[str, list[float]] = {digest: [] for digest in plausible}
+            fixed: dict[bytes, list[float]] = {digest: [] for digest in plausible}
             for k, turn in in_turn(1 + len(fixed), frames):
                 if turn == len(fixed):
                     ours.append(answered(edge.detect(scene.frame(k), pilot=PILOT)))
@@ -100,8 +100,8 @@ def steady(scene: Scene, frames: int) -> list[dict[str, Any]]:
     return found
 
 
-def _took(edge: EdgeProcess, image: int, digest: str) -> float:
-    return float(answered(edge.detect(image, bytes.fromhex(digest)))["latency_ms"])
+def _took(edge: EdgeProcess, image: int, digest: bytes) -> float:
+    return float(answered(edge.detect(image, digest))["latency_ms"])
 
 
 def _steady_row(ours: Values, fixed: Mapping[str, Values], state: Row) -> dict[str, Any]:
@@ -166,7 +166,7 @@ def on_trace(
     """
     trace = read_trace(FOLDER / f"{name}.csv")
     progress = scene.stages.stage(f"trace {name}")
-    digests = {plan.name: bytes.fromhex(digest) for digest, plan in scene.plans.items()}
+    digests = {plan.name: digest for digest, plan in scene.plans.items()}
     runs: dict[str, list[list[Row]]] = {plan: [] for plan in ("adaptive", *fixed)}
     looks: dict[str, list[Row]] = {plan: [] for plan in digests}
     for done, (_, plan) in enumerate(itertools.product(range(repeats), runs), 1):

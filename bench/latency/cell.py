@@ -202,7 +202,7 @@ def _summary(stage: BenchStage, run: StrategyRun) -> dict[str, Any]:
     rows = run.rows
     latencies = np.array([each["latency_ms"] for each in rows])
     used = [each["plan"] for each in rows if "plan" in each]
-    names = {digest.hex(): plan.name for digest, plan in stage.bundle.plans.items()}
+    names = {digest: plan.name for digest, plan in stage.bundle.plans.items()}
     plans = {names[digest]: used.count(digest) for digest in dict.fromkeys(used)}
     return {
         "mean_ms": float(latencies.mean()),

@@ -2,8 +2,8 @@
 
     python -m bench.scale.strangers --bundle DIR --images DIR [--frames 100] [--turns 3]
 
-    EdgeProcess, a frame in flight --> splitpoint cloud <-- uploads, abandoned uploads, slow bodies,
-                                                            silent streams, scan bombs
+    edge, a frame in flight --> splitpoint cloud <-- uploads, abandoned uploads, slow bodies,
+                                                     silent streams, scan bombs
 
 A real cloud, a real edge and real sockets, all on this machine, so that what strangers take of its
 CPU counts as well. Each kind of stranger takes turns with none at all; a turn begins once its
@@ -32,7 +32,7 @@ import numpy as np
 from anyio.from_thread import start_blocking_portal
 from PIL import Image
 
-from bench.edge_process import EdgeProcess, EdgeProcessSettings
+from bench.edge_process import EdgeProcessSettings, edge_process
 from bench.harness import Bench, Columns, Lines, Result, add_bundle_options, record, spread, table
 from bench.plan_choice import cheapest_split
 from bench.processes import Service, memory_mib
@@ -256,7 +256,7 @@ def _turn(
             # Silent streams are there before the edge is; all others come to one that is served.
             first = kind is silent_streams
             strangers = stack.enter_context(beside(kind, target)) if first else None
-            edge = stack.enter_context(EdgeProcess(settings))
+            edge = stack.enter_context(edge_process(settings))
             for number in range(len(images)):
                 edge.detect(number, plan)
             if strangers is None:
