@@ -104,10 +104,6 @@ class EdgeProcess:
         """
         return self._call("load", threads, seconds)
 
-    def state(self, pilot: str) -> dict[str, Any]:
-        """Estimates of a planner of its link."""
-        return self._call("state", pilot)
-
     def _call(self, *call: Any) -> dict[str, Any]:
         try:
             self._connection.send(call)
@@ -229,13 +225,6 @@ class _Edge:
         except (OSError, http.client.HTTPException, ValueError) as error:
             connection.close()  # the next one opens it anew
             return {"error": f"{type(error).__name__}: {error}"}
-
-    def state(self, pilot: str) -> dict[str, Any]:
-        chosen = self._detectors[pilot].controller
-        if chosen is None:
-            return {}
-        link = chosen.state().link
-        return {key: getattr(link, key) for key in ("uplink_bps", "rtt_ms", "burst_bytes")}
 
     def load(self, threads: int, seconds: float) -> dict[str, Any]:
         detector, picture = self._detectors[None], self._images[0]
