@@ -205,10 +205,7 @@ def _summary(stage: BenchStage, run: StrategyRun) -> dict[str, Any]:
     names = {digest: plan.name for digest, plan in stage.bundle.plans.items()}
     plans = {names[digest]: used.count(digest) for digest in dict.fromkeys(used)}
     return {
-        "mean_ms": float(latencies.mean()),
         "p50_ms": percentile(latencies, 50),
-        "p90_ms": percentile(latencies, 90),
-        "p99_ms": percentile(latencies, 99),
         "latencies_ms": [round(float(ms), 2) for ms in latencies],
         "uplink_bytes": statistics.mean(each["uplink_bytes"] for each in rows),
         "cloud_cpu_ms": statistics.mean(each["cloud_cpu_ms"] for each in rows),

@@ -40,9 +40,6 @@ def section(result: Result, stem: str) -> Lines:
         "accurate one if none is, over ours.",
         _verdict_table(result),
     )
-    if result["traces"]:
-        words = "Each strategy from the start of the same trace, frames without a pause."
-        yield from paragraphs(words, _trace_table(result))
 
 
 def paragraphs(*parts: str | Lines) -> Lines:
@@ -71,7 +68,7 @@ def _setup(result: Result) -> str:
     slow = ", ".join(f"{s} ({v['measured']:.2f} measured)" for s, v in result["shares"].items())
     congestion = result["congestion_control"] or "as the machine prefers"
     return (
-        f"{made['cpu']}, {made['cores']} cores, {made['system']}; commit {result['commit']}; "
+        f"{made['cpu']}, {made['cores']} cores, {made['system']}; "
         f"edge at {slow} of a core; round trip {result['rtt_ms']:g} ms; link: {result['wire']}; "
         f"TCP's congestion control {congestion}; "
         f"up to {result['frames']} frames of each plan in each cell, in turn, fewer of those far "
@@ -123,23 +120,6 @@ def _verdict_table(result: Result) -> Lines:
         "plan:": "{plan}",
     }
     return table(verdicts(result), columns)
-
-
-def _trace_table(result: Result) -> Lines:
-    """Table of every strategy over every trace."""
-    columns = {
-        "core": "{share:g}",
-        "trace:": "{trace}",
-        "strategy:": "{strategy}",
-        "setting:": "{settings}",
-        "frames": "{frames}",
-        "failed": "{failed}",
-        "mean": "{mean_ms:.0f}",
-        "p50": "{p50_ms[value]:.0f}",
-        "p90": "{p90_ms[value]:.0f}",
-        "p99": "{p99_ms[value]:.0f}",
-    }
-    return table((row for row in result["traces"] if "infeasible" not in row), columns)
 
 
 def _nothing_found(result: Result) -> list[str]:
