@@ -99,17 +99,17 @@ def add_bundle_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=Path, required=True, help="folder of pictures to send")
 
 
-def add_coco_options(parser: argparse.ArgumentParser, max_images: int = 1000) -> None:
+def add_coco_options(parser: argparse.ArgumentParser) -> None:
     """Add options for pictures to evaluate and to calibrate on."""
     parser.add_argument("--images", type=Path, required=True, help="pictures to evaluate on")
     parser.add_argument("--annotations", type=Path, required=True, help="their COCO instances file")
-    add_calibration_options(parser, max_images)
+    add_calibration_options(parser)
 
 
-def add_calibration_options(parser: argparse.ArgumentParser, max_images: int = 1000) -> None:
+def add_calibration_options(parser: argparse.ArgumentParser) -> None:
     """Add options for pictures to calibrate on."""
     parser.add_argument("--calibration", type=Path, required=True, help="pictures to calibrate on")
-    parser.add_argument("--max-images", type=int, default=max_images, help="most of each folder")
+    parser.add_argument("--max-images", type=int, default=1000, help="most of each folder")
 
 
 def in_turn(count: int, rounds: int) -> Iterator[tuple[int, int]]:
