@@ -48,24 +48,15 @@ def is_able(row: Row, reference: float) -> bool:
     return not row["failed"] and bool(row["accuracy"] >= reference - MAX_DROP)
 
 
-def accurate(rows: Sequence[Row], reference: float) -> list[Row]:
-    """Strategies but the adaptive one that answered every frame and keep the accuracy.
-
-    Fastest first.
-    """
-    able = [row for row in rows if row["strategy"] != ADAPTIVE and is_able(row, reference)]
-    return sorted(able, key=_p50)
-
-
 def verdicts(result: Result) -> list[Row]:
     """Compare the adaptive planner with the best others, for every cell and setting."""
-    found = (
-        ({"share": share, "setting": setting, "mbit": mbit}, _verdict(result, rows))
+    return [
+        {"share": share, "setting": setting, "mbit": mbit, **verdict}
         for share in shares(result)
         for setting in result["memory"]
         for mbit, rows in sorted(measured(result, share, setting).items())
-    )
-    return [where | verdict for where, verdict in found if verdict is not None]
+        if (verdict := _verdict(result, rows))
+    ]
 
 
 def fastest_kind(result: Result, verdict: Row) -> str:
@@ -94,9 +85,7 @@ def codec_bytes(result: Result, accuracy: float) -> float | None:
 def targets(result: Result) -> Iterator[Target]:
     """Targets, each judged by the worst case."""
     rows = [row for row in verdicts(result) if row["share"] in TARGETED]
-    if not rows:
-        return
-    for setting in result["memory"]:
+    for setting in {row["setting"]: None for row in rows}:
         here = [row for row in rows if row["setting"] == setting]
         worst = max(here, key=lambda row: row["ratio"])
         late = [row for row in here if row["ratio"] > SLACK]
@@ -110,10 +99,9 @@ def targets(result: Result) -> Iterator[Target]:
             f"{_cell(worst)} against {worst['best']}",
             worst["ratio"] <= SLACK,
         )
-    for share in TARGETED:
-        narrow = [row for row in rows if row["setting"] == "B" and row["share"] == share]
-        if not narrow:
-            continue
+    limited = [row for row in rows if row["setting"] == "B"]
+    for share in sorted({row["share"] for row in limited}, reverse=True):
+        narrow = [row for row in limited if row["share"] == share]
         ahead = [row for row in narrow if row["baseline_ratio"] <= LEAD]
         best = min(narrow, key=lambda row: row["baseline_ratio"])
         yield Target(
@@ -124,7 +112,7 @@ def targets(result: Result) -> Iterator[Target]:
             f"{_cell(best)} against {best['baseline']}",
             len(ahead) >= 3,
         )
-    yield from _bytes_target(result, [row for row in rows if row["setting"] == "B"])
+    yield from _bytes_target(result, limited)
     yield from _work_target(result)
 
 
@@ -176,7 +164,8 @@ def _cloud_ms(result: Result, share: float) -> dict[str, float]:
 
 def _verdict(result: Result, rows: Sequence[Row]) -> Row | None:
     mine = next((row for row in rows if row["strategy"] == ADAPTIVE), None)
-    others = accurate(rows, result["reference_accuracy"])
+    able = [row for row in rows if is_able(row, result["reference_accuracy"])]
+    others = sorted((row for row in able if row["strategy"] != ADAPTIVE), key=_p50)
     baselines = [row for row in others if row["strategy"] not in (FIXED, TUNED)]
     tuned = next((_p50(row) for row in others if row["strategy"] == TUNED), None)
     if mine is None or not baselines:
