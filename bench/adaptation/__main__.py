@@ -122,5 +122,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", type=float, default=90.0, help="seconds to profile each side")
 
 
+BENCH = Bench(__doc__, "adaptation", _options, measure, section, plot)
+
 if __name__ == "__main__":
-    Bench(__doc__, "adaptation", _options, measure, section, plot).main()
+    BENCH.main()
