@@ -239,7 +239,6 @@ class _Edge:
             "wrong": sum(_digest(o.detections) != truth[o.digest] for o in good),
             "rested": sum(o.expected is None for o in good),
             "sent": sum(self._costs[digest].needs_cloud for digest in [*served, *truth]),
-            "by_plan": {digest: served.count(digest) for digest in set(served)},
         }
 
 

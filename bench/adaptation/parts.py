@@ -223,7 +223,6 @@ def load(scene: Scene, switches: int, most_s: float) -> dict[str, Any]:
                 return
 
     counted: Counter[str] = Counter()
-    by_plan: Counter[str] = Counter()
     progress = scene.stages.stage("load")
     began_s, before = time.monotonic(), scene.frames_served()
     with scene.edge("loaded-edge") as edge:
@@ -231,16 +230,14 @@ def load(scene: Scene, switches: int, most_s: float) -> dict[str, Any]:
         jumping.start()
         try:
             while counted["switches"] < switches and time.monotonic() - began_s < most_s:
-                found = edge.load(2, _LOAD_S)
-                by_plan.update({scene.name(d): n for d, n in found.pop("by_plan").items()})
-                counted.update(found)
+                counted.update(edge.load(2, _LOAD_S))
                 counted["switches"] = scene.switches("loaded-edge")
                 progress(min(counted["switches"], switches), switches)
         finally:
             ended.set()
             jumping.join()
     counted["served"] = scene.frames_served() - before
-    return {**counted, "by_plan": dict(by_plan), "seconds": time.monotonic() - began_s}
+    return dict(counted)
 
 
 def _own(rows: Sequence[Row]) -> dict[str, float]:
