@@ -1,12 +1,13 @@
-"""An edge in its own process for measurements: the product's detector, driven line by line.
+"""An edge in its own process for measurements: the product's detector, driven call by call.
 
-    EdgeProcess.detect -> JSON line -> [process, perhaps slowed and behind a shaped link]
-                       <- JSON line <- Detector.detect -> gRPC -> cloud
+    EdgeProcess.detect -> pipe -> [process, perhaps slowed and behind a shaped link]
+                       <- pipe <- Detector.detect -> gRPC -> cloud
 
 Pictures are decoded before anything is timed, as a camera would hand them over, and the driver
 takes next to nothing of the process's share of a core.
 """
 
+import contextlib
 import hashlib
 import http.client
 import io
@@ -14,12 +15,13 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,74 +73,27 @@ class EdgeProcessSettings:
     pilots: Mapping[str, Sequence[bytes]] = field(default_factory=dict)
     plain: str | None = None
 
-    def to_json(self) -> str:
-        """Settings as one line of JSON."""
-        return json.dumps(asdict(self), default=lambda v: v.hex() if type(v) is bytes else str(v))
 
-    @classmethod
-    def from_json(cls, line: str) -> Self:
-        """Read settings again."""
-        made = json.loads(line)
-        pilots = {name: list(map(bytes.fromhex, each)) for name, each in made["pilots"].items()}
-        return cls(
-            **made
-            | {
-                "bundle": Path(made["bundle"]),
-                "images": list(map(Path, made["images"])),
-                "plans": list(map(bytes.fromhex, made["plans"])),
-                "tables": made["tables"] and Path(made["tables"]),
-                "link": made["link"] and Link(**made["link"]),
-                "pilots": pilots,
-            }
-        )
-
-
+@dataclass(frozen=True)
 class EdgeProcess:
-    """A running edge process, for the length of a `with` block; calls are one after the other.
+    """A running edge process; calls are one after the other."""
 
-    Args:
-        settings: Settings of the process.
-        prefix: Prefix of its command line.
-    """
-
-    def __init__(self, settings: EdgeProcessSettings, prefix: Sequence[str] = ()) -> None:
-        self._settings = settings
-        self._prefix = list(prefix)
-        self._process: subprocess.Popen[str] | None = None
-
-    def __enter__(self) -> Self:
-        command = [*self._prefix, sys.executable, "-m", "bench.edge_process"]
-        self._process = subprocess.Popen(  # noqa: S603 - our own
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-        )
-        try:
-            self._ask(self._settings.to_json())
-        except SplitpointError:
-            end(self._process)
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        end(self._started)
+    pid: int
+    _connection: "Connection[Any, Any]"
 
     def detect(
         self, image: int, plan: bytes | None = None, pilot: str | None = None
     ) -> dict[str, Any]:
         """Detect objects in one picture; a frame that fails says so under "error"."""
-        return self._call("detect", image=image, plan=plan and plan.hex(), pilot=pilot)
+        return self._call("detect", image, plan, pilot)
 
     def in_float(self, image: int) -> dict[str, Any]:
         """Run the whole network here in floating point."""
-        return self._call("in_float", image=image)
+        return self._call("in_float", image)
 
     def plain(self, image: int) -> dict[str, Any]:
         """Upload a JPEG to the plain service."""
-        return self._call("plain", image=image)
+        return self._call("plain", image)
 
     def load(self, threads: int, seconds: float) -> dict[str, Any]:
         """Have several threads detect for a while; counts answers, failures and wrong detections.
@@ -147,40 +102,47 @@ class EdgeProcess:
         detections the others are compared with; "rested" those that the edge answered because
         the cloud took too long, which may have served them, too.
         """
-        return self._call("load", threads=threads, seconds=seconds)
+        return self._call("load", threads, seconds)
 
-    def state(self, pilot: str | None = None) -> dict[str, Any]:
-        """Estimates of a planner of its link."""
-        return self._call("state", pilot=pilot)
-
-    @property
-    def pid(self) -> int:
-        """Process id."""
-        return self._started.pid
-
-    @property
-    def _started(self) -> "subprocess.Popen[str]":
-        if self._process is None:
-            raise RuntimeError("the process was not started")
-        return self._process
-
-    def _call(self, name: str, **arguments: Any) -> dict[str, Any]:
-        return self._ask(json.dumps({"call": name, **arguments}))
-
-    def _ask(self, question: str) -> dict[str, Any]:
-        process, line = self._started, ""
-        if process.stdin is not None and process.stdout is not None:
-            process.stdin.write(question + "\n")
-            process.stdin.flush()
-            line = process.stdout.readline()
-        if not line:
-            raise SplitpointError("the edge process ended; its last lines say why")
-        answer: dict[str, Any] = json.loads(line)
+    def _call(self, *call: Any) -> dict[str, Any]:
+        try:
+            self._connection.send(call)
+            answer: dict[str, Any] = self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise SplitpointError("the edge process ended; its last lines say why") from error
         return answer
 
 
+@contextlib.contextmanager
+def edge_process(
+    settings: EdgeProcessSettings, prefix: Sequence[str] = ()
+) -> Iterator[EdgeProcess]:
+    """Start an edge process, ready to serve, for the length of the block.
+
+    Args:
+        settings: Settings of the process.
+        prefix: Prefix of its command line.
+
+    Raises:
+        SplitpointError: If it does not start.
+    """
+    ours, theirs = Pipe()
+    command = [*prefix, sys.executable, "-m", "bench.edge_process", str(theirs.fileno())]
+    process = subprocess.Popen(  # noqa: S603 - our own
+        command, stdin=subprocess.PIPE, pass_fds=[theirs.fileno()]
+    )
+    theirs.close()
+    try:
+        edge = EdgeProcess(process.pid, ours)
+        edge._call(settings)
+        yield edge
+    finally:
+        ours.close()  # which ends it
+        end(process)
+
+
 class _Edge:
-    """Edge side of the protocol, in the process itself."""
+    """Edge side of the pipe, in the process itself."""
 
     def __init__(self, settings: EdgeProcessSettings) -> None:
         self._settings = settings
@@ -210,22 +172,15 @@ class _Edge:
         detector.check_ready()
         return detector
 
-    def serve(self) -> None:
-        """Answer calls until standard input ends."""
-        _answer({"ready": True})
-        for line in sys.stdin:
-            question = json.loads(line)
-            _answer(getattr(self, question.pop("call"))(**question))
+    def close(self) -> None:
         for detector in self._detectors.values():
             detector.close()
 
-    def detect(self, image: int, plan: str | None, pilot: str | None) -> dict[str, Any]:
-        digest = None if plan is None else bytes.fromhex(plan)
+    def detect(self, image: int, plan: bytes | None, pilot: str | None) -> dict[str, Any]:
         detector = self._detectors[pilot]
-        began_s, cpu_s = time.monotonic(), time.process_time()
-        link = detector.link
+        began_s, link = time.monotonic(), detector.link
         try:
-            outcome = detector.detect(self._images[image], digest)
+            outcome = detector.detect(self._images[image], plan)
         except SplitpointError as error:
             return {"error": f"{type(error).__name__}: {error}", "began_s": began_s}
         expected = {}
@@ -234,8 +189,7 @@ class _Edge:
             expected |= {"low_ms": known.low_ms, "high_ms": known.high_ms}
         return {
             "began_s": began_s,
-            "cpu_ms": (time.process_time() - cpu_s) * 1e3,
-            "plan": outcome.digest.hex(),
+            "plan": outcome.digest,
             "latency_ms": outcome.latency_ms,
             "times_ms": outcome.times_ms,
             "uplink_bytes": outcome.uplink_bytes,
@@ -272,13 +226,6 @@ class _Edge:
             connection.close()  # the next one opens it anew
             return {"error": f"{type(error).__name__}: {error}"}
 
-    def state(self, pilot: str | None) -> dict[str, Any]:
-        chosen = self._detectors[pilot].controller
-        if chosen is None:
-            return {}
-        link = chosen.state().link
-        return {key: getattr(link, key) for key in ("uplink_bps", "rtt_ms", "burst_bytes")}
-
     def load(self, threads: int, seconds: float) -> dict[str, Any]:
         detector, picture = self._detectors[None], self._images[0]
         plans = self._settings.plans
@@ -292,7 +239,6 @@ class _Edge:
             "wrong": sum(_digest(o.detections) != truth[o.digest] for o in good),
             "rested": sum(o.expected is None for o in good),
             "sent": sum(self._costs[digest].needs_cloud for digest in [*served, *truth]),
-            "by_plan": {digest.hex(): served.count(digest) for digest in set(served)},
         }
 
 
@@ -305,12 +251,9 @@ def _profile_ms(cost: PlanCost, link: Estimate | None) -> float:
 
 
 def _timed(call: Callable[[], object]) -> dict[str, Any]:
-    started_s, cpu_s = time.perf_counter(), time.process_time()
+    started_s = time.perf_counter()
     call()
-    return {
-        "latency_ms": (time.perf_counter() - started_s) * 1e3,
-        "cpu_ms": (time.process_time() - cpu_s) * 1e3,
-    }
+    return {"latency_ms": (time.perf_counter() - started_s) * 1e3}
 
 
 def _load(
@@ -338,10 +281,18 @@ def _digest(detections: Detections) -> str:
     return hashlib.sha256(b"".join(np.ascontiguousarray(p).tobytes() for p in parts)).hexdigest()
 
 
-def _answer(answer: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(answer) + "\n")
-    sys.stdout.flush()
+def _serve(connection: "Connection[Any, Any]") -> None:
+    """Open the edge of the settings that come first, then answer calls until the pipe ends."""
+    (settings,) = connection.recv()
+    edge = _Edge(settings)
+    connection.send({})
+    try:
+        while True:
+            name, *arguments = connection.recv()
+            connection.send(getattr(edge, name)(*arguments))
+    except EOFError:
+        edge.close()
 
 
 if __name__ == "__main__":
-    _Edge(EdgeProcessSettings.from_json(sys.stdin.readline())).serve()
+    _serve(Connection(int(sys.argv[1])))

@@ -71,14 +71,6 @@ class Bench:
             self.plot(result, arguments.plot)
 
 
-def main_of(benches: Mapping[str, Bench]) -> None:
-    """Run the bench that the command line names first."""
-    name = sys.argv[1] if len(sys.argv) > 1 else ""
-    if name not in benches:
-        sys.exit(f"expected one of {', '.join(benches)}, and --help for its options")
-    benches[name].main(sys.argv[2:])
-
-
 @dataclass(frozen=True)
 class Target:
     """A target of a bench, and its worst measured case.
@@ -107,17 +99,17 @@ def add_bundle_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=Path, required=True, help="folder of pictures to send")
 
 
-def add_coco_options(parser: argparse.ArgumentParser, max_images: int = 1000) -> None:
+def add_coco_options(parser: argparse.ArgumentParser) -> None:
     """Add options for pictures to evaluate and to calibrate on."""
     parser.add_argument("--images", type=Path, required=True, help="pictures to evaluate on")
     parser.add_argument("--annotations", type=Path, required=True, help="their COCO instances file")
-    add_calibration_options(parser, max_images)
+    add_calibration_options(parser)
 
 
-def add_calibration_options(parser: argparse.ArgumentParser, max_images: int = 1000) -> None:
+def add_calibration_options(parser: argparse.ArgumentParser) -> None:
     """Add options for pictures to calibrate on."""
     parser.add_argument("--calibration", type=Path, required=True, help="pictures to calibrate on")
-    parser.add_argument("--max-images", type=int, default=max_images, help="most of each folder")
+    parser.add_argument("--max-images", type=int, default=1000, help="most of each folder")
 
 
 def in_turn(count: int, rounds: int) -> Iterator[tuple[int, int]]:
@@ -128,10 +120,6 @@ def in_turn(count: int, rounds: int) -> Iterator[tuple[int, int]]:
     order = np.random.default_rng(0)
     for round_ in range(rounds):
         yield from ((round_, int(thing)) for thing in order.permutation(count))
-
-
-def no_options(_parser: argparse.ArgumentParser) -> None:
-    """Add no options."""
 
 
 def listed(kind: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:

@@ -13,11 +13,9 @@ from pathlib import Path
 
 from bench.adaptation import report as adaptation
 from bench.harness import RESULTS, Lines, Result
-from bench.instruments import INSTRUMENTS
 from bench.latency import report as latency
-from bench.micro import parts
 from bench.rate import video_rate, wire_rate
-from bench.scale import larger_networks, many_edges, strangers
+from bench.scale import many_edges, strangers
 from bench.summary import summary
 
 OUT = Path(__file__).parents[1] / "docs" / "performance.md"
@@ -28,7 +26,7 @@ _HEAD = (
 _LOST = (
     "Why points are lost. One reason: the planner's stream has its turn once a round, while fixed "
     "plans share one: TCP has forgotten its window by then, and a picture waits for a round trip "
-    "more (see what TCP forgets, below; links of these benches keep windows since this run). The "
+    "more (links of these benches keep windows since this run). The "
     "rest is not explained cell by cell; how much is noise, the same plan under two names shows. "
     "Where the link is quick for the edge, pictures win: the head takes longer than it saves on "
     "the wire, so the planner sends pictures, and their bytes. The cloud's time is the tail's: "
@@ -82,32 +80,16 @@ _SECTIONS = (
         video_rate.section,
     ),
     (
-        "Parts against their floors",
-        "parts",
-        f"python -m bench.micro.parts {_SERVED}",
-        parts.BENCH.section,
-    ),
-    (
         "More edges",
         "many_edges",
-        f"python -m bench.scale edges {_SERVED}",
+        f"python -m bench.scale.many_edges {_SERVED}",
         many_edges.BENCH.section,
-    ),
-    (
-        "Larger networks",
-        "larger_networks",
-        "python -m bench.scale networks",
-        larger_networks.BENCH.section,
     ),
     (
         "An honest edge beside strangers",
         "strangers",
-        f"python -m bench.scale strangers {_SERVED}",
+        f"python -m bench.scale.strangers {_SERVED}",
         strangers.BENCH.section,
-    ),
-    *(
-        (bench.doc, bench.result, f"python -m bench.instruments {name}", bench.section)
-        for name, bench in INSTRUMENTS.items()
     ),
 )
 

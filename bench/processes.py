@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, NoReturn, Self
 
 from common.errors import SplitpointError
@@ -38,7 +38,6 @@ class Service:
         self._command = list(command)
         self._log = log
         self._prefix = list(prefix)
-        self._process: subprocess.Popen[bytes] | None = None
         self.ready: dict[str, Any] = {}
 
     @classmethod
@@ -59,34 +58,23 @@ class Service:
             try:
                 self._wait(ready_file)
             except BaseException:
-                end(self._started())
+                end(self._process)
                 raise
             self.ready = json.loads(ready_file.read_text())
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        end(self._started())
+    def __exit__(self, *_: object) -> None:
+        end(self._process)
 
     def _wait(self, ready_file: Path) -> None:
         """Wait for the ready file, or for the process to end."""
         deadline = time.monotonic() + _START_TIMEOUT_S
-        process = self._started()
         while not ready_file.exists():
-            if process.poll() is not None or time.monotonic() > deadline:
+            if self._process.poll() is not None or time.monotonic() > deadline:
                 lines = self._log.read_text(errors="replace").strip().splitlines()
                 reason = lines[-1] if lines else "it said nothing"
                 raise ProcessError(f"`splitpoint {self._command[0]}` did not start: {reason}")
             time.sleep(_POLL_S)
-
-    def _started(self) -> subprocess.Popen[bytes]:
-        if self._process is None:
-            raise RuntimeError("the service was not started")
-        return self._process
 
 
 def end(process: "subprocess.Popen[Any]") -> None:

@@ -11,43 +11,37 @@ are emulated in the edge's process (`--emulate`) and only a whole core can be me
 In every cell of the grid all strategies take turns, frame by frame (`bench.latency.cell`). Each is
 a plan through the same edge and cloud, so only the decision differs; two are not, to compare with:
 the network in floating point on the edge, and a plain FastAPI service (`bench.micro.plain_service`)
-that takes JPEGs. Over traces of changing links they run one after the other
-(`bench.latency.trace`). A strategy that errs or has no plan is shown as such.
+that takes JPEGs. A strategy that errs or has no plan is shown as such.
 
 Two settings: A, no limit on the edge's memory; B, 4 MiB, which the whole network in int8 exceeds.
 """
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from bench.harness import Result, add_coco_options, listed, record, show, spread
 from bench.latency.cell import measure_cell, reference_accuracy
 from bench.latency.report import section, write_all
-from bench.latency.stage import BenchStage, stage
+from bench.latency.stage import stage
 from bench.latency.strategies import MBITS, MEMORY, SHARES, Cell, build, cells_of
-from bench.latency.trace import measure_trace
 from bench.links.shaped import RTT_MS, ShapedLink, can_shape, emulated, link_of, shaped
-from bench.links.traces import TRACES
 from common.bundle.bundle import Bundle
 from common.errors import BundleError, SettingsError, SplitpointError
 from common.imaging.images import list_images
 from common.progress import Stages
 from search.zoo.download import cache_folder
 
-TRACED_SHARE = 0.25
 PROFILE_S, QUICK_PROFILE_S = 40.0, 8.0
 
 
 def measure(arguments: argparse.Namespace, stages: Stages) -> Result:
-    """Measure all cells, then all traces."""
+    """Measure all cells."""
     bundle, strategies = _strategies(arguments, stages)
     images = spread(list_images(arguments.images), arguments.send)
     result = _described(arguments, bundle, strategies, images)
@@ -71,8 +65,6 @@ def measure(arguments: argparse.Namespace, stages: Stages) -> Result:
                     # A run that is cut off leaves what it has measured.
                     arguments.json.write_text(json.dumps(result) + "\n")
                     progress(1 + cells.index(cell), len(cells))
-                if share == TRACED_SHARE:
-                    result["traces"] += _traces(running, share, arguments, stages)
     return result
 
 
@@ -87,26 +79,11 @@ def _groups(
             yield from ((share, [mbit]) for mbit in arguments.mbits)
 
 
-def _traces(
-    running: BenchStage, share: float, arguments: argparse.Namespace, stages: Stages
-) -> list[dict[str, Any]]:
-    if running.wire.left_to_edges is not None:
-        return []
-    return [
-        row
-        for name in arguments.traces
-        for row in measure_trace(
-            running, share, name, arguments.trace_seconds, stages.stage(f"trace {name}")
-        )
-    ]
-
-
 def _described(
     arguments: argparse.Namespace, bundle: Bundle, strategies: Result, images: Sequence[Path]
 ) -> Result:
     """A result without its measurements."""
     return record(
-        commit=_commit(),
         bundle=bundle.digest.hex(),
         search=bundle.manifest.search.model_dump(mode="json"),
         plans={p.name: p.predicted.model_dump(mode="json") for p in bundle.plans.values()},
@@ -121,7 +98,6 @@ def _described(
         wire="emulated in the edge's process" if arguments.emulate else "relay",
         shares={},
         cells=[],
-        traces=[],
     )
 
 
@@ -152,17 +128,6 @@ def _strategies(arguments: argparse.Namespace, stages: Stages) -> tuple[Bundle, 
     return Bundle.open(folder), strategies
 
 
-def _commit() -> str:
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],  # noqa: S607
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parent,
-    )
-    return done.stdout.strip() or "unknown"
-
-
 def _options(parser: argparse.ArgumentParser) -> None:
     add_coco_options(parser)
     bundle = cache_folder("strategies") / "bundle"
@@ -172,10 +137,6 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--frames", type=int, default=40, help="of each strategy in each cell")
     parser.add_argument("--budget", type=float, default=16.0, help="seconds for each, at the most")
     parser.add_argument("--send", type=int, default=24, help="pictures to send, spread evenly")
-    parser.add_argument(
-        "--traces", type=listed(str), default=("drive", "outage"), help="at a quarter of a core"
-    )
-    parser.add_argument("--trace-seconds", type=float, default=30.0)
     parser.add_argument("--emulate", action="store_true", help="links in the edge's process")
     parser.add_argument("--quick", action="store_true", help="two cells, few frames")
     parser.add_argument("--json", type=Path, required=True)
@@ -186,7 +147,7 @@ def _parsed(words: Sequence[str] | None) -> argparse.Namespace:
     _options(parser)
     arguments = parser.parse_args(words)
     if arguments.quick:
-        arguments.shares, arguments.mbits, arguments.traces = (0.25,), (3.0, 16.0), ()
+        arguments.shares, arguments.mbits = (0.25,), (3.0, 16.0)
         arguments.frames, arguments.budget = 5, 1.0
     if not arguments.emulate and not can_shape():
         sys.stderr.write("links are emulated in the edge's process: shaping real ones needs root\n")
@@ -203,9 +164,6 @@ def _check(arguments: argparse.Namespace) -> None:
     Raises:
         SettingsError: If something cannot be measured.
     """
-    unknown = set(arguments.traces) - set(TRACES)
-    if unknown:
-        raise SettingsError(f"--traces {', '.join(unknown)}: expected some of {', '.join(TRACES)}")
     for name, values, known in (
         ("--mbits", arguments.mbits, MBITS),
         ("--shares", arguments.shares, SHARES),

@@ -15,8 +15,7 @@ good enough to show what a slow edge is like, not to measure by.
 
 A CPU quota (cpu.max) would be simpler, but it bends what is measured: the kernel takes notice of an
 exhausted quota at its next tick, so that the first milliseconds of work after every pause run at
-full speed; `bench.instruments` shows both. A slow edge is still no smaller cache, and no other
-instruction set.
+full speed. A slow edge is still no smaller cache, and no other instruction set.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Benchmark of the planner: predictions, steps, drift, outages and switches under load.
+"""Benchmark of the planner: predictions, steady links, steps, traces and switches under load.
 
     python -m bench.adaptation --bundle DIR --images DIR --video FILE [--plot FILE] [--quick]
 
@@ -15,7 +15,6 @@ packets between two network namespaces (`bench.links.shaped`). Needs root and Li
 | steps | frames and seconds until a better plan is in use after the bandwidth steps by four |
 | traces | a drive and a drift: regret against the best plan at every moment, and fixed plans; |
 | | three times each, in turn; the run of the median regret is drawn |
-| outage | longest latency of a frame while nothing passed |
 | load | two threads while plans switch: failed, wrong and doubled frames |
 
 All other parts play the video, as a camera would.
@@ -25,7 +24,6 @@ either side, as measured, plus the time its bytes take at the trace's bandwidth 
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -33,7 +31,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from bench.adaptation.parts import load, on_trace, outage, predictions, steady, steps
+from bench.adaptation.parts import load, on_trace, predictions, steady, steps
 from bench.adaptation.report import plot, section
 from bench.adaptation.scene import PILOT, WHOLE, Scene, video_frames
 from bench.harness import Bench, Result, add_bundle_options, listed, record, spread, write
@@ -46,7 +44,6 @@ from common.progress import Stages
 from edge.detector import find_plan
 
 SHARE = 0.1
-PARTS = ("predictions", "steady", "steps", "traces", "outage", "load")
 
 
 def _parts(scene: Scene, result: Result, *, quick: bool) -> dict[str, Callable[[], Any]]:
@@ -67,19 +64,18 @@ def _parts(scene: Scene, result: Result, *, quick: bool) -> dict[str, Callable[[
         "steady": lambda: steady(scene, 10 if quick else 40),
         "steps": lambda: steps(scene, 1 if quick else 4, result["predictions"]["video"]["plans"]),
         "traces": traces,
-        "outage": lambda: outage(scene, 32 if quick else 60),
         "load": lambda: load(scene, 2 if quick else 20, 60 if quick else 600),
     }
 
 
 def measure(arguments: argparse.Namespace, stages: Stages) -> Result:
-    """Measure the parts that were asked for."""
+    """Measure all parts."""
     bundle = Bundle.open(arguments.bundle)
     names = arguments.plans or [plan.name for plan in bundle.plans.values()]
-    plans = {d.hex(): bundle.plans[d] for d in (find_plan(bundle, name) for name in names)}
+    plans = {d: bundle.plans[d] for d in (find_plan(bundle, name) for name in names)}
     images = spread(list_images(arguments.images), arguments.send)
     stills = len(images)
-    made = record(
+    result = record(
         bundle=bundle.digest.hex(),
         search=bundle.manifest.search.model_dump(mode="json"),
         plans=[plan.name for plan in plans.values()],
@@ -88,7 +84,6 @@ def measure(arguments: argparse.Namespace, stages: Stages) -> Result:
         rtt_ms=RTT_MS,
         quick=arguments.quick,
     )
-    result = _earlier(arguments.json, made) | made
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         slow = stack.enter_context(slowed(SHARE))
@@ -110,19 +105,9 @@ def measure(arguments: argparse.Namespace, stages: Stages) -> Result:
         stack.enter_context(cloud)
         scene = Scene(arguments.bundle, plans, images, stills, wire, cloud, slow, tables, stages)
         for name, part in _parts(scene, result, quick=arguments.quick).items():
-            if name in arguments.parts:
-                result[name] = part()
-                write(result, arguments.json)
+            result[name] = part()
+            write(result, arguments.json)  # a run that is cut off leaves what it has measured
     return result
-
-
-def _earlier(path: Path, made: Result) -> Result:
-    """Read earlier results of the same plans, for parts that are not measured again."""
-    try:
-        found: Result = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if all(found.get(name) == value for name, value in made.items()) else {}
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
@@ -134,9 +119,10 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--send", type=int, default=24, help="pictures to send, spread evenly")
     parser.add_argument("--plans", type=listed(str), help="names of plans; default: all")
     parser.add_argument("--quick", action="store_true", help="a few minutes, for a first look")
-    parser.add_argument("--parts", type=listed(str), default=PARTS)
     parser.add_argument("--profile", type=float, default=90.0, help="seconds to profile each side")
 
 
+BENCH = Bench(__doc__, "adaptation", _options, measure, section, plot)
+
 if __name__ == "__main__":
-    Bench(__doc__, "adaptation", _options, measure, section, plot).main()
+    BENCH.main()

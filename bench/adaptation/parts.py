@@ -4,7 +4,7 @@ import itertools
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bench.adaptation.scene import PILOT, Row, Scene, answered
-from bench.bootstrap import Values, ratio
+from bench.bootstrap import ratio
 from bench.edge_process import EdgeProcess
 from bench.harness import in_turn
 from bench.latency.cell import PROBE_S
@@ -37,13 +37,13 @@ def predictions(
 ) -> dict[str, Any]:
     """Prediction errors of every plan, in turn on a steady link, and coverage of intervals."""
     scene.wire.change(link_of(3.0))
-    rows: dict[str, list[Row]] = {digest: [] for digest in scene.plans}
+    rows: dict[bytes, list[Row]] = {digest: [] for digest in scene.plans}
     progress = scene.stages.stage("predictions")
     with scene.edge(device) as edge:
         for round_ in range(rounds):
             image = picture(round_)
             for digest, seen in rows.items():
-                seen.append(answered(edge.detect(image, bytes.fromhex(digest))))
+                seen.append(answered(edge.detect(image, digest)))
             progress(round_ + 1, rounds)
     after = min(50, rounds // 2)
     return {
@@ -57,7 +57,6 @@ def _prediction_row(seen: Sequence[Row], late: Sequence[Row]) -> dict[str, Any]:
     middle_ms, late_ms = _middle(seen, "latency_ms"), _middle(late, "latency_ms")
     covered = [row["low_ms"] <= row["latency_ms"] <= row["high_ms"] for row in late]
     return {
-        "latency_ms": middle_ms,
         "profile_error": median(off(r["profile_ms"], r["latency_ms"]) for r in seen),
         "profile_error_of_the_median": off(_middle(seen, "profile_ms"), middle_ms),
         "learnt_error": median(off(r["expected_ms"], r["latency_ms"]) for r in late),
@@ -82,7 +81,7 @@ def steady(scene: Scene, frames: int) -> list[dict[str, Any]]:
             for k in range(_SETTLE):
                 answered(edge.detect(scene.frame(k), pilot=PILOT))
             ours: list[Row] = []
-            fixed: dict[str, list[float]] = {digest: [] for digest in plausible}
+            fixed: dict[bytes, list[float]] = {digest: [] for digest in plausible}
             for k, turn in in_turn(1 + len(fixed), frames):
                 if turn == len(fixed):
                     ours.append(answered(edge.detect(scene.frame(k), pilot=PILOT)))
@@ -91,35 +90,17 @@ def steady(scene: Scene, frames: int) -> list[dict[str, Any]]:
                     digest = plausible[turn]
                     fixed[digest].append(_took(edge, scene.frame(k), digest))
                     time.sleep(_REPORT_S)
-            state = edge.state(PILOT)
         by_name = {scene.name(d): np.array(times) for d, times in fixed.items()}
-        chosen = Counter(scene.name(row["plan"]) for row in ours)
-        row = _steady_row(np.array([row["latency_ms"] for row in ours]), by_name, state)
-        found.append({"mbit": mbit, **row, "chosen": dict(chosen)})
+        best = min(by_name, key=lambda name: float(by_name[name].mean()))
+        excess = ratio(np.array([row["latency_ms"] for row in ours]), by_name[best], np.mean)
+        regret = {end: each - 1 for end, each in excess.items()}
+        found.append({"mbit": mbit, "best": best, "regret_mean": regret})
         progress(done, len(STEADY_MBIT))
     return found
 
 
-def _took(edge: EdgeProcess, image: int, digest: str) -> float:
-    return float(answered(edge.detect(image, bytes.fromhex(digest)))["latency_ms"])
-
-
-def _steady_row(ours: Values, fixed: Mapping[str, Values], state: Row) -> dict[str, Any]:
-    means = {name: float(times.mean()) for name, times in fixed.items()}
-    best = min(means, key=means.__getitem__)
-    return {
-        "estimated_mbit": None if state["uplink_bps"] is None else state["uplink_bps"] / 1e6,
-        "estimated_rtt_ms": state["rtt_ms"],
-        "burst_bytes": state["burst_bytes"],
-        "adaptive_mean_ms": float(ours.mean()),
-        "adaptive_p50_ms": float(np.median(ours)),
-        "best": best,
-        "best_mean_ms": means[best],
-        "best_p50_ms": float(np.median(fixed[best])),
-        "regret_mean": _excess(ours, fixed[best], np.mean),
-        "regret_p50": _excess(ours, fixed[best], np.median),
-        "fixed_mean_ms": means,
-    }
+def _took(edge: EdgeProcess, image: int, digest: bytes) -> float:
+    return float(answered(edge.detect(image, digest))["latency_ms"])
 
 
 def steps(scene: Scene, cycles: int, known: dict[str, Any]) -> list[dict[str, Any]]:
@@ -142,16 +123,8 @@ def steps(scene: Scene, cycles: int, known: dict[str, Any]) -> list[dict[str, An
             better = [name for name in known if model.latency_ms(name, 0.0) <= limit_ms]
             in_use = [scene.name(row["plan"]) in better for row in rows]
             first = in_use.index(True) if any(in_use) else len(rows) - 1
-            found.append(
-                {
-                    "to_mbit": mbit,
-                    "better": better,
-                    "frames": first,
-                    "seconds": rows[first]["began_s"] - began_s,
-                    "held": sum(in_use[first:]) / len(in_use[first:]),
-                    "plans": [scene.name(row["plan"]) for row in rows],
-                }
-            )
+            seconds = rows[first]["began_s"] - began_s
+            found.append({"to_mbit": mbit, "frames": first, "seconds": seconds})
             progress(done, 2 * cycles)
     return found
 
@@ -166,7 +139,7 @@ def on_trace(
     """
     trace = read_trace(FOLDER / f"{name}.csv")
     progress = scene.stages.stage(f"trace {name}")
-    digests = {plan.name: bytes.fromhex(digest) for digest, plan in scene.plans.items()}
+    digests = {plan.name: digest for digest, plan in scene.plans.items()}
     runs: dict[str, list[list[Row]]] = {plan: [] for plan in ("adaptive", *fixed)}
     looks: dict[str, list[Row]] = {plan: [] for plan in digests}
     for done, (_, plan) in enumerate(itertools.product(range(repeats), runs), 1):
@@ -179,8 +152,7 @@ def on_trace(
             rows = scene.run_for(seconds, lambda i: answered(edge.detect(i, asked)), started_s)  # noqa: B023
         runs[plan].append(rows)
         progress(done, repeats * len(runs))
-    known = {plan: _own(rows) for plan, rows in looks.items()}
-    model = HindsightModel(known, trace.at)
+    model = HindsightModel({plan: _own(rows) for plan, rows in looks.items()}, trace.at)
     for run in runs["adaptive"]:
         for row in run:
             row |= {"plan": scene.name(row["plan"]), "best_ms": model.best_ms(row["at_s"])}
@@ -192,18 +164,11 @@ def on_trace(
     shown = sorted(range(repeats), key=regrets.__getitem__)[repeats // 2]
     return {
         "seconds": seconds,
-        "plans": known,
         "frames": {p: [len(each) for each in found] for p, found in took.items()},
         "mean_ms": {p: float(each.mean()) for p, each in pooled.items()},
         "p90_ms": {p: float(np.percentile(each, 90)) for p, each in pooled.items()},
-        "model_over_measured": sum(row["model_ms"] for row in every)
-        / float(pooled["adaptive"].sum()),
         "regret_to_every_moment": _regret(every),
         "regrets": regrets,
-        "switches": [
-            sum(a["plan"] != b["plan"] for a, b in itertools.pairwise(run))
-            for run in runs["adaptive"]
-        ],
         "series": [
             {
                 "at_s": round(row["at_s"], 3),
@@ -247,24 +212,6 @@ class HindsightModel:
         return min(self.latency_ms(name, at_s) for name in self.plans)
 
 
-def outage(scene: Scene, seconds: float) -> dict[str, Any]:
-    """The planner over a trace with an outage."""
-    trace = read_trace(FOLDER / "outage.csv")
-    with scene.edge() as edge, replayed(scene.wire, trace) as started_s:
-        every = scene.run_for(seconds, edge.detect, started_s)
-    rows = [row for row in every if "error" not in row]
-    within = [row["latency_ms"] for row in rows if trace.at(row["at_s"]) is None]
-    return {
-        "seconds": seconds,
-        "frames": len(rows),
-        "failed": len(every) - len(rows),
-        "p50_ms": _middle(rows, "latency_ms"),
-        "frames_begun_in_the_outage": len(within),
-        "longest_ms": max(row["latency_ms"] for row in rows),
-        "p50_in_the_outage_ms": median(within) if within else None,
-    }
-
-
 def load(scene: Scene, switches: int, most_s: float) -> dict[str, Any]:
     """Two threads at once while the bandwidth jumps, until `switches` switches of plans."""
     ended = threading.Event()
@@ -276,7 +223,6 @@ def load(scene: Scene, switches: int, most_s: float) -> dict[str, Any]:
                 return
 
     counted: Counter[str] = Counter()
-    by_plan: Counter[str] = Counter()
     progress = scene.stages.stage("load")
     began_s, before = time.monotonic(), scene.frames_served()
     with scene.edge("loaded-edge") as edge:
@@ -284,16 +230,14 @@ def load(scene: Scene, switches: int, most_s: float) -> dict[str, Any]:
         jumping.start()
         try:
             while counted["switches"] < switches and time.monotonic() - began_s < most_s:
-                found = edge.load(2, _LOAD_S)
-                by_plan.update({scene.name(d): n for d, n in found.pop("by_plan").items()})
-                counted.update(found)
+                counted.update(edge.load(2, _LOAD_S))
                 counted["switches"] = scene.switches("loaded-edge")
                 progress(min(counted["switches"], switches), switches)
         finally:
             ended.set()
             jumping.join()
     counted["served"] = scene.frames_served() - before
-    return {**counted, "by_plan": dict(by_plan), "seconds": time.monotonic() - began_s}
+    return dict(counted)
 
 
 def _own(rows: Sequence[Row]) -> dict[str, float]:
@@ -310,11 +254,6 @@ def _middle(rows: Sequence[Row], key: str) -> float:
 def off(expected: float, measured: float) -> float:
     """Relative error of a prediction."""
     return abs(expected / measured - 1)
-
-
-def _excess(ours: Values, fixed: Values, of: Callable[..., Any]) -> dict[str, float]:
-    """Relative excess of our latencies over a plan's, with its interval over paired frames."""
-    return {end: each - 1 for end, each in ratio(ours, fixed, of).items()}
 
 
 def _mbit(now: Link | None) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 import av
 from PIL import Image
 
-from bench.edge_process import EdgeProcess, EdgeProcessSettings
+from bench.edge_process import EdgeProcess, EdgeProcessSettings, edge_process
 from bench.links.shaped import ShapedLink
 from bench.processes import Service
 from bench.slow import SlowCpu
@@ -32,7 +32,7 @@ class Scene:
     """Inputs, processes and link shared by all parts."""
 
     bundle: Path
-    plans: dict[str, Plan]
+    plans: dict[bytes, Plan]
     images: list[Path]
     stills: int
     wire: ShapedLink
@@ -51,7 +51,7 @@ class Scene:
             beside: Whether the planner is a pilot called `device` of a process that also runs any
                 plan on demand; the planner gets no observations from those frames.
         """
-        plans = [bytes.fromhex(digest) for digest in self.plans]
+        plans = list(self.plans)
         settings = EdgeProcessSettings(
             bundle=self.bundle,
             images=self.images,
@@ -62,7 +62,7 @@ class Scene:
             adaptive=not beside,
             pilots={device: plans} if beside else {},
         )
-        with EdgeProcess(settings, self.wire.edge.prefix) as process:
+        with edge_process(settings, self.wire.edge.prefix) as process:
             if device != WHOLE:
                 self.slow.take(process.pid)
             yield process
@@ -71,7 +71,7 @@ class Scene:
         """Index of the picture that is frame k of the video."""
         return self.stills + k % (len(self.images) - self.stills)
 
-    def name(self, digest: str) -> str:
+    def name(self, digest: bytes) -> str:
         """Name of a plan."""
         return self.plans[digest].name
 

@@ -201,22 +201,13 @@ def reference_accuracy(bundle: Bundle) -> float:
 def _summary(stage: BenchStage, run: StrategyRun) -> dict[str, Any]:
     rows = run.rows
     latencies = np.array([each["latency_ms"] for each in rows])
-    stages: dict[str, list[float]] = {}
-    for each in rows:
-        for name, ms in each.get("times_ms", {}).items():
-            stages.setdefault(name, []).append(ms)
     used = [each["plan"] for each in rows if "plan" in each]
-    names = {digest.hex(): plan.name for digest, plan in stage.bundle.plans.items()}
+    names = {digest: plan.name for digest, plan in stage.bundle.plans.items()}
     plans = {names[digest]: used.count(digest) for digest in dict.fromkeys(used)}
     return {
-        "mean_ms": float(latencies.mean()),
         "p50_ms": percentile(latencies, 50),
-        "p90_ms": percentile(latencies, 90),
-        "p99_ms": percentile(latencies, 99),
         "latencies_ms": [round(float(ms), 2) for ms in latencies],
-        "stages_ms": {name: statistics.median(values) for name, values in stages.items()},
         "uplink_bytes": statistics.mean(each["uplink_bytes"] for each in rows),
-        "edge_cpu_ms": statistics.mean(each["cpu_ms"] for each in rows),
         "cloud_cpu_ms": statistics.mean(each["cloud_cpu_ms"] for each in rows),
         "accuracy": _accuracy(stage, run, plans),
         "plans": plans,

@@ -1,4 +1,4 @@
-"""Plots of `bench.run_latency`: latency by bandwidth, stages, accuracy by bytes."""
+"""Plot of `bench.run_latency`: latency by bandwidth."""
 
 import math
 from collections.abc import Collection, Sequence
@@ -11,20 +11,8 @@ from matplotlib.lines import Line2D
 
 from bench.latency.cell import ADAPTIVE
 from bench.latency.strategies import MAX_DROP
-from bench.latency.verdicts import Row, is_able, measured, shares
+from bench.latency.verdicts import Row, is_able, measured
 
-_STAGES = {
-    "preprocess": "#bbbbbb",
-    "head": "#4477aa",
-    "encode": "#66ccee",
-    "uplink": "#ee6677",
-    "queue": "#dddddd",
-    "decode": "#ccbb44",
-    "tail": "#228833",
-    "postprocess": "#aa3377",
-    "downlink": "#ffaabb",
-    "other": "#999999",
-}
 _INACCURATE = ":"
 _COLOURS = ("#4477aa", "#66ccee", "#228833", "#ccbb44", "#aa3377", "#bbbbbb", "#999933", "#882255")
 
@@ -84,42 +72,3 @@ def _styles(result: dict[str, Any], cells: Sequence[Sequence[Row]]) -> dict[str,
 def _fastest_ms(rows: Sequence[Row], names: Collection[str]) -> list[float]:
     """Least median of some strategies in a cell; empty if none of them was measured."""
     return sorted(row["p50_ms"]["value"] for row in rows if row["strategy"] in names)[:1]
-
-
-def plot_stages(result: dict[str, Any], path: Path) -> None:
-    """Plot the median time of each stage by strategy, in one cell of each share."""
-    every = shares(result)
-    figure = Figure(figsize=(11, 3.6 * len(every)), layout="constrained")
-    axes = figure.subplots(len(every), 1, squeeze=False)[:, 0]
-    for axis, share in zip(axes, every, strict=True):
-        rows = [r for r in result["cells"] if r["share"] == share and r.get("stages_ms")]
-        mbit = min({row["mbit"] for row in rows}, key=lambda each: abs(each - 3.0))
-        rows = [row for row in rows if row["mbit"] == mbit]
-        rows.sort(key=lambda row: -row["p50_ms"]["value"])
-        labels = [f"{row['strategy']} ({row['settings']})" for row in rows]
-        left = [0.0] * len(rows)
-        for stage, colour in _STAGES.items():
-            widths = [row["stages_ms"].get(stage, 0.0) for row in rows]
-            axis.barh(labels, widths, left=left, color=colour, label=stage)
-            left = [a + b for a, b in zip(left, widths, strict=True)]
-        axis.set_xlim(0, 3 * min(row["p50_ms"]["value"] for row in rows))
-        axis.set_title(f"{share:g} of a core, {mbit:g} Mbit/s")
-        axis.set_xlabel("ms")
-    axes[0].legend(fontsize="x-small", frameon=False, ncols=2, loc="upper right")
-    figure.savefig(path, dpi=110)
-
-
-def plot_accuracy(result: dict[str, Any], path: Path) -> None:
-    """Plot accuracy over bytes of every plan."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axis = figure.subplots()
-    for kind, colour in (("cloud-only", "#4477aa"), ("split", "#ee6677"), ("edge-only", "#228833")):
-        plans = [p for name, p in result["plans"].items() if result["kinds"][name] == kind]
-        sent = [max(1.0, plan["uplink_bytes"]) for plan in plans]
-        axis.scatter(sent, [plan["accuracy"] for plan in plans], color=colour, label=kind)
-    axis.axhline(result["reference_accuracy"], color="#222222", lw=0.8, label="floating point")
-    axis.set_xscale("log")
-    axis.set_xlabel("bytes up for a frame")
-    axis.set_ylabel("AP")
-    axis.legend(frameon=False)
-    figure.savefig(path, dpi=110)

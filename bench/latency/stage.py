@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.edge_process import EdgeProcess, EdgeProcessSettings
+from bench.edge_process import EdgeProcess, EdgeProcessSettings, edge_process
 from bench.links.shaped import ShapedLink
 from bench.processes import Service, end, profile_both
 from bench.slow import slowed
@@ -115,7 +115,7 @@ def stage(
             },
             plain=None if alone else f"{host}:{_PLAIN_PORT}",
         )
-        edge = stack.enter_context(EdgeProcess(settings, wire.edge.prefix))
+        edge = stack.enter_context(edge_process(settings, wire.edge.prefix))
         if slow is not None:
             slow.take(edge.pid)
         yield BenchStage(

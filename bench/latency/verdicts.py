@@ -48,24 +48,15 @@ def is_able(row: Row, reference: float) -> bool:
     return not row["failed"] and bool(row["accuracy"] >= reference - MAX_DROP)
 
 
-def accurate(rows: Sequence[Row], reference: float) -> list[Row]:
-    """Strategies but the adaptive one that answered every frame and keep the accuracy.
-
-    Fastest first.
-    """
-    able = [row for row in rows if row["strategy"] != ADAPTIVE and is_able(row, reference)]
-    return sorted(able, key=_p50)
-
-
 def verdicts(result: Result) -> list[Row]:
     """Compare the adaptive planner with the best others, for every cell and setting."""
-    found = (
-        ({"share": share, "setting": setting, "mbit": mbit}, _verdict(result, rows))
+    return [
+        {"share": share, "setting": setting, "mbit": mbit, **verdict}
         for share in shares(result)
         for setting in result["memory"]
         for mbit, rows in sorted(measured(result, share, setting).items())
-    )
-    return [where | verdict for where, verdict in found if verdict is not None]
+        if (verdict := _verdict(result, rows))
+    ]
 
 
 def fastest_kind(result: Result, verdict: Row) -> str:
@@ -91,44 +82,10 @@ def codec_bytes(result: Result, accuracy: float) -> float | None:
     return min((plan["uplink_bytes"] for plan in able), default=None)
 
 
-def cloud_work(result: Result, share: float) -> list[Row]:
-    """CPU time for a frame on either side, of every plan that needs the cloud."""
-    rows = [r for r in result["cells"] if r["share"] == share and "p50_ms" in r and r["plan"]]
-    by_plan: dict[str, list[Row]] = {}
-    for row in rows:
-        by_plan.setdefault(row["plan"], []).append(row)
-    found = [
-        {
-            "share": share,
-            "plan": name,
-            "kind": result["kinds"][name],
-            "edge_cpu_ms": mean(row["edge_cpu_ms"] for row in each),
-            "cloud_cpu_ms": mean(row["cloud_cpu_ms"] for row in each),
-        }
-        for name, each in by_plan.items()
-    ]
-    return [row for row in found if row["kind"] != "edge-only"]
-
-
-def same_plan(result: Result, share: float) -> list[tuple[Row, Row]]:
-    """Rows of the adaptive planner that used one plan throughout, each with that plan's own row."""
-    rows = [row for row in result["cells"] if row["share"] == share and "p50_ms" in row]
-    by_plan = {(row["mbit"], row["plan"]): row for row in rows if row["plan"]}
-    return [
-        (row, by_plan[row["mbit"], name])
-        for row in rows
-        if row["strategy"] == ADAPTIVE and len(row["plans"]) == 1
-        for name in row["plans"]
-        if (row["mbit"], name) in by_plan
-    ]
-
-
 def targets(result: Result) -> Iterator[Target]:
     """Targets, each judged by the worst case."""
     rows = [row for row in verdicts(result) if row["share"] in TARGETED]
-    if not rows:
-        return
-    for setting in result["memory"]:
+    for setting in {row["setting"]: None for row in rows}:
         here = [row for row in rows if row["setting"] == setting]
         worst = max(here, key=lambda row: row["ratio"])
         late = [row for row in here if row["ratio"] > SLACK]
@@ -142,10 +99,9 @@ def targets(result: Result) -> Iterator[Target]:
             f"{_cell(worst)} against {worst['best']}",
             worst["ratio"] <= SLACK,
         )
-    for share in TARGETED:
-        narrow = [row for row in rows if row["setting"] == "B" and row["share"] == share]
-        if not narrow:
-            continue
+    limited = [row for row in rows if row["setting"] == "B"]
+    for share in sorted({row["share"] for row in limited}, reverse=True):
+        narrow = [row for row in limited if row["share"] == share]
         ahead = [row for row in narrow if row["baseline_ratio"] <= LEAD]
         best = min(narrow, key=lambda row: row["baseline_ratio"])
         yield Target(
@@ -156,7 +112,7 @@ def targets(result: Result) -> Iterator[Target]:
             f"{_cell(best)} against {best['baseline']}",
             len(ahead) >= 3,
         )
-    yield from _bytes_target(result, [row for row in rows if row["setting"] == "B"])
+    yield from _bytes_target(result, limited)
     yield from _work_target(result)
 
 
@@ -181,27 +137,35 @@ def _bytes_target(result: Result, rows: Sequence[Row]) -> Iterator[Target]:
 
 def _work_target(result: Result) -> Iterator[Target]:
     for share in TARGETED:
-        work = cloud_work(result, share)
-        splits = [row for row in work if row["kind"] == "split"]
-        uploads = [row for row in work if row["kind"] == "cloud-only"]
+        work, kinds = _cloud_ms(result, share), result["kinds"]
         used = {row["plan"] for row in verdicts(result) if row["share"] == share}
-        ours = [row for row in splits if row["plan"] in used]
+        ours = [plan for plan in work if kinds[plan] == "split" and plan in used]
+        uploads = [plan for plan in work if kinds[plan] == "cloud-only"]
         if not ours or not uploads:
             continue
-        least = min(uploads, key=lambda row: row["cloud_cpu_ms"])
-        most = max(ours, key=lambda row: row["cloud_cpu_ms"])
-        ratio = most["cloud_cpu_ms"] / least["cloud_cpu_ms"]
+        most, least = max(ours, key=work.__getitem__), min(uploads, key=work.__getitem__)
+        ratio = work[most] / work[least]
         yield Target(
             f"{share:g} of a core: the cloud's CPU time at most {CLOUD_SHARE:g} x cloud-only's",
             f"{ratio:.2f} x",
-            f"{most['plan']} against {least['plan']}",
+            f"{most} against {least}",
             ratio <= CLOUD_SHARE,
         )
 
 
+def _cloud_ms(result: Result, share: float) -> dict[str, float]:
+    """Mean CPU time of the cloud for a frame, by plan, over all bandwidths."""
+    by_plan: dict[str, list[float]] = {}
+    for row in result["cells"]:
+        if row["share"] == share and "p50_ms" in row and row["plan"]:
+            by_plan.setdefault(row["plan"], []).append(row["cloud_cpu_ms"])
+    return {name: mean(each) for name, each in by_plan.items()}
+
+
 def _verdict(result: Result, rows: Sequence[Row]) -> Row | None:
     mine = next((row for row in rows if row["strategy"] == ADAPTIVE), None)
-    others = accurate(rows, result["reference_accuracy"])
+    able = [row for row in rows if is_able(row, result["reference_accuracy"])]
+    others = sorted((row for row in able if row["strategy"] != ADAPTIVE), key=_p50)
     baselines = [row for row in others if row["strategy"] not in (FIXED, TUNED)]
     tuned = next((_p50(row) for row in others if row["strategy"] == TUNED), None)
     if mine is None or not baselines:

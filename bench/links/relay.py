@@ -1,11 +1,12 @@
-"""A link between two network namespaces in user space: rate, delay, jitter and loss, changeable.
+"""A link between two network namespaces in user space: rate and delay, changeable.
 
     TUN device (edge) <-> this process, one `Lane` per direction <-> TUN device (cloud)
 
 For kernels without netem. Started by `bench.links.shaped` as a process of its own, so that it does
 not share an interpreter lock with what is measured. It makes both devices, says "ready", and takes
-one `Conditions` as a line of JSON per change on its standard input; when that ends, it ends, and
-the devices are gone with it. Packets that wait while the rate changes leave at the new one.
+a line of JSON per change on its standard input: the rates up and down in bit/s, 0 to let nothing
+pass, and the delay of each way in ms. When that ends, it ends, and the devices are gone with it.
+Packets that wait while the rate changes leave at the new one.
 """
 
 import contextlib
@@ -14,13 +15,11 @@ import fcntl
 import json
 import math
 import os
-import random
 import select
 import struct
 import sys
 import time
 from collections import deque
-from dataclasses import asdict, dataclass
 
 _TUNSETIFF, _IFF_TUN, _IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 _PR_SET_TIMERSLACK = 29
@@ -29,57 +28,31 @@ _MTU = 65536
 _QUEUE_S, _LEAST_QUEUE_BYTES = 0.2, 32_000.0
 
 
-@dataclass(frozen=True)
-class Conditions:
-    """Link conditions for packets; delay, jitter and loss are the same in both directions.
-
-    Attributes:
-        uplink_bps: Rate from edge to cloud; 0 lets nothing pass.
-        downlink_bps: Rate from cloud to edge.
-        delay_ms: One-way delay.
-        jitter_ms: Largest deviation of the delay, uniform; order is kept.
-        loss: Share of packets that are dropped.
-    """
-
-    uplink_bps: float
-    downlink_bps: float
-    delay_ms: float
-    jitter_ms: float = 0.0
-    loss: float = 0.0
-
-    def to_json(self) -> str:
-        """Conditions as one line of JSON."""
-        return json.dumps(asdict(self))
-
-
 class Lane:
     """One direction: packets queue, are sent at the rate, then travel. Times are in seconds."""
 
-    def __init__(self, seed: int) -> None:
-        self._random = random.Random(seed)  # noqa: S311 - no secret
+    def __init__(self) -> None:
         self._waiting: deque[bytes] = deque()
         self._waiting_bytes = 0
         self._flying: deque[tuple[float, bytes]] = deque()
         # Bytes of the packet at the front still to be sent, counted from a time at this rate.
         self._left_bytes = self._since_s = 0.0
         self._last_s = -math.inf
-        self._bytes_per_s = self._delay_s = self._jitter_s = self._loss = 0.0
+        self._bytes_per_s = self._delay_s = 0.0
 
-    def change(self, now_s: float, rate_bps: float, conditions: Conditions) -> None:
-        """Apply other conditions, also to the rest of the packet at the front."""
+    def change(self, now_s: float, rate_bps: float, delay_ms: float) -> None:
+        """Change rate and delay, also of the rest of the packet at the front."""
         self._advance(now_s)
         self._left_bytes -= (now_s - self._since_s) * self._bytes_per_s
         self._since_s = now_s
         self._bytes_per_s = rate_bps / 8
-        self._delay_s = conditions.delay_ms / 1e3
-        self._jitter_s = conditions.jitter_ms / 1e3
-        self._loss = conditions.loss
+        self._delay_s = delay_ms / 1e3
 
     def put(self, now_s: float, packet: bytes) -> None:
-        """Enqueue a packet, unless it is lost or the queue is full."""
+        """Enqueue a packet, unless the queue is full."""
         self._advance(now_s)
         limit = max(_LEAST_QUEUE_BYTES, _QUEUE_S * self._bytes_per_s)
-        if self._random.random() < self._loss or self._waiting_bytes + len(packet) > limit:
+        if self._waiting_bytes + len(packet) > limit:
             return
         if not self._waiting:
             self._left_bytes, self._since_s = len(packet), now_s
@@ -103,8 +76,7 @@ class Lane:
         while (sent_s := self._sent_s()) <= now_s:
             packet = self._waiting.popleft()
             self._waiting_bytes -= len(packet)
-            jitter_s = self._random.uniform(-self._jitter_s, self._jitter_s)
-            self._last_s = max(self._last_s, sent_s + max(0.0, self._delay_s + jitter_s))
+            self._last_s = max(self._last_s, sent_s + self._delay_s)  # order is kept
             self._flying.append((self._last_s, packet))
             if self._waiting:
                 self._left_bytes, self._since_s = len(self._waiting[0]), sent_s
@@ -120,7 +92,7 @@ def main() -> None:
     """Relay between the two devices named, until the standard input ends."""
     ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)  # wake up when it was asked for
     edge, cloud = (_device(name) for name in sys.argv[1:3])
-    up, down = Lane(1), Lane(2)
+    up, down = Lane(), Lane()
     directions = ((edge, up, cloud), (cloud, down, edge))
     _say("ready")
     while True:
@@ -132,9 +104,9 @@ def main() -> None:
             line = sys.stdin.readline()
             if not line:
                 return
-            asked = Conditions(**json.loads(line))
-            up.change(now_s, asked.uplink_bps, asked)
-            down.change(now_s, asked.downlink_bps, asked)
+            up_bps, down_bps, delay_ms = json.loads(line)
+            up.change(now_s, up_bps, delay_ms)
+            down.change(now_s, down_bps, delay_ms)
             _say("changed")
         for source, lane, sink in directions:
             if source in readable:

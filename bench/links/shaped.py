@@ -5,17 +5,13 @@
         Service(["edge", "--cloud", f"{wire.cloud.address}:50051"], log, prefix=wire.edge.prefix)
         wire.change(parse_link("1mbit/40ms"))     # also in the middle of a transfer
 
-| wire | made of | bandwidth | delay, jitter, loss |
-|---|---|---|---|
-| relay | two TUN devices and our own process between them (`bench.links.relay`) | yes | yes |
-| tbf | a veth pair with the kernel's token bucket at either end | yes | no: as fast as it is |
-
-Real sockets, real TCP, real packets; only the wire is made up. Needs root, Linux and iproute2;
+The wire is two TUN devices and our own process between them (`bench.links.relay`). Real sockets,
+real TCP, real packets; only the wire is made up. Needs root, Linux and iproute2;
 `emulated` needs none of them. Both ends control congestion as Linux usually does, whatever this
 machine prefers: by CUBIC, or by Reno where namespaces may not, which at such rates is much alike.
 (BBR, say, sends at the rate that it has seen, and sees a link quicken only by much data.) They
 remember their window over pauses: here a stream rests while others have their turn, but not as a
-camera's would, and larger messages would have to wait for it (`bench.instruments`).
+camera's would, and larger messages would have to wait for a round trip more (RFC 6928).
 Everything has names of its own, so that runs beside each other do not meet, and is removed in the
 end.
 """
@@ -23,6 +19,7 @@ end.
 import contextlib
 import ctypes
 import itertools
+import json
 import os
 import shutil
 import socket
@@ -33,23 +30,18 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
-from bench.links.relay import Conditions
 from bench.processes import end as end_process
 from common.errors import SplitpointError
 from common.link.link import Link
-
-Wire = Literal["relay", "tbf"]
 
 RTT_MS = 20.0
 """Usual round trip of benches."""
 
 _EDGE, _CLOUD = "10.77.0.2", "10.77.0.1"
-_BURST, _QUEUE = "16kb", "200ms"
 _CONGESTION, _USUAL = Path("/proc/sys/net/ipv4/tcp_congestion_control"), ("cubic", "reno")
-SLOW_START_AFTER_IDLE = Path("/proc/sys/net/ipv4/tcp_slow_start_after_idle")
-"""Setting of the network namespace of the process that reads or writes it."""
+_SLOW_START_AFTER_IDLE = Path("/proc/sys/net/ipv4/tcp_slow_start_after_idle")
 _CLONE_NEWNET = 0x40000000
 T = TypeVar("T")
 _numbers = itertools.count()
@@ -124,41 +116,29 @@ class ShapedLink:
 
 
 @contextlib.contextmanager
-def shaped(
-    link: Link, wire: Wire = "relay", *, jitter_ms: float = 0.0, loss: float = 0.0
-) -> Iterator[ShapedLink]:
+def shaped(link: Link) -> Iterator[ShapedLink]:
     """Create two namespaces with a shaped link between them, for the length of the block.
 
     Args:
         link: Bandwidth and round trip at first.
-        wire: What it is made of; see the table of this module.
-        jitter_ms: Largest deviation of the one-way delay; relay only.
-        loss: Share of packets lost in each direction; relay only.
 
     Raises:
         ShapingError: If this machine does not support it, or does not permit it.
     """
     _check_machine()
-    if wire == "tbf" and (jitter_ms or loss):
-        raise ShapingError("tbf has neither jitter nor loss: use the relay")
     number = next(_numbers)
     with ExitStack() as stack:
         edge, cloud = (
             _end(stack, f"splitpoint-{os.getpid()}-{number}-{side}", address)
             for side, address in (("edge", _EDGE), ("cloud", _CLOUD))
         )
-        if wire == "tbf":
-            change = _veth(edge, cloud)
-            change(link)
-        else:
-            devices = [f"sp{os.getpid()}{side}{number}" for side in ("e", "c")]
-            relay = _Relay(stack, devices, jitter_ms, loss)
-            relay.change(link)
-            for end, device in zip((edge, cloud), devices, strict=True):
-                _run("ip", "link", "set", device, "netns", end.namespace)
-                _up(end, device)
-            change = relay.change
-        yield ShapedLink(edge, cloud, change, _congestion(edge, cloud))
+        devices = [f"sp{os.getpid()}{side}{number}" for side in ("e", "c")]
+        relay = _Relay(stack, devices)
+        relay.change(link)
+        for end, device in zip((edge, cloud), devices, strict=True):
+            _run("ip", "link", "set", device, "netns", end.namespace)
+            _up(end, device)
+        yield ShapedLink(edge, cloud, relay.change, _congestion(edge, cloud))
 
 
 def emulated(link: Link) -> ShapedLink:
@@ -188,9 +168,8 @@ def can_shape() -> bool:
 def _check_machine() -> None:
     if os.geteuid() != 0:
         raise ShapingError("network namespaces need root: run this as root, or emulate the link")
-    for tool in ("ip", "tc"):
-        if shutil.which(tool) is None:
-            raise ShapingError(f"`{tool}` is missing: apt-get install iproute2")
+    if shutil.which("ip") is None:
+        raise ShapingError("`ip` is missing: apt-get install iproute2")
 
 
 def _end(stack: ExitStack, namespace: str, address: str) -> End:
@@ -203,7 +182,7 @@ def _end(stack: ExitStack, namespace: str, address: str) -> End:
 def _congestion(*ends: End) -> str:
     """Set the same congestion control at both ends; returns it in words."""
     for end in ends:
-        end.inside(lambda: SLOW_START_AFTER_IDLE.write_text("0"))
+        end.inside(lambda: _SLOW_START_AFTER_IDLE.write_text("0"))
     for name in _USUAL:
         with contextlib.suppress(OSError):
             for end in ends:
@@ -219,32 +198,12 @@ def _up(end: End, device: str) -> None:
     _run("ip", "-n", end.namespace, "link", "set", device, *options)
 
 
-def _veth(edge: End, cloud: End) -> Callable[[Link | None], None]:
-    """Create a veth pair; returns a function that sets the token buckets at its ends."""
-    peer = ("peer", "name", "wire", "netns", cloud.namespace)
-    _run("ip", "link", "add", "wire", "netns", edge.namespace, "type", "veth", *peer)
-    for end in (edge, cloud):
-        _up(end, "wire")
-
-    def change(link: Link | None) -> None:
-        if link is None:
-            raise ShapingError("tbf has no outage: use the relay")
-        for end, rate_bps in ((edge, link.uplink_bps), (cloud, link.downlink_bps)):
-            bucket = ("rate", f"{rate_bps:.0f}bit", "burst", _BURST, "latency", _QUEUE)
-            place = ("-n", end.namespace, "qdisc", "replace", "dev", "wire", "root", "tbf")
-            _run("tc", *place, *bucket)
-
-    return change
-
-
 class _Relay:
     """The process between two TUN devices, which it makes in our own namespace."""
 
-    def __init__(self, stack: ExitStack, devices: list[str], jitter_ms: float, loss: float) -> None:
+    def __init__(self, stack: ExitStack, devices: list[str]) -> None:
         if not Path("/dev/net/tun").exists():
             raise ShapingError("/dev/net/tun is missing: this kernel has no TUN devices")
-        self._jitter_ms = jitter_ms
-        self._loss = loss
         self._process = subprocess.Popen(  # noqa: S603 - our own module
             [sys.executable, "-m", "bench.links.relay", *devices],
             stdin=subprocess.PIPE,
@@ -257,12 +216,11 @@ class _Relay:
 
     def change(self, link: Link | None) -> None:
         """Apply the conditions of another link, also to packets in the queue."""
-        up, down, delay_ms = 0.0, 0.0, 0.0
+        asked = [0.0, 0.0, 0.0]
         if link is not None:
-            up, down, delay_ms = link.uplink_bps, link.downlink_bps, link.rtt_ms / 2
-        asked = Conditions(up, down, delay_ms, self._jitter_ms, self._loss)
+            asked = [link.uplink_bps, link.downlink_bps, link.rtt_ms / 2]
         if self._process.stdin is not None:
-            self._process.stdin.write(asked.to_json() + "\n")
+            self._process.stdin.write(json.dumps(asked) + "\n")
             self._process.stdin.flush()
         self._expect("changed")
 

@@ -1,28 +1,19 @@
-"""Every part of a frame's path by itself, as a ratio to a lower bound of its time.
+"""Times of every part of a frame's path, to compare before and after a change.
 
     python -m bench.micro.parts --bundle DIR --images DIR [--json OUT]
 
-    letterbox, encoders, boxes    beside a copy of the bytes that they read
-    decoders                      beside a copy of the bytes that they make
-    head, tail                    beside ONNX Runtime's own call with the same options
-    stream                        beside a bare gRPC stream that echoes as many bytes, on loopback
-    tail of four frames           beside one batch of four: what a batcher would save
-    planner                       by itself
+    frame      letterbox, head, encode, decode, tail and boxes of some plans, in turn, by the clocks
+               of the product's own stages, on the first picture of the folder
+    planner    choice of a frame's plan; predictions of all plans after an observation
+    stream     a message to a cloud on loopback and its answer
 
-A part and its floor take turns, so that whatever else the machine does hits both alike. Parts are
-called as the product calls them; heads and tails count the times that the product reports. All rows
-come from the first picture of the folder; only the batch is of the first four.
-
-Copies of a few hundred kilobytes take twice as long when other work has pushed them out of the
-caches: ratios to a copy are good to an order of magnitude, those to a session or an echo to
-percents.
+Medians with 95 % intervals. Compare two runs of one machine that does nothing else.
 """
 
 import argparse
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -32,11 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.harness import Bench, Lines, Result, add_bundle_options, record, table
-from bench.micro.echo import echo_client
-from bench.micro.opened import Bare, Opened
 from bench.plan_choice import cheapest_split, upload
 from bench.processes import Service
-from cloud.tails import DEFAULT_SCORE_THRESHOLD, TailRunner
+from cloud.tails import TailRunner, Tails
 from common.bundle.bundle import Bundle
 from common.bundle.manifest import Plan
 from common.errors import SplitpointError
@@ -45,76 +34,22 @@ from common.latency import costs
 from common.link.link import Link
 from common.progress import Stages
 from common.rpc import splitpoint_pb2 as pb
-from common.runtime.base import Array, Session
-from common.runtime.registry import open_model
 from common.tables.timing import Timing, interleave_until_tight, probe_until_tight
-from common.tasks.detections import Detections, decode_yolo
-from edge.head import INPUT
+from edge.head import EdgePlan, open_plans
 from edge.link.estimate import LinkEstimator, Transit
 from edge.planning.planner import Planner
 from edge.planning.predictor import Served
 from edge.stream.client import CloudClient
 from edge.stream.transport import GrpcTransport
 
-_BATCH = 4
+PARTS = ("letterbox", "head", "encode", "decode", "tail", "boxes")
 _PROBE_BYTES = (1024, 4096)
 _FRAMES_BEFORE = 100
 _LINK_BYTES = (100, 10_000)
 """Sizes of the messages, small and large, from which the link of the planner is estimated."""
-_LIMITS: dict[str, Any] = {"tolerance": 0.02, "warm_up": 5, "most": 1000, "budget_s": 8.0}
-_LEAST = 100
-_LEAST_MESSAGES = 500
-
-
-@dataclass(frozen=True)
-class PartRow:
-    """One part and its lower bound.
-
-    Attributes:
-        part: Name of the part.
-        timing: Time of the part.
-        plan: Plan that the part belongs to, if any.
-        floor: Name of the lower bound; None if there is none.
-        least: Time of the lower bound.
-        note: Remark.
-    """
-
-    part: str
-    timing: Timing
-    plan: str | None = None
-    floor: str | None = None
-    least: Timing | None = None
-    note: str | None = None
-
-    @property
-    def ratio(self) -> float | None:
-        """Time of the part over that of its lower bound."""
-        if self.least is None or self.least.median_ms <= 0:
-            return None
-        return self.timing.median_ms / self.least.median_ms
-
-    def to_json(self) -> dict[str, Any]:
-        """Row as JSON, times in microseconds."""
-        ratio = None if self.ratio is None else round(self.ratio, 3)
-        return {
-            "part": self.part,
-            "plan": self.plan,
-            **_times_us("", self.timing),
-            "n": self.timing.n,
-            "floor": self.floor,
-            **_times_us("floor_", self.least),
-            "ratio": ratio,
-            "note": self.note,
-        }
-
-
-def _times_us(name: str, timing: Timing | None) -> dict[str, float | None]:
-    """Median and interval in microseconds, by name."""
-    values = {} if timing is None else timing._asdict()
-    return {
-        f"{name}{end}_us": round(values[f"{end}_ms"] * 1e3, 2) if values else None
-        for end in ("median", "low", "high")
-    }
+_LIMITS: dict[str, Any] = {"tolerance": 0.02, "warm_up": 5, "most": 1000}
+_BUDGET_S, _FRAMES_BUDGET_S = 8.0, 60.0
+_LEAST, _LEAST_MESSAGES = 100, 500
 
 
 def choose(plans: Mapping[bytes, Plan]) -> dict[str, bytes]:
@@ -135,121 +70,61 @@ def choose(plans: Mapping[bytes, Plan]) -> dict[str, bytes]:
 
 
 def measure(arguments: argparse.Namespace, stages: Stages) -> Result:
-    """Measure all rows, and describe the machine, bundle and pictures."""
+    """Measure all rows, and describe the machine, bundle and picture."""
     with Bundle.open(arguments.bundle) as bundle:
         chosen = choose(bundle.plans)
-        paths = list_images(arguments.images)[:_BATCH]
-        pictures = [read_image(path) for path in paths]
+        path = list_images(arguments.images)[0]
+        progress, total = stages.stage("timing parts"), 4 + len(PARTS) * len(chosen)
         rows = []
-        progress, total = stages.stage("timing parts"), 8 + 2 * len(chosen)
-        for row in _rows(bundle, chosen, pictures):
+        for row in _rows(bundle, list(chosen.values()), read_image(path)):
             rows.append(row)
             progress(len(rows), total)
-        return record(
-            bundle=bundle.digest.hex(),
-            plans={name: bundle.plan(digest).name for name, digest in chosen.items()},
-            pictures=[path.name for path in paths],
-            rows=[row.to_json() for row in rows],
-        )
+        plans = {name: bundle.plan(digest).name for name, digest in chosen.items()}
+        return record(bundle=bundle.digest.hex(), plans=plans, picture=path.name, rows=rows)
 
 
-def _rows(
-    bundle: Bundle, chosen: Mapping[str, bytes], pictures: Sequence[NDArray[np.uint8]]
-) -> Iterator[PartRow]:
-    split = Opened(bundle, chosen["context"], pictures[0])
-    yield _letterbox_row(pictures[0], split.size)
-    yield _head_row(split)
-    for name, digest in chosen.items():
-        opened = split if name == "context" else Opened(bundle, digest, pictures[0])
-        yield from codec_rows(opened)
-    yield from _tail_rows(split)
-    yield _batch_row([Opened(bundle, chosen["context"], picture) for picture in pictures])
+def _rows(bundle: Bundle, digests: list[bytes], picture: NDArray[np.uint8]) -> Iterator[Result]:
+    opened, tails = open_plans(bundle, digests), Tails(bundle)
+    size = bundle.manifest.detector.input_height, bundle.manifest.detector.input_width
+    frames = [partial(frame_ms, opened[d], tails.runner(d), picture, size) for d in digests]
+    limits = {**_LIMITS, "least": _LEAST, "budget_s": _FRAMES_BUDGET_S}
+    for digest, timings in zip(digests, probe_until_tight(frames, **limits), strict=True):
+        for part, timing in zip(PARTS, timings, strict=True):
+            yield row_of(part, timing, bundle.plan(digest).name)
     yield from _planner_rows(bundle)
     yield from _stream_rows(bundle)
 
 
-def _letterbox_row(picture: NDArray[np.uint8], size: tuple[int, int]) -> PartRow:
-    part, floor = _timed([lambda: letterbox(picture, size), copying([picture])])
-    where = f"{picture.shape[1]}x{picture.shape[0]}"
-    return PartRow(f"letterbox of {where}", part, None, _copy_of([picture]), floor)
+def frame_ms(
+    edge: EdgePlan, tail: TailRunner, picture: NDArray[np.uint8], size: tuple[int, int]
+) -> list[float]:
+    """Pass one frame through a plan on both sides; returns the times of `PARTS` in ms.
+
+    Args:
+        edge: The edge's half.
+        tail: The cloud's half.
+        picture: (H, W, 3) RGB.
+        size: Height and width of the network's input.
+    """
+    height, width = picture.shape[:2]
+    started_s = perf_counter()
+    frame = letterbox(picture, size)
+    boxed_ms = (perf_counter() - started_s) * 1e3
+    cut = edge.cut(frame)
+    message = pb.Frame(image_width=width, image_height=height, payloads=cut.payloads)
+    done = tail.finish(message)
+    own_ms = [cut.head_ms, cut.encode_ms, done.decode_ms, done.tail_ms, done.postprocess_ms]
+    return [boxed_ms, *own_ms]
 
 
-def codec_rows(opened: Opened) -> Iterator[PartRow]:
-    """Rows of one plan: look-up and encoding, then decoding and look-up."""
-    name, codec = opened.plan.name, str(opened.plan.codec)
-    payloads = opened.encode()
-    values = opened.decode(payloads)
-    sent = f"{sum(len(payload.data) for payload in payloads):,} bytes"
-    part, floor = _timed([opened.encode, copying(opened.codes)])
-    yield PartRow(f"{codec}: look-up, encode", part, name, _copy_of(opened.codes), floor, sent)
-    part, floor = _timed([lambda: opened.decode(payloads), copying(values)])
-    yield PartRow(f"{codec}: decode, look-up", part, name, _copy_of(values), floor, sent)
+def row_of(part: str, timing: Timing, plan: str = "") -> Result:
+    """Row of one part, in microseconds."""
+    times = {end: getattr(timing, f"{end}_ms") * 1e3 for end in ("median", "low", "high")}
+    times_us = {f"{end}_us": round(us, 2) for end, us in times.items()}
+    return {"part": part, "plan": plan, **times_us, "n": timing.n}
 
 
-def _head_row(opened: Opened) -> PartRow:
-    bare, inputs = opened.bare_head, {INPUT: opened.frame[None]}
-    if bare is None:
-        raise SplitpointError(f"plan {opened.plan.name} has no head")
-
-    def floor() -> float:
-        took_ms = bare.run_ms(inputs)
-        opened.encode()  # like the part does: both begin with the same caches
-        return took_ms
-
-    part, least = _self_timed(lambda: opened.edge.cut(opened.frame).head_ms, floor)
-    return PartRow("head", part, opened.plan.name, "session.run", least)
-
-
-def _tail_rows(opened: Opened) -> Iterator[PartRow]:
-    """Rows of the tail, and of decoding boxes behind it."""
-    plan, where, detector = opened.plan, opened.where, opened.detector
-    model = open_model(opened.tail_file)
-    runner = TailRunner(plan, opened.edge.digest, detector, opened.codecs, model)
-    bare, symbols, names = Bare(opened.tail_file), opened.symbols(), [w.name for w in plan.wire]
-    inputs = opened.inputs()
-    maps = [output[0] for output in model.run(inputs)]
-
-    def boxes() -> Detections:
-        return decode_yolo(maps, detector, where, score_threshold=DEFAULT_SCORE_THRESHOLD)
-
-    def floor() -> float:
-        values = runner.values(symbols)
-        took_ms = bare.run_ms({n: v[None] for n, v in zip(names, values, strict=True)})
-        boxes()  # like the part does: both begin with the same caches
-        return took_ms
-
-    threshold = DEFAULT_SCORE_THRESHOLD
-    part, least = _self_timed(lambda: runner.run(symbols, where, threshold).tail_ms, floor)
-    yield PartRow("tail", part, plan.name, "session.run", least)
-    part, least = _timed([boxes, copying(maps)])
-    note = f"{len(boxes())} objects"
-    yield PartRow("decode boxes, suppress", part, plan.name, _copy_of(maps), least, note)
-
-
-def _batch_row(opened: Sequence[Opened]) -> PartRow:
-    """Row of frames one after the other, against one batch that has to be joined first."""
-    model, name = open_model(opened[0].tail_file), opened[0].plan.name
-    frames = [each.inputs() for each in opened]
-    part = f"tail of {len(frames)} frames in turn"
-    if not takes_batches(model):
-        (timing,) = _timed([lambda: [model.run(inputs) for inputs in frames]])
-        return PartRow(part, timing, name, note="the tail's batch is fixed: none to compare with")
-
-    def batched() -> None:
-        model.run({port.name: np.concatenate([f[port.name] for f in frames]) for port in ports})
-
-    ports = model.inputs
-    timing, batch = _timed([lambda: [model.run(inputs) for inputs in frames], batched])
-    note = "above 1 a batcher would pay; one thread"
-    return PartRow(part, timing, name, f"one batch of {len(frames)}", batch, note)
-
-
-def takes_batches(model: Session) -> bool:
-    """Whether every input's batch may vary."""
-    return all(port.shape[0] is None for port in model.inputs)
-
-
-def _planner_rows(bundle: Bundle) -> Iterator[PartRow]:
+def _planner_rows(bundle: Bundle) -> Iterator[Result]:
     """Rows of the planner: the choice of a frame's plan, and the predictions after its answer."""
     planner = experienced_planner(bundle)
 
@@ -257,10 +132,9 @@ def _planner_rows(bundle: Bundle) -> Iterator[PartRow]:
         planner.probed(0.0)  # an observation, which invalidates the predictions
         planner.foresee(perf_counter())
 
-    choice, foresight = _timed([lambda: planner.choose(perf_counter()), foresee])
-    note = f"{len(bundle.plans)} plans, after {_FRAMES_BEFORE} frames"
-    yield PartRow("choice of a frame's plan", choice, note=note)
-    yield PartRow("what to expect of all plans, after a frame", foresight, note=note)
+    choice, foresight = _timed([lambda: planner.choose(perf_counter()), foresee], _LEAST)
+    yield row_of("choice of a frame's plan", choice)
+    yield row_of(f"predictions of {len(bundle.plans)} plans after a frame", foresight)
 
 
 def experienced_planner(bundle: Bundle) -> Planner:
@@ -291,64 +165,34 @@ def experienced_planner(bundle: Bundle) -> Planner:
     return planner
 
 
-def _stream_rows(bundle: Bundle) -> Iterator[PartRow]:
-    """Rows of a message and its answer, through the product and through bare gRPC."""
+def _stream_rows(bundle: Bundle) -> Iterator[Result]:
+    """Rows of a message to a cloud and its answer, by size."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         cloud = stack.enter_context(Service.cloud(bundle.root, folder / "cloud.log"))
-        echo = stack.enter_context(echo_client())
         hello = pb.Hello(edge_id="bench.micro.parts", bundle_digest=bundle.digest)
         address = f"127.0.0.1:{cloud.ready['grpc']}"
         client = CloudClient(lambda: GrpcTransport(address), hello)
         stack.callback(client.close)
         client.connect()
-        calls: list[Callable[[], object]] = []
-        for size in _PROBE_BYTES:
-            probe = pb.Probe(padding=bytes(size))
-            wrapped = pb.EdgeMessage(probe=probe).SerializeToString()
-            calls += [partial(client.request, probe), partial(echo, wrapped)]
+        probes = [pb.Probe(padding=bytes(size)) for size in _PROBE_BYTES]
         # All sizes in turn: both ends get faster over their first hundreds of messages.
-        timings = _timed(calls, least=_LEAST_MESSAGES)
-        for size, part, floor in zip(_PROBE_BYTES, timings[::2], timings[1::2], strict=True):
-            yield PartRow(f"stream, a probe of {size:,} bytes", part, None, "gRPC echo", floor)
+        timings = _timed([partial(client.request, probe) for probe in probes], _LEAST_MESSAGES)
+        for size, timing in zip(_PROBE_BYTES, timings, strict=True):
+            yield row_of(f"stream, a probe of {size:,} bytes", timing)
 
 
-def copying(arrays: Sequence[Array]) -> Callable[[], None]:
-    """Return a call that copies the arrays' bytes into memory allocated before."""
-    pairs = [(np.empty_like(array), array) for array in arrays]
-
-    def copy() -> None:
-        for target, source in pairs:
-            np.copyto(target, source)
-
-    return copy
-
-
-def _timed(calls: Sequence[Callable[[], object]], *, least: int = _LEAST) -> list[Timing]:
-    return interleave_until_tight(calls, least=least, **_LIMITS)
-
-
-def _self_timed(*calls: Callable[[], float]) -> list[Timing]:
-    """Timings of calls that return their own time in ms."""
-    probes = [lambda call=call: (call(),) for call in calls]
-    return [timing for (timing,) in probe_until_tight(probes, least=_LEAST, **_LIMITS)]
-
-
-def _copy_of(arrays: Sequence[Array]) -> str:
-    return f"copy of {sum(array.nbytes for array in arrays):,} bytes"
+def _timed(calls: list[Callable[[], object]], least: int) -> list[Timing]:
+    return interleave_until_tight(calls, least=least, budget_s=_BUDGET_S, **_LIMITS)
 
 
 def section(result: Result) -> Lines:
-    """Section of the page."""
+    """Table of the parts."""
     columns = {
         "part": "{part}",
-        "plan:": "{plan:s}",
+        "plan:": "{plan}",
         "median, us": "{median_us:,.0f}",
         "95 % interval": "{low_us:,.0f} to {high_us:,.0f}",
-        "floor:": "{floor:s}",
-        "floor, us": "{floor_median_us:,.1f}",
-        "ratio": "{ratio:.2f}",
-        "note:": "{note:s}",
     }
     return table(result["rows"], columns)
 

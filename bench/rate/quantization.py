@@ -3,18 +3,15 @@
     python -m bench.rate.quantization --images DIR --annotations FILE --calibration DIR
 
 For one cut of YOLOv3-tiny, head in integers and tail in floating point, nothing lost on the wire:
-COCO AP of every recipe at uniform widths, and with single steps of the default one switched; how
-well each sensitivity orders random configurations by the AP that they lose (Spearman's rank
-correlation); and AP at equal weight memory of this search (measured sensitivity, exact allocation,
-coordinate descent) against the original's (squared error, Lagrangian, LAPQ or ACIQ). Calibration
-sees no labels. The result names the machine and all images.
+COCO AP of every recipe at uniform widths; how well each sensitivity orders random configurations by
+the AP that they lose (Spearman's rank correlation); and AP at equal weight memory of this search
+(measured sensitivity, exact allocation, coordinate descent) against the original's (squared error,
+Lagrangian, LAPQ). Calibration sees no labels. The result names the machine and all images.
 """
 
 import argparse
 import tempfile
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +19,14 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from bench.harness import Bench, Lines, Result, add_coco_options, record, table
-from bench.rate.setup import MODEL, CutSetup, Judge, add_cut_option
+from bench.rate.setup import CutSetup, Judge, add_cut_option
 from common.codec.spec import CodecSpec
 from common.progress import Stages
 from search.allocate.exact import solve_exact
 from search.allocate.lagrangian import lagrangian
 from search.allocate.problem import Problem, TensorChoice
-from search.cache import Cache
-from search.network.cuts import Cut, enumerate_cuts
 from search.network.losses import distillation_loss
 from search.prediction.candidates import Candidate
-from search.prepare import prepare
 from search.quantization.network import QuantizedGraph
 from search.quantization.recipe import reconstructed
 from search.quantization.recipes import DEFAULT, RECIPES, Recipe
@@ -45,16 +39,6 @@ MEAN_BITS = (4.0, 3.0, 2.5)
 _SENSITIVITY_FRAMES = 16
 _QUICK = Recipe(rounding="nearest")
 _QUICK_FRAMES = 8
-_ABLATED = ((4, 8), (4, 4))
-_ABLATIONS: Mapping[str, tuple[Recipe, bool]] = {
-    "no bias correction": (replace(DEFAULT, correct_bias=False), False),
-    "percentile clipping": (replace(DEFAULT, clipping="percentile"), False),
-    "joint clipping": (replace(DEFAULT, joint=True), False),
-    "equalised": (DEFAULT, True),
-    "equalised, nearest": (_QUICK, True),
-    "analytic clipping of weights, nearest": (replace(_QUICK, weight_clipping="aciq"), False),
-}
-"""Recipes with one step switched, and whether channels are equalised before."""
 
 
 class _QuantizationBench:
@@ -64,13 +48,7 @@ class _QuantizationBench:
         self._stages, self._configurations = stages, arguments.configurations
         setup = CutSetup(arguments, folder, stages)
         self._prepared, self._cut = setup.prepared, setup.cut
-        limit = arguments.max_images
-        self._equalised = prepare(
-            MODEL, arguments.calibration, Cache(), stages, max_images=limit, equalised=True
-        )
         self._graph = self._prepared.graph
-        cuts = enumerate_cuts(self._equalised.graph)
-        self._equalised_cut = next(cut for cut in cuts if cut.name == arguments.cut)
         self._layers = [node.name for node in self._cut.head if node.op == "conv"]
         self._judge = Judge(arguments, self._prepared, folder, stages)
 
@@ -82,15 +60,11 @@ class _QuantizationBench:
             cut=self._cut.name,
             reference=self._judge.reference,
             uniform=self._uniform(),
-            ablations=self._ablations(),
             **self._sensitivities(),
         )
 
-    def _rounded(
-        self, widths: Configuration, how: Recipe, *, equalised: bool = False
-    ) -> QuantizedGraph:
-        prepared = self._equalised if equalised else self._prepared
-        rounder = prepared.rounder(how)
+    def _rounded(self, widths: Configuration, how: Recipe) -> QuantizedGraph:
+        rounder = self._prepared.rounder(how)
         network = rounder.nearest(widths)
         return rounder.reconstruct(network, self._cut.tensors, lambda _done, _total, _note="": None)
 
@@ -100,15 +74,12 @@ class _QuantizationBench:
         pixels = self._prepared.calibration.pixels[:_QUICK_FRAMES]
         return reconstructed(network, self._cut.tensors, pixels, _QUICK)
 
-    def _measure(self, network: QuantizedGraph, cut: Cut | None = None) -> dict[str, float]:
-        """Accuracy of the head with the tail in floating point, and the time of evaluation."""
+    def _measure(self, network: QuantizedGraph) -> dict[str, float]:
+        """Accuracy of the head with the tail in floating point."""
         wire = tuple(code_tensor(self._graph[n], network.grids[n]) for n in self._cut.tensors)
-        candidate = Candidate(cut or self._cut, wire, CodecSpec(name="raw"), 0, 0, 0, 0, 0)
-        start = time.perf_counter()
+        candidate = Candidate(self._cut, wire, CodecSpec(name="raw"), 0, 0, 0, 0, 0)
         accuracy = self._judge.accuracy(self._judge.evaluator(network).detections(candidate))
-        seconds = time.perf_counter() - start
-        drop = self._judge.reference["ap"] - accuracy["ap"]
-        return {**accuracy, "drop": drop, "evaluation_s": seconds}
+        return {**accuracy, "drop": self._judge.reference["ap"] - accuracy["ap"]}
 
     def _uniform(self) -> list[dict[str, Any]]:
         rows = []
@@ -117,44 +88,23 @@ class _QuantizationBench:
         for weight, activation in UNIFORM:
             widths = uniform(self._graph, weight, activation)
             for name, how in RECIPES.items():
-                start = time.perf_counter()
-                network = self._rounded(widths, how)
                 row = {"weight": weight, "activation": activation, "recipe": name}
-                seconds = time.perf_counter() - start
-                rows.append({**row, "rounding_s": seconds, **self._measure(network)})
+                rows.append({**row, **self._measure(self._rounded(widths, how))})
                 progress(len(rows), total)
-        return rows
-
-    def _ablations(self) -> list[dict[str, Any]]:
-        rows = []
-        progress = self._stages.stage("switching single steps")
-        for weight, activation in _ABLATED:
-            widths = uniform(self._graph, weight, activation)
-            for name, (how, equalised) in _ABLATIONS.items():
-                network = self._rounded(widths, how, equalised=equalised)
-                cut = self._equalised_cut if equalised else self._cut
-                row = {"weight": weight, "activation": activation, "switched": name}
-                rows.append({**row, **self._measure(network, cut)})
-                progress(len(rows), len(_ABLATED) * len(_ABLATIONS))
         return rows
 
     def _sensitivities(self) -> dict[str, Any]:
         prepared = self._prepared
         frames, statistics = prepared.calibration.pixels[:_SENSITIVITY_FRAMES], prepared.statistics
         loss = distillation_loss(prepared.detector)
-        made: dict[str, tuple[Sensitivity, float]] = {}
-        makers: dict[str, Callable[[], Sensitivity]] = {
-            "measured": lambda: measured(self._graph, statistics, frames, loss),
-            "fisher": lambda: fisher(self._graph, statistics, frames, loss),
-            "squared": lambda: squared(self._graph, statistics),
+        made = {
+            "measured": measured(self._graph, statistics, frames, loss),
+            "fisher": fisher(self._graph, statistics, frames, loss),
+            "squared": squared(self._graph, statistics),
         }
-        for name, make in makers.items():
-            start = time.perf_counter()
-            made[name] = make(), time.perf_counter() - start
         drops, widths = self._random_configurations()
         predicted = {
-            name: [each.of(some, self._layers) for some in widths]
-            for name, (each, _) in made.items()
+            name: [each.of(some, self._layers) for some in widths] for name, each in made.items()
         }
         return {
             "random": [
@@ -166,13 +116,9 @@ class _QuantizationBench:
                 for k, (drop, some) in enumerate(zip(drops, widths, strict=True))
             ],
             "spearman": {
-                name: {
-                    "spearman": float(spearmanr(predicted[name], drops).statistic),
-                    "seconds": seconds,
-                }
-                for name, (_, seconds) in made.items()
+                name: float(spearmanr(each, drops).statistic) for name, each in predicted.items()
             },
-            "equal_memory": self._equal_memory(made["measured"][0], made["squared"][0]),
+            "equal_memory": self._equal_memory(made["measured"], made["squared"]),
         }
 
     def _random_configurations(self) -> tuple[list[float], list[dict[str, Widths]]]:
@@ -203,10 +149,7 @@ class _QuantizationBench:
             lagrange = dict(zip(self._layers, lagrangian(plain, limit), strict=True))
             for name, bits, how in (
                 ("measured, exact, descent", exact, DEFAULT),
-                ("measured, exact, adaround", exact, RECIPES["adaround"]),
                 ("squared, lagrangian, lapq", lagrange, RECIPES["lapq"]),
-                ("squared, lagrangian, aciq", lagrange, RECIPES["aciq"]),
-                ("squared, lagrangian, descent", lagrange, DEFAULT),
             ):
                 widths = {layer: Widths(weight=bits[layer]) for layer in self._layers}
                 network = self._rounded(widths, how)

@@ -4,14 +4,13 @@
 
 For one cut of YOLOv3-tiny: wire formats along its rate curve, each with context models and an
 adapted tail of its own, evaluated as deployed (8-bit head, real payloads, ONNX tail); JPEG and WebP
-of the same letterboxed frames over their qualities; how the context coder compares with Zstandard
-and with its own model's ideal code length; and the time of coding on one core. Everything is
-fitted and adapted on the calibration images alone. The result names the machine and all images.
+of the same letterboxed frames over their qualities; and how the context coder compares with
+Zstandard and with its own model's ideal code length. Everything is fitted and adapted on the
+calibration images alone. The result names the machine and all images.
 """
 
 import argparse
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,13 +18,11 @@ from typing import Any
 
 import numpy as np
 import zstandard
-from numpy.typing import NDArray
 
 from bench.harness import Bench, Lines, Result, add_coco_options, record, table
 from bench.rate.rates import Curve, bd_rate, bytes_at
 from bench.rate.setup import CutSetup, Judge, add_cut_option
-from common.codec import make_codec, seal
-from common.codec.base import Symbols
+from common.codec import make_codec
 from common.codec.quantizer import WireTable
 from common.codec.spec import CodecSpec
 from common.link.link import parse_link
@@ -44,8 +41,6 @@ JPEG_QUALITIES = (5, 10, 20, 30, 40, 50, 60, 75, 85, 90, 95)
 WEBP_QUALITIES = (1, 5, 10, 20, 30, 40, 50, 60, 75, 85, 90, 95)
 TARGET_BYTES = (1300, 2000, 3200, 5400, 9500, 18000)
 ZSTD_LEVELS = (1, 3, 9, 19)
-_TIMED_FRAMES = 64
-_ROUNDS = 5
 
 
 class _WireBench:
@@ -119,11 +114,10 @@ class _WireBench:
         return candidates, rows
 
     def _coder(self, candidate: Candidate) -> dict[str, Any]:
-        """The context coder against Zstandard on the same symbols, and its time on one core."""
+        """The context coder against Zstandard on the same symbols."""
         (wire,), (model,) = candidate.wire, candidate.contexts
         codec, table = make_codec(CodecSpec(name="context"), model), WireTable(wire)
-        codes = [each for (each,) in self._evaluator.codes(candidate)]
-        symbols = [table.symbols(each) for each in codes]
+        symbols = [table.symbols(each) for (each,) in self._evaluator.codes(candidate)]
         payloads = [codec.encode(each, wire.bits) for each in symbols]
         packed = make_codec(CodecSpec(name="packed"))
         contents = {
@@ -137,7 +131,6 @@ class _WireBench:
         }
         coded = float(np.mean([len(payload) for payload in payloads]))
         ideal = float(np.mean([ideal_bytes(model, each) for each in symbols]))
-        stages = _stage_times(table, codec, wire.shape, wire.bits, codes[:_TIMED_FRAMES])
         return {
             "wire_format": candidate.label,
             "context_bytes": coded,
@@ -146,7 +139,6 @@ class _WireBench:
             "zstd_bytes": zstd,
             "below_best_zstd_percent": 100 * (1 - coded / min(zstd.values())),
             "model_bytes": len(model.to_bytes()),
-            "ms": stages,
         }
 
 
@@ -158,7 +150,6 @@ def _curve(result: Result, name: str) -> Curve:
 def _summary(result: Result) -> dict[str, Any]:
     ours = _curve(result, "adapted")
     baselines = {name: _curve(result, name) for name in ("jpeg", "webp")}
-    jpeg_30 = next(row for row in result["uploads"]["jpeg"] if row["quality"] == 30)
     equal = []
     for size, accuracy in ours:
         others = {name: bytes_at(curve, accuracy) for name, curve in baselines.items()}
@@ -167,9 +158,6 @@ def _summary(result: Result) -> dict[str, Any]:
         equal.append({"ap": accuracy, "bytes": size, **others, "share_of_best": share})
     return {
         "reference_ap": result["reference"]["ap"],
-        "most_ap_at_5500_bytes": max((a for s, a in ours if s <= 5500), default=None),
-        "most_ap_at_2000_bytes": max((a for s, a in ours if s <= 2000), default=None),
-        "jpeg_q30": {"bytes": jpeg_30["payload_bytes"], "ap": jpeg_30["ap"]},
         "bd_rate_percent": {
             f"{which} against {name}": bd_rate(curve, _curve(result, which))
             for which in ("adapted", "unadapted")
@@ -191,49 +179,6 @@ def _spread(points: Sequence[RatePoint]) -> list[RatePoint]:
 
 def _zstd(content: bytes, level: int) -> int:
     return len(zstandard.ZstdCompressor(level=level).compress(content))
-
-
-def _stage_times(
-    table: WireTable,
-    codec: Any,
-    shape: tuple[int, int, int],
-    bits: int,
-    codes: Sequence[NDArray[np.uint8]],
-) -> dict[str, dict[str, float]]:
-    """Median and quartiles in ms of every step between a head's codes and a tail's values."""
-    samples: dict[str, list[float]] = {}
-
-    def timed(name: str, started_s: float) -> None:
-        samples.setdefault(name, []).append(1e3 * (time.perf_counter() - started_s))
-
-    for _ in range(_ROUNDS):
-        for each in codes:
-            start = time.perf_counter()
-            symbols: Symbols = table.symbols(each)
-            timed("edge: codes to symbols", start)
-            middle = time.perf_counter()
-            data = codec.encode(symbols, bits)
-            timed("edge: context coder", middle)
-            middle = time.perf_counter()
-            seal(data)
-            timed("edge: checksum", middle)
-            timed("edge: all", start)
-            start = time.perf_counter()
-            seal(data)
-            decoded = codec.decode(data, shape, bits)
-            timed("cloud: checksum and context decoder", start)
-            middle = time.perf_counter()
-            table.values(decoded)
-            timed("cloud: symbols to values", middle)
-            timed("cloud: all", start)
-    both = np.add(samples["edge: all"], samples["cloud: all"])
-    samples["edge and cloud"] = both.tolist()
-    return {
-        name: dict(
-            zip(("q25", "median", "q75"), np.percentile(t, (25, 50, 75)).tolist(), strict=True)
-        )
-        for name, t in samples.items()
-    }
 
 
 def draw(result: Result, path: Path) -> None:

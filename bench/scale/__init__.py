@@ -1,1 +1,1 @@
-"""More edges, larger networks, bit widths of many layers, strangers."""
+"""One cloud with many edges, and with strangers."""

@@ -1,15 +1,15 @@
 """Scaling of one cloud with the number of edges: throughput, latency and CPU time.
 
+    python -m bench.scale.many_edges --bundle DIR --images DIR [--seconds 4] [--streams 1,2,4,8]
+
 A real `splitpoint cloud`, and N streams to it, each with one frame in flight over a gRPC channel of
 its own. The streams are threads of this process, which does nothing else meanwhile; their frames
-were cut before. They take CPU time from the cloud on the same machine, so it is reported
-(`load_cpu_ms`), and so is that of other processes (`others_cores`), which should be none. Two plans
-take turns: the cheapest split plan with the context coder and the JPEG upload. A turn counts once
-every stream has had an answer, when the queue is at its steady length.
+were cut before. They take CPU time from the cloud on the same machine. Two plans take turns: the
+cheapest split plan with the context coder and the JPEG upload. A turn counts once every stream has
+had an answer, when the queue is at its steady length.
 """
 
 import argparse
-import os
 import statistics
 import tempfile
 import threading
@@ -60,16 +60,12 @@ class Turn:
         latencies_ms: Latencies of the frames that were answered in that time.
         errors: One line for each frame that was not answered, of the whole turn.
         cloud_cpu_ms: CPU time of the cloud.
-        load_cpu_ms: CPU time of this process.
-        all_cpu_ms: CPU time of the whole machine, and the time stolen by its host.
     """
 
     seconds: float
     latencies_ms: list[float]
     errors: list[str]
     cloud_cpu_ms: float
-    load_cpu_ms: float
-    all_cpu_ms: float
 
 
 @dataclass
@@ -178,16 +174,12 @@ def summary(turns: Sequence[Turn]) -> Result:
     if not count:
         return found
     p50_ms, p99_ms = np.percentile(latencies_ms, (50, 99))
-    cloud_ms, load_ms = sum(t.cloud_cpu_ms for t in turns), sum(t.load_cpu_ms for t in turns)
-    others_ms = sum(max(0.0, t.all_cpu_ms - t.cloud_cpu_ms - t.load_cpu_ms) for t in turns)
     return {
         **found,
         "frames_per_s": round(count / seconds, 2),
         "p50_ms": round(float(p50_ms), 2),
         "p99_ms": round(float(p99_ms), 2),
-        "cloud_cpu_ms": round(cloud_ms / count, 2),
-        "load_cpu_ms": round(load_ms / count, 2),
-        "others_cores": round(others_ms / seconds / 1e3, 3),
+        "cloud_cpu_ms": round(sum(turn.cloud_cpu_ms for turn in turns) / count, 2),
     }
 
 
@@ -223,23 +215,14 @@ def _turn(
         running = [threads.submit(stream, c, n, frames, load) for n, c in enumerate(clients)]
         for event in load.had_one:
             event.wait()
-        began_s, before_ms = time.perf_counter(), _clocks_ms(pid)
+        began_s, before_ms = time.perf_counter(), cpu_ms(pid)
         time.sleep(seconds)
-        ended_s, after_ms = time.perf_counter(), _clocks_ms(pid)
+        ended_s, after_ms = time.perf_counter(), cpu_ms(pid)
         load.ended.set()
         for each in running:
             each.result()  # which raises what broke it
     latencies_ms = [ms for at_s, ms in load.answered if began_s <= at_s < ended_s]
-    used_ms = (after - before for before, after in zip(before_ms, after_ms, strict=True))
-    return Turn(ended_s - began_s, latencies_ms, load.errors, *used_ms)
-
-
-def _clocks_ms(pid: int) -> tuple[float, float, float]:
-    """CPU time so far, in ms: of a process, of this one, and of the whole machine."""
-    ticks = [int(word) for word in Path("/proc/stat").read_text().partition("\n")[0].split()[1:9]]
-    user, nice, system, _idle, _iowait, irq, softirq, stolen = ticks
-    busy_s = (user + nice + system + irq + softirq + stolen) / os.sysconf("SC_CLK_TCK")
-    return cpu_ms(pid), time.process_time() * 1e3, busy_s * 1e3
+    return Turn(ended_s - began_s, latencies_ms, load.errors, after_ms - before_ms)
 
 
 def section(found: Result) -> Lines:
@@ -270,3 +253,6 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 BENCH = Bench(__doc__, "many_edges", _options, measure, section)
+
+if __name__ == "__main__":
+    BENCH.main()

@@ -1,7 +1,9 @@
 """Latency of an honest edge while strangers flood the cloud, dawdle or send bombs.
 
-    EdgeProcess, a frame in flight --> splitpoint cloud <-- uploads, abandoned uploads, slow bodies,
-                                                            silent streams, scan bombs
+    python -m bench.scale.strangers --bundle DIR --images DIR [--frames 100] [--turns 3]
+
+    edge, a frame in flight --> splitpoint cloud <-- uploads, abandoned uploads, slow bodies,
+                                                     silent streams, scan bombs
 
 A real cloud, a real edge and real sockets, all on this machine, so that what strangers take of its
 CPU counts as well. Each kind of stranger takes turns with none at all; a turn begins once its
@@ -17,7 +19,6 @@ import re
 import resource
 import tempfile
 import threading
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -30,7 +31,7 @@ import numpy as np
 from anyio.from_thread import start_blocking_portal
 from PIL import Image
 
-from bench.edge_process import EdgeProcess, EdgeProcessSettings
+from bench.edge_process import EdgeProcessSettings, edge_process
 from bench.harness import Bench, Columns, Lines, Result, add_bundle_options, record, spread, table
 from bench.plan_choice import cheapest_split
 from bench.processes import Service, memory_mib
@@ -47,15 +48,14 @@ SILENT: Final = 100
 BOMBS: Final = 2
 
 _HOST = "127.0.0.1"
-_HEAD_END = b"Host: splitpoint\r\nConnection: close\r\n\r\n"
 _PICTURES = 8
 _FRAMES, _TURNS = 100, 3
 _BODY_BYTES, _SENT_BYTES = 16 << 20, 15 << 20
 _SCANS = 400
 _PATIENCE_S = 60.0
 _PAUSE_S = 1.0
-_LIVE_S = 0.2
 _DESCRIPTORS = 8192
+_Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @dataclass
@@ -232,14 +232,13 @@ def summary(title: str, turns: Sequence[Result], alone: Sequence[Result]) -> Res
         "failed": sum(turn["failed"] for turn in turns),
         "strangers_met": dict(sorted(met.items())),
         "cloud_peak_mib": max(turn["cloud_peak_mib"] for turn in turns),
-        "livez_worst_ms": max(turn["livez_worst_ms"] for turn in turns),
     }
     mine, base = ([ms for turn in each for ms in turn["latencies_ms"]] for each in (turns, alone))
     for name, share in (("median", 50), ("p99", 99)):
-        ms = float(np.percentile(mine, share)) if mine else None
-        found[f"{name}_ms"] = None if ms is None else round(ms, 1)
-        known = ms is not None and base
-        found[f"{name}_ratio"] = round(ms / np.percentile(base, share), 2) if known else None
+        if mine and base:
+            ms = float(np.percentile(mine, share))
+            found[f"{name}_ms"] = round(ms, 1)
+            found[f"{name}_ratio"] = round(ms / float(np.percentile(base, share)), 2)
     return found
 
 
@@ -254,45 +253,26 @@ def _turn(
             # Silent streams are there before the edge is; all others come to one that is served.
             first = kind is silent_streams
             strangers = stack.enter_context(beside(kind, target)) if first else None
-            edge = stack.enter_context(EdgeProcess(settings))
+            edge = stack.enter_context(edge_process(settings))
             for number in range(len(images)):
                 edge.detect(number, plan)
             if strangers is None:
                 strangers = stack.enter_context(beside(kind, target))
-            live_ms = stack.enter_context(_polled(target))
             answers = [edge.detect(k % len(images), plan) for k in range(count)]
         return {
             "latencies_ms": [a["latency_ms"] for a in answers if "error" not in a],
             "failed": sum("error" in answer for answer in answers),
             "met": dict(strangers.met),
             "cloud_peak_mib": memory_mib(cloud.ready["pid"], peak=True),
-            "livez_worst_ms": round(max(live_ms), 1),
         }
 
 
-@contextlib.contextmanager
-def _polled(target: StrangersTarget) -> Iterator[list[float]]:
-    """Poll /livez beside the block; gives the time in ms of every answer."""
-    ended, took_ms = threading.Event(), [0.0]
-
-    def poll() -> None:
-        while not ended.wait(_LIVE_S):
-            began_s = time.perf_counter()
-            with contextlib.suppress(OSError, TimeoutError):
-                asyncio.run(_request(target, b"GET /livez HTTP/1.1\r\n" + _HEAD_END))
-            took_ms.append((time.perf_counter() - began_s) * 1e3)
-
-    thread = threading.Thread(target=poll, daemon=True)
-    thread.start()
-    try:
-        yield took_ms
-    finally:
-        ended.set()
-        thread.join()
-
-
-def _head(length: int) -> bytes:
-    return f"POST /v1/detect HTTP/1.1\r\nContent-Length: {length}\r\n".encode() + _HEAD_END
+async def _sent(target: StrangersTarget, body: bytes, declared_bytes: int) -> _Connection:
+    """Open a connection and begin to send an image to it."""
+    reader, writer = await asyncio.open_connection(_HOST, target.rest_port)
+    head = f"POST /v1/detect HTTP/1.1\r\nHost: splitpoint\r\nContent-Length: {declared_bytes}\r\n"
+    writer.write(f"{head}Connection: close\r\n\r\n".encode() + body)
+    return reader, writer
 
 
 async def _post(
@@ -300,37 +280,19 @@ async def _post(
 ) -> tuple[str, float]:
     """Send an image; returns the status or "disconnected", and seconds until a retry."""
     try:
-        return await _request(target, _head(declared_bytes or len(body)) + body)
-    except (OSError, EOFError, ValueError, IndexError, asyncio.LimitOverrunError):
+        reader, writer = await _sent(target, body, declared_bytes or len(body))
+        # A server may answer before it has read everything: whatever it leaves stays unsent.
+        with contextlib.closing(writer):
+            status, rest = await reader.readuntil(b"\r\n"), await reader.readuntil(b"\r\n\r\n")
+            hint = re.search(rb"(?im)^retry-after: *(\d+)", rest)
+            return status.split()[1].decode(), float(hint[1]) if hint else 0.0
+    except (OSError, EOFError, IndexError):
         return "disconnected", _PAUSE_S
-
-
-async def _request(target: StrangersTarget, data: bytes) -> tuple[str, float]:
-    reader, writer = await asyncio.open_connection(_HOST, target.rest_port)
-    try:
-        writer.write(data)
-        # A server may answer before it has read everything, and then it reads no more.
-        sending = asyncio.ensure_future(_drained(writer))
-        try:
-            status = (await reader.readuntil(b"\r\n")).split()[1].decode()
-            rest = await reader.readuntil(b"\r\n\r\n")
-        finally:
-            sending.cancel()  # and not waited for: that would swallow a cancellation of our own
-        hint = re.search(rb"(?im)^retry-after: *(\d+)", rest)
-        return status, float(hint[1]) if hint else 0.0
-    finally:
-        writer.close()
-
-
-async def _drained(writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
-        await writer.drain()
 
 
 async def _send_and_leave(target: StrangersTarget, body: bytes) -> None:
     with contextlib.suppress(OSError):
-        _, writer = await asyncio.open_connection(_HOST, target.rest_port)
-        writer.write(_head(len(body)) + body)
+        _, writer = await _sent(target, body, len(body))
         await writer.drain()
         writer.close()
 
@@ -352,7 +314,6 @@ def section(found: Result) -> Lines:
         "median, ms": "{median_ms} ({median_ratio} x)",
         "p99, ms": "{p99_ms} ({p99_ratio} x)",
         "cloud, MiB": "{cloud_peak_mib:.0f}",
-        "/livez at worst, ms": "{livez_worst_ms:.0f}",
         "strangers met:": lambda row: ", ".join(
             f"{count:,} x {what}" for what, count in row["strangers_met"].items()
         ),
@@ -367,3 +328,6 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 BENCH = Bench(__doc__, "strangers", _options, measure, section)
+
+if __name__ == "__main__":
+    BENCH.main()

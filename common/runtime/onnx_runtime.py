@@ -36,11 +36,7 @@ class OnnxRuntime:
 
 
 class OnnxSession:
-    """A model opened in ONNX Runtime; see `common.runtime.base.Session`.
-
-    Attributes:
-        bare: ONNX Runtime's own session, for benches of what this class costs.
-    """
+    """A model opened in ONNX Runtime; see `common.runtime.base.Session`."""
 
     def __init__(self, model: Path | bytes, weights: Mapping[str, Array], threads: int) -> None:
         options = onnxruntime.SessionOptions()
@@ -54,18 +50,18 @@ class OnnxSession:
         self._weights = [onnxruntime.OrtValue.ortvalue_from_numpy(w) for w in weights.values()]
         options.add_external_initializers(list(weights), self._weights)
         with _mapped_errors(f"{name}: ONNX Runtime refuses it"):
-            self.bare = onnxruntime.InferenceSession(
+            self._session = onnxruntime.InferenceSession(
                 str(model) if isinstance(model, Path) else model,
                 options,
                 providers=["CPUExecutionProvider"],
             )
-        self.inputs = tuple(_port(node) for node in self.bare.get_inputs())
-        self.outputs = tuple(_port(node) for node in self.bare.get_outputs())
+        self.inputs = tuple(_port(node) for node in self._session.get_inputs())
+        self.outputs = tuple(_port(node) for node in self._session.get_outputs())
 
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
         """Run once; outputs in the model's order."""
         with _mapped_errors("ONNX Runtime failed", ValueError):
-            outputs: Sequence[Array] = self.bare.run(None, dict(inputs))
+            outputs: Sequence[Array] = self._session.run(None, dict(inputs))
         return list(outputs)
 
 

@@ -196,7 +196,7 @@ def _as_parsed(command: str, scene: Scene) -> None:
         module = importlib.import_module(words[2])
         if hasattr(module, "__path__"):
             module = importlib.import_module(f"{words[2]}.__main__")
-        run = module.main
+        run = getattr(module, "BENCH", module).main
     else:
         run = partial(main, words[1:])
     with pytest.MonkeyPatch.context() as patched:

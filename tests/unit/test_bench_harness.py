@@ -6,10 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.edge_process import EdgeProcessSettings
-from bench.harness import Bench, Result, Target, in_turn, listed, main_of, record, spread, table
+from bench.harness import Bench, Result, Target, in_turn, listed, record, spread, table
 from common.errors import SplitpointError
-from common.link.link import parse_link
 from common.progress import Stages
 
 
@@ -85,27 +83,3 @@ def test_what_cannot_be_measured_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="error: no root"):
         a_bench(SplitpointError("no root")).main(["--json", str(tmp_path / "a.json")])
     assert not list(tmp_path.iterdir())
-
-
-def test_an_unknown_bench_names_those_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["bench", "nothing"])
-
-    with pytest.raises(SystemExit, match="expected one of one, two"):
-        main_of({"one": a_bench(1), "two": a_bench(2)})
-
-
-def test_settings_of_an_edge_process_pass_as_a_line() -> None:
-    settings = EdgeProcessSettings(
-        bundle=Path("bundle"),
-        images=[Path("a.png")],
-        cloud="127.0.0.1:1",
-        device="edge",
-        plans=[bytes(32)],
-        tables=Path("tables.json"),
-        link=parse_link("3mbit:16mbit/20ms"),
-        adaptive=False,
-        pilots={"A": [bytes(32)]},
-    )
-
-    assert EdgeProcessSettings.from_json(settings.to_json()) == settings
-    assert "\n" not in settings.to_json()

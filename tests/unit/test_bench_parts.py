@@ -1,45 +1,27 @@
-"""The microbenchmarks: which plans are measured, and that parts and floors do the same work."""
+"""The microbenchmarks: which plans are measured, and what is timed of a frame and the planner."""
 
-from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
-import numpy as np
 import pytest
 
-from bench.micro.opened import Bare, Opened
-from bench.micro.parts import (
-    PartRow,
-    choose,
-    copying,
-    experienced_planner,
-    section,
-    takes_batches,
-)
+from bench.micro.parts import PARTS, choose, experienced_planner, frame_ms, row_of, section
 from bench.plan_choice import cheapest_split, upload
 from cloud.tails import Tails
 from common.bundle.bundle import Bundle
 from common.bundle.manifest import Plan
 from common.codec.spec import CodecSpec
 from common.errors import SplitpointError
-from common.rpc import splitpoint_pb2 as pb
-from common.runtime.registry import open_model
 from common.tables.timing import Timing
 from edge.detector import find_plan
+from edge.head import open_plans
 from tests import tiny
-
-CODED = [tiny.SPLIT_CONTEXT, tiny.SPLIT, tiny.SPLIT_8, tiny.CLOUD_ONLY]
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     folder = tmp_path_factory.mktemp("bundle") / "b"
     return tiny.build(folder, [*tiny.ALL_PLANS, tiny.SPLIT_8, tiny.SPLIT_CONTEXT])
-
-
-@pytest.fixture(scope="module")
-def opened(bundle: Bundle) -> Callable[[str], Opened]:
-    return lambda name: Opened(bundle, find_plan(bundle, name), tiny.image())
 
 
 def expecting(plan: Plan, size: float, accuracy: float, codec: CodecSpec | None = None) -> Plan:
@@ -89,54 +71,16 @@ def test_plans_that_a_bundle_lacks_are_left_out(bundle: Bundle) -> None:
         choose({b"": named(bundle, tiny.CLOUD_ONLY)})
 
 
-@pytest.mark.parametrize("name", CODED)
-def test_what_is_timed_is_what_both_ends_do(
-    bundle: Bundle, opened: Callable[[str], Opened], name: str
-) -> None:
-    part = opened(name)
-    cut = part.edge.cut(part.frame)
-    runner = Tails(bundle).runner(part.edge.digest)
+@pytest.mark.parametrize("name", [tiny.SPLIT_CONTEXT, tiny.CLOUD_ONLY])
+def test_every_part_of_a_frame_is_timed(bundle: Bundle, name: str) -> None:
+    digest = find_plan(bundle, name)
+    edge, tail = open_plans(bundle, [digest])[digest], Tails(bundle).runner(digest)
 
-    payloads = part.encode()
+    times = dict(
+        zip(PARTS, frame_ms(edge, tail, tiny.image(), (tiny.SIZE, tiny.SIZE)), strict=True)
+    )
 
-    assert payloads == cut.payloads
-    for found, expected in zip(part.decode(payloads), runner.values(cut.symbols), strict=True):
-        np.testing.assert_array_equal(found, expected)
-
-
-def test_damaged_payloads_are_noticed_as_in_the_cloud(opened: Callable[[str], Opened]) -> None:
-    part = opened(tiny.SPLIT)
-    (payload,) = part.encode()
-
-    with pytest.raises(SplitpointError, match="damaged"):
-        part.decode([pb.Payload(data=payload.data, crc32=payload.crc32 ^ 1)])
-
-
-def test_a_bare_session_is_that_of_the_product(opened: Callable[[str], Opened]) -> None:
-    part = opened(tiny.SPLIT)
-    model, bare = open_model(part.tail_file), Bare(part.tail_file)
-
-    inputs = part.inputs()
-    np.testing.assert_array_equal(bare.session.run(None, inputs)[0], model.run(inputs)[0])
-    assert bare.run_ms(inputs) > 0
-
-
-def test_a_tail_takes_batches_and_a_head_does_not(
-    bundle: Bundle, opened: Callable[[str], Opened]
-) -> None:
-    head = named(bundle, tiny.SPLIT).head
-    assert head is not None
-
-    assert takes_batches(open_model(opened(tiny.SPLIT).tail_file))
-    assert not takes_batches(open_model(bundle.file(head.file)))
-
-
-def test_a_floor_copies_and_leaves_its_source_alone() -> None:
-    source = np.arange(12, dtype=np.uint8).reshape(3, 4)
-
-    copying([source, source])()
-
-    np.testing.assert_array_equal(source, np.arange(12).reshape(3, 4))
+    assert all(ms > 0 for ms in times.values())
 
 
 def test_the_planner_has_learnt_before_it_is_timed(bundle: Bundle) -> None:
@@ -151,40 +95,19 @@ def test_the_planner_has_learnt_before_it_is_timed(bundle: Bundle) -> None:
     assert state.coverage is not None
 
 
-def test_a_row_is_a_ratio_in_microseconds() -> None:
-    part, floor = Timing(1.5, 1.6, 9, 1.4, 1.7), Timing(0.5, 0.6, 9, 0.4, 0.7)
+def test_a_row_is_in_microseconds_and_is_shown() -> None:
+    timing = Timing(1.5, 1.6, 9, 1.4, 1.7)
+    rows = [row_of("planner", timing), row_of("head", timing, "split")]
 
-    row = PartRow("head", part, "split", "session.run", floor, "note").to_json()
-
-    assert row == {
+    assert rows[1] == {
         "part": "head",
         "plan": "split",
         "median_us": 1500,
         "low_us": 1400,
         "high_us": 1700,
         "n": 9,
-        "floor": "session.run",
-        "floor_median_us": 500,
-        "floor_low_us": 400,
-        "floor_high_us": 700,
-        "ratio": 3,
-        "note": "note",
     }
-
-
-def test_a_row_without_a_floor_has_no_ratio() -> None:
-    row = PartRow("planner", Timing(1.5, 1.6, 9, 1.4, 1.7)).to_json()
-
-    assert (row["floor"], row["floor_median_us"], row["ratio"]) == (None, None, None)
-
-
-def test_every_row_is_shown() -> None:
-    timing = Timing(1.5, 1.6, 9, 1.4, 1.7)
-    rows = [PartRow("planner", timing), PartRow("head", timing, "split", "session.run", timing)]
-
-    lines = list(section({"rows": [row.to_json() for row in rows]}))
-
-    assert lines[2:] == [
-        "| planner |  | 1,500 | 1,400 to 1,700 |  |  |  |  |",
-        "| head | split | 1,500 | 1,400 to 1,700 | session.run | 1,500.0 | 1.00 |  |",
+    assert list(section({"rows": rows}))[2:] == [
+        "| planner |  | 1,500 | 1,400 to 1,700 |",
+        "| head | split | 1,500 | 1,400 to 1,700 |",
     ]

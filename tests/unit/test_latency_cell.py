@@ -1,11 +1,8 @@
-"""How long strategies of a cell are measured, and what traces are taken for."""
+"""How long strategies of a cell are measured."""
 
 import pytest
 
 from bench.latency.cell import StrategyRun
-from bench.latency.trace import usual_mbit
-from bench.links.traces import TRACES
-from common.link.link import Link, LinkTrace
 
 
 def strategy_run(settings: str, latency_ms: float, frames: int) -> StrategyRun:
@@ -44,11 +41,3 @@ def test_a_frame_that_failed_is_kept_as_an_error_and_takes_no_time() -> None:
 
     assert mine.errors == ["the cloud went away"]
     assert mine.median_ms() == 100.0
-
-
-def test_a_choice_for_a_trace_is_made_for_its_median_bandwidth() -> None:
-    slow, fast = Link(0.9e6, 0.9e6, 20.0), Link(60e6, 60e6, 20.0)
-    steps = ((0.0, slow), (1.0, None), (2.0, slow), (3.0, fast))
-
-    assert usual_mbit(LinkTrace(steps)) == 1.0
-    assert usual_mbit(TRACES["outage"]()) == 3.0
