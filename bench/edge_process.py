@@ -28,15 +28,15 @@ from PIL import Image
 from common.bundle.bundle import Bundle
 from common.codec.spec import LOSSLESS_UPLOADS
 from common.errors import SplitpointError
-from common.imaging.images import Letterbox, letterbox, read_image
+from common.imaging.images import read_image
 from common.latency import PlanCost, costs
 from common.link.link import Link, parse_link
 from common.rpc.splitpoint_pb2 import Hello
 from common.runtime.base import Session
 from common.runtime.registry import open_model, runtime_name
 from common.tables.store_file import read_tables
-from common.tasks.detections import Detections, decode_yolo
-from edge.detector import DEFAULT_SCORE_THRESHOLD, Detector, Outcome
+from common.tasks.detections import Detections
+from edge.detector import Detector, Outcome
 from edge.stream.client import CloudClient
 from edge.stream.shaping import ShapedTransport
 from edge.stream.transport import GrpcTransport, Transport
@@ -276,19 +276,17 @@ class _Edge:
         }
 
     def _in_float(self, image: int) -> dict[str, Any]:
-        detector = self._bundle.manifest.detector
+        task = self._bundle.manifest.task
         plan = next(p for p in self._bundle.plans.values() if p.codec in LOSSLESS_UPLOADS)
         if self._whole is None and plan.tail is not None:
             self._whole = open_model(self._bundle.file(plan.tail.file))
         if self._whole is None:
             return {"error": "no plan has the whole network"}
         picture, wire = self._images[image], plan.wire[0]
-        size = detector.input_height, detector.input_width
         started_s, cpu_s = time.perf_counter(), time.process_time()
-        pixels = letterbox(picture, size)[None].astype(np.float32) * np.float32(wire.to_value[1])
+        pixels = task.image.pixels(picture)[None].astype(np.float32) * np.float32(wire.to_value[1])
         maps = [output[0] for output in self._whole.run({wire.name: pixels})]
-        where = Letterbox.fit(picture.shape[1], picture.shape[0], size)
-        decode_yolo(maps, detector, where, score_threshold=DEFAULT_SCORE_THRESHOLD)
+        task.decode(maps, task.image.place(picture.shape[1], picture.shape[0]))
         return {
             "latency_ms": (time.perf_counter() - started_s) * 1e3,
             "cpu_ms": (time.process_time() - cpu_s) * 1e3,
@@ -301,11 +299,11 @@ class _Edge:
             self._connection = http.client.HTTPConnection(
                 self._plain_address, timeout=_PLAIN_TIMEOUT_S
             )
-        detector = self._bundle.manifest.detector
+        geometry = self._bundle.manifest.task.image
         picture = Image.fromarray(self._images[image])
         started_s, cpu_s = time.perf_counter(), time.process_time()
         small = picture.copy()
-        small.thumbnail((detector.input_width, detector.input_height))
+        small.thumbnail((geometry.width, geometry.height))
         body = io.BytesIO()
         small.save(body, "JPEG", quality=75)
         try:

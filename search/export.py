@@ -19,7 +19,7 @@ from common.bundle.packed_weights import unpack_weights
 from common.codec.spec import WireTensor
 from common.runtime.parity import check_parity
 from common.runtime.registry import open_model
-from common.tasks.detections import DetectorSpec
+from common.tasks.registry import AnyTask
 from search.cache import digest
 from search.network.cuts import Cut
 from search.network.graph import IMAGE, Graph
@@ -37,7 +37,7 @@ _MODELS = "models"
 def write_plans(
     out: Path,
     networks: Heads,
-    detector: DetectorSpec,
+    task: AnyTask,
     vector_image: NDArray[np.uint8],
     weights_sha256: str,
     found: SearchResult,
@@ -47,7 +47,7 @@ def write_plans(
     Args:
         out: Folder to write; replaced if it is a bundle.
         networks: The integer networks.
-        detector: How its maps become boxes.
+        task: What the network is for.
         vector_image: (1, 3, H, W) uint8, the input of the parity vectors.
         weights_sha256: Digest of the network's weights file.
         found: The search's result.
@@ -58,7 +58,7 @@ def write_plans(
     """
     writer = BundleWriter(out)
     try:
-        return _write(writer, networks, detector, vector_image, weights_sha256, found)
+        return _write(writer, networks, task, vector_image, weights_sha256, found)
     except BaseException:
         writer.discard()
         raise
@@ -67,7 +67,7 @@ def write_plans(
 def _write(
     writer: BundleWriter,
     networks: Heads,
-    detector: DetectorSpec,
+    task: AnyTask,
     vector_image: NDArray[np.uint8],
     weights_sha256: str,
     found: SearchResult,
@@ -78,7 +78,7 @@ def _write(
     heads: dict[str, Head] = {}
     tails: dict[str, Tail] = {}
     names = _Names()
-    network, plans = network_digest(weights_sha256, detector), []
+    network, plans = network_digest(weights_sha256, task), []
     for judged in found.kept:
         cut, head, tail = judged.candidate.cut, None, None
         if cut.head:
@@ -102,7 +102,7 @@ def _write(
     writer.add("report.json", json.dumps(as_json(found), indent=1).encode())
     request = found.request
     return writer.finish(
-        detector=detector,
+        task=task,
         search=Search(
             model=request.model,
             weights_sha256=weights_sha256,

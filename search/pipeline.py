@@ -59,7 +59,7 @@ def search(request: Request, out: Path, reporter: Reporter) -> tuple[Manifest, S
 
     progress = reporter.stage("writing the bundle")
     vector, weights = prepared.calibration.pixels[:1], prepared.weights_sha256
-    manifest = write_plans(out, network.heads, prepared.detector, vector, weights, found)
+    manifest = write_plans(out, network.heads, prepared.task, vector, weights, found)
     progress(1, 1)
     return manifest, found
 

@@ -23,20 +23,20 @@ from common.bundle.manifest import Head, HeadOutput, Plan, Prediction, Tail, net
 from common.codec.spec import CodecSpec, WireTensor
 from common.runtime.registry import open_model
 from common.tables.rows import segments
-from common.tasks.detections import DetectorSpec, YoloHeadSpec
+from common.tasks.decoders.yolov3 import AnchorMap
 from tests.bundles import SEARCH
 from tests.contexts import random_model
+from tests.tasks import yolo_task
 
 SIZE = 32
 CLOUD_ONLY, SPLIT, SPLIT_8, EDGE_ONLY = "cloud-only-png", "split-4", "split-8", "edge-only"
 SPLIT_CONTEXT, SPLIT_VIDEO = "split-4-context", "split-4-video"
 ALL_PLANS = (SPLIT, CLOUD_ONLY, EDGE_ONLY)
 
-DETECTOR = DetectorSpec(
-    kind="yolov3",
-    input_height=SIZE,
-    input_width=SIZE,
-    heads=(YoloHeadSpec(stride=8, anchors=((8.0, 8.0), (16.0, 16.0)), classes=2),),
+DETECTOR = yolo_task(
+    SIZE,
+    SIZE,
+    heads=(AnchorMap(stride=8, anchors=((8.0, 8.0), (16.0, 16.0))),),
     class_names=("cat", "dog"),
 )
 PREDICTION = Prediction(
@@ -86,7 +86,7 @@ def build(
     writer = BundleWriter(folder)
     made = [models.plan(name, writer) for name in plans]
     writer.finish(
-        detector=DETECTOR,
+        task=DETECTOR,
         search=SEARCH.model_copy(update={"weights_sha256": weights_sha256}),
         plans=tuple(plan.model_copy(update={"network": network}) for plan in made),
     )

@@ -159,7 +159,7 @@ def build(
     union = replace(found, kept=tuple(sorted(kept.values(), key=lambda j: j.latency_ms)))
     vector = prepared.calibration.pixels[:1]
     manifest = write_plans(
-        out, network.heads, prepared.detector, vector, prepared.weights_sha256, union
+        out, network.heads, prepared.task, vector, prepared.weights_sha256, union
     )
     return manifest, who
 
@@ -208,7 +208,7 @@ class _Others:
         self.table = FormatTable(network.heads, samples, self._times, world)
         self._meter, _ = open_meter(
             network.heads,
-            prepared.detector,
+            prepared.task,
             judging.frames,
             request.annotations,
             self._scratch,

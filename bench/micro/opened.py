@@ -13,7 +13,6 @@ from common.bundle.packed_weights import unpack_weights
 from common.codec import check
 from common.codec.quantizer import WireTable
 from common.errors import SplitpointError
-from common.imaging.images import Letterbox, letterbox
 from common.rpc import splitpoint_pb2 as pb
 from common.runtime.base import NO_WEIGHTS, Array
 from common.runtime.onnx_runtime import OnnxRuntime
@@ -35,13 +34,13 @@ class Opened:
     def __init__(self, bundle: Bundle, digest: bytes, picture: NDArray[np.uint8]) -> None:
         self.plan = plan = bundle.plan(digest)
         self.tail_file = bundle.file(_tail(plan).file)
-        self.detector = detector = bundle.manifest.detector
+        self.task = task = bundle.manifest.task
         self.edge: EdgePlan = open_plans(bundle, [digest])[digest]
         self.codecs = open_codecs(bundle, plan)
         self.tables = [WireTable(tensor) for tensor in plan.wire]
-        self.size = detector.input_height, detector.input_width
-        self.where = Letterbox.fit(picture.shape[1], picture.shape[0], self.size)
-        self.frame = letterbox(picture, self.size)
+        self.size = task.image.size
+        self.where = task.image.place(picture.shape[1], picture.shape[0])
+        self.frame = task.image.pixels(picture)
         self.bare_head = _bare_head(bundle, plan)
         self.codes: list[NDArray[np.uint8]] = [self.frame]
         if self.bare_head is not None:

@@ -39,11 +39,12 @@ from bench.micro.echo import echo_client
 from bench.micro.opened import Bare, Opened
 from bench.plan_choice import cheapest_split, upload
 from bench.processes import Service
-from cloud.tails import DEFAULT_SCORE_THRESHOLD, TailRunner
+from cloud.tails import TailRunner
 from common.bundle.bundle import Bundle
 from common.bundle.manifest import Plan
 from common.errors import SplitpointError
-from common.imaging.images import letterbox, list_images, read_image
+from common.imaging.images import list_images, read_image
+from common.imaging.placement import fit_image
 from common.latency import costs
 from common.link.link import Link
 from common.progress import Stages
@@ -51,7 +52,7 @@ from common.rpc import splitpoint_pb2 as pb
 from common.runtime.base import Array, Session
 from common.runtime.registry import open_model
 from common.tables.timing import Timing, interleave_until_tight, probe_until_tight
-from common.tasks.detections import Detections, decode_yolo
+from common.tasks.base import TaskResult
 from common.version import __version__
 from edge.head import INPUT
 from edge.link.estimate import LinkEstimator, Transit
@@ -170,7 +171,7 @@ def _rows(
 
 
 def _letterbox_row(picture: NDArray[np.uint8], size: tuple[int, int]) -> PartRow:
-    part, floor = _compared(lambda: letterbox(picture, size), copying([picture]))
+    part, floor = _compared(lambda: fit_image(picture, size), copying([picture]))
     where = f"{picture.shape[1]}x{picture.shape[0]}"
     return PartRow(f"letterbox of {where}", part, None, _copy_of([picture]), floor)
 
@@ -203,15 +204,15 @@ def _head_row(opened: Opened) -> PartRow:
 
 def _tail_rows(opened: Opened) -> Iterator[PartRow]:
     """Rows of the tail, and of decoding boxes behind it."""
-    plan, where, detector = opened.plan, opened.where, opened.detector
+    plan, where, task = opened.plan, opened.where, opened.task
     model = open_model(opened.tail_file)
-    runner = TailRunner(plan, opened.edge.digest, detector, opened.codecs, model)
+    runner = TailRunner(plan, opened.edge.digest, task, opened.codecs, model)
     bare, symbols, names = Bare(opened.tail_file), opened.symbols(), [w.name for w in plan.wire]
     inputs = opened.inputs()
     maps = [output[0] for output in model.run(inputs)]
 
-    def boxes() -> Detections:
-        return decode_yolo(maps, detector, where, score_threshold=DEFAULT_SCORE_THRESHOLD)
+    def boxes() -> TaskResult:
+        return task.decode(maps, where)
 
     def floor() -> float:
         values = runner.values(symbols)
@@ -219,7 +220,7 @@ def _tail_rows(opened: Opened) -> Iterator[PartRow]:
         boxes()  # like the part does: both begin with the same caches
         return took_ms
 
-    part, least = _told(lambda: runner.run(symbols, where, DEFAULT_SCORE_THRESHOLD).tail_ms, floor)
+    part, least = _told(lambda: runner.run(symbols, where).tail_ms, floor)
     yield PartRow("tail", part, plan.name, "session.run", least)
     part, least = _compared(boxes, copying(maps))
     note = f"{len(boxes())} objects"

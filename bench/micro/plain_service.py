@@ -15,11 +15,9 @@ from fastapi import FastAPI, Request
 
 from common.bundle.bundle import Bundle
 from common.codec.spec import LOSSLESS_UPLOADS
-from common.imaging.images import Letterbox, decode_image, letterbox
+from common.imaging.images import decode_image
 from common.runtime.registry import open_model
-from common.tasks.detections import decode_yolo
 
-_SCORE_THRESHOLD = 0.25
 # The connection outlives the turns of all other strategies: no frame pays for a new one.
 _KEEP_ALIVE_S = 600
 _STOP_S = 2
@@ -27,24 +25,22 @@ _STOP_S = 2
 
 def create_app(bundle: Bundle) -> FastAPI:
     """Create the app."""
-    detector = bundle.manifest.detector
+    task = bundle.manifest.task
     plan = next(p for p in bundle.plans.values() if p.codec in LOSSLESS_UPLOADS)
     if plan.tail is None:
         raise RuntimeError("an upload without a tail")
     model = open_model(bundle.file(plan.tail.file))
     values = plan.wire[0].to_value
-    size = detector.input_height, detector.input_width
     scale = values[1] - values[0]
     app = FastAPI()
 
     @app.post("/detect")
     async def detect(request: Request) -> list[dict[str, object]]:
         image = decode_image(await request.body())
-        pixels = letterbox(image, size)[None].astype("float32") * scale
+        pixels = task.image.pixels(image)[None].astype("float32") * scale
         maps = [output[0] for output in model.run({plan.wire[0].name: pixels})]
-        where = Letterbox.fit(image.shape[1], image.shape[0], size)
-        found = decode_yolo(maps, detector, where, score_threshold=_SCORE_THRESHOLD)
-        return [dict(row) for row in found.to_json(detector.class_names)]
+        found = task.decode(maps, task.image.place(image.shape[1], image.shape[0]))
+        return [dict(row) for row in found.to_json(task.class_names)]
 
     return app
 

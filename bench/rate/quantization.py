@@ -107,8 +107,8 @@ class _QuantizationBench:
         self._graph = self._prepared.graph
         self._calibration = self._prepared.calibration
         self._statistics = self._prepared.statistics
-        size, progress = self._prepared.input_size, stages.stage("reading evaluation images")
-        self._images = load_frames(arguments.images, size, limit, progress)
+        geometry, progress = self._prepared.task.image, stages.stage("reading evaluation images")
+        self._images = load_frames(arguments.images, geometry, limit, progress)
         self._truth = CocoAccuracy(arguments.annotations, self._images.names)
         cuts = enumerate_cuts(self._graph)
         self._cut = next(cut for cut in cuts if cut.name == arguments.cut)
@@ -141,7 +141,7 @@ class _QuantizationBench:
     def _evaluator(self, network: QuantizedGraph) -> Evaluator:
         return Evaluator(
             Heads(network),
-            self._prepared.detector,
+            self._prepared.task,
             self._images.pixels,
             self._images.letterboxes,
             self._folder,
@@ -207,7 +207,7 @@ class _QuantizationBench:
 
     def _sensitivities(self) -> dict[str, Any]:
         frames = self._calibration.pixels[:_SENSITIVITY_FRAMES]
-        loss = distillation_loss(self._prepared.detector)
+        loss = distillation_loss(self._prepared.task)
         ways: dict[str, tuple[Sensitivity, float]] = {}
         makers: dict[str, Callable[[], Sensitivity]] = {
             "measured": lambda: measured(self._graph, self._statistics, frames, loss),

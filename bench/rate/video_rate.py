@@ -28,7 +28,7 @@ from common.codec import ContextCoded, make_codec
 from common.codec.base import Symbols
 from common.codec.quantizer import WireTable
 from common.codec.spec import USUAL_UPLOAD
-from common.imaging.images import letterbox
+from common.imaging.placement import fit_image
 from common.progress import Stages
 from common.runtime.registry import open_model
 from common.version import __version__
@@ -38,7 +38,7 @@ from search.network.graph import IMAGE
 from search.network.importer import import_module
 from search.network.losses import distillation_loss
 from search.network.passes import optimise
-from search.prepare import detector_of
+from search.prepare import task_of
 from search.quantization.calibration import observe
 from search.quantization.export import head_model
 from search.quantization.heads import Heads
@@ -76,7 +76,7 @@ def _run(arguments: argparse.Namespace, folder: Path, stages: Stages) -> dict[st
     graph = optimise(import_module(module, module.input_size))
     frames = load_frames(
         arguments.calibration,
-        module.input_size,
+        task_of(module).image,
         arguments.max_images,
         stages.stage("reading calibration images"),
     )
@@ -104,7 +104,7 @@ def _run(arguments: argparse.Namespace, folder: Path, stages: Stages) -> dict[st
     refiner = Refiner(
         Heads(network),
         examples,
-        distillation_loss(detector_of(module)),
+        distillation_loss(task_of(module)),
         0,
         stages,
         pairs=pairs,
@@ -121,7 +121,7 @@ def _run(arguments: argparse.Namespace, folder: Path, stages: Stages) -> dict[st
         progress = stages.stage(f"coding {path.name}")
         pixels = []
         for image in _read(path):
-            pixels.append(letterbox(image, module.input_size))
+            pixels.append(fit_image(image, module.input_size))
             progress(len(pixels), MOST_FRAMES)
         symbols = [table.symbols(head.run({IMAGE: frame[None]})[0][0]) for frame in pixels]
         videos[path.name] = _measure(codec, symbols, wire.bits) | _rivals(pixels)

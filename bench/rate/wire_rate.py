@@ -31,7 +31,7 @@ from common.codec.spec import CodecSpec
 from common.link.link import parse_link
 from common.progress import Stages
 from common.tables.timing import NO_TIME
-from common.tasks.detections import Detections
+from common.tasks.base import TaskResult
 from common.version import __version__
 from search.measure.accuracy import AgreementAccuracy, CocoAccuracy
 from search.measure.evaluate import Evaluator
@@ -43,7 +43,7 @@ from search.network.passes import optimise
 from search.prediction.candidates import Candidate, CostModel
 from search.prediction.cut_times import CutTimes
 from search.prediction.devices import device_profile
-from search.prepare import detector_of
+from search.prepare import task_of
 from search.quantization.calibration import observe
 from search.quantization.heads import Heads
 from search.quantization.recipe import rounded
@@ -98,13 +98,13 @@ class _Bench:
         self._stages = stages
         module = load_model("yolov3-tiny")
         graph = optimise(import_module(module, module.input_size))
-        detector = detector_of(module)
-        limit, size = arguments.max_images, module.input_size
+        task = task_of(module)
+        limit, geometry = arguments.max_images, task.image
         self._calibration = load_frames(
-            arguments.calibration, size, limit, stages.stage("reading calibration images")
+            arguments.calibration, geometry, limit, stages.stage("reading calibration images")
         )
         self._images = load_frames(
-            arguments.images, size, limit, stages.stage("reading evaluation images")
+            arguments.images, geometry, limit, stages.stage("reading evaluation images")
         )
         self._truth = CocoAccuracy(arguments.annotations, self._images.names)
         observed = observe(graph, self._calibration.pixels, stages.stage("observing activations"))
@@ -114,7 +114,7 @@ class _Bench:
         self._cut = next(cut for cut in cuts if cut.name == arguments.cut)
         self._evaluator = Evaluator(
             heads,
-            detector,
+            task,
             self._images.pixels,
             self._images.letterboxes,
             folder,
@@ -141,7 +141,7 @@ class _Bench:
         self._refiner = Refiner(
             heads,
             examples,
-            distillation_loss(detector),
+            distillation_loss(task),
             arguments.adapt_steps,
             stages,
         )
@@ -177,7 +177,7 @@ class _Bench:
         ]
         plot(series, path, metric="COCO AP", reference=self._reference["ap"])
 
-    def _judge(self, found: Sequence[Detections]) -> dict[str, float]:
+    def _judge(self, found: Sequence[TaskResult]) -> dict[str, float]:
         return {
             "ap": self._truth.accuracy(found),
             "agreement_ap50": self._agreement.accuracy(found),

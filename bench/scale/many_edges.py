@@ -32,7 +32,7 @@ from bench.plan_choice import cheapest_split, upload
 from bench.processes import Service
 from common.bundle.bundle import Bundle
 from common.errors import SplitpointError
-from common.imaging.images import letterbox, list_images, read_image
+from common.imaging.images import list_images, read_image
 from common.progress import Stages
 from common.rpc import splitpoint_pb2 as pb
 from common.rpc.messages import microseconds
@@ -217,12 +217,12 @@ def _connect(address: str, bundle_digest: bytes, number: int) -> CloudClient:
 def _frames(bundle: Bundle, digest: bytes, images: Path) -> list[pb.Frame]:
     """Frames as an edge would send them, of pictures spread over the folder."""
     opened = open_plans(bundle, [digest])[digest]
-    detector = bundle.manifest.detector
+    geometry = bundle.manifest.task.image
     paths = list_images(images)
     frames = []
     for path in paths[:: max(1, len(paths) // _PICTURES)][:_PICTURES]:
         picture = read_image(path)
-        cut = opened.cut(letterbox(picture, (detector.input_height, detector.input_width)))
+        cut = opened.cut(geometry.pixels(picture))
         frames.append(
             pb.Frame(
                 plan_digest=digest,

@@ -21,7 +21,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from common.errors import CalibrationError
-from common.tasks.detections import Detections
+from common.tasks.base import TaskResult
+from common.tasks.detections import as_detections
 from common.tasks.labels import CATEGORY_IDS
 from search.measure.intervals import WeightedAp, drop_bound, drop_interval
 
@@ -37,12 +38,12 @@ class AccuracySource(Protocol):
 
     metric: str
 
-    def accuracy(self, detections: Sequence[Detections]) -> float:
+    def accuracy(self, detections: Sequence[TaskResult]) -> float:
         """Accuracy in percent; one entry of `detections` per evaluation image, in order."""
         ...
 
     def drop(
-        self, reference: Sequence[Detections], detections: Sequence[Detections], level: float
+        self, reference: Sequence[TaskResult], detections: Sequence[TaskResult], level: float
     ) -> tuple[float, float]:
         """Accuracy lost against a reference, on the first `len(detections)` images.
 
@@ -52,7 +53,7 @@ class AccuracySource(Protocol):
         ...
 
     def most_lost(
-        self, reference: Sequence[Detections], detections: Sequence[Detections], level: float
+        self, reference: Sequence[TaskResult], detections: Sequence[TaskResult], level: float
     ) -> float:
         """Upper confidence bound of the accuracy lost against a reference, on all images.
 
@@ -84,15 +85,15 @@ class _Judge:
         self._image_ids = image_ids
         self._iou = iou
         self._pooled = pooled
-        self._matched: list[tuple[Sequence[Detections], WeightedAp | None]] = []
+        self._matched: list[tuple[Sequence[TaskResult], WeightedAp | None]] = []
 
-    def accuracy(self, detections: Sequence[Detections]) -> float:
+    def accuracy(self, detections: Sequence[TaskResult]) -> float:
         """AP in percent on the first `len(detections)` images."""
         found = self._weighted(detections)
         return 0.0 if found is None else found.ap(iou=self._iou)
 
     def drop(
-        self, reference: Sequence[Detections], detections: Sequence[Detections], level: float
+        self, reference: Sequence[TaskResult], detections: Sequence[TaskResult], level: float
     ) -> tuple[float, float]:
         """Implement `AccuracySource.drop`."""
         whole, found = self._weighted(reference), self._weighted(detections)
@@ -105,7 +106,7 @@ class _Judge:
         return low, (low + high) / 2
 
     def most_lost(
-        self, reference: Sequence[Detections], detections: Sequence[Detections], level: float
+        self, reference: Sequence[TaskResult], detections: Sequence[TaskResult], level: float
     ) -> float:
         """Implement `AccuracySource.most_lost`."""
         whole, found = self._weighted(reference), self._weighted(detections)
@@ -115,7 +116,7 @@ class _Judge:
             return 100.0
         return drop_bound(whole, found, level=level, iou=self._iou)
 
-    def _weighted(self, detections: Sequence[Detections]) -> WeightedAp | None:
+    def _weighted(self, detections: Sequence[TaskResult]) -> WeightedAp | None:
         """Match detections with the truth, cached for the last few; None without detections."""
         for known, weighted in self._matched:
             if len(known) == len(detections) and all(map(operator.is_, known, detections)):
@@ -167,13 +168,13 @@ class AgreementAccuracy(_Judge):
         CalibrationError: If it found nothing at all.
     """
 
-    def __init__(self, reference: Sequence[Detections], *, pooled: bool = False) -> None:
+    def __init__(self, reference: Sequence[TaskResult], *, pooled: bool = False) -> None:
         self.metric = "pooled agreement AP50" if pooled else "agreement AP50"
         image_ids = list(range(1, len(reference) + 1))
         objects = [
             {"image_id": image_id, **detection}
             for image_id, found in zip(image_ids, reference, strict=True)
-            for detection in found.to_coco(image_id)
+            for detection in as_detections(found).to_coco(image_id)
             if detection["score"] >= TRUTH_SCORE
         ]
         if not objects:
@@ -211,13 +212,13 @@ def _coco(dataset: dict[str, Any]) -> COCO:
 
 
 def _evaluated(
-    truth: COCO, image_ids: Sequence[int], detections: Sequence[Detections]
+    truth: COCO, image_ids: Sequence[int], detections: Sequence[TaskResult]
 ) -> COCOeval | None:
     """Match detections with the truth; None without detections."""
     found = [
         detection
         for image_id, each in zip(image_ids, detections, strict=True)
-        for detection in each.to_coco(image_id)
+        for detection in as_detections(each).to_coco(image_id)
     ]
     if not found:
         return None

@@ -17,7 +17,7 @@ from pathlib import Path
 from common.codec.spec import CodecSpec
 from common.machine import usable_cores
 from common.progress import Progress
-from common.tasks.detections import Detections, DetectorSpec
+from common.tasks.base import Task, TaskResult
 from search.cache import Cache, digest
 from search.measure.accuracy import AccuracySource, AgreementAccuracy, CocoAccuracy
 from search.measure.evaluate import Evaluator
@@ -66,7 +66,7 @@ class AccuracyEvaluator:
         self,
         evaluator: Evaluator,
         source: AccuracySource,
-        reference: Sequence[Detections],
+        reference: Sequence[TaskResult],
         max_drop: float,
         cache: Cache,
         judged_on: str,
@@ -146,7 +146,7 @@ class AccuracyEvaluator:
         return self._judged[identity]
 
     def _measure(self, candidate: Candidate) -> tuple[float, int, float | None]:
-        count, found = len(self._reference), list[Detections]()
+        count, found = len(self._reference), list[TaskResult]()
         look = FIRST_LOOK
         while 2 * look <= count:
             found += self._evaluator.detections(candidate, range(len(found), look))
@@ -161,7 +161,7 @@ class AccuracyEvaluator:
 
 def open_meter(
     heads: Heads,
-    detector: DetectorSpec,
+    task: Task,
     evaluation: Frames,
     annotations: Path | None,
     folder: Path,
@@ -174,7 +174,7 @@ def open_meter(
 
     Args:
         heads: The integer networks.
-        detector: How their maps become boxes.
+        task: What the network is for.
         evaluation: Images to judge by.
         annotations: COCO instances file of them; without, the floating-point network's detections
             stand in for the truth.
@@ -185,7 +185,7 @@ def open_meter(
     """
     evaluator = Evaluator(
         heads,
-        detector,
+        task,
         evaluation.pixels,
         evaluation.letterboxes,
         folder,

@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import CalibrationError, ImageError
-from common.imaging.images import Letterbox, letterbox, list_images, read_image
+from common.imaging.images import list_images, read_image
+from common.imaging.placement import Placement
+from common.tasks.base import ImageInput
 
 MIN_IMAGES = 8
 _TOLD = 3
@@ -29,14 +31,14 @@ class Frames:
 
     names: tuple[str, ...]
     pixels: NDArray[np.uint8]
-    letterboxes: tuple[Letterbox, ...]
+    letterboxes: tuple[Placement, ...]
     letterbox_ms: float
 
 
 def load_frames(
-    folder: Path, size: tuple[int, int], limit: int, progress: Callable[[int, int], None]
+    folder: Path, geometry: ImageInput, limit: int, progress: Callable[[int, int], None]
 ) -> Frames:
-    """Read and letterbox up to `limit` images, spread evenly over the folder.
+    """Read and fit up to `limit` images, spread evenly over the folder.
 
     Raises:
         CalibrationError: If the folder holds too few images,
@@ -59,9 +61,9 @@ def load_frames(
             broken.append(error)
             continue
         start = time.perf_counter()
-        pixels.append(letterbox(image, size))
+        pixels.append(geometry.pixels(image))
         times.append(1e3 * (time.perf_counter() - start))
-        boxes.append(Letterbox.fit(image.shape[1], image.shape[0], size))
+        boxes.append(geometry.place(image.shape[1], image.shape[0]))
         progress(done, len(paths))
     if broken:
         raise CalibrationError(

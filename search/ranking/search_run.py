@@ -117,7 +117,7 @@ class _Ranking:
         self._cuts, self._narrow = self._allowed()
         self._meter, postprocess_ms = open_meter(
             network.heads,
-            prepared.detector,
+            prepared.task,
             judging.frames,
             request.annotations,
             folder,
@@ -175,7 +175,7 @@ class _Ranking:
         screening = Screening(
             self._heads,
             table.samples.codes,
-            distillation_loss(prepared.detector),
+            distillation_loss(prepared.task),
             prepared.cache,
             prepared.origin,
         )

@@ -183,7 +183,7 @@ def _measured(
 ) -> Collection:
     meter, postprocess_ms = open_meter(
         heads,
-        prepared.detector,
+        prepared.task,
         setting.judging.frames,
         setting.annotations,
         folder,

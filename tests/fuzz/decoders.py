@@ -21,6 +21,7 @@ from google.protobuf.message import DecodeError
 from PIL import Image, ImageCms
 
 with atheris.instrument_imports(include=["common"]):
+    from cloud.envelope import parse_edge_message
     from common.bundle.bundle import parse_manifest
     from common.bundle.manifest import SCHEMA_VERSION, UNSEALED, seal_manifest
     from common.bundle.packed_weights import Packable, pack_weights, unpack_weights
@@ -30,7 +31,6 @@ with atheris.instrument_imports(include=["common"]):
     from common.errors import SplitpointError
     from common.imaging.images import ImageLimits, decode_image
     from common.rpc import splitpoint_pb2 as pb
-    from common.rpc.envelope import parse_edge_message
     from tests.contexts import random_model, sparse_symbols
     from tests.unit.test_codec import picture
 

@@ -10,13 +10,13 @@ import pytest
 from common.bundle.bundle import Bundle
 from common.codec.spec import CodecSpec, WireTensor
 from common.errors import SettingsError, StoreError
-from common.imaging.images import Letterbox
+from common.imaging.placement import Placement
 from common.link.link import parse_link
 from common.progress import Progress
 from common.tables.rows import ENOUGH, LatencyRow, head_to, segments, tail_from, to_json
 from common.tables.store_file import read_tables
 from common.tables.timing import Timing
-from common.tasks.detections import DetectorSpec, YoloHeadSpec
+from common.tasks.decoders.yolov3 import AnchorMap
 from search.cache import Cache
 from search.export import write_plans
 from search.measure.frames import Frames
@@ -58,6 +58,7 @@ from search.wire.sampling import sample
 from tests import tiny
 from tests.contexts import random_model
 from tests.networks import SIZE, branched_graph, pictures
+from tests.tasks import yolo_task
 
 LINK = parse_link("3mbit/20ms")
 PI = DeviceProfile("pi", 1.0)
@@ -324,16 +325,12 @@ def test_baselines_read_the_same_learned_times() -> None:
 def small_network() -> Network:
     """A network prepared on eight pictures."""
     graph, pixels = branched_graph(), pictures(8)
-    boxes = (Letterbox.fit(SIZE[1], SIZE[0], SIZE),) * len(pixels)
+    boxes = (Placement.fit(SIZE[1], SIZE[0], SIZE),) * len(pixels)
     frames = Frames(tuple("abcdefgh"), pixels, boxes, 0.5)
-    heads = [
-        YoloHeadSpec(stride=stride, anchors=((4.0, 4.0), (8.0, 8.0)), classes=2)
-        for stride in (4, 2)
-    ]
-    detector = DetectorSpec(
-        kind="yolov3",
-        input_height=SIZE[0],
-        input_width=SIZE[1],
+    heads = [AnchorMap(stride=stride, anchors=((4.0, 4.0), (8.0, 8.0))) for stride in (4, 2)]
+    detector = yolo_task(
+        SIZE[0],
+        SIZE[1],
         heads=tuple(heads),
         class_names=("cat", "dog"),
     )
@@ -376,7 +373,7 @@ def test_a_bundle_names_its_segments_as_its_search_did(tmp_path: Path) -> None:
     coded = replace(plain.candidate, codec=CodecSpec(name="context"), contexts=models)
     found = replace(found, kept=(plain, replace(plain, candidate=coded)))
     out, pixels = tmp_path / "bundle", prepared.calibration.pixels[:1]
-    write_plans(out, network.heads, prepared.detector, pixels, prepared.weights_sha256, found)
+    write_plans(out, network.heads, prepared.task, pixels, prepared.weights_sha256, found)
     with Bundle.open(out) as bundle:
         for plan, judged in zip(bundle.manifest.plans, found.kept, strict=True):
             named = {each.stage: each.name for each in segments(plan)}

@@ -11,6 +11,7 @@ import pytest
 from common.codec.spec import CodecSpec, WireTensor
 from common.link.link import parse_link
 from common.tables.timing import NO_TIME
+from common.tasks.base import TaskResult
 from common.tasks.detections import Detections
 from common.tasks.labels import CATEGORY_IDS
 from search.cache import Cache, digest
@@ -52,7 +53,7 @@ class Recorded(Evaluator):
         self.spoiled_by: Wire | None = None
         self.begun = self.asked = 0
 
-    def detections(self, candidate: Candidate, images: range | None = None) -> list[Detections]:
+    def detections(self, candidate: Candidate, images: range | None = None) -> list[TaskResult]:
         assert images is not None
         if images.start == 0:
             self.begun, self.asked = self.begun + 1, 0

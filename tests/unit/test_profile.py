@@ -20,7 +20,7 @@ from cloud.store.store import Store
 from cloud.tails import Tails
 from common.bundle.bundle import Bundle, read_vector
 from common.errors import ModelError, PayloadError, UnknownPlanError
-from common.imaging.images import letterbox
+from common.imaging.placement import fit_image
 from common.rpc import splitpoint_pb2 as pb
 from edge import profile as edge_profile
 from edge.detector import Detector
@@ -149,7 +149,7 @@ class TestPictures:
 
         def seen(picture: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
             shapes.add(picture.shape)
-            return letterbox(picture, size)
+            return fit_image(picture, size)
 
         frame, order = frame_of(bundle), pb.ProfileOrder(budget_ms=1)
         monkeypatch.setattr(edge_profile, "letterbox", seen)
