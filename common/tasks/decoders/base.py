@@ -126,13 +126,13 @@ def select(scores: Floats, threshold: float) -> tuple[NDArray[np.intp], Floats, 
     """Find the entries of a table of scores that reach the threshold.
 
     Args:
-        scores: (N, C); what is not a number reaches nothing, what is above 1 counts as 1.
+        scores: (N, C); what is not finite reaches nothing, what is above 1 counts as 1.
         threshold: Lowest score.
 
     Returns:
         Row, score and class of each, (K,).
     """
-    row, label = (scores >= threshold).nonzero()
+    row, label = ((scores >= threshold) & np.isfinite(scores)).nonzero()
     return row, scores[row, label].clip(0, 1), label.astype(np.int32)
 
 
@@ -183,14 +183,14 @@ def logit(probability: float) -> float:
 
 
 def sigmoid(values: Floats) -> Floats:
-    """Logistic function; not a number stays so."""
+    """Logistic function of finite values."""
     odds: Floats = np.exp(-values.clip(-MAX_LOGIT, MAX_LOGIT))
     return np.float32(1) / (np.float32(1) + odds)
 
 
 def softmax(values: Floats) -> Floats:
-    """Softmax over the last axis; rows with a value that is not finite become not a number."""
-    usable = np.where(np.isfinite(values), values, np.float32(np.nan)).clip(-MAX_PIXELS, MAX_PIXELS)
+    """Softmax of finite values over the last axis."""
+    usable = values.clip(-MAX_PIXELS, MAX_PIXELS)
     powers: Floats = np.exp(usable - usable.max(axis=-1, keepdims=True))
     shares: Floats = powers / powers.sum(axis=-1, keepdims=True)
     return shares

@@ -1,16 +1,27 @@
 """All detection decoders: the one table of them, and which one a network's outputs may be of."""
 
 from collections.abc import Sequence
-from typing import get_args
+from typing import Annotated, get_args
+
+from pydantic import Field
 
 from common.tasks.base import Shapes
 from common.tasks.decoders.base import Decoder, Size
+from common.tasks.decoders.boxes import Boxes
+from common.tasks.decoders.centernet import CenterNet
+from common.tasks.decoders.detr import Detr
+from common.tasks.decoders.picodet import PicoDet
+from common.tasks.decoders.ssd import Ssd
 from common.tasks.decoders.yolov3 import YoloV3
+from common.tasks.decoders.yolov5 import YoloV5
+from common.tasks.decoders.yolov8 import YoloV8
+from common.tasks.decoders.yolox import YoloX
 
-AnyDecoder = YoloV3
-"""Union of all decoders, discriminated by `kind`."""
+_Any = YoloV3 | YoloV5 | YoloV8 | YoloX | PicoDet | Ssd | Detr | CenterNet | Boxes
+AnyDecoder = Annotated[_Any, Field(discriminator="kind")]
+"""Every decoder, told apart by `kind`."""
 
-DECODERS: tuple[type[Decoder], ...] = get_args(AnyDecoder)
+DECODERS: tuple[type[Decoder], ...] = get_args(_Any)
 
 
 def presets(shapes: Shapes, names: Sequence[str], size: Size) -> list[Decoder]:
@@ -32,7 +43,7 @@ def guess(shapes: Shapes, names: Sequence[str], size: Size) -> Decoder | None:
     """
     found = [decoder.guess(shapes, names, size) for decoder in DECODERS]
     sure = [each for each in found if each is not None]
-    return sure[0] if len(sure) == 1 else None
+    return sure[0] if len(sure) == 1 and len(presets(shapes, names, size)) == 1 else None
 
 
 def with_near_presets(wrong: str, shapes: Shapes, size: Size) -> str:
