@@ -256,6 +256,11 @@ class Manifest(Record):
         for plan in self.plans:
             if plan.network != network:
                 raise ValueError(f"plan {plan.name!r} is of another network than the bundle's")
+        for plan in self.plans:
+            if plan.head is not None and plan.tail is None:
+                wrong = self.task.misfit([output.shape for output in plan.head.outputs])
+                if wrong is not None:
+                    raise ValueError(f"plan {plan.name!r}: {wrong}")
         if len(set(self.digests)) != len(self.plans):
             raise ValueError("two plans do the same thing")
         return self
