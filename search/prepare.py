@@ -47,7 +47,7 @@ class Prepared:
         calibration: The images that everything is fitted to, each once.
         statistics: Distributions of its tensors on them.
         cache: For the results of stages.
-        origin: Digest of the graph and the images that it was fitted to.
+        origin: Digest of the graph, its task and the images that it was fitted to.
         held_out: Calibration images that were set aside to judge; None if all of them fit.
     """
 
@@ -163,7 +163,7 @@ def prepare(
     loaded = load_frames(calibration, task.image, max_images, progress)
     division = divide(without_copies(loaded))
     frames = division.fitting
-    origin = digest(graph.nodes, frames.pixels)
+    origin = digest(graph.nodes, frames.pixels, task)
     progress = reporter.stage("observing activations")
     arrays = cache.arrays(
         "statistics", [origin], lambda: observe(graph, frames.pixels, progress).to_arrays()

@@ -23,7 +23,7 @@ from pycocotools.cocoeval import COCOeval
 from common.errors import CalibrationError
 from common.tasks.base import TaskResult
 from common.tasks.detections import as_detections
-from common.tasks.labels import CATEGORY_IDS
+from common.tasks.labels import CLASS_NAMES, category_ids
 from search.measure.intervals import WeightedAp, drop_bound, drop_interval
 
 # Below this score, what the floating-point network reports is not taken for an object.
@@ -69,6 +69,7 @@ class _Judge:
     Args:
         truth: The objects.
         image_ids: The images, in the order of detections.
+        ids: Category of each class.
         iou: One IoU; None for the mean from 0.50 to 0.95.
         pooled: As for `AgreementAccuracy`.
     """
@@ -77,12 +78,14 @@ class _Judge:
         self,
         truth: COCO,
         image_ids: Sequence[int],
+        ids: Sequence[int],
         *,
         iou: float | None = None,
         pooled: bool = False,
     ) -> None:
         self._truth = truth
         self._image_ids = image_ids
+        self._ids = ids
         self._iou = iou
         self._pooled = pooled
         self._matched: list[tuple[Sequence[TaskResult], WeightedAp | None]] = []
@@ -122,7 +125,7 @@ class _Judge:
             if len(known) == len(detections) and all(map(operator.is_, known, detections)):
                 return weighted
         ids = self._image_ids[: len(detections)]
-        evaluation = _evaluated(self._truth, ids, detections)
+        evaluation = _evaluated(self._truth, ids, detections, self._ids)
         made = None if evaluation is None else WeightedAp.of(evaluation, pooled=self._pooled)
         self._matched = [(tuple(detections), made), *self._matched][:_KEPT]
         return made
@@ -134,6 +137,7 @@ class CocoAccuracy(_Judge):
     Args:
         annotations: A COCO instances file.
         file_names: The evaluation images, in order; each must be in the file.
+        class_names: Of the detector; a category of the same name is the class's.
 
     Raises:
         CalibrationError: If the file is no COCO file, or an image is not in it.
@@ -141,7 +145,12 @@ class CocoAccuracy(_Judge):
 
     metric = "COCO AP"
 
-    def __init__(self, annotations: Path, file_names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        annotations: Path,
+        file_names: Sequence[str],
+        class_names: Sequence[str] = CLASS_NAMES,
+    ) -> None:
         try:
             dataset = json.loads(annotations.read_bytes())
             ids = {image["file_name"]: image["id"] for image in dataset["images"]}
@@ -153,7 +162,8 @@ class CocoAccuracy(_Judge):
             raise CalibrationError(
                 f"{annotations} does not list {len(missing)} evaluation images, e.g. {missing[0]}"
             )
-        super().__init__(truth, [ids[name] for name in file_names])
+        categories = _categories(dataset, class_names)
+        super().__init__(truth, [ids[name] for name in file_names], categories)
 
 
 class AgreementAccuracy(_Judge):
@@ -163,18 +173,26 @@ class AgreementAccuracy(_Judge):
         reference: What the floating-point network found, one entry per evaluation image.
         pooled: Whether detections of all categories are ranked together; else AP is the mean over
             categories.
+        class_names: Of the detector.
 
     Raises:
         CalibrationError: If it found nothing at all.
     """
 
-    def __init__(self, reference: Sequence[TaskResult], *, pooled: bool = False) -> None:
+    def __init__(
+        self,
+        reference: Sequence[TaskResult],
+        *,
+        pooled: bool = False,
+        class_names: Sequence[str] = CLASS_NAMES,
+    ) -> None:
         self.metric = "pooled agreement AP50" if pooled else "agreement AP50"
         image_ids = list(range(1, len(reference) + 1))
+        categories = category_ids(class_names)
         objects = [
             {"image_id": image_id, **detection}
             for image_id, found in zip(image_ids, reference, strict=True)
-            for detection in as_detections(found).to_coco(image_id)
+            for detection in as_detections(found).to_coco(image_id, categories)
             if detection["score"] >= TRUTH_SCORE
         ]
         if not objects:
@@ -197,10 +215,18 @@ class AgreementAccuracy(_Judge):
             {
                 "images": [{"id": image_id} for image_id in image_ids],
                 "annotations": annotations,
-                "categories": [{"id": category} for category in CATEGORY_IDS],
+                "categories": [{"id": category} for category in categories],
             }
         )
-        super().__init__(truth, image_ids, iou=0.5, pooled=pooled)
+        super().__init__(truth, image_ids, categories, iou=0.5, pooled=pooled)
+
+
+def _categories(dataset: dict[str, Any], class_names: Sequence[str]) -> tuple[int, ...]:
+    """Category of each class: that of its name, or COCO's order where a name is not there."""
+    named = {each.get("name"): each["id"] for each in dataset.get("categories", ())}
+    if all(name in named for name in class_names):
+        return tuple(named[name] for name in class_names)
+    return category_ids(class_names)
 
 
 def _coco(dataset: dict[str, Any]) -> COCO:
@@ -212,13 +238,16 @@ def _coco(dataset: dict[str, Any]) -> COCO:
 
 
 def _evaluated(
-    truth: COCO, image_ids: Sequence[int], detections: Sequence[TaskResult]
+    truth: COCO,
+    image_ids: Sequence[int],
+    detections: Sequence[TaskResult],
+    ids: Sequence[int],
 ) -> COCOeval | None:
     """Match detections with the truth; None without detections."""
     found = [
         detection
         for image_id, each in zip(image_ids, detections, strict=True)
-        for detection in as_detections(each).to_coco(image_id)
+        for detection in as_detections(each).to_coco(image_id, ids)
     ]
     if not found:
         return None

@@ -19,9 +19,10 @@ from common.machine import usable_cores
 from common.progress import Progress
 from common.tasks.base import Task, TaskResult
 from search.cache import Cache, digest
-from search.measure.accuracy import AccuracySource, AgreementAccuracy, CocoAccuracy
+from search.measure.accuracy import AccuracySource
 from search.measure.evaluate import Evaluator
 from search.measure.frames import Frames
+from search.measure.sources import accuracy_source, content_digest
 from search.network.cuts import Cut, prefix_cuts
 from search.prediction.candidates import Candidate
 from search.quantization.heads import Heads
@@ -176,8 +177,7 @@ def open_meter(
         heads: The integer networks.
         task: What the network is for.
         evaluation: Images to judge by.
-        annotations: COCO instances file of them; without, the floating-point network's detections
-            stand in for the truth.
+        annotations: The truth about them; see `accuracy_source`.
         folder: For tails while they are evaluated.
         max_drop: As for `AccuracyEvaluator`.
         cache: As for `AccuracyEvaluator`.
@@ -192,12 +192,9 @@ def open_meter(
         workers=max(1, int(usable_cores())),
     )
     reference, postprocess_ms = evaluator.reference(prefix_cuts(heads.network.graph)[0])
-    source: AccuracySource
-    if annotations is None:
-        source = AgreementAccuracy(reference, pooled=True)
-    else:
-        source = CocoAccuracy(annotations, evaluation.names)
-    judged_on = digest(origin, evaluation.pixels, annotations and annotations.read_bytes())
+    source = accuracy_source(task, reference, evaluation.names, annotations)
+    truth = None if annotations is None else [content_digest(annotations), *evaluation.names]
+    judged_on = digest(origin, task, evaluation.pixels, truth)
     return AccuracyEvaluator(
         evaluator, source, reference, max_drop, cache, judged_on
     ), postprocess_ms
