@@ -7,6 +7,7 @@ from pathlib import Path
 from common.bundle.manifest import JudgedBy
 from common.link.link import Link
 from common.runtime.registry import DEFAULT_RUNTIME
+from common.tasks.base import DEFAULTS, ResultSettings, Task
 from search.prediction.candidates import CostModel, RankedCandidate
 from search.prediction.cut_times import CutTimes
 from search.prediction.devices import DeviceProfile
@@ -26,8 +27,8 @@ class Request:
             part of them is set aside to measure accuracy on (held_out.py).
         weights: A weights file, if not the cached one.
         evaluation: Folder of images to measure accuracy on.
-        annotations: COCO instances file of the evaluation images; without, accuracy is agreement
-            with the floating-point network.
+        annotations: The truth about the evaluation images, as of `search.measure.sources`; without,
+            accuracy is agreement with the floating-point network.
         edge_memory_bytes: Limit on weights + peak activations of the head.
         strategy: "splitpoint", or a baseline of search/strategies.
         quantizer: Name of the recipe by which layers of few bits are quantized; None for the usual
@@ -48,6 +49,9 @@ class Request:
             multiplied by the device's slowdown.
         cache: Folder for the results of stages, which later searches reuse.
         software_version: Written into the bundle.
+        iou_threshold: Overlap at which detections are duplicates, while accuracy is measured.
+        max_detections: The most detections of an image that count.
+        classes: Names of the only classes that count; all, if empty.
     """
 
     model: str
@@ -74,6 +78,20 @@ class Request:
     tables: Path | None = None
     cache: Path | None = None
     software_version: str = "unknown"
+    iou_threshold: float = DEFAULTS.iou_threshold
+    max_detections: int = DEFAULTS.max_detections
+    classes: tuple[str, ...] = ()
+
+    def settings(self, task: Task) -> ResultSettings:
+        """Settings of the results that accuracy is measured on, but for the score threshold.
+
+        Raises:
+            SettingsError: If one is out of range, or a class is not the task's.
+        """
+        wanted = task.class_indices(self.classes)
+        return ResultSettings(
+            DEFAULTS.score_threshold, self.iou_threshold, self.max_detections, wanted
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,6 +35,9 @@ class SearchOptions(TypedDict, total=False):
     video: bool
     tables: Path | None
     cache: Path | None
+    iou_threshold: float
+    max_detections: int
+    classes: tuple[str, ...]
 
 
 def search(

@@ -17,7 +17,7 @@ from pathlib import Path
 from common.codec.spec import CodecSpec
 from common.machine import usable_cores
 from common.progress import Progress
-from common.tasks.base import Task, TaskResult
+from common.tasks.base import DEFAULTS, ResultSettings, Task, TaskResult
 from search.cache import Cache, digest
 from search.measure.accuracy import AccuracySource
 from search.measure.evaluate import Evaluator
@@ -170,6 +170,7 @@ def open_meter(
     max_drop: float,
     cache: Cache,
     origin: str,
+    settings: ResultSettings = DEFAULTS,
 ) -> tuple[AccuracyEvaluator, float]:
     """Open an evaluator; also returns the median postprocessing time in ms on this machine.
 
@@ -182,6 +183,7 @@ def open_meter(
         max_drop: As for `AccuracyEvaluator`.
         cache: As for `AccuracyEvaluator`.
         origin: Digest of the network and the calibration images.
+        settings: What counts of a result; the score threshold is that of average precision.
     """
     evaluator = Evaluator(
         heads,
@@ -190,11 +192,12 @@ def open_meter(
         evaluation.letterboxes,
         folder,
         workers=max(1, int(usable_cores())),
+        settings=settings,
     )
     reference, postprocess_ms = evaluator.reference(prefix_cuts(heads.network.graph)[0])
     source = accuracy_source(task, reference, evaluation.names, annotations)
     truth = None if annotations is None else [content_digest(annotations), *evaluation.names]
-    judged_on = digest(origin, task, evaluation.pixels, truth)
+    judged_on = digest(origin, task, settings, evaluation.pixels, truth)
     return AccuracyEvaluator(
         evaluator, source, reference, max_drop, cache, judged_on
     ), postprocess_ms

@@ -7,6 +7,7 @@ runs in ONNX Runtime, outputs are decoded by the task.
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from common.codec.spec import CodecSpec
 from common.imaging.placement import Placement
 from common.runtime.base import Session
 from common.runtime.registry import open_model
-from common.tasks.base import ResultSettings, Task, TaskResult
+from common.tasks.base import DEFAULTS, ResultSettings, Task, TaskResult
 from search.cache import digest
 from search.measure.accuracy import EVALUATION_SCORE
 from search.network.cuts import Cut
@@ -28,8 +29,6 @@ from search.quantization.heads import Heads
 from search.wire.quantizers import image_tensor
 
 Maps = list[NDArray[np.float32]]
-
-_SETTINGS = ResultSettings(score_threshold=EVALUATION_SCORE)
 
 
 class Evaluator:
@@ -44,6 +43,7 @@ class Evaluator:
         letterboxes: One per image.
         folder: For tails and their weights.
         workers: Images that are evaluated at once, one thread each.
+        settings: What counts of a result; the score threshold is that of average precision.
     """
 
     def __init__(
@@ -55,10 +55,12 @@ class Evaluator:
         folder: Path,
         *,
         workers: int,
+        settings: ResultSettings = DEFAULTS,
     ) -> None:
         self._heads = heads
         self._network = network = heads.network
         self._task = task
+        self._settings = replace(settings, score_threshold=EVALUATION_SCORE)
         self._frames = frames
         self._letterboxes = letterboxes
         self._folder = folder
@@ -129,7 +131,7 @@ class Evaluator:
             start = time.perf_counter()
             self._task.decode(maps, box)
             times.append(1e3 * (time.perf_counter() - start))
-            found.append(self._task.decode(maps, box, _SETTINGS))
+            found.append(self._task.decode(maps, box, self._settings))
         return found, float(np.median(times))
 
     def _detect(self, candidate: Candidate, index: int) -> TaskResult:
@@ -138,7 +140,7 @@ class Evaluator:
             maps = self._edge_maps(candidate.cut, codes)
         else:
             maps = self._cloud_maps(candidate, codes)
-        return self._task.decode(maps, box, _SETTINGS)
+        return self._task.decode(maps, box, self._settings)
 
     def _open(self, cut: Cut) -> None:
         if self._cut is cut:

@@ -124,6 +124,7 @@ class _Ranking:
             max_drop=request.max_drop,
             cache=prepared.cache,
             origin=prepared.origin,
+            settings=request.settings(prepared.task),
         )
         self._latency = MeasuredLatency(
             network.heads.network,

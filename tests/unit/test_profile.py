@@ -147,12 +147,12 @@ class TestPictures:
     ) -> None:
         shapes = set()
 
-        def seen(picture: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+        def seen(geometry: ImageInput, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
             shapes.add(picture.shape)
-            return fit_image(picture, size)
+            return fit_image(picture, geometry.size)
 
         frame, order = frame_of(bundle), pb.ProfileOrder(budget_ms=1)
-        monkeypatch.setattr(edge_profile, "letterbox", seen)
+        monkeypatch.setattr(ImageInput, "pixels", seen)
         assert answer(order, plans, frame).error == ""
         assert shapes == {(480, 640, 3)}
         shapes.clear()
