@@ -22,6 +22,7 @@ from common.bundle.bundle import Bundle, read_vector
 from common.errors import ModelError, PayloadError, UnknownPlanError
 from common.imaging.placement import fit_image
 from common.rpc import splitpoint_pb2 as pb
+from common.tasks.base import ImageInput
 from edge import profile as edge_profile
 from edge.detector import Detector
 from edge.head import EdgePlan, open_plans
