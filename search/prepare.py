@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.bundle.manifest import network_digest
+from common.errors import ModelError
 from common.machine import saturates_int8
 from common.progress import Reporter
 from common.tasks.base import ImageInput
@@ -160,6 +161,9 @@ def prepare(
     progress(1, 1)
     progress = reporter.stage("reading calibration images")
     task = task_of(module)
+    wrong = task.misfit([graph[name].shape for name in graph.outputs])
+    if wrong is not None:
+        raise ModelError(f"{model}: {wrong}")
     loaded = load_frames(calibration, task.image, max_images, progress)
     division = divide(without_copies(loaded))
     frames = division.fitting

@@ -38,6 +38,7 @@ from common.tasks.tensors import MAX_TENSOR_BYTES, Tensors, TensorsTask, relativ
 from edge import rest as edge_rest
 from edge.detector import Detector, find_plan
 from edge.stream.client import CloudClient
+from splitpoint.demo.ways import Way, same_findings
 from tests import tiny
 from tests.asgi import request
 from tests.in_process import Cloud
@@ -462,3 +463,12 @@ def test_specifications_that_make_no_sense() -> None:
     with pytest.raises(ValueError, match="less than or equal"):
         ImageInput(height=32, width=32, padding=256)
     assert TensorsTask(image=image).misfit([(4096, 4096)]) is not None
+
+
+@pytest.mark.parametrize(("task", "result"), TASKS)
+def test_the_demo_counts_what_two_ways_agree_on(task: Task, result: Any) -> None:
+    path = Path("picture.jpg")
+    way = Way("split", responses={path: {"result": result.to_json(task.class_names)}})
+    agreed = same_findings(way, {path: result}, task)
+    assert (agreed.missing, agreed.extra) == (0, 0)
+    assert agreed.matched == (min(len(result), 1) if isinstance(result, Classes) else len(result))
