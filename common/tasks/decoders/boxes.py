@@ -69,14 +69,11 @@ class Boxes(Decoder):
     def preset(cls, shapes: Shapes, names: Sequence[str], size: Size) -> Self | None:
         """Implement `Decoder.preset`: a table of 6 or 7 columns, or outputs named after parts."""
         del size
-        if len(shapes) == 1 and len(shapes[0]) >= 1 and len(shapes[0]) <= 2:
-            width = shapes[0][-1]
-            if len(shapes[0]) == 2 and width in {6, 7}:
-                return cls(columns=_SIX if width == 6 else _SEVEN)
-            return None
-        parts: list[Output] = [
-            next((_NAMES[k] for k in _NAMES if k in n.lower()), "ignored") for n in names
-        ]
+        if len(shapes) == 1:
+            width = shapes[0][1] if len(shapes[0]) == 2 else None
+            columns = {6: _SIX, 7: _SEVEN}.get(width or 0)
+            return None if columns is None else cls(columns=columns)
+        parts = [_part_of(name.lower()) for name in names]
         kept = sorted(each for each in parts if each not in {"ignored", "count"})
         if len(parts) != len(shapes) or kept != ["boxes", "classes", "scores"]:
             return None
@@ -121,6 +118,11 @@ class Boxes(Decoder):
             told = float(part["count"].reshape(-1)[0])
             count = int(min(max(told, 0), count)) if np.isfinite(told) else 0
         return np.concatenate([boxes[:count], scores[:count, None], labels[:count, None]], axis=1)
+
+
+def _part_of(name: str) -> Output:
+    """Part that an output of this name is, by the words in it."""
+    return next((_NAMES[known] for known in _NAMES if known in name), "ignored")
 
 
 def _ends_in(shape: tuple[int | None, ...], width: int) -> bool:
