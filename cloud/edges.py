@@ -27,12 +27,10 @@ from cloud.store.samples import SampleSource
 from common.errors import CloudUnavailableError, OverloadedError, SettingsError
 from common.rpc import splitpoint_pb2 as pb
 from common.rpc.messages import DIGEST_BYTES, MAX_EXPECTATIONS
-from common.tasks.base import TaskResult
+from common.tasks.base import MAX_REPORTED_BYTES, TaskResult
 
 MOST_REPORTS = 16
 """Reports of one edge whose results are kept."""
-_MOST_BYTES = 48_000
-"""Most bytes of all of them; a single result that takes more is not kept."""
 _MOST_PROFILES = 4
 _MAX_REASON = 300
 _MAX_BPS = 1e12
@@ -141,7 +139,7 @@ class Edge:
         """Keep what it reported; the oldest is forgotten."""
         self.results.append(report)
         kept = sum(each.result.size_bytes for each in self.results)
-        while len(self.results) > MOST_REPORTS or kept > _MOST_BYTES:
+        while len(self.results) > MOST_REPORTS or kept > MAX_REPORTED_BYTES:
             kept -= self.results.popleft().result.size_bytes
 
     def switched(self, switch: pb.Switch) -> None:

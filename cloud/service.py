@@ -210,7 +210,7 @@ def server_options(bundle: Bundle, limits: StreamLimits, descriptors: int) -> li
             connections,
             limits.edges,
         )
-    largest = largest_message_bytes(bundle.plans.values(), bundle.manifest.task)
+    largest = largest_message_bytes(bundle.plans.values())
     return [
         *channel_options(largest),
         # What a stream may send before it is read: a frame, so that a distant edge need not wait.

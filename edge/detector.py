@@ -30,7 +30,7 @@ from common.link.link import Link
 from common.rpc import splitpoint_pb2 as pb
 from common.rpc.messages import microseconds
 from common.runtime.registry import DEFAULT_RUNTIME
-from common.tasks.base import DEFAULTS, ResultSettings, TaskResult
+from common.tasks.base import DEFAULTS, MAX_REPORTED_BYTES, ResultSettings, TaskResult
 from common.tasks.detections import Detections, as_detections
 from edge.head import EdgePlan, open_reproduced
 from edge.planning.controller import PlanController
@@ -304,7 +304,7 @@ class Detector:
     def _report(self, opened: EdgePlan, result: TaskResult, times: pb.EdgeTimes) -> None:
         if self.reporter is not None:
             report = pb.Report(plan_digest=opened.digest, times=times)
-            if self._reported == "results":
+            if self._reported == "results" and result.size_bytes <= MAX_REPORTED_BYTES:
                 result.write(report)
             self.reporter.report(report)
 

@@ -31,6 +31,9 @@ Carrier = pb.Result | pb.Report
 """Messages that carry the result of a frame."""
 
 MAX_CLASSES: Final = 65536
+MAX_REPORTED_BYTES: Final = 48_000
+"""Largest result that an edge reports of a frame it served alone; the cloud keeps no more of all
+that one edge reported."""
 _MOST_SETTING: Final = 1000
 _NAMED: Final = 8
 
@@ -262,11 +265,6 @@ class Task(Record, ABC):
         raise SettingsError(
             f"no class {name[:100]!r}; there are {len(self.class_names)}: {known or 'none'}"
         )
-
-    @property
-    @abstractmethod
-    def most_message_bytes(self) -> int:
-        """Bound on the size of the message of an honest result."""
 
     def decode(
         self, outputs: Sequence[Floats], where: Placement, settings: ResultSettings = DEFAULTS

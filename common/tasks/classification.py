@@ -33,8 +33,6 @@ from common.tasks.base import (
 from common.tasks.draw import draw_lines
 
 MAX_TOP: Final = 100
-_CLASS_BYTES: Final = 16
-"""More than one class takes in a message."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,11 +119,6 @@ class ClassificationTask(Task):
     top: int = Field(default=5, ge=1, le=MAX_TOP)
     class_names: tuple[str, ...] = Field(min_length=1, max_length=MAX_CLASSES)
     message: ClassVar[str] = "classes"
-
-    @property
-    def most_message_bytes(self) -> int:
-        """Bound on the size of the message of an honest result."""
-        return MAX_TOP * _CLASS_BYTES
 
     def misfit(self, shapes: Shapes) -> str | None:
         """Say in one line why outputs of these shapes are none of a classifier; None if they are.

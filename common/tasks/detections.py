@@ -36,8 +36,6 @@ from common.tasks.suppression import MAX_CANDIDATES, best, box_iou, suppress
 
 MAX_DETECTIONS: Final = MAX_CANDIDATES
 """Most detections of a frame: no more enter NMS, so no honest end finds more."""
-_DETECTION_BYTES: Final = 32
-"""More than one detection takes in a message."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,11 +182,6 @@ class DetectionTask(Task):
     def _decoder_suits_the_input(self) -> Self:
         self.decoder.check(self.image.size)
         return self
-
-    @property
-    def most_message_bytes(self) -> int:
-        """Bound on the size of the message of an honest result."""
-        return MAX_DETECTIONS * _DETECTION_BYTES
 
     def misfit(self, shapes: Shapes) -> str | None:
         """Say in one line why outputs of these shapes are not the decoder's; None if they are."""

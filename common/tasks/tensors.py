@@ -36,8 +36,6 @@ MAX_TENSORS: Final = 64
 MAX_RANK: Final = 8
 SAME_ERROR: Final = 0.1
 """Relative error within which two tensors agree."""
-_TENSOR_BYTES: Final = 64
-"""More than a tensor takes in a message beside its values."""
 _FLOAT_BYTES: Final = 4
 
 
@@ -106,11 +104,6 @@ class TensorsTask(Task):
 
     kind: Literal["tensors"] = "tensors"
     message: ClassVar[str] = "tensors"
-
-    @property
-    def most_message_bytes(self) -> int:
-        """Bound on the size of the message of an honest result."""
-        return MAX_TENSOR_BYTES + MAX_TENSORS * _TENSOR_BYTES
 
     def misfit(self, shapes: Shapes) -> str | None:
         """Say in one line why outputs of these shapes are too many or too large; None if not."""

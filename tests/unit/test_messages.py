@@ -89,7 +89,7 @@ class TestLargestMessage:
         names = (tiny.SPLIT, tiny.SPLIT_8, tiny.SPLIT_CONTEXT, tiny.CLOUD_ONLY)
         bundle = tiny.build(tmp_path / "bundle", names)
         for plan in bundle.plans.values():
-            limit = largest_message_bytes([plan], tiny.DETECTOR)
+            limit = largest_message_bytes([plan])
             data = b"".join(
                 codec.encode(_noise(tensor.shape, tensor.bits), tensor.bits)
                 for codec, tensor in zip(open_codecs(bundle, plan), plan.wire, strict=True)
@@ -101,9 +101,7 @@ class TestLargestMessage:
         (plan,) = bundle.plans.values()
         wide = plan.wire[0].model_copy(update={"shape": (3, 416, 416)})
         large = plan.model_copy(update={"wire": (wide,)})
-        assert (
-            2 * 3 * 416**2 < largest_message_bytes([plan, large], tiny.DETECTOR) < 2.1 * 3 * 416**2
-        )
+        assert 2 * 3 * 416**2 < largest_message_bytes([plan, large]) < 2.1 * 3 * 416**2
 
     def test_every_message_without_payloads_fits(self) -> None:
         digest = bytes(32)
@@ -134,9 +132,7 @@ class TestLargestMessage:
             pb.EdgeMessage(switch=pb.Switch(reason="\U0001f4f7" * 300, expected=[expected] * 256)),
             pb.EdgeMessage(profile=pb.ProfileReport(rows=[row] * MAX_PROFILE_ROWS)),
         ]
-        assert max(message.ByteSize() for message in messages) < largest_message_bytes(
-            [], tiny.DETECTOR
-        )
+        assert max(message.ByteSize() for message in messages) < largest_message_bytes([])
 
 
 def _noise(shape: tuple[int, int, int], bits: int) -> NDArray[np.uint8]:

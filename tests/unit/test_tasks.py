@@ -15,7 +15,6 @@ from cloud import rest as cloud_rest
 from cloud.admission import Admission
 from cloud.data_plane import DataPlane
 from cloud.edges import MOST_REPORTS, Edge, ReportedResult
-from cloud.message_sizes import largest_message_bytes
 from cloud.store.samples import SampleSource
 from cloud.tails import Tails
 from common.bundle.bundle import Bundle
@@ -181,7 +180,6 @@ def test_there_and_back(task: Task, result: Any) -> None:
         result.write(carrier)
         data = carrier.SerializeToString()
         assert parts(task.read(type(carrier).FromString(data))) == parts(result)
-        assert len(data) <= task.most_message_bytes
     told = json.loads(json.dumps(result.to_json(task.class_names)))
     assert parts(task.from_json(told)) == parts(result)
     assert len(result.to_table(task.class_names).rows) == len(result)
@@ -252,11 +250,21 @@ def test_a_task_is_read_by_its_kind() -> None:
         read_task({**tiny.CLASSES.model_dump(), "top": 0})
 
 
-def test_large_results_raise_the_limit_on_messages() -> None:
-    report = pb.Report(plan_digest=bytes(32))
-    Tensors((np.zeros(MAX_TENSOR_BYTES // 4, np.float32),)).write(report)
-    size = pb.EdgeMessage(report=report).ByteSize()
-    assert largest_message_bytes([], tiny.CLASSES) < size < largest_message_bytes([], tiny.TENSORS)
+def test_a_large_result_is_not_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports wait in a queue of the edge, and the cloud would not keep it."""
+    bundle = tiny.build(tmp_path / "b", PLANS, task=tiny.TENSORS)
+    cloud = Cloud(bundle)
+    client = CloudClient(cloud.connect, pb.Hello(edge_id="test", bundle_digest=bundle.digest))
+    detector = Detector(bundle, client, report="results")
+    plan = find_plan(bundle, tiny.EDGE_ONLY)
+    size = detector.detect(tiny.image(), plan).result.size_bytes
+    monkeypatch.setattr("edge.detector.MAX_REPORTED_BYTES", size - 1)
+    detector.detect(tiny.image(), plan)
+    assert detector.reporter is not None
+    detector.reporter.close(timeout_s=60)
+    detector.close()
+    reports = [message.report for message in cloud.messages if message.HasField("report")]
+    assert [report.WhichOneof("outcome") for report in reports] == ["tensors", None]
 
 
 def test_reports_are_bounded_in_bytes() -> None:
