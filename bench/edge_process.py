@@ -201,12 +201,12 @@ class _Edge:
     def in_float(self, image: int) -> dict[str, Any]:
         if self._whole is None:
             self._whole = WholeNetwork(self._bundle)
-        detect, picture = self._whole.detect, self._images[image]
+        detect, picture = self._whole.infer, self._images[image]
         return _timed(lambda: detect(picture)) | {"uplink_bytes": 0}
 
     def plain(self, image: int) -> dict[str, Any]:
         """Detect like a user's script: scale down, JPEG q75, POST over a persistent connection."""
-        spec, body = self._bundle.manifest.detector, io.BytesIO()
+        geometry, body = self._bundle.manifest.task.image, io.BytesIO()
         picture = Image.fromarray(self._images[image])
         connection = self._connection or http.client.HTTPConnection(
             self._settings.plain or "", timeout=_PLAIN_TIMEOUT_S
@@ -215,7 +215,7 @@ class _Edge:
 
         def detect() -> None:
             small = picture.copy()
-            small.thumbnail((spec.input_width, spec.input_height))
+            small.thumbnail((geometry.width, geometry.height))
             small.save(body, "JPEG", quality=75)
             connection.request("POST", "/detect", body.getvalue())
             json.loads(connection.getresponse().read())

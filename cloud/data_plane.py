@@ -1,6 +1,6 @@
 """The data plane: what every front end of the cloud calls, whatever protocol it speaks.
 
-    EdgeMessage (cloud.sessions) --+                 +-> Admission -> a worker: tails -> detections
+    EdgeMessage (cloud.sessions) --+                 +-> Admission -> a worker: tails -> results
     image (cloud.rest, ...)      --+--> DataPlane ---+-> reference frames, metrics
                                                      +-> observations -> store
 
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from cloud.admission import Admission, ByteBudget
-from cloud.edges import Edge, EdgeFailedError, Edges, ReportedDetections
+from cloud.edges import Edge, EdgeFailedError, Edges, ReportedResult
 from cloud.metrics import CloudMetrics
 from cloud.profile import rows_of
 from cloud.reference_frames import ReferenceFrames, ReferenceMemory
@@ -28,19 +28,15 @@ from cloud.statuses import status_of
 from cloud.store.samples import ImpossibleTimesError, PendingMeasurements, Sample, SampleSource
 from cloud.store.store import Store
 from cloud.store.table_pages import Page, read_page
-from cloud.tails import DEFAULT_SCORE_THRESHOLD, Tails
+from cloud.tails import Tails
 from cloud.whole_images import ImageResult, run_image
 from common.errors import CloudUnavailableError, PayloadError, SplitpointError
 from common.http.turns import TurnLimits, Turns
 from common.imaging.images import DEFAULT_LIMITS, ImageLimits
 from common.rpc import splitpoint_pb2 as pb
-from common.rpc.messages import (
-    MAX_PROBE_BYTES,
-    detections_from_message,
-    detections_to_message,
-    microseconds,
-)
+from common.rpc.messages import MAX_PROBE_BYTES, microseconds
 from common.tables.rows import LatencyRow
+from common.tasks.base import DEFAULTS, ResultSettings
 from common.version import __version__
 
 _LOG = logging.getLogger("splitpoint.cloud")
@@ -122,15 +118,15 @@ class DataPlane:
         self.tails.image_runner()
         self._admission.check("rest", client)
 
-    async def detect(
-        self, image: bytes, client: str, score_threshold: float = DEFAULT_SCORE_THRESHOLD
+    async def infer(
+        self, image: bytes, client: str, settings: ResultSettings = DEFAULTS
     ) -> ImageResult:
-        """Detect objects in one encoded image with the whole network.
+        """Run the whole network on one encoded image.
 
         Args:
             image: The encoded image.
             client: Who sends it, such as its address; clients take turns.
-            score_threshold: Lowest score to return.
+            settings: What to report.
 
         Raises:
             ImageError: If it is no image, or too large.
@@ -138,7 +134,7 @@ class DataPlane:
             UnknownPlanError: If the bundle has no cloud-only plan.
         """
         arrived_s = time.perf_counter()
-        work = partial(run_image, self.tails, image, score_threshold, self.image_limits, arrived_s)
+        work = partial(run_image, self.tails, image, settings, self.image_limits, arrived_s)
         return await self._admission.run("rest", client, work)
 
     def check_ready(self) -> None:
@@ -202,7 +198,7 @@ class DataPlane:
             elapsed_ms = (time.perf_counter() - arrived_s) * 1000
             result.times.total_us = microseconds(elapsed_ms)
             self._observe(message, result, session)
-            self._keep_detections(message, session.edge)
+            self._keep_result(message, session.edge)
             self.metrics.answered(message, result)
         except SplitpointError as error:
             self.metrics.rejected(status_of(error).rejection)
@@ -301,12 +297,14 @@ class DataPlane:
             tail_us=microseconds(finished.tail_ms),
             postprocess_us=microseconds(finished.postprocess_ms),
         )
-        return pb.Result(detections=detections_to_message(finished.detections), times=times)
+        result = pb.Result(times=times)
+        finished.result.write(result)
+        return result
 
     def _check_report(self, report: pb.Report) -> pb.Result:
-        classes = self.tails.check_report(report.plan_digest)
-        if report.HasField("detections"):
-            detections_from_message(report.detections, classes)
+        self.tails.check_report(report.plan_digest)
+        if report.WhichOneof("outcome") is not None:
+            self.tails.task.read(report)
         return pb.Result()
 
     def _observe(self, message: pb.EdgeMessage, result: pb.Result, session: EdgeSession) -> None:
@@ -317,13 +315,12 @@ class DataPlane:
             sample = partial(session.pending.report, message.report, time.time())
             self._keep(sample, session.edge.source)
 
-    def _keep_detections(self, message: pb.EdgeMessage, edge: Edge) -> None:
-        """Keep the detections of an answered Report."""
+    def _keep_result(self, message: pb.EdgeMessage, edge: Edge) -> None:
+        """Keep the result of an answered Report."""
         report = message.report
-        if message.HasField("report") and report.HasField("detections"):
-            classes = self.tails.check_report(report.plan_digest)
-            found = detections_from_message(report.detections, classes)
-            edge.found(ReportedDetections(report.frame_id, report.plan_digest, time.time(), found))
+        if message.HasField("report") and report.WhichOneof("outcome") is not None:
+            found = self.tails.task.read(report)
+            edge.found(ReportedResult(report.frame_id, report.plan_digest, time.time(), found))
             self.metrics.reported(len(found))
 
     def _keep(self, make: Callable[[], Sample], source: SampleSource) -> None:

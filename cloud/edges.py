@@ -1,7 +1,7 @@
 """The edges that are connected now: what each last said of itself, and a way to ask it.
 
     Hello, Switch -> Edge (by name) -> GET /v1/edges, GET /v1/plans?edge=NAME
-    Report -> Edge.detections -> GET /v1/edges/NAME/detections
+    Report -> Edge.results -> GET /v1/edges/NAME/results
     POST /v1/edges/NAME/profile -> ProfileOrder -> ... -> ProfileReport -> rows of the tables
 
 All of it lives in the event loop of the server and is never touched from another thread. What an
@@ -27,12 +27,10 @@ from cloud.store.samples import SampleSource
 from common.errors import CloudUnavailableError, OverloadedError, SettingsError
 from common.rpc import splitpoint_pb2 as pb
 from common.rpc.messages import DIGEST_BYTES, MAX_EXPECTATIONS
-from common.tasks.detections import Detections
+from common.tasks.base import MAX_REPORTED_BYTES, TaskResult
 
 MOST_REPORTS = 16
-"""Reports of one edge whose detections are kept."""
-_MOST_DETECTIONS = 2000
-"""Most detections in all of them: 48 kB."""
+"""Reports of one edge whose results are kept."""
 _MOST_PROFILES = 4
 _MAX_REASON = 300
 _MAX_BPS = 1e12
@@ -60,20 +58,20 @@ class EdgeBusyError(SettingsError):
 
 
 @dataclass(frozen=True)
-class ReportedDetections:
-    """Detections of an edge-only frame, as its edge reported them.
+class ReportedResult:
+    """Result of an edge-only frame, as its edge reported it.
 
     Attributes:
         frame_id: Of the report; unique within the edge's stream.
         plan: Digest of the edge-only plan.
         at_s: When the report came, in seconds since the epoch.
-        detections: In pixels of the captured image.
+        result: Of the bundle's task; boxes are in pixels of the captured image.
     """
 
     frame_id: int
     plan: bytes
     at_s: float
-    detections: Detections
+    result: TaskResult
 
 
 class Profiling:
@@ -115,7 +113,7 @@ class Edge:
         since_s: When it connected, in seconds since the epoch.
         switch: Its last announcement; None before the first.
         switches: How many announcements there were.
-        detections: Of its newest reports, oldest first.
+        results: Of its newest reports, oldest first.
     """
 
     source: SampleSource
@@ -128,7 +126,7 @@ class Edge:
     since_s: float = field(default_factory=time.time)
     switch: pb.Switch | None = None
     switches: int = 0
-    detections: deque[ReportedDetections] = field(default_factory=deque, repr=False)
+    results: deque[ReportedResult] = field(default_factory=deque, repr=False)
     profiling: Profiling = field(default_factory=Profiling, repr=False)
     _profiled: bool = field(default=False, repr=False)
     _orders: dict[int, "asyncio.Future[pb.ProfileReport]"] = field(default_factory=dict, repr=False)
@@ -137,12 +135,12 @@ class Edge:
     def __post_init__(self) -> None:
         self.name = self.name or self.source.edge
 
-    def found(self, report: ReportedDetections) -> None:
+    def found(self, report: ReportedResult) -> None:
         """Keep what it reported; the oldest is forgotten."""
-        self.detections.append(report)
-        kept = sum(len(each.detections) for each in self.detections)
-        while len(self.detections) > MOST_REPORTS or kept > _MOST_DETECTIONS:
-            kept -= len(self.detections.popleft().detections)
+        self.results.append(report)
+        kept = sum(each.result.size_bytes for each in self.results)
+        while len(self.results) > MOST_REPORTS or kept > MAX_REPORTED_BYTES:
+            kept -= self.results.popleft().result.size_bytes
 
     def switched(self, switch: pb.Switch) -> None:
         """Remember what it announced.

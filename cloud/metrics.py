@@ -115,7 +115,7 @@ class CloudMetrics:
             self._reports.labels(self._name(message.report.plan_digest)).inc()
 
     def reported(self, count: int) -> None:
-        """Count the detections of a report."""
+        """Count the findings of a report."""
         self._detections.inc(count)
 
     def switched(self) -> None:

@@ -1,45 +1,55 @@
-"""The REST front end: whole images in, detections out, and what is known of edges and latencies.
+"""The REST front end: whole images in, results out, and what is known of edges and latencies.
 
     HTTP -> body (common.http.intake) -> DataPlane -> JSON, or an error with its status
 
-`POST /v1/detect` is the path of a caller without an edge, and the reference for every split: the
-network as it is, on the letterboxed pixels, with no lossy codec between them.
+`POST /v1/infer` is the path of a caller without an edge, and the reference for every split: the
+network as it is, on the fitted pixels, with no lossy codec between them. `POST /v1/detect` is the
+same for detectors alone, with its answer in their own form.
 """
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Query, Request
+from fastapi import Depends, FastAPI, Query, Request
 
 from cloud.data_plane import DataPlane
-from cloud.edges import Edge, ReportedDetections
+from cloud.edges import Edge, ReportedResult
 from cloud.store.stage_rows import StoredRow
 from cloud.store.table_pages import MAX_CURSOR_CHARACTERS
-from cloud.tails import DEFAULT_SCORE_THRESHOLD, Tails
+from cloud.tails import Tails
 from cloud.whole_images import ImageResult
 from common.explanation import ExplainedPlans, explanation
 from common.http.intake import CLOUD_INTAKE, Intake, IntakeLimits, peer_of, unless_gone
 from common.http.metrics import serve_intake, serve_metrics
 from common.http.schemas import (
     IMAGE_BODY,
+    DetectionReport,
+    DetectionReports,
     DetectResponse,
     EdgeRecord,
     EdgesResponse,
+    FrameResponse,
     Health,
     ImageSize,
+    InferResponse,
     PlanKey,
     PlanName,
     ProfileResponse,
     ReportRecord,
-    ReportsResponse,
-    ScoreThreshold,
+    ResultReport,
+    ResultReports,
     TableRow,
     TablesResponse,
+    detect_response,
     detection_records,
     error_responses,
+    infer_response,
     new_app,
     plan_record,
 )
+from common.http.settings_query import settings_query
+from common.tasks.base import ResultSettings
+from common.tasks.detections import require_detection
 
 ProfileBudget = Annotated[
     float, Query(gt=0, le=300, allow_inf_nan=False, description="Seconds that it may take.")
@@ -64,25 +74,10 @@ def create_app(plane: DataPlane, *, bodies: IntakeLimits = CLOUD_INTAKE) -> Fast
     app = new_app("Splitpoint cloud")
     intake = Intake(bodies)
     bundle = plane.tails.bundle
+    _serve_images(app, plane, intake)
     _serve_edges(app, plane)
     serve_metrics(app, plane.metrics.registry)
     serve_intake(plane.metrics.registry, "cloud", intake)
-
-    @app.post(
-        "/v1/detect",
-        openapi_extra=IMAGE_BODY,
-        responses=error_responses(403, 408, 409, 413, 415, 422, 503),
-    )
-    async def detect(
-        request: Request, score_threshold: ScoreThreshold = DEFAULT_SCORE_THRESHOLD
-    ) -> DetectResponse:
-        """Detect objects in one image with the whole network."""
-        client = peer_of(request)
-        plane.check_image(client)  # before the body is read: nothing in it could help
-        async with intake.body(request, plane.image_limits.max_bytes) as body:
-            work = plane.detect(body, client, score_threshold)
-            result = await unless_gone(request, work)
-            return _detect_response(result, len(body), bundle.manifest.detector.class_names)
 
     @app.get("/v1/plans", responses=error_responses(404))
     async def plans(edge: EdgeName = None) -> ExplainedPlans:
@@ -127,6 +122,37 @@ def create_app(plane: DataPlane, *, bodies: IntakeLimits = CLOUD_INTAKE) -> Fast
     return app
 
 
+def _serve_images(app: FastAPI, plane: DataPlane, intake: Intake) -> None:
+    """Add the routes that run whole images."""
+    task = plane.tails.task
+    options: dict[str, Any] = {
+        "openapi_extra": IMAGE_BODY,
+        "responses": error_responses(403, 408, 409, 413, 415, 422, 503),
+    }
+    Settings = Annotated[ResultSettings, Depends(settings_query(task))]  # noqa: N806 - a type
+
+    async def run(request: Request, settings: ResultSettings) -> tuple[ImageResult, FrameResponse]:
+        client = peer_of(request)
+        plane.check_image(client)  # before the body is read: nothing in it could help
+        async with intake.body(request, plane.image_limits.max_bytes) as body:
+            work = plane.infer(body, client, settings)
+            result = await unless_gone(request, work)
+            return result, _served(result, len(body))
+
+    @app.post("/v1/detect", **options)
+    async def detect(request: Request, settings: Settings) -> DetectResponse:
+        """Detect objects in one image with the whole network."""
+        require_detection(task, "POST /v1/infer")
+        result, served = await run(request, settings)
+        return detect_response(served, result.result, task)
+
+    @app.post("/v1/infer", **options)
+    async def infer(request: Request, settings: Settings) -> InferResponse:
+        """Run the whole network on one image; answers with the result of the bundle's task."""
+        result, served = await run(request, settings)
+        return infer_response(served, result.result, task)
+
+
 def _serve_edges(app: FastAPI, plane: DataPlane) -> None:
     """Add the routes about connected edges."""
 
@@ -147,36 +173,52 @@ def _serve_edges(app: FastAPI, plane: DataPlane) -> None:
         """Have a connected edge time its plans, for the latency tables; answers when it has."""
         return ProfileResponse(rows=await unless_gone(request, plane.profile(edge, budget_s)))
 
-    @app.get("/v1/edges/{edge:path}/detections", responses=error_responses(404))
-    async def detections(edge: str) -> ReportsResponse:
+    tails, task = plane.tails, plane.tails.task
+
+    @app.get("/v1/edges/{edge:path}/detections", responses=error_responses(404, 409))
+    async def detections(edge: str) -> DetectionReports:
         """Detections of an edge's newest edge-only frames, for as long as it is connected."""
+        require_detection(task, "GET /v1/edges/NAME/results")
         found = plane.edges.find(edge)
-        return ReportsResponse(
-            edge=found.name,
-            reports=[_report_record(each, plane.tails) for each in reversed(found.detections)],
-        )
+        reports = [
+            DetectionReport(
+                **dict(_report_record(each, tails)),
+                detections=detection_records(each.result, task),
+            )
+            for each in reversed(found.results)
+        ]
+        return DetectionReports(edge=found.name, reports=reports)
+
+    @app.get("/v1/edges/{edge:path}/results", responses=error_responses(404))
+    async def results(edge: str) -> ResultReports:
+        """Results of an edge's newest edge-only frames, for as long as it is connected."""
+        found = plane.edges.find(edge)
+        reports = [
+            ResultReport(
+                **dict(_report_record(each, tails)),
+                result=each.result.to_json(task.class_names),
+            )
+            for each in reversed(found.results)
+        ]
+        return ResultReports(edge=found.name, task=task.kind, reports=reports)
 
 
-def _detect_response(
-    result: ImageResult, uplink_bytes: int, class_names: tuple[str, ...]
-) -> DetectResponse:
+def _served(result: ImageResult, uplink_bytes: int) -> FrameResponse:
     plan = result.plan
-    return DetectResponse(
+    return FrameResponse(
         image=ImageSize(width=result.width, height=result.height),
         plan=PlanName(name=plan.name, kind=plan.kind, digest=result.digest.hex()),
-        detections=detection_records(result.detections, class_names),
         times_ms=result.times_ms,
         latency_ms=result.latency_ms,
         uplink_bytes=uplink_bytes,
     )
 
 
-def _report_record(report: ReportedDetections, tails: Tails) -> ReportRecord:
+def _report_record(report: ReportedResult, tails: Tails) -> ReportRecord:
     return ReportRecord(
         frame_id=report.frame_id,
         plan=PlanKey(name=tails.bundle.plans[report.plan].name, digest=report.plan.hex()),
         at_s=report.at_s,
-        detections=detection_records(report.detections, tails.bundle.manifest.detector.class_names),
     )
 
 

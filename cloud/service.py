@@ -1,6 +1,6 @@
 """The gRPC front end: one stream per edge, served by `cloud.sessions`.
 
-    HTTP/2 -> checked, then parsed (common.rpc.envelope) -> EdgeSessions -> messages, or a status
+    HTTP/2 -> checked, then parsed (cloud.envelope) -> EdgeSessions -> messages, or a status
 
 It says how gRPC's streams are read, written and ended, and what a connection may cost before it is
 an edge's stream; the protocol of an edge's stream is in `cloud.sessions`.
@@ -18,14 +18,15 @@ from urllib.parse import unquote
 import grpc
 from google.protobuf.message import DecodeError
 
+from cloud.envelope import TooManyFieldsError, parse_edge_message
+from cloud.message_sizes import largest_message_bytes
 from cloud.sessions import EdgeSessions
 from cloud.statuses import status_of
 from cloud.streams import ProtocolError, StreamLimits
 from common.bundle.bundle import Bundle
 from common.errors import AddressInUseError, SplitpointError
 from common.rpc import splitpoint_pb2 as pb
-from common.rpc.envelope import TooManyFieldsError, parse_edge_message
-from common.rpc.messages import channel_options, largest_message_bytes
+from common.rpc.messages import channel_options
 from common.rpc.splitpoint_pb2_grpc import SplitServiceServicer
 from common.rpc.tls import certificate_name
 

@@ -1,6 +1,6 @@
-"""The cloud's half of a plan: from a frame's payloads to detections.
+"""The cloud's half of a plan: from a frame's payloads to the result of the bundle's task.
 
-    payloads -> count, CRC-32 -> codec -> table look-up -> tail -> decode boxes, NMS -> detections
+    payloads -> count, CRC-32 -> codec -> table look-up -> tail -> Task.decode -> TaskResult
 
 What arrives is checked against the plan, never against what it says of itself. Tails with the same
 file are opened once: plans that differ only in bit widths or wire format share one session.
@@ -20,26 +20,24 @@ from common.codec import Codec, ContextCoded, check
 from common.codec.quantizer import WireTable
 from common.codec.spec import LOSSLESS_UPLOADS
 from common.errors import PayloadError, UnknownPlanError
-from common.imaging.images import MAX_SIDE_PIXELS, Letterbox
+from common.imaging.images import MAX_SIDE_PIXELS
+from common.imaging.placement import Placement
 from common.rpc import splitpoint_pb2 as pb
-from common.rpc.messages import checked_threshold
 from common.runtime.base import Session
 from common.runtime.registry import DEFAULT_RUNTIME, open_model
-from common.tasks.detections import Detections, DetectorSpec, decode_yolo
-
-DEFAULT_SCORE_THRESHOLD = 0.25
+from common.tasks.base import DEFAULTS, ResultSettings, Task, TaskResult
 
 Symbols = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Finished:
-    """Result of one frame: detections, symbols, and latency of each stage.
+    """Outcome of one frame: the task's result, symbols, and latency of each stage.
 
     `symbols` are what the payloads held, (C, H, W) each.
     """
 
-    detections: Detections
+    result: TaskResult
     symbols: Sequence[Symbols]
     decode_ms: float
     tail_ms: float
@@ -52,7 +50,7 @@ class TailRunner:
     Args:
         plan: A plan with a tail.
         digest: The plan's digest.
-        detector: Geometry of the boxes.
+        task: Of the bundle.
         codecs: One per wire tensor.
         model: The opened tail.
     """
@@ -61,13 +59,13 @@ class TailRunner:
         self,
         plan: Plan,
         digest: bytes,
-        detector: DetectorSpec,
+        task: Task,
         codecs: Sequence[Codec],
         model: Session,
     ) -> None:
         self.plan = plan
         self.digest = digest
-        self._detector = detector
+        self._task = task
         self._model = model
         self._codecs = codecs
         self._tables = [WireTable(tensor) for tensor in plan.wire]
@@ -80,28 +78,28 @@ class TailRunner:
             previous: Symbols of the frame that it looks back at, if it does.
 
         Raises:
-            PayloadError: If its payloads, image size or threshold cannot be.
+            PayloadError: If its payloads, image size or settings cannot be.
         """
         started_s = time.perf_counter()
-        threshold = checked_threshold(frame.score_threshold, DEFAULT_SCORE_THRESHOLD)
-        where = self._letterbox(frame.image_width, frame.image_height)
+        settings = ResultSettings.from_frame(frame)
+        where = self._place(frame.image_width, frame.image_height)
         symbols = self._decode(frame.payloads, previous)
-        return self.run(symbols, where, threshold, started_s=started_s)
+        return self.run(symbols, where, settings, started_s=started_s)
 
     def run(
         self,
         symbols: Sequence[Symbols],
-        where: Letterbox,
-        threshold: float,
+        where: Placement,
+        settings: ResultSettings = DEFAULTS,
         *,
         started_s: float | None = None,
     ) -> Finished:
-        """Dequantize, run the tail and decode its maps.
+        """Dequantize, run the tail and decode its outputs.
 
         Args:
             symbols: One (C, H, W) tensor of symbols per wire tensor.
             where: Where the image lies in the network's input.
-            threshold: Lowest score to return.
+            settings: What to report.
             started_s: When decoding began, in seconds of `time.perf_counter`; now, if None.
         """
         started_s = time.perf_counter() if started_s is None else started_s
@@ -109,12 +107,12 @@ class TailRunner:
         values = self.values(symbols)
         inputs = {name: value[None] for name, value in zip(names, values, strict=True)}
         decoded_s = time.perf_counter()
-        maps = [batch[0] for batch in self._model.run(inputs)]
+        outputs = [batch[0] for batch in self._model.run(inputs)]
         ran_s = time.perf_counter()
-        detections = decode_yolo(maps, self._detector, where, score_threshold=threshold)
+        result = self._task.decode(outputs, where, settings)
         done_s = time.perf_counter()
         return Finished(
-            detections=detections,
+            result=result,
             symbols=symbols,
             decode_ms=(decoded_s - started_s) * 1000,
             tail_ms=(ran_s - decoded_s) * 1000,
@@ -132,8 +130,7 @@ class TailRunner:
     def warm_up(self) -> None:
         """Run once, so that no frame pays for the first inference."""
         symbols = [np.zeros(tensor.shape, np.uint8) for tensor in self.plan.wire]
-        size = self._detector.input_height, self._detector.input_width
-        self.run(symbols, Letterbox.fit(*size[::-1], size), DEFAULT_SCORE_THRESHOLD)
+        self.run(symbols, self._place(self._task.image.width, self._task.image.height))
 
     def _decode(
         self, payloads: Sequence[pb.Payload], previous: Sequence[Symbols] | None
@@ -154,13 +151,12 @@ class TailRunner:
                 symbols.append(codec.decode(data, tensor.shape, tensor.bits))
         return symbols
 
-    def _letterbox(self, width: int, height: int) -> Letterbox:
+    def _place(self, width: int, height: int) -> Placement:
         if not (1 <= width <= MAX_SIDE_PIXELS and 1 <= height <= MAX_SIDE_PIXELS):
             raise PayloadError(
                 f"image size {width}x{height}: expected 1 to {MAX_SIDE_PIXELS} pixels a side"
             )
-        size = self._detector.input_height, self._detector.input_width
-        return Letterbox.fit(width, height, size)
+        return self._task.image.place(width, height)
 
 
 class Tails:
@@ -193,7 +189,7 @@ class Tails:
             digest: TailRunner(
                 plan,
                 digest,
-                bundle.manifest.detector,
+                bundle.manifest.task,
                 open_codecs(bundle, plan),
                 self._model(plan.tail),
             )
@@ -253,8 +249,13 @@ class Tails:
             "send them to an edge, or add such a plan"
         )
 
-    def check_report(self, digest: bytes) -> int:
-        """Require an edge-only plan of the bundle; returns its number of classes.
+    @property
+    def task(self) -> Task:
+        """The bundle's task."""
+        return self.bundle.manifest.task
+
+    def check_report(self, digest: bytes) -> None:
+        """Require an edge-only plan of the bundle.
 
         Raises:
             UnknownPlanError: If no edge-only plan has this digest.
@@ -262,7 +263,6 @@ class Tails:
         plan = self.bundle.plans.get(digest)
         if plan is None or plan.kind != "edge-only":
             raise UnknownPlanError(f"no edge-only plan {digest.hex()[:12]} in this cloud's bundle")
-        return len(self.bundle.manifest.detector.class_names)
 
     def _model(self, tail: Tail) -> Session:
         files = self.bundle.manifest.files

@@ -1,6 +1,6 @@
-"""Whole images in the cloud: decoded, letterboxed and run through the network as it was trained.
+"""Whole images in the cloud: decoded, fitted and run through the network as it was trained.
 
-encoded image -> decode -> letterbox -> tail of the cloud-only plan -> detections
+encoded image -> decode -> fit into the input -> tail of the cloud-only plan -> TaskResult
 """
 
 import time
@@ -8,29 +8,29 @@ from dataclasses import dataclass
 
 from cloud.tails import Tails
 from common.bundle.manifest import Plan
-from common.imaging.images import DEFAULT_LIMITS, ImageLimits, Letterbox, decode_image, letterbox
-from common.tasks.detections import Detections
+from common.imaging.images import DEFAULT_LIMITS, ImageLimits, decode_image
+from common.tasks.base import DEFAULTS, ResultSettings, TaskResult
 
 
 @dataclass(frozen=True)
 class ImageResult:
-    """Detections in one whole image, and the latency of each stage.
+    """The task's result of one whole image, and the latency of each stage.
 
     Attributes:
         width: Of the image, in pixels.
         height: Of the image, in pixels.
         plan: The cloud-only plan that served it.
         digest: The plan's digest.
-        detections: In pixels of the image.
+        result: Of the bundle's task; boxes are in pixels of the image.
         times_ms: By stage: queue, preprocess, decode, tail, postprocess.
-        latency_ms: From the image's arrival to its detections.
+        latency_ms: From the image's arrival to its result.
     """
 
     width: int
     height: int
     plan: Plan
     digest: bytes
-    detections: Detections
+    result: TaskResult
     times_ms: dict[str, float]
     latency_ms: float
 
@@ -38,7 +38,7 @@ class ImageResult:
 def run_image(
     tails: Tails,
     data: bytes,
-    score_threshold: float,
+    settings: ResultSettings = DEFAULTS,
     limits: ImageLimits = DEFAULT_LIMITS,
     arrived_s: float | None = None,
 ) -> ImageResult:
@@ -47,7 +47,7 @@ def run_image(
     Args:
         tails: The opened tails.
         data: The encoded image.
-        score_threshold: Lowest score to return.
+        settings: What to report.
         limits: The largest image to decode.
         arrived_s: When the image arrived, in seconds of `time.perf_counter`; now, if None.
 
@@ -58,21 +58,19 @@ def run_image(
     started_s = time.perf_counter()
     arrived_s = started_s if arrived_s is None else arrived_s
     runner = tails.image_runner()
-    detector = tails.bundle.manifest.detector
     image = decode_image(data, limits)
     height, width = image.shape[:2]
-    size = detector.input_height, detector.input_width
-    pixels = letterbox(image, size)
+    pixels = tails.task.image.pixels(image)
     preprocessed_s = time.perf_counter()
-    where = Letterbox.fit(width, height, size)
-    finished = runner.run(runner.symbols([pixels]), where, score_threshold)
+    where = tails.task.image.place(width, height)
+    finished = runner.run(runner.symbols([pixels]), where, settings)
     done_s = time.perf_counter()
     return ImageResult(
         width=width,
         height=height,
         plan=runner.plan,
         digest=runner.digest,
-        detections=finished.detections,
+        result=finished.result,
         times_ms={
             "queue": (started_s - arrived_s) * 1000,
             "preprocess": (preprocessed_s - started_s) * 1000,

@@ -2,6 +2,7 @@
 
     SplitpointError
       ├─ SettingsError         an option or setting that makes no sense
+      │    └─ WrongTaskError       asked of a network of another task
       ├─ ImageError            not an image, or one that cannot be decoded
       │    └─ ImageTooLargeError   over the limit on bytes or on pixels
       ├─ SourceError           a video or camera that cannot be opened or read
@@ -43,6 +44,12 @@ class SettingsError(SplitpointError):
 
     exit_code = 64
     http_status = 422
+
+
+class WrongTaskError(SettingsError):
+    """A request that a network of this task cannot serve, such as detections of a classifier."""
+
+    http_status = 409
 
 
 class ImageError(SplitpointError):

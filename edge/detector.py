@@ -1,11 +1,11 @@
-"""The edge's detector: runs one image through a plan of the bundle and returns its detections.
+"""The edge's detector: runs one image through a plan of the bundle and returns its result.
 
-    image -> letterbox -> [PlanController: which plan] -> Runner -> detections
-                                ^                            |
-                                +------ observed times ------+----> the cloud
+    image -> fitted image -> [PlanController: which plan] -> Runner -> TaskResult
+                                   ^                            |
+                                   +------ observed times ------+----> the cloud
 
 The plan of a frame is the caller's choice or that of the `PlanController`. With a controller, a
-cloud that does not answer delays a frame but does not lose its detections, if the bundle has an
+cloud that does not answer delays a frame but does not lose its result, if the bundle has an
 edge-only plan.
 
 Stages are those of the search's latency model, so that a frame's observed times can be compared
@@ -24,14 +24,14 @@ from numpy.typing import NDArray
 from common.bundle.bundle import Bundle
 from common.bundle.manifest import Plan
 from common.errors import CloudUnavailableError, SettingsError, UnknownPlanError
-from common.imaging.images import Letterbox, letterbox
 from common.latency import PlanCost
 from common.latency import costs as plan_costs
 from common.link.link import Link
 from common.rpc import splitpoint_pb2 as pb
-from common.rpc.messages import detections_to_message, microseconds
+from common.rpc.messages import microseconds
 from common.runtime.registry import DEFAULT_RUNTIME
-from common.tasks.detections import Detections
+from common.tasks.base import DEFAULTS, MAX_REPORTED_BYTES, ResultSettings, TaskResult
+from common.tasks.detections import Detections, as_detections
 from edge.head import EdgePlan, open_reproduced
 from edge.link.estimate import Estimate
 from edge.planning.controller import PlanController
@@ -41,16 +41,15 @@ from edge.reporter import EdgeOnlyReporter, Reported
 from edge.runner import FrameInput, FrameResult, Runner
 from edge.stream.client import CloudClient
 
-DEFAULT_SCORE_THRESHOLD: Final = 0.25
 MIN_DIGEST_PREFIX: Final = 4
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Result of one frame: its detections, the plan that served it and its stage times.
+    """Outcome of one frame: its result, the plan that served it and its stage times.
 
     Attributes:
-        detections: In pixels of the image.
+        result: Of the bundle's task; boxes are in pixels of the image.
         plan: The plan that served it.
         digest: The plan's digest.
         uplink_bytes: Size of the Frame message; 0 when edge-only.
@@ -58,13 +57,13 @@ class Outcome:
             decode, tail, postprocess, downlink, and `other` for hand-overs between threads and, if
             the cloud did not answer, for the time until another plan took over. Stages that the
             plan does not have are left out.
-        latency_ms: From the image to its detections, as measured; the sum of `times_ms`.
+        latency_ms: From the image to its result, as measured; the sum of `times_ms`.
         expected: The prediction for the plan; None without a controller, or if another plan took
             over.
         reason: Why this plan was chosen.
     """
 
-    detections: Detections
+    result: TaskResult
     plan: Plan
     digest: bytes
     uplink_bytes: int
@@ -72,6 +71,15 @@ class Outcome:
     latency_ms: float
     expected: Expected | None = None
     reason: str = "asked for"
+
+    @property
+    def detections(self) -> Detections:
+        """The result of a detector.
+
+        Raises:
+            WrongTaskError: If the bundle's task is another one.
+        """
+        return as_detections(self.result)
 
 
 @dataclass(frozen=True)
@@ -118,14 +126,13 @@ class Detector:
         required: Collection[bytes] = (),
     ) -> None:
         self.bundle = bundle
-        self._spec = bundle.manifest.detector
-        self._size = self._spec.input_height, self._spec.input_width
+        self.task = bundle.manifest.task
         self._picture = PICTURE
         self._client = client
         self._plans = open_reproduced(
             bundle, plans, threads=threads, runtime=runtime, required=required
         )
-        self._runner = Runner(client, len(self._spec.class_names))
+        self._runner = Runner(client, self.task)
         self._reported = report
         self.reporter = None if client is None or report == "none" else EdgeOnlyReporter(client)
         self.controller: PlanController | None = None
@@ -152,41 +159,40 @@ class Detector:
         self,
         image: NDArray[np.uint8],
         plan: bytes | None = None,
-        score_threshold: float = DEFAULT_SCORE_THRESHOLD,
+        settings: ResultSettings = DEFAULTS,
         *,
         capture_ms: float = 0.0,
         deadline_ms: float | None = None,
     ) -> Outcome:
-        """Detect objects in one image.
+        """Run one image by a plan.
 
         Args:
             image: (H, W, 3) RGB.
             plan: Digest of an opened plan; the controller's choice, or the default, if None.
-            score_threshold: Lowest score to return, in (0, 1].
+            settings: What to report.
             capture_ms: Time to get the image, reported with the frame's times.
             deadline_ms: From this call on. The most accurate plan that is expected to keep it is
                 chosen; where the cloud turns out too slow for it, a plan without the cloud serves
                 in the time that is left.
 
         Raises:
-            SettingsError: If the threshold or deadline is out of range, or there is no controller
-                to choose a plan by the deadline.
+            SettingsError: If a threshold is 0 or the deadline is out of range, or there is no
+                controller to choose a plan by it.
             UnknownPlanError: If the plan was not opened here.
             CloudUnavailableError: If the plan needs the cloud, which is unreachable, overloaded or
                 answers too late.
             CloudFailedError: If it does not hold the plan, refuses the frame or sends an invalid
                 answer.
         """
-        if not 0 < score_threshold <= 1:
-            raise SettingsError(f"score threshold {score_threshold}: expected a number in (0, 1]")
+        settings.check_on_the_wire()
         started_s = time.perf_counter()
         chosen = self._choose(plan, deadline_ms)
         chosen_s = time.perf_counter()
         self._picture = image.shape[1], image.shape[0]
-        pixels = letterbox(image, self._size)
+        pixels = self.task.image.pixels(image)
         preprocess_ms = (time.perf_counter() - chosen_s) * 1000
-        where = Letterbox.fit(image.shape[1], image.shape[0], self._size)
-        taken = FrameInput(pixels, where, score_threshold)
+        where = self.task.image.place(image.shape[1], image.shape[0])
+        taken = FrameInput(pixels, where, settings)
         if self.controller is None or plan is not None:
             done = self._runner.run(chosen.opened, taken)
         else:
@@ -196,7 +202,7 @@ class Detector:
         times_ms = {"preprocess": preprocess_ms, **done.stages_ms}
         times_ms["other"] = latency_ms - sum(times_ms.values())
         return Outcome(
-            detections=done.detections,
+            result=done.result,
             plan=chosen.opened.plan,
             digest=chosen.opened.digest,
             uplink_bytes=done.uplink_bytes,
@@ -296,15 +302,15 @@ class Detector:
         times.uplink_bps = link.uplink_bps or 0.0
         times.rtt_us = microseconds(link.rtt_ms or 0.0)
         if done.answer is None:
-            self._report(chosen.opened, done.detections, times)
+            self._report(chosen.opened, done.result, times)
         else:
             done.answer.measured(times)
 
-    def _report(self, opened: EdgePlan, detections: Detections, times: pb.EdgeTimes) -> None:
+    def _report(self, opened: EdgePlan, result: TaskResult, times: pb.EdgeTimes) -> None:
         if self.reporter is not None:
             report = pb.Report(plan_digest=opened.digest, times=times)
-            if self._reported == "detections":
-                report.detections.CopyFrom(detections_to_message(detections))
+            if self._reported == "results" and result.size_bytes <= MAX_REPORTED_BYTES:
+                result.write(report)
             self.reporter.report(report)
 
     def _opened(self, digest: bytes | None) -> EdgePlan:

@@ -1,11 +1,11 @@
-"""The edge's half of a plan: from the letterboxed frame to payloads, or to detections.
+"""The edge's half of a plan: from the fitted frame to payloads, or to a result.
 
     split       frame -> head -> table look-up -> codec -> payloads
     cloud-only  frame ---------> table look-up -> codec -> payload
-    edge-only   frame -> head -> (q - zero point) x scale -> decode boxes, NMS -> detections
+    edge-only   frame -> head -> (q - zero point) x scale -> Task.decode -> TaskResult
 
 A head is opened only if this machine's runtime reproduces the reference in the bundle: a CPU whose
-8-bit products saturate must be found before it serves, not by its detections.
+8-bit products saturate must be found before it serves, not by its results.
 """
 
 import logging
@@ -22,12 +22,12 @@ from common.bundle.packed_weights import unpack_weights
 from common.codec import Codec, ContextCoded, seal
 from common.codec.quantizer import WireTable
 from common.errors import ParityError, SettingsError
-from common.imaging.images import Letterbox
+from common.imaging.placement import Placement
 from common.rpc import splitpoint_pb2 as pb
 from common.runtime.base import Session
 from common.runtime.parity import check_parity
 from common.runtime.registry import DEFAULT_RUNTIME, open_model
-from common.tasks.detections import Detections, DetectorSpec, decode_yolo
+from common.tasks.base import ImageInput, ResultSettings, Task, TaskResult
 
 _LOG = logging.getLogger("splitpoint.edge")
 
@@ -55,9 +55,9 @@ class EncodedFrame:
 
 @dataclass(frozen=True)
 class Local:
-    """Result of an edge-only plan for one frame: detections and stage times."""
+    """Outcome of an edge-only plan for one frame: the task's result and stage times."""
 
-    detections: Detections
+    result: TaskResult
     head_ms: float
     postprocess_ms: float
 
@@ -68,7 +68,7 @@ class EdgePlan:
     Args:
         plan: The plan.
         digest: Its digest.
-        detector: Geometry of the boxes.
+        task: Of the bundle.
         codecs: One per wire tensor.
         model: Its opened head; None when the plan has none.
     """
@@ -77,16 +77,21 @@ class EdgePlan:
         self,
         plan: Plan,
         digest: bytes,
-        detector: DetectorSpec,
+        task: Task,
         codecs: Sequence[Codec],
         model: Session | None,
     ) -> None:
         self.plan = plan
         self.digest = digest
-        self._detector = detector
+        self._task = task
         self._model = model
         self._codecs = codecs
         self._tables = [WireTable(tensor) for tensor in plan.wire]
+
+    @property
+    def image(self) -> ImageInput:
+        """Geometry of the network's input."""
+        return self._task.image
 
     def cut(
         self, frame: NDArray[np.uint8], previous: Sequence[NDArray[np.uint8]] | None = None
@@ -94,7 +99,7 @@ class EdgePlan:
         """Run the head and encode the wire tensors.
 
         Args:
-            frame: (3, H, W), letterboxed.
+            frame: (3, H, W), fitted into the input.
             previous: Symbols of an earlier frame, to look back at where the plan allows it.
 
         Raises:
@@ -127,13 +132,13 @@ class EdgePlan:
             payloads.append(pb.Payload(data=data, crc32=seal(data)))
         return payloads
 
-    def infer(self, frame: NDArray[np.uint8], where: Letterbox, threshold: float) -> Local:
+    def infer(self, frame: NDArray[np.uint8], where: Placement, settings: ResultSettings) -> Local:
         """Run the whole network here.
 
         Args:
-            frame: (3, H, W), letterboxed.
+            frame: (3, H, W), fitted into the input.
             where: Where the image lies in the frame.
-            threshold: Lowest score to return.
+            settings: What to report.
 
         Raises:
             SettingsError: If the plan has a tail.
@@ -143,13 +148,13 @@ class EdgePlan:
         started_s = time.perf_counter()
         tensors = self._run(frame)
         ran_s = time.perf_counter()
-        maps = [
+        outputs = [
             (tensor.astype(np.float32) - np.float32(out.zero_point)) * np.float32(out.scale)
             for tensor, out in zip(tensors, self.plan.head.outputs, strict=True)
         ]
-        detections = decode_yolo(maps, self._detector, where, score_threshold=threshold)
+        result = self._task.decode(outputs, where, settings)
         done_s = time.perf_counter()
-        return Local(detections, (ran_s - started_s) * 1000, (done_s - ran_s) * 1000)
+        return Local(result, (ran_s - started_s) * 1000, (done_s - ran_s) * 1000)
 
     def _run(self, frame: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
         """The head's outputs, (C, H, W) each; the frame itself without a head."""
@@ -238,7 +243,7 @@ class _Opener:
         plan = self._bundle.plan(digest)
         model = None if plan.head is None else self._model(plan.head)
         codecs = open_codecs(self._bundle, plan)
-        return EdgePlan(plan, digest, self._bundle.manifest.detector, codecs, model)
+        return EdgePlan(plan, digest, self._bundle.manifest.task, codecs, model)
 
     def _model(self, head: Head) -> Session:
         key = _content(self._bundle, head)

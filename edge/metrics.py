@@ -53,7 +53,7 @@ class EdgeMetrics:
         self._age_s: Callable[[], float | None] = lambda: None
         self.registry = registry = CollectorRegistry()
         self._frames = Counter(
-            "splitpoint_edge_frames", "Frames with detections.", ["plan"], registry=registry
+            "splitpoint_edge_frames", "Frames with a result.", ["plan"], registry=registry
         )
         self._failures = Counter(
             "splitpoint_edge_failures", "Frames that failed.", ["error"], registry=registry
@@ -71,7 +71,7 @@ class EdgeMetrics:
         )
         self._latency = Histogram(
             "splitpoint_edge_latency_seconds",
-            "Latency from a picture to its detections.",
+            "Latency from a picture to its result.",
             buckets=STAGE_BUCKETS_S,
             registry=registry,
         )

@@ -1,6 +1,6 @@
 """Profiles the edge's stages of plans, as they are deployed, on the edge itself.
 
-    picture -> letterbox -> EdgePlan.cut | infer -> ms per stage: each plan in turn, round by round
+    picture -> fitted frame -> EdgePlan.cut | infer -> ms per stage: plans in turn, round by round
     ProfileOrder -> answer -> ProfileReport, when the cloud asks
 
 The time of the entropy coders depends on the data, so the frame is the picture that the bundle's
@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from common.bundle.bundle import Bundle, read_vector
 from common.errors import SettingsError, SplitpointError, UnknownPlanError
-from common.imaging.images import Letterbox, letterbox
 from common.rpc import splitpoint_pb2 as pb
 from common.rpc.messages import microseconds, reference_to
 from common.tables.rows import MAX_PROFILE_ROWS, StageTimes, segments
 from common.tables.timing import Probe, Timing, probe_until_tight
+from common.tasks.base import DEFAULTS
 from edge.head import EdgePlan
 
 _LOG = logging.getLogger("splitpoint.edge")
@@ -28,13 +28,12 @@ _FALL = 1.5
 """Exponent of the amplitude spectrum: 640x480 letterboxed to 416 takes 21 KB as JPEG q75 and 198 KB
 as PNG; COCO's pictures take 23 and 192."""
 _MOVED_PIXELS = 2
-_SCORE_THRESHOLD = 0.25
 _LONGEST_MS = 600_000
 
 Frame = NDArray[np.uint8]
 
 PICTURE = (640, 480)
-"""Width and height of the pictures to letterbox, if the camera's picture size is not known."""
+"""Width and height of the pictures to fit, if the camera's picture size is not known."""
 
 
 def profile(
@@ -49,7 +48,7 @@ def profile(
 
     Args:
         plans: The opened plans, by digest.
-        frame: (3, H, W), letterboxed; see `frame_of`.
+        frame: (3, H, W), fitted into the input; see `frame_of`.
         budget_s: Time budget; the round under way is finished.
         picture: Width and height of the camera's pictures, which the preprocessing time depends on.
         progress: Called after each round with rounds done and rounds at the most.
@@ -78,7 +77,7 @@ def frames_of(plans: Mapping[bytes, EdgePlan], frame: Frame) -> dict[bytes, list
 
     Args:
         plans: The opened plans, by digest.
-        frame: (3, H, W), letterboxed.
+        frame: (3, H, W), fitted into the input.
     """
     return {
         digest: _sent(opened, frame)
@@ -88,7 +87,7 @@ def frames_of(plans: Mapping[bytes, EdgePlan], frame: Frame) -> dict[bytes, list
 
 
 def frame_of(bundle: Bundle) -> Frame:
-    """Return a letterboxed frame (3, H, W) for profiling: the bundle's own, or a synthetic one.
+    """Return a fitted frame (3, H, W) for profiling: the bundle's own, or a synthetic one.
 
     Raises:
         BundleError: If the vector of a head is not what its plan says.
@@ -97,9 +96,7 @@ def frame_of(bundle: Bundle) -> Frame:
         if plan.head is not None:
             frame: Frame = read_vector(bundle, plan.head)[0][0]
             return frame
-    detector = bundle.manifest.detector
-    size = detector.input_height, detector.input_width
-    return letterbox(natural_picture(*PICTURE), size)
+    return bundle.manifest.task.image.pixels(natural_picture(*PICTURE))
 
 
 def natural_picture(width: int, height: int, seed: int = 0) -> Frame:
@@ -136,7 +133,7 @@ def answer(
     Args:
         order: The cloud's message.
         plans: The opened plans, by digest.
-        frame: (3, H, W), letterboxed; see `frame_of`.
+        frame: (3, H, W), fitted into the input; see `frame_of`.
         picture: Width and height of the camera's pictures.
 
     Returns:
@@ -164,17 +161,17 @@ def answer(
 
 def _probe(opened: EdgePlan, stages: list[str], picture: Frame, frame: Frame) -> Probe:
     """Build a function that runs a plan's edge stages once and returns their times in ms."""
-    size = frame.shape[1], frame.shape[2]
-    where = Letterbox.fit(picture.shape[1], picture.shape[0], size)
+    geometry = opened.image
+    where = geometry.place(picture.shape[1], picture.shape[0])
     looks_back = opened.plan.tail is not None and opened.plan.looks_back
     earlier = opened.cut(_moved(frame)).symbols if looks_back else None
 
     def run() -> list[float]:
         started_s = perf_counter()
-        letterbox(picture, size)
+        geometry.pixels(picture)
         took = {"preprocess": (perf_counter() - started_s) * 1e3}
         if opened.plan.tail is None:
-            local = opened.infer(frame, where, _SCORE_THRESHOLD)
+            local = opened.infer(frame, where, DEFAULTS)
             took |= {"head": local.head_ms, "postprocess": local.postprocess_ms}
         else:
             cut = opened.cut(frame, earlier)
@@ -201,7 +198,7 @@ def _message(opened: EdgePlan, payloads: list[pb.Payload], frame_id: int) -> pb.
         image_width=PICTURE[0],
         image_height=PICTURE[1],
         payloads=payloads,
-        score_threshold=_SCORE_THRESHOLD,
+        score_threshold=DEFAULTS.score_threshold,
     )
 
 

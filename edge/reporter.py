@@ -10,8 +10,8 @@ from common.http.log_limits import EventLimit
 from common.rpc import splitpoint_pb2 as pb
 from edge.stream.client import CloudClient
 
-Reported = Literal["detections", "times", "none"]
-"""Content of a report about an edge-only frame: times with boxes, times alone, or no report."""
+Reported = Literal["results", "times", "none"]
+"""Content of a report about an edge-only frame: times and result, times alone, or no report."""
 
 _LOG = logging.getLogger("splitpoint.edge")
 

@@ -1,7 +1,7 @@
-"""The edge's REST API: an image in, through the split, detections out.
+"""The edge's REST API: an image in, through the split, its result out.
 
-    POST /v1/detect -> body (common.http.intake) -> turn
-        -> [thread: decode -> Detector.detect -> head, stream, tail] -> DetectResponse
+    POST /v1/infer, /v1/detect -> body (common.http.intake) -> turn
+        -> [thread: decode -> Detector.detect -> head, stream, tail] -> InferResponse
 
 For clients next to the edge: a camera's script, a browser, a health check. The API never sends the
 image on to another machine; the plan's payload does leave the edge.
@@ -10,11 +10,12 @@ image on to another machine; the plan's payload does leave the edge.
 import io
 import time
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import anyio
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import Depends, FastAPI, Query, Request, Response
 
 from common.errors import SourceError
 from common.explanation import ExplainedPlans, explanation
@@ -23,19 +24,24 @@ from common.http.metrics import serve_intake, serve_metrics
 from common.http.schemas import (
     IMAGE_BODY,
     DetectResponse,
+    FrameResponse,
     Health,
     ImageSize,
+    InferResponse,
     PlanName,
-    ScoreThreshold,
-    detection_records,
+    detect_response,
     error_responses,
+    infer_response,
     new_app,
     plan_record,
 )
+from common.http.settings_query import settings_query
 from common.http.turns import TurnLimits, Turns
 from common.imaging.images import EDGE_LIMITS, ImageLimits, decode_image
+from common.tasks.base import DEFAULTS, ResultSettings, TaskResult
+from common.tasks.detections import require_detection
 from common.tasks.draw import annotate
-from edge.detector import DEFAULT_SCORE_THRESHOLD, Detector, find_plan
+from edge.detector import Detector, find_plan
 from edge.metrics import EdgeMetrics
 from edge.planning.controller import announcement
 
@@ -44,6 +50,8 @@ if TYPE_CHECKING:
 
 _TURNS = TurnLimits(at_once=4, waiting=64)
 _LEAST_DEADLINE_MS = 1e-3
+
+PlanQuery = Annotated[str | None, Query(description="A plan's name, or the start of its digest.")]
 
 Deadline = Annotated[
     float | None,
@@ -59,7 +67,7 @@ def create_app(
     detector: Detector,
     *,
     limits: ImageLimits = EDGE_LIMITS,
-    score_threshold: float = DEFAULT_SCORE_THRESHOLD,
+    settings: ResultSettings = DEFAULTS,
     metrics: EdgeMetrics | None = None,
     player: "Player | None" = None,
     bodies: IntakeLimits = EDGE_INTAKE,
@@ -70,49 +78,20 @@ def create_app(
     Args:
         detector: The opened detector.
         limits: The largest image to accept.
-        score_threshold: For requests that name none.
+        settings: What is reported to requests that do not say.
         metrics: Metrics that /metrics exposes.
         player: Player of a camera in the same process, for /v1/latest.jpg.
         bodies: Limits on the request bodies held in memory at once.
         queue: Limits on the requests that wait and that are served at once.
     """
     app = new_app("Splitpoint edge")
-    default_threshold = score_threshold
     intake, turns = Intake(bodies), Turns(queue)
     counted = EdgeMetrics(detector) if metrics is None else metrics
     serve_metrics(app, counted.registry)
     serve_intake(counted.registry, "edge", intake, turns)
+    _serve_images(app, _Images(detector, limits, settings, counted, intake, turns))
     if player is not None:
         _serve_latest(app, player)
-
-    @app.post(
-        "/v1/detect",
-        openapi_extra=IMAGE_BODY,
-        responses=error_responses(403, 408, 409, 413, 415, 422, 502, 503),
-    )
-    async def detect(
-        request: Request,
-        plan: str | None = Query(None, description="A plan's name, or the start of its digest."),
-        score_threshold: ScoreThreshold = default_threshold,
-        deadline_ms: Deadline = None,
-    ) -> DetectResponse:
-        """Detect objects in one image, through the split."""
-        digest = None if plan is None else find_plan(detector.bundle, plan)
-        turns.check()
-        async with intake.body(request, limits.max_bytes) as body:
-            asked_s = time.perf_counter()
-            work = partial(
-                detect_image,
-                detector,
-                body,
-                digest,
-                score_threshold,
-                limits,
-                deadline_ms,
-                counted,
-                asked_s,
-            )
-            return await unless_gone(request, turns.run(work))
 
     @app.get("/v1/plans")
     async def plans() -> ExplainedPlans:
@@ -145,6 +124,76 @@ def create_app(
     return app
 
 
+@dataclass(frozen=True)
+class _Images:
+    """Needs of the routes that run images.
+
+    Attributes:
+        detector: The opened detector.
+        limits: The largest image to accept.
+        defaults: What is reported to requests that do not say.
+        metrics: Metrics that count the frames.
+        intake: Bound on bodies.
+        turns: Bound on requests at once.
+    """
+
+    detector: Detector
+    limits: ImageLimits
+    defaults: ResultSettings
+    metrics: EdgeMetrics
+    intake: Intake
+    turns: Turns
+
+
+def _serve_images(app: FastAPI, images: _Images) -> None:
+    """Add the routes that run an image."""
+    detector, task = images.detector, images.detector.task
+    options: dict[str, Any] = {
+        "openapi_extra": IMAGE_BODY,
+        "responses": error_responses(403, 408, 409, 413, 415, 422, 502, 503),
+    }
+    Settings = Annotated[  # noqa: N806 - a type
+        ResultSettings, Depends(settings_query(task, images.defaults))
+    ]
+
+    async def run(
+        request: Request, plan: str | None, settings: ResultSettings, deadline_ms: float | None
+    ) -> tuple[TaskResult, FrameResponse]:
+        digest = None if plan is None else find_plan(detector.bundle, plan)
+        images.turns.check()
+        async with images.intake.body(request, images.limits.max_bytes) as body:
+            asked_s = time.perf_counter()
+            work = partial(
+                run_image,
+                detector,
+                body,
+                digest,
+                settings,
+                images.limits,
+                deadline_ms,
+                images.metrics,
+                asked_s,
+            )
+            return await unless_gone(request, images.turns.run(work))
+
+    @app.post("/v1/detect", **options)
+    async def detect(
+        request: Request, settings: Settings, plan: PlanQuery = None, deadline_ms: Deadline = None
+    ) -> DetectResponse:
+        """Detect objects in one image, through the split."""
+        require_detection(task, "POST /v1/infer")
+        result, served = await run(request, plan, settings, deadline_ms)
+        return detect_response(served, result, task)
+
+    @app.post("/v1/infer", **options)
+    async def infer(
+        request: Request, settings: Settings, plan: PlanQuery = None, deadline_ms: Deadline = None
+    ) -> InferResponse:
+        """Run one image through the split; answers with the result of the bundle's task."""
+        result, served = await run(request, plan, settings, deadline_ms)
+        return infer_response(served, result, task)
+
+
 def _serve_latest(app: FastAPI, player: "Player") -> None:
     @app.get(
         "/v1/latest.jpg",
@@ -152,7 +201,7 @@ def _serve_latest(app: FastAPI, player: "Player") -> None:
         responses={200: {"content": {"image/jpeg": {}}}, **error_responses(503)},
     )
     async def latest() -> Response:
-        """Latest served frame, with its boxes drawn."""
+        """Latest served frame, with its result drawn."""
         picture, age_ms = await anyio.to_thread.run_sync(draw_latest, player)
         return Response(
             picture,
@@ -166,7 +215,7 @@ def _serve_latest(app: FastAPI, player: "Player") -> None:
 
 
 def draw_latest(player: "Player") -> tuple[bytes, int]:
-    """Draw the last frame with its boxes; returns a JPEG file and the frame's age in ms.
+    """Draw the last frame with its result; returns a JPEG file and the frame's age in ms.
 
     Raises:
         SourceError: If there was none yet.
@@ -177,29 +226,29 @@ def draw_latest(player: "Player") -> tuple[bytes, int]:
     outcome = shown.outcome
     caption = f"{outcome.plan.name}  {outcome.latency_ms:.0f} ms  {outcome.uplink_bytes} B"
     file = io.BytesIO()
-    annotate(shown.captured.image, outcome.detections, player.class_names, caption).save(
+    annotate(shown.captured.image, outcome.result, player.class_names, caption).save(
         file, "JPEG", quality=85
     )
     return file.getvalue(), shown.age_ms()
 
 
-def detect_image(
+def run_image(
     detector: Detector,
     data: bytes,
     digest: bytes | None,
-    score_threshold: float,
+    settings: ResultSettings = DEFAULTS,
     limits: ImageLimits = EDGE_LIMITS,
     deadline_ms: float | None = None,
     metrics: EdgeMetrics | None = None,
     asked_s: float | None = None,
-) -> DetectResponse:
-    """Decode an image and detect objects in it, in the calling thread.
+) -> tuple[TaskResult, FrameResponse]:
+    """Decode an image and run it by a plan, in the calling thread.
 
     Args:
         detector: The opened detector.
         data: The image file.
         digest: Digest of the plan; the detector's choice, if None.
-        score_threshold: Lowest score to return.
+        settings: What to report.
         limits: The largest image to accept.
         deadline_ms: See `Detector.detect`.
         metrics: Metrics that count the frame.
@@ -218,19 +267,18 @@ def detect_image(
         deadline_ms = max(deadline_ms - (time.perf_counter() - asked_s) * 1000, _LEAST_DEADLINE_MS)
     with nullcontext() if metrics is None else metrics.under_way():
         outcome = detector.detect(
-            image, digest, score_threshold, capture_ms=open_ms, deadline_ms=deadline_ms
+            image, digest, settings, capture_ms=open_ms, deadline_ms=deadline_ms
         )
     if metrics is not None:
         metrics.served(outcome, open_ms)
     plan = outcome.plan
-    class_names = detector.bundle.manifest.detector.class_names
-    return DetectResponse(
+    served = FrameResponse(
         image=ImageSize(width=image.shape[1], height=image.shape[0]),
         plan=PlanName(name=plan.name, kind=plan.kind, digest=outcome.digest.hex()),
-        detections=detection_records(outcome.detections, class_names),
         times_ms={"open": open_ms, **outcome.times_ms},
         latency_ms=open_ms + outcome.latency_ms,
         expected_ms=None if outcome.expected is None else open_ms + outcome.expected.latency_ms,
         reason=outcome.reason,
         uplink_bytes=outcome.uplink_bytes,
     )
+    return outcome.result, served

@@ -18,10 +18,10 @@ from common.errors import (
     PayloadError,
     StaleReferenceError,
 )
-from common.imaging.images import Letterbox
+from common.imaging.placement import Placement
 from common.rpc import splitpoint_pb2 as pb
-from common.rpc.messages import detections_from_message, microseconds, reference_to
-from common.tasks.detections import Detections
+from common.rpc.messages import microseconds, reference_to
+from common.tasks.base import ResultSettings, Task, TaskResult
 from edge.head import EdgePlan
 from edge.planning.predictor import Served
 from edge.planning.timeouts import CLIENT_DEFAULTS, FrameTimeouts
@@ -31,31 +31,31 @@ from edge.stream.connection import Answer
 
 @dataclass(frozen=True)
 class FrameInput:
-    """Input of a plan: a letterboxed frame and the score threshold.
+    """Input of a plan: a fitted frame and what to report of it.
 
     Attributes:
-        pixels: (3, H, W), letterboxed.
+        pixels: (3, H, W), fitted into the network's input.
         where: Position of the image in the frame.
-        threshold: Lowest score to return.
+        settings: What to report.
     """
 
     pixels: NDArray[np.uint8]
-    where: Letterbox
-    threshold: float
+    where: Placement
+    settings: ResultSettings
 
 
 @dataclass(frozen=True)
 class FrameResult:
-    """Result of a plan for one frame: detections, stage times and the cloud's answer.
+    """Outcome of a plan for one frame: the task's result, stage times and the cloud's answer.
 
     Attributes:
-        detections: In pixels of the image.
+        result: Of the bundle's task; boxes are in pixels of the image.
         stages_ms: Times of the plan's stages, from the head on, in the order of the path.
         uplink_bytes: Size of the Frame message; 0 when edge-only.
         answer: The cloud's; None when edge-only.
     """
 
-    detections: Detections
+    result: TaskResult
     stages_ms: dict[str, float]
     uplink_bytes: int = 0
     answer: Answer | None = None
@@ -104,12 +104,12 @@ class Runner:
 
     Args:
         client: Client of the cloud; None if there is none.
-        classes: Number of classes of the model.
+        task: Of the bundle.
     """
 
-    def __init__(self, client: CloudClient | None, classes: int) -> None:
+    def __init__(self, client: CloudClient | None, task: Task) -> None:
         self._client = client
-        self._classes = classes
+        self._task = task
         self._answered: dict[bytes, _Answered] = {}
 
     def run(
@@ -126,13 +126,13 @@ class Runner:
             CloudUnavailableError: If the plan needs the cloud, which is unreachable, overloaded or
                 answers too late.
             CloudFailedError: If it does not hold the plan, refuses the frame, or answers with
-                invalid detections.
+                an invalid result.
         """
         if opened.plan.tail is not None:
             return self._through_the_cloud(opened, taken, timeouts)
-        local = opened.infer(taken.pixels, taken.where, taken.threshold)
+        local = opened.infer(taken.pixels, taken.where, taken.settings)
         stages = {"head": local.head_ms, "postprocess": local.postprocess_ms}
-        return FrameResult(local.detections, stages)
+        return FrameResult(local.result, stages)
 
     def client_for(self, opened: EdgePlan) -> CloudClient:
         """Return the client of the cloud for a plan that needs it.
@@ -160,8 +160,8 @@ class Runner:
             image_width=taken.where.image_width,
             image_height=taken.where.image_height,
             payloads=cut.payloads,
-            score_threshold=taken.threshold,
         )
+        taken.settings.to_frame(message)
         if cut.looks_back and earlier is not None:
             message.reference.CopyFrom(earlier.reference)
         try:
@@ -171,7 +171,7 @@ class Runner:
             del message.payloads[:]
             message.payloads.extend(opened.encode(cut.symbols))
             answer = _alone(client, message, timeouts)
-        detections = self._detections(answer)
+        result = self._result(answer)
         if opened.plan.looks_back:
             self._answered[opened.digest] = _Answered(reference_to(message), cut.symbols)
         times = answer.result.times
@@ -185,11 +185,11 @@ class Runner:
             "postprocess": times.postprocess_us / 1000,
             "downlink": answer.passage.downlink_ms,
         }
-        return FrameResult(detections, stages, message.ByteSize(), answer)
+        return FrameResult(result, stages, message.ByteSize(), answer)
 
-    def _detections(self, answer: Answer) -> Detections:
+    def _result(self, answer: Answer) -> TaskResult:
         try:
-            return detections_from_message(answer.result.detections, self._classes)
+            return self._task.read(answer.result)
         except PayloadError as error:
             raise CloudFailedError(f"the cloud's answer cannot be used: {error}") from error
 

@@ -19,7 +19,7 @@ from common.bundle.packed_weights import unpack_weights
 from common.codec.spec import WireTensor
 from common.runtime.parity import check_parity
 from common.runtime.registry import open_model
-from common.tasks.detections import DetectorSpec
+from common.tasks.registry import AnyTask
 from common.version import __version__
 from search.cache import digest
 from search.constraints import stored
@@ -39,7 +39,7 @@ _MODELS = "models"
 def write_plans(
     out: Path,
     networks: Heads,
-    detector: DetectorSpec,
+    task: AnyTask,
     vector_image: NDArray[np.uint8],
     weights_sha256: str,
     result: SearchResult,
@@ -49,7 +49,7 @@ def write_plans(
     Args:
         out: Folder to write; replaced if it is a bundle.
         networks: The integer networks.
-        detector: How its maps become boxes.
+        task: What the network is for.
         vector_image: (1, 3, H, W) uint8, the input of the parity vectors.
         weights_sha256: Digest of the network's weights file.
         result: The search's result.
@@ -60,7 +60,7 @@ def write_plans(
     """
     writer = BundleWriter(out)
     try:
-        return _write(writer, networks, detector, vector_image, weights_sha256, result)
+        return _write(writer, networks, task, vector_image, weights_sha256, result)
     except BaseException:
         writer.discard()
         raise
@@ -69,7 +69,7 @@ def write_plans(
 def _write(
     writer: BundleWriter,
     networks: Heads,
-    detector: DetectorSpec,
+    task: AnyTask,
     vector_image: NDArray[np.uint8],
     weights_sha256: str,
     result: SearchResult,
@@ -80,7 +80,7 @@ def _write(
     heads: dict[str, Head] = {}
     tails: dict[str, Tail] = {}
     names = _Names()
-    network, plans = network_digest(weights_sha256, detector), []
+    network, plans = network_digest(weights_sha256, task), []
     for ranked in result.kept:
         cut, head, tail = ranked.candidate.cut, None, None
         if cut.head:
@@ -104,7 +104,7 @@ def _write(
     writer.add("report.json", json.dumps(as_json(result), indent=1).encode())
     request = result.request
     return writer.finish(
-        detector=detector,
+        task=task,
         search=Search(
             model=request.model,
             weights_sha256=weights_sha256,

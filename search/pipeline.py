@@ -60,7 +60,7 @@ def search(request: Request, out: Path, reporter: Reporter) -> tuple[Manifest, S
 
     progress = reporter.stage("writing the bundle")
     vector, weights = prepared.calibration.pixels[:1], prepared.weights_sha256
-    manifest = write_plans(out, network.heads, prepared.detector, vector, weights, result)
+    manifest = write_plans(out, network.heads, prepared.task, vector, weights, result)
     progress(1, 1)
     return manifest, result
 

@@ -7,14 +7,18 @@ of earlier ones come from the cache.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from common.bundle.manifest import network_digest
+from common.errors import ModelError
 from common.machine import saturates_int8
 from common.progress import Reporter
-from common.tasks.detections import DetectorSpec, YoloHeadSpec
+from common.tasks.base import ImageInput
+from common.tasks.decoders.yolov3 import AnchorMap, YoloV3
+from common.tasks.detections import DetectionTask
 from common.tasks.labels import CLASS_NAMES
+from common.tasks.registry import AnyTask
 from search.cache import Cache, digest
 from search.measure.frames import Frames, load_frames
 from search.measure.held_out import Division, Judging, fit_all, in_both, without_copies
@@ -39,17 +43,17 @@ class Prepared:
 
     Attributes:
         graph: The network, optimised.
-        detector: How its maps become boxes.
+        task: What it is for.
         weights_sha256: Digest of the weights file.
         calibration: The images that everything is fitted to, each once.
         statistics: Distributions of its tensors on them.
         cache: For the results of stages.
-        origin: Digest of the graph and the images that it was fitted to.
+        origin: Digest of the graph, its task and the images that it was fitted to.
         held_out: Calibration images that were set aside to judge; None if all of them fit.
     """
 
     graph: Graph
-    detector: DetectorSpec
+    task: AnyTask
     weights_sha256: str
     calibration: Frames
     statistics: Statistics
@@ -60,12 +64,12 @@ class Prepared:
     @property
     def input_size(self) -> tuple[int, int]:
         """(H, W) of the image."""
-        return self.detector.input_height, self.detector.input_width
+        return self.task.image.size
 
     @property
     def network(self) -> str:
         """Digest of the network, as in latency tables."""
-        return network_digest(self.weights_sha256, self.detector)
+        return network_digest(self.weights_sha256, self.task)
 
     def judging(self, evaluation: Path | None, reporter: Reporter, max_images: int) -> Judging:
         """The pictures that judge: those of a folder, or what was held out.
@@ -83,7 +87,7 @@ class Prepared:
                 raise ValueError("expected held-out images or a folder to judge on")
             return Judging(self.held_out, "held-out")
         progress = reporter.stage("reading evaluation images")
-        frames = load_frames(evaluation, self.input_size, max_images, progress)
+        frames = load_frames(evaluation, self.task.image, max_images, progress)
         return Judging(frames, "evaluation", in_both(frames, self.calibration))
 
     def rounder(self, how: Recipe = DEFAULT, *, reduced_range: bool | None = None) -> Rounder:
@@ -100,7 +104,7 @@ class Prepared:
             self.cache,
             self.origin,
             how,
-            distillation_loss(self.detector),
+            distillation_loss(self.task),
             reduced_range=saturates_int8() if reduced_range is None else reduced_range,
         )
 
@@ -115,7 +119,7 @@ class Prepared:
                 self.graph,
                 self.statistics,
                 self.calibration.pixels[:_SENSITIVITY_FRAMES],
-                distillation_loss(self.detector),
+                distillation_loss(self.task),
                 progress,
             ).to_arrays(),
         )
@@ -156,10 +160,14 @@ def prepare(
         graph = equalise(graph)
     progress(1, 1)
     progress = reporter.stage("reading calibration images")
-    loaded = load_frames(calibration, module.input_size, max_images, progress)
+    task = task_of(module)
+    wrong = task.misfit([graph[name].shape for name in graph.outputs])
+    if wrong is not None:
+        raise ModelError(f"{model}: {wrong}")
+    loaded = load_frames(calibration, task.image, max_images, progress)
     division = divide(without_copies(loaded))
     frames = division.fitting
-    origin = digest(graph.nodes, frames.pixels)
+    origin = digest(graph.nodes, frames.pixels, task)
     progress = reporter.stage("observing activations")
     arrays = cache.arrays(
         "statistics", [origin], lambda: observe(graph, frames.pixels, progress).to_arrays()
@@ -168,7 +176,7 @@ def prepare(
     statistics = Statistics.from_arrays(arrays)
     return Prepared(
         graph,
-        detector_of(module),
+        task,
         module.digest,
         frames,
         statistics,
@@ -178,13 +186,13 @@ def prepare(
     )
 
 
-def detector_of(module: DarknetModule) -> DetectorSpec:
-    """Specification of a zoo model as a detector: its input, heads and classes."""
+def task_of(module: DarknetModule) -> DetectionTask:
+    """Task of a zoo model: its input, heads and classes."""
     height, width = module.input_size
-    return DetectorSpec(
-        kind="yolov3",
-        input_height=height,
-        input_width=width,
-        heads=tuple(YoloHeadSpec(**asdict(head)) for head in module.heads),
+    return DetectionTask(
+        image=ImageInput(height=height, width=width),
+        decoder=YoloV3(
+            heads=tuple(AnchorMap(stride=h.stride, anchors=h.anchors) for h in module.heads)
+        ),
         class_names=CLASS_NAMES,
     )

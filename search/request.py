@@ -8,6 +8,7 @@ from pathlib import Path
 from common.bundle.manifest import JudgedBy
 from common.link.link import Link
 from common.runtime.registry import DEFAULT_RUNTIME
+from common.tasks.base import DEFAULTS, ResultSettings, Task
 from search.constraints import constraints, find
 from search.constraints.base import Constraint
 from search.constraints.edge_memory import EdgeMemory
@@ -30,8 +31,8 @@ class Request:
             part of them is set aside to measure accuracy on (held_out.py).
         weights: A weights file, if not the cached one.
         evaluation: Folder of images to measure accuracy on.
-        annotations: COCO instances file of the evaluation images; without, accuracy is agreement
-            with the floating-point network.
+        annotations: The truth about the evaluation images, as of `search.measure.sources`; without,
+            accuracy is agreement with the floating-point network.
         constraints: Limits that plans keep; see `search.constraints`.
         strategy: "splitpoint", or a baseline; see `search.strategies`.
         quantizer: Name of the recipe by which layers of few bits are quantized; None for the usual
@@ -48,6 +49,9 @@ class Request:
         tables: Latency tables of devices and of the cloud; without, all times are this machine's,
             multiplied by the device's slowdown.
         cache: Folder for the results of stages, which later searches reuse.
+        iou_threshold: Overlap at which detections are duplicates, while accuracy is measured.
+        max_detections: The most detections of an image that count.
+        classes: Names of the only classes that count; all, if empty.
     """
 
     model: str
@@ -71,6 +75,20 @@ class Request:
     video: bool = False
     tables: Path | None = None
     cache: Path | None = None
+    iou_threshold: float = DEFAULTS.iou_threshold
+    max_detections: int = DEFAULTS.max_detections
+    classes: tuple[str, ...] = ()
+
+    def settings(self, task: Task) -> ResultSettings:
+        """Settings of the results that accuracy is measured on, but for the score threshold.
+
+        Raises:
+            SettingsError: If one is out of range, or a class is not the task's.
+        """
+        wanted = task.class_indices(self.classes)
+        return ResultSettings(
+            DEFAULTS.score_threshold, self.iou_threshold, self.max_detections, wanted
+        )
 
     @property
     def max_drop(self) -> float:

@@ -2,7 +2,7 @@
 
     search(...)                     a bundle of plans, from a model, images, an edge and a link
     CloudServer(bundle)             the cloud: tails over gRPC, whole images over REST
-    EdgeDetector(bundle, cloud)     the edge: images in, detections out
+    EdgeDetector(bundle, cloud)     the edge: images in, results out
     open_bundle(path)               a bundle, checked
 
 Names are loaded when they are first used: an edge needs neither the search nor the cloud.
@@ -35,8 +35,11 @@ from common.errors import (
     StoreError,
     UnknownPlanError,
     WeightsError,
+    WrongTaskError,
 )
+from common.tasks.classification import Classes
 from common.tasks.detections import Detections
+from common.tasks.tensors import Tensors
 from common.version import __version__
 
 if TYPE_CHECKING:
@@ -50,6 +53,7 @@ __all__ = [
     "BundleError",
     "BundleVersionError",
     "CalibrationError",
+    "Classes",
     "CloudFailedError",
     "CloudOverloadedError",
     "CloudServer",
@@ -69,8 +73,10 @@ __all__ = [
     "SplitpointError",
     "StaleReferenceError",
     "StoreError",
+    "Tensors",
     "UnknownPlanError",
     "WeightsError",
+    "WrongTaskError",
     "__version__",
     "open_bundle",
     "search",

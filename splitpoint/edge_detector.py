@@ -1,6 +1,7 @@
 """Detections through a bundle: the edge as an object of a program."""
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -14,8 +15,9 @@ from common.link.trace import link_or_trace
 from common.rpc.tls import ClientTls
 from common.runtime.registry import DEFAULT_RUNTIME
 from common.sizes import parse_size
+from common.tasks.base import DEFAULTS, ResultSettings
 from edge.app import EdgeSettings, open_edge, own_name
-from edge.detector import DEFAULT_SCORE_THRESHOLD, Outcome, find_plan
+from edge.detector import Outcome, find_plan
 
 
 class EdgeDetector:
@@ -65,7 +67,7 @@ class EdgeDetector:
         device: str | None = None,
         tables: Path | None = None,
         tls: ClientTls | None = None,
-        report: Literal["detections", "times", "none"] = "times",
+        report: Literal["results", "times", "none"] = "times",
     ) -> None:
         settings = EdgeSettings(
             cloud=cloud,
@@ -100,8 +102,8 @@ class EdgeDetector:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the classes that `Detections.classes` are indices of."""
-        return self._detector.bundle.manifest.detector.class_names
+        """Names of the classes that a result has indices of."""
+        return self._detector.task.class_names
 
     def check_ready(self) -> None:
         """Connect, and require that the default plan can be served.
@@ -116,32 +118,44 @@ class EdgeDetector:
         image: NDArray[np.uint8],
         *,
         plan: str | None = None,
-        score_threshold: float = DEFAULT_SCORE_THRESHOLD,
+        score_threshold: float = DEFAULTS.score_threshold,
+        iou_threshold: float = DEFAULTS.iou_threshold,
+        max_detections: int = DEFAULTS.max_detections,
+        classes: Sequence[str] = (),
         deadline_ms: float | None = None,
     ) -> Outcome:
-        """Detect objects in one image.
+        """Run one image: detect objects, or whatever the bundle's task is.
 
         Args:
             image: (H, W, 3) uint8, RGB.
             plan: Name or start of the digest of the plan to use for this image.
             score_threshold: Lowest score to return, in (0, 1].
+            iou_threshold: A detection that overlaps a better one of its class by more is dropped.
+            max_detections: The most detections to return, best first.
+            classes: Names of the classes to return; all, if empty.
             deadline_ms: From this call on: the most accurate plan that is expected to keep it.
 
         Returns:
-            Detections in pixels of the image, the plan that served, and the time of every stage.
+            The result (of a detector, `detections` in pixels of the image), the plan that served,
+            and the time of every stage.
 
         Raises:
             SplitpointError: As `edge.detector.Detector.detect`.
         """
         digest = None if plan is None else find_plan(self._detector.bundle, plan)
-        return self._detector.detect(image, digest, score_threshold, deadline_ms=deadline_ms)
+        wanted = self._detector.task.class_indices(classes)
+        settings = ResultSettings(score_threshold, iou_threshold, max_detections, wanted)
+        return self._detector.detect(image, digest, settings, deadline_ms=deadline_ms)
 
     async def detect_async(
         self,
         image: NDArray[np.uint8],
         *,
         plan: str | None = None,
-        score_threshold: float = DEFAULT_SCORE_THRESHOLD,
+        score_threshold: float = DEFAULTS.score_threshold,
+        iou_threshold: float = DEFAULTS.iou_threshold,
+        max_detections: int = DEFAULTS.max_detections,
+        classes: Sequence[str] = (),
         deadline_ms: float | None = None,
     ) -> Outcome:
         """Run `detect` in a thread, so that the event loop goes on."""
@@ -150,6 +164,9 @@ class EdgeDetector:
             image,
             plan=plan,
             score_threshold=score_threshold,
+            iou_threshold=iou_threshold,
+            max_detections=max_detections,
+            classes=classes,
             deadline_ms=deadline_ms,
         )
 

@@ -32,6 +32,9 @@ class SearchOptions(Limits, total=False):
     video: bool
     tables: Path | None
     cache: Path | None
+    iou_threshold: float
+    max_detections: int
+    classes: tuple[str, ...]
 
 
 def search(

@@ -19,18 +19,18 @@ from common.bundle.manifest import (
     network_digest,
 )
 from common.codec.spec import CodecSpec, WireTensor
-from common.tasks.detections import DetectorSpec, YoloHeadSpec
+from common.tasks.decoders.yolov3 import AnchorMap
+from tests.tasks import yolo_task
 
 SIZE = 32
 CUT = (2, 4, 4)
 INPUT = np.random.default_rng(0).integers(0, 256, (1, 3, SIZE, SIZE), dtype=np.uint8)
 OUTPUT = np.random.default_rng(1).integers(0, 256, (1, *CUT), dtype=np.uint8)
 
-DETECTOR = DetectorSpec(
-    kind="yolov3",
-    input_height=SIZE,
-    input_width=SIZE,
-    heads=(YoloHeadSpec(stride=8, anchors=((8.0, 8.0),), classes=1),),
+DETECTOR = yolo_task(
+    SIZE,
+    SIZE,
+    heads=(AnchorMap(stride=8, anchors=((8.0, 8.0),)),),
     class_names=("cat",),
 )
 SEARCH = Search(
@@ -93,4 +93,4 @@ def write(folder: Path, contents: dict[str, bytes] | None = None, plan: Plan = P
     writer = BundleWriter(folder)
     for name, data in (contents or files()).items():
         writer.add(name, data)
-    return writer.finish(detector=DETECTOR, search=SEARCH, plans=(plan,))
+    return writer.finish(task=DETECTOR, search=SEARCH, plans=(plan,))

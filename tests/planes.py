@@ -16,7 +16,7 @@ from cloud.streams import Streams
 from cloud.tails import Tails
 from common.bundle.bundle import Bundle
 from common.errors import SplitpointError
-from common.imaging.images import letterbox
+from common.imaging.placement import fit_image
 from common.rpc import splitpoint_pb2 as pb
 from edge.detector import find_plan
 from edge.head import open_plans
@@ -111,7 +111,7 @@ def answer_to(
 def frame(bundle: Bundle, frame_id: int, name: str = tiny.SPLIT) -> pb.EdgeMessage:
     """A frame of the tiny bundle, as an edge sends it."""
     digest = find_plan(bundle, name)
-    pixels = letterbox(tiny.image(), (tiny.SIZE, tiny.SIZE))
+    pixels = fit_image(tiny.image(), (tiny.SIZE, tiny.SIZE))
     payloads = open_plans(bundle, [digest])[digest].cut(pixels).payloads
     return pb.EdgeMessage(
         frame=pb.Frame(

@@ -23,22 +23,32 @@ from common.bundle.manifest import Head, HeadOutput, Plan, Prediction, Tail, net
 from common.codec.spec import CodecSpec, WireTensor
 from common.runtime.registry import open_model
 from common.tables.rows import segments
-from common.tasks.detections import DetectorSpec, YoloHeadSpec
+from common.tasks.base import ImageInput
+from common.tasks.classification import ClassificationTask
+from common.tasks.decoders.yolov3 import AnchorMap
+from common.tasks.registry import AnyTask
+from common.tasks.tensors import TensorsTask
 from tests.bundles import SEARCH
 from tests.contexts import random_model
+from tests.tasks import yolo_task
 
 SIZE = 32
 CLOUD_ONLY, SPLIT, SPLIT_8, EDGE_ONLY = "cloud-only-png", "split-4", "split-8", "edge-only"
 SPLIT_CONTEXT, SPLIT_VIDEO = "split-4-context", "split-4-video"
 ALL_PLANS = (SPLIT, CLOUD_ONLY, EDGE_ONLY)
 
-DETECTOR = DetectorSpec(
-    kind="yolov3",
-    input_height=SIZE,
-    input_width=SIZE,
-    heads=(YoloHeadSpec(stride=8, anchors=((8.0, 8.0), (16.0, 16.0)), classes=2),),
+DETECTOR = yolo_task(
+    SIZE,
+    SIZE,
+    heads=(AnchorMap(stride=8, anchors=((8.0, 8.0), (16.0, 16.0))),),
     class_names=("cat", "dog"),
 )
+CLASSES = ClassificationTask(
+    image=ImageInput(height=SIZE, width=SIZE, fit="centre-crop"),
+    class_names=tuple(f"kind {index}" for index in range(14)),
+    top=3,
+)
+TENSORS = TensorsTask(image=ImageInput(height=SIZE, width=SIZE, fit="stretch"))
 PREDICTION = Prediction(
     latency_ms=9,
     preprocess_ms=1,
@@ -57,7 +67,7 @@ PREDICTION = Prediction(
 NETWORK = network_digest(hashlib.sha256(b"tiny 0").hexdigest(), DETECTOR)
 """Of a bundle of seed 0."""
 
-_CUT, _MAP = (8, 16, 16), (14, 4, 4)
+_CUT, _CHANNELS = (8, 16, 16), 14
 _PIXEL_SCALE = 1 / 255
 
 Array = NDArray[Any]
@@ -70,6 +80,7 @@ def build(
     seed: int = 0,
     wrong_vector: bool = False,
     weights_sha256: str | None = None,
+    task: AnyTask = DETECTOR,
 ) -> Bundle:
     """Write a tiny bundle and open it.
 
@@ -79,14 +90,15 @@ def build(
         seed: Of the weights; another seed gives another network, and other plans.
         wrong_vector: Whether the heads' reference outputs are not what the heads compute.
         weights_sha256: Of the network's file, if not that of the seed: other plans of one network.
+        task: What the network is for; a classifier's map has one cell.
     """
     weights_sha256 = weights_sha256 or weights_of(seed)
-    models = _Network(seed, wrong_vector=wrong_vector)
-    network = network_digest(weights_sha256, DETECTOR)
+    models = _Network(seed, wrong_vector=wrong_vector, cells=1 if task.kind == CLASSES.kind else 4)
+    network = network_digest(weights_sha256, task)
     writer = BundleWriter(folder)
     made = [models.plan(name, writer) for name in plans]
     writer.finish(
-        detector=DETECTOR,
+        task=task,
         search=SEARCH.model_copy(update={"weights_sha256": weights_sha256}),
         plans=tuple(plan.model_copy(update={"network": network}) for plan in made),
     )
@@ -121,31 +133,33 @@ def png(pixels: NDArray[np.uint8] | None = None) -> bytes:
 class _Network:
     """The weights, and every model that is made of them."""
 
-    def __init__(self, seed: int, *, wrong_vector: bool) -> None:
+    def __init__(self, seed: int, *, wrong_vector: bool, cells: int) -> None:
         self._wrong_vector = wrong_vector
+        self._map = _CHANNELS, cells, cells
+        side = _CUT[1] // cells
         rng = np.random.default_rng(seed)
         first = rng.normal(0, 1, (_CUT[0], 3, 3, 3))
-        second = rng.normal(0, 1.5, (_MAP[0], _CUT[0], 4, 4))
+        second = rng.normal(0, 1.5, (_CHANNELS, _CUT[0], side, side))
         self._first = _Conv("first", first, stride=2, pads=[0, 0, 1, 1])
-        self._second = _Conv("second", second, stride=4, pads=[0, 0, 0, 0])
+        self._second = _Conv("second", second, stride=side, pads=[0, 0, 0, 0])
         self._frame = rng.integers(0, 256, (1, 3, SIZE, SIZE), dtype=np.uint8)
         pixels = (self._frame * np.float32(_PIXEL_SCALE)).astype(np.float32)
         (cut,) = open_model(self._float("image", (3, SIZE, SIZE), "cut", _CUT)).run(
             {"image": pixels}
         )
-        (out,) = open_model(self._float("cut", _CUT, "map", _MAP)).run({"cut": cut})
+        (out,) = open_model(self._float("cut", _CUT, "map", self._map)).run({"cut": cut})
         self._cut_scale = float(np.float32(cut.max() / 255))
         self._map_scale = float(np.float32(2 * np.abs(out).max() / 255))
 
     def plan(self, name: str, writer: BundleWriter) -> Plan:
         """A plan and its files."""
         if name == CLOUD_ONLY:
-            writer.add("full.onnx", self._float("image", (3, SIZE, SIZE), "map", _MAP))
+            writer.add("full.onnx", self._float("image", (3, SIZE, SIZE), "map", self._map))
             return _plan(name, None, [_pixels()], CodecSpec(name="png"), Tail(file="full.onnx"))
         if name == EDGE_ONLY:
             return _plan(name, self._head(writer, "whole", "map"), [], None, None)
         head = self._head(writer, "head", "cut")
-        writer.add("tail.onnx", self._float("cut", _CUT, "map", _MAP))
+        writer.add("tail.onnx", self._float("cut", _CUT, "map", self._map))
         wire = _levels(self._cut_scale, bits=8 if name == SPLIT_8 else 4)
         codec = CodecSpec(name="raw" if name == SPLIT_8 else "packed+zstd")
         if name in {SPLIT_CONTEXT, SPLIT_VIDEO}:
@@ -166,7 +180,7 @@ class _Network:
         writer.add(f"{stem}-vector/input.npy", _npy(self._frame))
         writer.add(f"{stem}-vector/output-0.npy", _npy(expected))
         shape, scale, zero = (
-            (_CUT, self._cut_scale, 0) if output == "cut" else (_MAP, self._map_scale, 128)
+            (_CUT, self._cut_scale, 0) if output == "cut" else (self._map, self._map_scale, 128)
         )
         return Head(
             file=f"{stem}.onnx",
@@ -211,7 +225,7 @@ class _Network:
             _requantize(nodes, "DequantizeLinear", "cut", "cut", "features")
             self._second.append(nodes, constants, "features", "float_map")
             _requantize(nodes, "QuantizeLinear", "float_map", "map", "map")
-        shape = _CUT if output == "cut" else _MAP
+        shape = _CUT if output == "cut" else self._map
         inputs = [helper.make_tensor_value_info("image", TensorProto.UINT8, [1, 3, SIZE, SIZE])]
         outputs = [helper.make_tensor_value_info(output, TensorProto.UINT8, [1, *shape])]
         return _model(nodes, inputs, outputs, constants)

@@ -136,7 +136,7 @@ def build(
     kept = _named_apart(every)
     union = replace(found, kept=tuple(sorted(kept.values(), key=lambda j: j.latency_ms)))
     vector = prepared.calibration.pixels[:1]
-    write_plans(out, network.heads, prepared.detector, vector, prepared.weights_sha256, union)
+    write_plans(out, network.heads, prepared.task, vector, prepared.weights_sha256, union)
 
     def name_of(judged: RankedCandidate) -> str:
         return kept[judged.digest].candidate.name
@@ -186,7 +186,7 @@ class _Baselines:
         self._table = FormatTable(heads, samples, self._times, model)
         self._evaluator, _ = open_evaluator(
             heads,
-            prepared.detector,
+            prepared.task,
             judging.frames,
             request.annotations,
             scratch,

@@ -29,12 +29,13 @@ from cloud.tails import TailRunner, Tails
 from common.bundle.bundle import Bundle
 from common.bundle.manifest import Plan
 from common.errors import SplitpointError
-from common.imaging.images import letterbox, list_images, read_image
+from common.imaging.images import list_images, read_image
 from common.latency import costs
 from common.link.link import Link
 from common.progress import Stages
 from common.rpc import splitpoint_pb2 as pb
 from common.tables.timing import Timing, interleave_until_tight, probe_until_tight
+from common.tasks.base import ImageInput
 from edge.head import EdgePlan, open_plans
 from edge.link.estimate import LinkEstimator, Transit
 from edge.planning.planner import Planner
@@ -85,8 +86,8 @@ def measure(arguments: argparse.Namespace, stages: Stages) -> Result:
 
 def _rows(bundle: Bundle, digests: list[bytes], picture: NDArray[np.uint8]) -> Iterator[Result]:
     opened, tails = open_plans(bundle, digests), Tails(bundle)
-    size = bundle.manifest.detector.input_height, bundle.manifest.detector.input_width
-    frames = [partial(frame_ms, opened[d], tails.runner(d), picture, size) for d in digests]
+    geometry = bundle.manifest.task.image
+    frames = [partial(frame_ms, opened[d], tails.runner(d), picture, geometry) for d in digests]
     limits = {**_LIMITS, "least": _LEAST, "budget_s": _FRAMES_BUDGET_S}
     for digest, timings in zip(digests, probe_until_tight(frames, **limits), strict=True):
         for part, timing in zip(PARTS, timings, strict=True):
@@ -96,7 +97,7 @@ def _rows(bundle: Bundle, digests: list[bytes], picture: NDArray[np.uint8]) -> I
 
 
 def frame_ms(
-    edge: EdgePlan, tail: TailRunner, picture: NDArray[np.uint8], size: tuple[int, int]
+    edge: EdgePlan, tail: TailRunner, picture: NDArray[np.uint8], geometry: ImageInput
 ) -> list[float]:
     """Pass one frame through a plan on both sides; returns the times of `PARTS` in ms.
 
@@ -104,11 +105,11 @@ def frame_ms(
         edge: The edge's half.
         tail: The cloud's half.
         picture: (H, W, 3) RGB.
-        size: Height and width of the network's input.
+        geometry: How it becomes the network's input.
     """
     height, width = picture.shape[:2]
     started_s = perf_counter()
-    frame = letterbox(picture, size)
+    frame = geometry.pixels(picture)
     boxed_ms = (perf_counter() - started_s) * 1e3
     cut = edge.cut(frame)
     message = pb.Frame(image_width=width, image_height=height, payloads=cut.payloads)

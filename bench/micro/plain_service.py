@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 from common.bundle.bundle import Bundle
 from common.codec.spec import LOSSLESS_UPLOADS
 from common.errors import SplitpointError
-from common.imaging.images import Letterbox, decode_image, letterbox
+from common.imaging.images import decode_image
 from common.runtime.registry import open_model
-from common.tasks.detections import Detections, decode_yolo
+from common.tasks.base import TaskResult
 
-_SCORE_THRESHOLD = 0.25
 # The connection outlives the turns of all other strategies: no frame pays for a new one.
 _KEEP_ALIVE_S = 600
 _STOP_S = 2
@@ -44,26 +43,24 @@ class WholeNetwork:
             raise SplitpointError("no plan of this bundle has the whole network")
         self._wire = plan.wire[0]
         self._model = open_model(bundle.file(plan.tail.file))
-        self._spec = bundle.manifest.detector
+        self._task = bundle.manifest.task
 
-    def detect(self, image: NDArray[np.uint8]) -> Detections:
-        """Detect objects in one (H, W, 3) RGB image."""
-        size = self._spec.input_height, self._spec.input_width
+    def infer(self, image: NDArray[np.uint8]) -> TaskResult:
+        """Compute the task's result for one (H, W, 3) RGB image."""
         scale = np.float32(self._wire.to_value[1] - self._wire.to_value[0])
-        pixels = letterbox(image, size)[None].astype(np.float32) * scale
+        pixels = self._task.image.pixels(image)[None].astype(np.float32) * scale
         maps = [output[0] for output in self._model.run({self._wire.name: pixels})]
-        where = Letterbox.fit(image.shape[1], image.shape[0], size)
-        return decode_yolo(maps, self._spec, where, score_threshold=_SCORE_THRESHOLD)
+        return self._task.decode(maps, self._task.image.place(image.shape[1], image.shape[0]))
 
 
 def create_app(bundle: Bundle) -> FastAPI:
     """Create the app."""
-    network, names = WholeNetwork(bundle), bundle.manifest.detector.class_names
+    network, names = WholeNetwork(bundle), bundle.manifest.task.class_names
     app = FastAPI()
 
     @app.post("/detect")
     async def detect(request: Request) -> list[dict[str, object]]:
-        found = network.detect(decode_image(await request.body()))
+        found = network.infer(decode_image(await request.body()))
         return [dict(row) for row in found.to_json(names)]
 
     return app

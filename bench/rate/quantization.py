@@ -96,7 +96,7 @@ class _QuantizationBench:
     def _sensitivities(self) -> dict[str, Any]:
         prepared = self._prepared
         frames, statistics = prepared.calibration.pixels[:_SENSITIVITY_FRAMES], prepared.statistics
-        loss = distillation_loss(prepared.detector)
+        loss = distillation_loss(prepared.task)
         made = {
             "measured": measured(self._graph, statistics, frames, loss),
             "fisher": fisher(self._graph, statistics, frames, loss),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.progress import Stages
-from common.tasks.detections import Detections
+from common.tasks.base import TaskResult
 from search.cache import Cache
 from search.measure.accuracy import AgreementAccuracy, CocoAccuracy
 from search.measure.evaluate import Evaluator
@@ -64,7 +64,7 @@ class CutSetup:
             pairs = collect_pairs(
                 self.network, tensors, frames.pixels, threads=2, progress=progress
             )
-        loss = distillation_loss(self.prepared.detector)
+        loss = distillation_loss(self.prepared.task)
         return Refiner(self.heads, examples, loss, adapt_steps, self._stages, pairs=pairs)
 
 
@@ -84,10 +84,10 @@ class Judge:
     def __init__(
         self, arguments: argparse.Namespace, prepared: Prepared, folder: Path, stages: Stages
     ) -> None:
-        self._detector, self._folder = prepared.detector, folder
+        self._task, self._folder = prepared.task, folder
         progress = stages.stage("reading evaluation images")
         self.images = load_frames(
-            arguments.images, prepared.input_size, arguments.max_images, progress
+            arguments.images, prepared.task.image, arguments.max_images, progress
         )
         self._truth = CocoAccuracy(arguments.annotations, self.images.names)
         whole = enumerate_cuts(prepared.graph)[0]
@@ -98,11 +98,9 @@ class Judge:
     def evaluator(self, network: QuantizedGraph) -> Evaluator:
         """Evaluator of candidates with heads of a quantized network."""
         pixels, letterboxes = self.images.pixels, self.images.letterboxes
-        return Evaluator(
-            Heads(network), self._detector, pixels, letterboxes, self._folder, workers=2
-        )
+        return Evaluator(Heads(network), self._task, pixels, letterboxes, self._folder, workers=2)
 
-    def accuracy(self, found: Sequence[Detections]) -> dict[str, float]:
+    def accuracy(self, found: Sequence[TaskResult]) -> dict[str, float]:
         """AP, and AP50 with the detections in floating point as truth."""
         return {
             "ap": self._truth.accuracy(found),

@@ -26,7 +26,6 @@ from common.codec import ContextCoded, make_codec
 from common.codec.base import Symbols
 from common.codec.quantizer import WireTable
 from common.codec.spec import USUAL_UPLOAD
-from common.imaging.images import letterbox
 from common.progress import Stages
 from common.runtime.registry import open_model
 from search.network.graph import IMAGE
@@ -59,7 +58,7 @@ def measure(arguments: argparse.Namespace, stages: Stages) -> Result:
             progress = stages.stage(f"coding {path.name}")
             pixels = []
             for image in _read(path):
-                pixels.append(letterbox(image, setup.prepared.input_size))
+                pixels.append(setup.prepared.task.image.pixels(image))
                 progress(len(pixels), MOST_FRAMES)
             symbols = [table_.symbols(head.run({IMAGE: frame[None]})[0][0]) for frame in pixels]
             videos[path.name] = _coded(codec, symbols, wire.bits) | _baselines(pixels)

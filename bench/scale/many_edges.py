@@ -37,7 +37,7 @@ from bench.plan_choice import cheapest_split, upload
 from bench.processes import Service, cpu_ms, memory_mib
 from common.bundle.bundle import Bundle
 from common.errors import SplitpointError
-from common.imaging.images import letterbox, list_images, read_image
+from common.imaging.images import list_images, read_image
 from common.progress import Stages
 from common.rpc import splitpoint_pb2 as pb
 from common.rpc.messages import microseconds
@@ -193,7 +193,7 @@ def _connect(address: str, bundle_digest: bytes, number: int) -> CloudClient:
 def _frames(bundle: Bundle, digest: bytes, images: Path) -> list[pb.Frame]:
     """Frames as an edge would send them, of pictures spread over the folder."""
     opened = open_plans(bundle, [digest])[digest]
-    size = bundle.manifest.detector.input_height, bundle.manifest.detector.input_width
+    geometry = bundle.manifest.task.image
 
     def frame(path: Path) -> pb.Frame:
         picture = read_image(path)
@@ -201,7 +201,7 @@ def _frames(bundle: Bundle, digest: bytes, images: Path) -> list[pb.Frame]:
             plan_digest=digest,
             image_width=picture.shape[1],
             image_height=picture.shape[0],
-            payloads=opened.cut(letterbox(picture, size)).payloads,
+            payloads=opened.cut(geometry.pixels(picture)).payloads,
         )
 
     return [frame(path) for path in spread(list_images(images), _PICTURES)]

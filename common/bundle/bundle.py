@@ -42,7 +42,7 @@ from common.codec import Codec, ContextModel, make_codec
 from common.codec.context import FAST
 from common.codec.spec import WireTensor
 from common.errors import BundleError, BundleVersionError, UnknownPlanError
-from common.tasks.detections import DetectorSpec
+from common.tasks.registry import AnyTask
 
 MANIFEST = "manifest.json"
 
@@ -178,13 +178,11 @@ class BundleWriter:
         path.write_bytes(data)
         self._files[name] = FileEntry(size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
-    def finish(
-        self, *, detector: DetectorSpec, search: Search, plans: tuple[Plan, ...]
-    ) -> Manifest:
+    def finish(self, *, task: AnyTask, search: Search, plans: tuple[Plan, ...]) -> Manifest:
         """Write the manifest and put the bundle in its place, replacing an older one."""
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
-            detector=detector,
+            task=task,
             search=search,
             plans=plans,
             files=dict(sorted(self._files.items())),
@@ -281,13 +279,12 @@ def _context(
 
 
 def read_vector(bundle: Bundle, head: Head) -> tuple[NDArray[np.uint8], list[NDArray[np.uint8]]]:
-    """The parity vector of a head: its input (1, 3, H, W) and its outputs (1, C, H, W), all uint8.
+    """The parity vector of a head: its input (1, 3, H, W) and its outputs, all uint8.
 
     Raises:
         BundleError: If an array is not of the type and shape that the plan says.
     """
-    detector = bundle.manifest.detector
-    size = (1, 3, detector.input_height, detector.input_width)
+    size = (1, 3, *bundle.manifest.task.image.size)
     image = _read_codes(bundle.file(f"{head.vector}/input.npy"), size)
     outputs = [
         _read_codes(bundle.file(f"{head.vector}/output-{k}.npy"), (1, *output.shape))

@@ -4,14 +4,14 @@ A manifest lists plans. A plan says which head the edge runs, how the cut tensor
 tail the cloud runs:
 
     image (3, H, W) uint8 -> head -> uint8 tensors -> WireTensor.to_symbol -> codec -> bytes
-    bytes -> codec -> WireTensor.to_value -> float32 tensors -> tail -> maps -> detections
+    bytes -> codec -> WireTensor.to_value -> float32 tensors -> tail -> outputs -> result
 
 Every tensor leaves the head as uint8 on its calibrated activation grid, so a wire quantizer is a
 table of 256 symbols, and its reconstruction a table of 2^bits values: any step, clip range, dead
 zone and reconstruction point can be written that way, and both ends do integer look-ups only.
 
 Cloud-only is the plan without a head (the wire carries the image), edge-only the plan without a
-tail (the wire carries nothing, the edge reports detections).
+tail (the wire carries nothing, the edge reports its results).
 """
 
 import hashlib
@@ -24,9 +24,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from common.codec.spec import CodecSpec, Shape, WireTensor
+from common.codec.spec import CodecSpec, WireTensor
 from common.records import Record
-from common.tasks.detections import DetectorSpec
+from common.tasks.base import Task
+from common.tasks.registry import AnyTask
 
 SCHEMA_VERSION = 4
 UNSEALED = "0" * 64
@@ -34,6 +35,8 @@ UNSEALED = "0" * 64
 
 _HEX = r"^[0-9a-f]{64}$"
 Sha256 = Annotated[str, Field(pattern=_HEX)]
+OutputShape = Annotated[tuple[Annotated[int, Field(ge=1, le=1 << 24)], ...], Field(max_length=8)]
+"""Shape of a head's output without the batch; (C, H, W) where it travels."""
 PlanKind = Literal["cloud-only", "split", "edge-only"]
 Limit = bool | Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0)]
 """Limit of a search, by the name of its constraint; see `search.constraints`."""
@@ -64,18 +67,18 @@ class HeadOutput(Record):
     """One uint8 output of a head: value = (q - zero_point) * scale."""
 
     name: str
-    shape: Shape
+    shape: OutputShape
     scale: float = Field(gt=0)
     zero_point: int = Field(ge=0, le=255)
 
 
 class Head(Record):
-    """An int8 head: input "image" (1, 3, H, W) uint8, outputs (1, C, H, W) uint8.
+    """An int8 head: input "image" (1, 3, H, W) uint8, outputs uint8.
 
     Attributes:
         file: The ONNX file.
         weights: Its weights, packed, where some have fewer than 8 bits; else they are in `file`.
-        outputs: In the order of the plan's wire tensors, or of the detector's maps when edge-only.
+        outputs: In the order of the plan's wire tensors, of the network's outputs if edge-only.
         weight_bytes: Weights as stored on the edge.
         peak_activation_bytes: Largest sum of live activations over the execution order.
         bits: Weight width of each layer, by name.
@@ -93,7 +96,7 @@ class Head(Record):
 
 
 class Tail(Record):
-    """A tail: float32 inputs (N, C, H, W) named as the wire tensors; outputs the detector's maps.
+    """A tail: float32 inputs (N, C, H, W) named as the wire tensors; outputs those of the network.
 
     `files` are files that the ONNX file refers to (shared weights).
     """
@@ -234,7 +237,7 @@ class Manifest(Record):
     Attributes:
         schema_version: Looked at before anything else.
         sha256: Of the file itself, with zeros for these 64 digits; see `seal_manifest`.
-        detector: How the network's maps become boxes.
+        task: What the network is for: its input, and how its outputs become a result.
         search: What was asked.
         plans: The best first.
         files: Every other file of the bundle.
@@ -242,7 +245,7 @@ class Manifest(Record):
 
     schema_version: int
     sha256: Sha256 = UNSEALED
-    detector: DetectorSpec
+    task: AnyTask
     search: Search
     plans: tuple[Plan, ...] = Field(min_length=1)
     files: dict[str, FileEntry]
@@ -255,10 +258,15 @@ class Manifest(Record):
             for name in plan_files(plan):
                 if name not in self.files:
                     raise ValueError(f"plan {plan.name!r} names {name!r}, which is not listed")
-        network = network_digest(self.search.weights_sha256, self.detector)
+        network = network_digest(self.search.weights_sha256, self.task)
         for plan in self.plans:
             if plan.network != network:
                 raise ValueError(f"plan {plan.name!r} is of another network than the bundle's")
+        for plan in self.plans:
+            if plan.head is not None and plan.tail is None:
+                wrong = self.task.misfit([output.shape for output in plan.head.outputs])
+                if wrong is not None:
+                    raise ValueError(f"plan {plan.name!r}: {wrong}")
         if len(set(self.digests)) != len(self.plans):
             raise ValueError("two plans do the same thing")
         return self
@@ -266,7 +274,7 @@ class Manifest(Record):
     @cached_property
     def digests(self) -> tuple[bytes, ...]:
         """The digest of each plan, in order."""
-        return tuple(plan_digest(plan, self.files, self.detector) for plan in self.plans)
+        return tuple(plan_digest(plan, self.files, self.task) for plan in self.plans)
 
 
 def seal_manifest(data: bytes) -> bytes:
@@ -301,13 +309,13 @@ def plan_files(plan: Plan) -> list[str]:
     return names
 
 
-def plan_digest(plan: Plan, files: dict[str, FileEntry], detector: DetectorSpec) -> bytes:
-    """SHA-256 of what a plan does: its models by content, its wire format, the boxes' geometry.
+def plan_digest(plan: Plan, files: dict[str, FileEntry], task: Task) -> bytes:
+    """SHA-256 of what a plan does: its models by content, its wire format, its task.
 
     Names and predictions do not enter, so a plan keeps its digest when it is only measured again.
     """
     identity = {
-        "detector": detector.model_dump(mode="json"),
+        "task": task.model_dump(mode="json"),
         "wire": [tensor.model_dump(mode="json") for tensor in plan.wire],
         "codec": plan.codec and plan.codec.model_dump(mode="json"),
         "outputs": plan.head and [o.model_dump(mode="json") for o in plan.head.outputs],
@@ -316,16 +324,16 @@ def plan_digest(plan: Plan, files: dict[str, FileEntry], detector: DetectorSpec)
     return bytes.fromhex(_sha256(identity))
 
 
-def network_digest(weights_sha256: str, detector: DetectorSpec) -> str:
-    """SHA-256 of what makes a network: its weights, its input size and how its maps become boxes.
+def network_digest(weights_sha256: str, task: Task) -> str:
+    """SHA-256 of what makes a network: its weights, its input and its task.
 
     Segments of plans with the same network digest may share a row of a latency table.
 
     Args:
         weights_sha256: Of the file of weights.
-        detector: Of the bundle.
+        task: Of the bundle.
     """
-    return _sha256({"weights": weights_sha256, "detector": detector.model_dump(mode="json")})
+    return _sha256({"weights": weights_sha256, "task": task.model_dump(mode="json")})
 
 
 def wire_digest(wire: Sequence[WireTensor], codec: CodecSpec | None) -> str:

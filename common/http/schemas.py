@@ -1,6 +1,6 @@
-"""REST code that both ends share: an image in, detections out, errors as one JSON shape.
+"""REST code that both ends share: an image in, a result out, errors as one JSON shape.
 
-    POST body -> common.http.intake -> decode -> detect -> DetectResponse
+    POST body -> common.http.intake -> decode -> network -> InferResponse or DetectResponse
     SplitpointError -> {"error": {"type": ..., "message": ...}} with its http_status
 
 The image is the raw body, not a form, so that it can be read against a hard limit. Only REST apps
@@ -10,9 +10,9 @@ import this module; the gRPC path does not need it.
 import http
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from fastapi import Depends, FastAPI, Query, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
@@ -24,13 +24,9 @@ from common.errors import CloudOverloadedError, OverloadedError, SplitpointError
 from common.http.docs_page import serve_docs
 from common.http.guards import AnswerHeaders, refuse_cross_site, refuse_unknown_parameters
 from common.tables.rows import LatencyRow
-from common.tasks.detections import Detections
+from common.tasks.base import Task, TaskResult
+from common.tasks.detections import as_detections
 from common.version import __version__
-
-ScoreThreshold = Annotated[
-    float,
-    Query(gt=0, le=1, allow_inf_nan=False, description="Lowest score of a detection to return."),
-]
 
 IMAGE_BODY: dict[str, Any] = {
     "requestBody": {
@@ -52,7 +48,7 @@ _MEANINGS: Mapping[int, str] = {
     403: "A page of another site sent it.",
     404: "No such edge is connected.",
     408: "The body arrived too slowly.",
-    409: "No such plan, or not on both ends; or an edge that is at it already.",
+    409: "No such plan, or not on both ends; an edge that is at it already; or another task.",
     413: "The image is over the limit on bytes or on pixels.",
     415: "The body is no image.",
     422: "A parameter makes no sense, or is not known.",
@@ -87,12 +83,11 @@ class DetectionRecord(BaseModel):
     score: float
 
 
-class DetectResponse(BaseModel):
-    """Detections in one image, and where the time went."""
+class FrameResponse(BaseModel):
+    """Record of one image that was served: the plan, and where the time went."""
 
     image: ImageSize
     plan: PlanName
-    detections: list[DetectionRecord]
     times_ms: dict[str, float] = Field(description="Milliseconds per stage.")
     latency_ms: float = Field(description="End to end in this process, as measured.")
     uplink_bytes: int = Field(description="Bytes sent to the cloud for this frame.")
@@ -100,6 +95,23 @@ class DetectResponse(BaseModel):
         default=None, description="Predicted `latency_ms`, where a planner has a prediction."
     )
     reason: str = Field(default="", description="Why this plan.")
+
+
+class DetectResponse(FrameResponse):
+    """Detections in one image."""
+
+    detections: list[DetectionRecord]
+
+
+class InferResponse(FrameResponse):
+    """Result of one image, in the form of the bundle's task."""
+
+    task: str = Field(description="Kind of the task: detection, classification or tensors.")
+    result: list[dict[str, Any]] = Field(
+        description="One record per finding: detections as of `/v1/detect`; the best classes as "
+        "`class_name`, `class_index` and `score`; tensors as `shape`, `dtype` and `data`, base64 "
+        "of little-endian values."
+    )
 
 
 class PlanRecord(PlanName):
@@ -214,11 +226,24 @@ def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def detection_records(
-    detections: Detections, class_names: tuple[str, ...]
-) -> list[DetectionRecord]:
-    """Detections as the REST APIs and the JSON files give them."""
-    return [DetectionRecord.model_validate(r) for r in detections.to_json(class_names)]
+def detection_records(result: TaskResult, task: Task) -> list[DetectionRecord]:
+    """Detections as the REST APIs give them.
+
+    Raises:
+        WrongTaskError: If the result is of another task.
+    """
+    found = as_detections(result).to_json(task.class_names)
+    return [DetectionRecord.model_validate(record) for record in found]
+
+
+def detect_response(served: FrameResponse, result: TaskResult, task: Task) -> DetectResponse:
+    """Answer of `POST /v1/detect`."""
+    return DetectResponse(**dict(served), detections=detection_records(result, task))
+
+
+def infer_response(served: FrameResponse, result: TaskResult, task: Task) -> InferResponse:
+    """Answer of `POST /v1/infer`."""
+    return InferResponse(**dict(served), task=task.kind, result=result.to_json(task.class_names))
 
 
 def plan_record(plan: Plan, digest: bytes) -> PlanRecord:
@@ -298,11 +323,30 @@ class ReportRecord(BaseModel):
     frame_id: int = Field(description="Unique within the edge's stream.")
     plan: PlanKey
     at_s: float = Field(description="When the report came, in seconds since the epoch.")
+
+
+class DetectionReport(ReportRecord):
+    """The detections of an edge-only frame."""
+
     detections: list[DetectionRecord]
 
 
-class ReportsResponse(BaseModel):
-    """The newest reports of a connected edge, the newest first."""
+class ResultReport(ReportRecord):
+    """The result of an edge-only frame, as of `/v1/infer`."""
+
+    result: list[dict[str, Any]]
+
+
+class DetectionReports(BaseModel):
+    """Detections of the newest reports of a connected edge, the newest first."""
 
     edge: str
-    reports: list[ReportRecord]
+    reports: list[DetectionReport]
+
+
+class ResultReports(BaseModel):
+    """Results of the newest reports of a connected edge, the newest first."""
+
+    edge: str
+    task: str
+    reports: list[ResultReport]

@@ -1,12 +1,11 @@
-"""Decoding of images: from bytes or a file to the network's input.
+"""Decoding of images: from bytes or a file to pixels.
 
-    bytes -> read_header -> decode_image -> (H, W, 3) RGB uint8 -> letterbox -> (3, h, w) -> head
+    bytes -> read_header -> decode_image -> (H, W, 3) RGB uint8 -> common.imaging.placement
 
 Bytes are hostile until checked. Nobody can stop a decoder that runs in a thread, so all that it may
 cost is bounded before it starts, from what the header says (`ImageLimits`). Then the picture is
 converted to RGB strip by strip, so that no second copy of it is ever held. Whatever Pillow raises
-on the way leaves as an `ImageError`. `Letterbox` holds the geometry alone, in integers, so that the
-edge, which resizes, and the cloud, which sends boxes back in source pixels, agree on it exactly.
+on the way leaves as an `ImageError`.
 """
 
 import ctypes
@@ -17,7 +16,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +34,6 @@ from common.imaging.colour import apply_transform, srgb_transform
 from common.imaging.headers import MAX_PROFILE_BYTES, Header, exif_orientation, read_header
 
 SUFFIXES: Final = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-PADDING: Final = 128
 MAX_SIDE_PIXELS: Final = 65_535
 
 _MIB: Final = 1024 * 1024
@@ -54,7 +52,7 @@ _MODE_BYTES: Final = {
     **dict.fromkeys(("LA", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB"), 4),
 }
 _RGB_BYTES: Final = 3
-_RESIZED_BYTES: Final = 7
+RESIZED_BYTES: Final = 7
 # The colour space that a profile of a picture of each mode is about.
 _PROFILE_MODES: Final = {
     **dict.fromkeys(("1", "L", "LA", "I;16", "I;16L", "I;16B"), "L"),
@@ -99,9 +97,9 @@ class ImageLimits:
     @property
     def max_pixels(self) -> int:
         """Width x height of the largest picture that may pass; of some formats, fewer."""
-        return self.max_decoded_bytes // _RESIZED_BYTES
+        return self.max_decoded_bytes // RESIZED_BYTES
 
-    def check_size(self, width: int, height: int, pixel_bytes: float = _RESIZED_BYTES) -> None:
+    def check_size(self, width: int, height: int, pixel_bytes: float = RESIZED_BYTES) -> None:
         """Refuse a picture for its size alone.
 
         Args:
@@ -117,7 +115,7 @@ class ImageLimits:
                 f"expected an image of at most {self.max_side} pixels a side, "
                 f"got {width}x{height}: scale it down"
             )
-        decoded_bytes = int(width * height * max(pixel_bytes, _RESIZED_BYTES))
+        decoded_bytes = int(width * height * max(pixel_bytes, RESIZED_BYTES))
         if decoded_bytes > self.max_decoded_bytes:
             raise ImageTooLargeError(
                 f"expected an image that takes at most {self.max_decoded_bytes} bytes to decode, "
@@ -160,7 +158,7 @@ def decode_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> NDArray[n
         raise ImageTooLargeError(f"the image is too large: {_one_line(error)}") from error
     except Exception as error:  # Pillow documents no closed set of errors for damaged files.
         raise ImageError(f"the image is damaged: {_one_line(error)}") from error
-    _give_back(decoded_bytes)
+    give_back(decoded_bytes)
     return pixels
 
 
@@ -228,112 +226,9 @@ def list_images(folder: Path) -> list[Path]:
     return paths
 
 
-@dataclass(frozen=True)
-class Letterbox:
-    """Placement of an image in the network's input: scaled to fit, centred, padded.
-
-    Attributes:
-        image_width: Of the source, in pixels.
-        image_height: Of the source, in pixels.
-        height: Of the network's input.
-        width: Of the network's input.
-        resized_width: Of the image inside that input, at least 1.
-        resized_height: Of the image inside that input, at least 1.
-        left: Columns of padding before the image.
-        top: Rows of padding above the image.
-    """
-
-    image_width: int
-    image_height: int
-    height: int
-    width: int
-    resized_width: int
-    resized_height: int
-    left: int
-    top: int
-
-    @classmethod
-    def fit(cls, image_width: int, image_height: int, size: tuple[int, int]) -> Self:
-        """Scale an image, up or down, to the largest that fits; the other side is rounded down.
-
-        The arithmetic is that of darknet's `letterbox_image` (src/image.c), in integers throughout.
-
-        Args:
-            image_width: Of the source, in pixels.
-            image_height: Of the source, in pixels.
-            size: (height, width) of the network's input.
-
-        Raises:
-            ImageError: If a side is not positive.
-        """
-        height, width = size
-        if min(image_width, image_height, height, width) < 1:
-            raise ImageError(
-                f"expected an image and an input of at least 1x1 pixels, "
-                f"got {image_width}x{image_height} and {width}x{height}"
-            )
-        if width * image_height < height * image_width:
-            resized_width, resized_height = width, max(1, image_height * width // image_width)
-        else:
-            resized_width, resized_height = max(1, image_width * height // image_height), height
-        return cls(
-            image_width=image_width,
-            image_height=image_height,
-            height=height,
-            width=width,
-            resized_width=resized_width,
-            resized_height=resized_height,
-            left=(width - resized_width) // 2,
-            top=(height - resized_height) // 2,
-        )
-
-    def to_image(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Map boxes from the network's input back to the source image.
-
-        Args:
-            boxes: (N, 4) corners x1, y1, x2, y2 in pixels of the network's input.
-
-        Returns:
-            (N, 4) corners in pixels of the source, clipped to it.
-        """
-        offset = np.array([self.left, self.top] * 2, np.float32)
-        extent = np.array([self.image_width, self.image_height] * 2, np.float32)
-        resized = np.array([self.resized_width, self.resized_height] * 2, np.float32)
-        return np.clip((boxes - offset) * (extent / resized), np.float32(0), extent)
-
-
 def unit_range(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Pixels as networks take them: 0 to 255 becomes 0 to 1, in the same shape."""
     return pixels.astype(np.float32) / np.float32(255)
-
-
-def letterbox(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Scale an image into the network's input, on a grey ground.
-
-    Bilinear with Pillow's antialiasing; the same pixels on every machine.
-
-    Args:
-        image: (H, W, 3) RGB.
-        size: (height, width) of the network's input.
-
-    Returns:
-        (3, height, width), contiguous.
-
-    Raises:
-        ImageError: If the image is not (H, W, 3) uint8, or a side is not positive.
-    """
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise ImageError(f"expected an image (H, W, 3) uint8, got {image.shape} {image.dtype}")
-    box = Letterbox.fit(image.shape[1], image.shape[0], size)
-    resized = Image.fromarray(image).resize(
-        (box.resized_width, box.resized_height), Image.Resampling.BILINEAR
-    )
-    _give_back(image.shape[0] * image.shape[1] * _RESIZED_BYTES)
-    canvas = np.full((3, box.height, box.width), PADDING, np.uint8)
-    rows = slice(box.top, box.top + box.resized_height)
-    columns = slice(box.left, box.left + box.resized_width)
-    canvas[:, rows, columns] = np.asarray(resized).transpose(2, 0, 1)
-    return canvas
 
 
 def _check_header(header: Header, limits: ImageLimits) -> None:
@@ -361,7 +256,8 @@ def _decode(header: Header, limits: ImageLimits) -> tuple[int, NDArray[np.uint8]
         return decoded_bytes, _upright_rgb(image, header)
 
 
-def _give_back(freed_bytes: int) -> None:
+def give_back(freed_bytes: int) -> None:
+    """Return the memory that a picture was decoded or resized in to the operating system."""
     # glibc keeps blocks of up to 32 MiB for the thread that freed them; other libraries do not.
     if _TRIM is not None and freed_bytes > _TRIMMED_BYTES:
         _TRIM(0)

@@ -78,7 +78,7 @@ class Learned(_message.Message):
     def __init__(self, plan_digest: _Optional[bytes] = ..., n: _Optional[int] = ..., edge_us: _Optional[int] = ..., cloud_us: _Optional[int] = ..., uplink_bytes: _Optional[int] = ...) -> None: ...
 
 class Frame(_message.Message):
-    __slots__ = ("frame_id", "plan_digest", "image_width", "image_height", "payloads", "score_threshold", "reference", "measured")
+    __slots__ = ("frame_id", "plan_digest", "image_width", "image_height", "payloads", "score_threshold", "reference", "measured", "iou_threshold", "max_detections", "classes")
     FRAME_ID_FIELD_NUMBER: _ClassVar[int]
     PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
     IMAGE_WIDTH_FIELD_NUMBER: _ClassVar[int]
@@ -87,6 +87,9 @@ class Frame(_message.Message):
     SCORE_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     REFERENCE_FIELD_NUMBER: _ClassVar[int]
     MEASURED_FIELD_NUMBER: _ClassVar[int]
+    IOU_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    MAX_DETECTIONS_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
     frame_id: int
     plan_digest: bytes
     image_width: int
@@ -95,7 +98,10 @@ class Frame(_message.Message):
     score_threshold: float
     reference: Reference
     measured: _containers.RepeatedCompositeFieldContainer[Measurement]
-    def __init__(self, frame_id: _Optional[int] = ..., plan_digest: _Optional[bytes] = ..., image_width: _Optional[int] = ..., image_height: _Optional[int] = ..., payloads: _Optional[_Iterable[_Union[Payload, _Mapping]]] = ..., score_threshold: _Optional[float] = ..., reference: _Optional[_Union[Reference, _Mapping]] = ..., measured: _Optional[_Iterable[_Union[Measurement, _Mapping]]] = ...) -> None: ...
+    iou_threshold: float
+    max_detections: int
+    classes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, frame_id: _Optional[int] = ..., plan_digest: _Optional[bytes] = ..., image_width: _Optional[int] = ..., image_height: _Optional[int] = ..., payloads: _Optional[_Iterable[_Union[Payload, _Mapping]]] = ..., score_threshold: _Optional[float] = ..., reference: _Optional[_Union[Reference, _Mapping]] = ..., measured: _Optional[_Iterable[_Union[Measurement, _Mapping]]] = ..., iou_threshold: _Optional[float] = ..., max_detections: _Optional[int] = ..., classes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Reference(_message.Message):
     __slots__ = ("frame_id", "crc32")
@@ -114,18 +120,22 @@ class Payload(_message.Message):
     def __init__(self, data: _Optional[bytes] = ..., crc32: _Optional[int] = ...) -> None: ...
 
 class Report(_message.Message):
-    __slots__ = ("frame_id", "plan_digest", "detections", "times", "measured")
+    __slots__ = ("frame_id", "plan_digest", "detections", "classes", "tensors", "times", "measured")
     FRAME_ID_FIELD_NUMBER: _ClassVar[int]
     PLAN_DIGEST_FIELD_NUMBER: _ClassVar[int]
     DETECTIONS_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
     TIMES_FIELD_NUMBER: _ClassVar[int]
     MEASURED_FIELD_NUMBER: _ClassVar[int]
     frame_id: int
     plan_digest: bytes
     detections: Detections
+    classes: Classes
+    tensors: Tensors
     times: EdgeTimes
     measured: _containers.RepeatedCompositeFieldContainer[Measurement]
-    def __init__(self, frame_id: _Optional[int] = ..., plan_digest: _Optional[bytes] = ..., detections: _Optional[_Union[Detections, _Mapping]] = ..., times: _Optional[_Union[EdgeTimes, _Mapping]] = ..., measured: _Optional[_Iterable[_Union[Measurement, _Mapping]]] = ...) -> None: ...
+    def __init__(self, frame_id: _Optional[int] = ..., plan_digest: _Optional[bytes] = ..., detections: _Optional[_Union[Detections, _Mapping]] = ..., classes: _Optional[_Union[Classes, _Mapping]] = ..., tensors: _Optional[_Union[Tensors, _Mapping]] = ..., times: _Optional[_Union[EdgeTimes, _Mapping]] = ..., measured: _Optional[_Iterable[_Union[Measurement, _Mapping]]] = ...) -> None: ...
 
 class Probe(_message.Message):
     __slots__ = ("frame_id", "padding")
@@ -243,15 +253,37 @@ class Detections(_message.Message):
     classes: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, boxes: _Optional[_Iterable[float]] = ..., scores: _Optional[_Iterable[float]] = ..., classes: _Optional[_Iterable[int]] = ...) -> None: ...
 
+class Classes(_message.Message):
+    __slots__ = ("indices", "scores")
+    INDICES_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    indices: _containers.RepeatedScalarFieldContainer[int]
+    scores: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, indices: _Optional[_Iterable[int]] = ..., scores: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class Tensors(_message.Message):
+    __slots__ = ("ranks", "sides", "data")
+    RANKS_FIELD_NUMBER: _ClassVar[int]
+    SIDES_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    ranks: _containers.RepeatedScalarFieldContainer[int]
+    sides: _containers.RepeatedScalarFieldContainer[int]
+    data: bytes
+    def __init__(self, ranks: _Optional[_Iterable[int]] = ..., sides: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
 class Result(_message.Message):
-    __slots__ = ("frame_id", "detections", "times")
+    __slots__ = ("frame_id", "detections", "classes", "tensors", "times")
     FRAME_ID_FIELD_NUMBER: _ClassVar[int]
     DETECTIONS_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
     TIMES_FIELD_NUMBER: _ClassVar[int]
     frame_id: int
     detections: Detections
+    classes: Classes
+    tensors: Tensors
     times: CloudTimes
-    def __init__(self, frame_id: _Optional[int] = ..., detections: _Optional[_Union[Detections, _Mapping]] = ..., times: _Optional[_Union[CloudTimes, _Mapping]] = ...) -> None: ...
+    def __init__(self, frame_id: _Optional[int] = ..., detections: _Optional[_Union[Detections, _Mapping]] = ..., classes: _Optional[_Union[Classes, _Mapping]] = ..., tensors: _Optional[_Union[Tensors, _Mapping]] = ..., times: _Optional[_Union[CloudTimes, _Mapping]] = ...) -> None: ...
 
 class CloudTimes(_message.Message):
     __slots__ = ("decode_us", "queue_us", "tail_us", "postprocess_us", "total_us", "arrived_us")

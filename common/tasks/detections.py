@@ -1,104 +1,45 @@
-"""Detections: from the network's output maps to boxes.
+"""Detection: from a detector's outputs to boxes.
 
-    maps -> decode_yolo -> Detections -> Result, COCO file, REST answer, drawing
+    outputs -> Decoder.candidates -> suppression -> Detections -> Result, COCO file, REST, drawing
 
-The cloud decodes the tail's maps, an edge-only plan decodes on the edge, and the search judges
+The cloud decodes the tail's outputs, an edge-only plan decodes on the edge, and the search judges
 plans by the same code, so a plan's accuracy is that of what is deployed. A network may be fed
 anything: values that are not finite are ignored, huge ones are clamped, and nothing warns.
 """
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Any, ClassVar, Final, Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from PIL import Image
+from pydantic import Field, model_validator
 
-from common.errors import ModelError, SettingsError
-from common.imaging.images import Letterbox
+from common.errors import ModelError, PayloadError, WrongTaskError
+from common.imaging.placement import Placement
+from common.rpc import splitpoint_pb2 as pb
 from common.tasks import labels as coco
+from common.tasks.base import (
+    Agreement,
+    Carrier,
+    Floats,
+    Integers,
+    ResultSettings,
+    ResultTable,
+    Shapes,
+    Task,
+    TaskResult,
+)
+from common.tasks.decoders.registry import AnyDecoder, with_near_presets
+from common.tasks.draw import draw_boxes
+from common.tasks.suppression import MAX_CANDIDATES, best, box_iou, suppress
 
-Floats = NDArray[np.float32]
-Integers = NDArray[np.int32]
-
-# Candidates that enter non-maximum suppression, best first: bounds its cost, N^2, on hostile maps.
-MAX_CANDIDATES: Final = 1000
-# A sigmoid is 0 or 1 in float32 beyond this, and a box e^16 times its anchor is beyond any image.
-_MAX_LOGIT = 30.0
-_MAX_LOG_SCALE = 16.0
-
-
-_Side = Annotated[float, Field(gt=0, le=65536)]
-
-
-class _Spec(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class YoloHeadSpec(_Spec):
-    """One output map of a YOLOv3: A anchors of 4 box values, objectness and C class values each.
-
-    Attributes:
-        stride: Input pixels per cell of the map.
-        anchors: (width, height) in input pixels.
-        classes: C.
-    """
-
-    stride: int = Field(ge=1, le=4096)
-    anchors: tuple[tuple[_Side, _Side], ...] = Field(min_length=1, max_length=64)
-    classes: int = Field(ge=1, le=65536)
-
-    @property
-    def channels(self) -> int:
-        """Channels of the map: A x (5 + C)."""
-        return len(self.anchors) * (5 + self.classes)
-
-
-class DetectorSpec(_Spec):
-    """Meaning of a detector's output maps; part of a bundle's manifest.
-
-    Attributes:
-        kind: The family that says how maps are decoded.
-        input_height: Of the network's input, in pixels.
-        input_width: Of the network's input, in pixels.
-        heads: One per output map, in the order of the maps.
-        class_names: One per class, in the order of the class values.
-    """
-
-    kind: Literal["yolov3"]
-    input_height: int = Field(ge=1, le=65536)
-    input_width: int = Field(ge=1, le=65536)
-    heads: tuple[YoloHeadSpec, ...] = Field(min_length=1, max_length=16)
-    class_names: tuple[str, ...] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _parts_fit_together(self) -> Self:
-        for head in self.heads:
-            if head.classes != len(self.class_names):
-                raise ValueError(
-                    f"the head of stride {head.stride} has {head.classes} classes, "
-                    f"there are {len(self.class_names)} class names"
-                )
-            if self.input_height % head.stride or self.input_width % head.stride:
-                raise ValueError(
-                    f"the input {self.input_height}x{self.input_width} is no multiple "
-                    f"of the stride {head.stride}"
-                )
-        return self
-
-    @property
-    def map_shapes(self) -> tuple[tuple[int, int, int], ...]:
-        """The shape (channels, height, width) of each output map."""
-        return tuple(
-            (head.channels, self.input_height // head.stride, self.input_width // head.stride)
-            for head in self.heads
-        )
+MAX_DETECTIONS: Final = MAX_CANDIDATES
+"""Most detections of a frame: no more enter NMS, so no honest end finds more."""
 
 
 @dataclass(frozen=True, eq=False)
-class Detections:
+class Detections(TaskResult):
     """Detections of one image, by falling score.
 
     Attributes:
@@ -127,6 +68,55 @@ class Detections:
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory that its arrays take."""
+        return self.boxes.nbytes + self.scores.nbytes + self.classes.nbytes
+
+    def write(self, carrier: Carrier) -> None:
+        """Put it into a message as columns."""
+        carrier.detections.CopyFrom(
+            pb.Detections(
+                boxes=self.boxes.ravel().tolist(),
+                scores=self.scores.tolist(),
+                classes=self.classes.tolist(),
+            )
+        )
+
+    def to_records(self, image_id: int, class_names: Sequence[str]) -> list[dict[str, Any]]:
+        """Entries of a COCO results file, with the ids of these classes."""
+        return self.to_coco(image_id, coco.category_ids(class_names))
+
+    def to_table(self, class_names: Sequence[str]) -> ResultTable:
+        """Objects with their score and place, in whole pixels."""
+        rows = [
+            (row["class_name"], f"{row['score']:.2f}", *(f"{side:.0f}" for side in row["bbox"]))
+            for row in self.to_json(class_names)
+        ]
+        return ResultTable(("object", "score", "x", "y", "width", "height"), tuple(rows))
+
+    def draw(self, picture: Image.Image, class_names: Sequence[str]) -> None:
+        """Draw boxes and labels."""
+        columns = self.boxes.tolist(), self.scores.tolist(), self.classes.tolist()
+        draw_boxes(picture, *columns, class_names)
+
+    def agreement(self, found: Self, iou: float = 0.5) -> Agreement:
+        """Pair up with what was found in the same image, greedily, best expected score first.
+
+        Args:
+            found: What is compared with these.
+            iou: Least intersection over union of a pair; both must be of the same class.
+        """
+        overlap = box_iou(self.boxes, found.boxes)
+        overlap[self.classes[:, None] != found.classes] = 0
+        matched = 0
+        for row in np.argsort(-self.scores, kind="stable") if len(found) else ():
+            nearest = int(overlap[row].argmax())
+            if overlap[row, nearest] >= iou and overlap[row, nearest] > 0:
+                matched += 1
+                overlap[:, nearest] = 0
+        return Agreement(matched, len(self) - matched, len(found) - matched)
 
     def to_coco(
         self, image_id: int, category_ids: Sequence[int] | None = None
@@ -176,174 +166,118 @@ class Detections:
             yield index, round(score, 4), bbox
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """Counts of detections that two lists share, or only the expected or the found one has.
+class DetectionTask(Task):
+    """Detection of objects.
 
-    Counts of several images add up.
+    Attributes:
+        decoder: How the network writes boxes into its outputs.
     """
 
-    matched: int = 0
-    missing: int = 0
-    extra: int = 0
+    kind: Literal["detection"] = "detection"
+    decoder: AnyDecoder
+    class_names: tuple[str, ...] = Field(min_length=1)
+    message: ClassVar[str] = "detections"
 
-    def __add__(self, other: "Agreement") -> "Agreement":
-        return Agreement(
-            self.matched + other.matched, self.missing + other.missing, self.extra + other.extra
+    @model_validator(mode="after")
+    def _decoder_suits_the_input(self) -> Self:
+        self.decoder.check(self.image.size)
+        return self
+
+    def misfit(self, shapes: Shapes) -> str | None:
+        """Say in one line why outputs of these shapes are not the decoder's; None if they are."""
+        wrong = self.decoder.fits(shapes, self.image.size, len(self.class_names))
+        return None if wrong is None else with_near_presets(wrong, shapes, self.image.size)
+
+    def empty(self) -> Detections:
+        """No detections."""
+        return Detections.empty()
+
+    def from_json(self, records: Iterable[Any]) -> Detections:
+        """Read the records of a REST answer.
+
+        Raises:
+            PayloadError: If they are no detections of these classes.
+        """
+        try:
+            found = list(records)
+            boxes = np.array([each["bbox"] for each in found], np.float32).reshape(-1, 4)
+            boxes[:, 2:] += boxes[:, :2]
+            return Detections(
+                boxes=boxes,
+                scores=np.array([each["score"] for each in found], np.float32),
+                classes=np.array(
+                    [self.class_names.index(each["class_name"]) for each in found], np.int32
+                ),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise PayloadError(f"detections: not those of this network: {error}") from error
+
+    def _decode(
+        self, outputs: Sequence[Floats], where: Placement, settings: ResultSettings
+    ) -> Detections:
+        """Decode boxes and suppress duplicates; only the best `MAX_CANDIDATES` enter."""
+        boxes, scores, classes = self.decoder.candidates(
+            outputs, self.image.size, len(self.class_names), settings.score_threshold
         )
+        if settings.classes:
+            wanted = np.isin(classes, settings.classes)
+            boxes, scores, classes = boxes[wanted], scores[wanted], classes[wanted]
+        if self.decoder.overlaps:
+            kept = suppress(boxes, scores, classes, settings.iou_threshold)
+        else:
+            kept = best(scores)
+        # A box may lie in the padding altogether: clipped to the image, nothing of it remains.
+        corners = where.to_image(boxes[kept])
+        visible = np.flatnonzero((corners[:, 2:] > corners[:, :2]).all(axis=1))
+        visible = visible[: settings.max_detections]
+        kept = kept[visible]
+        return Detections(corners[visible], scores[kept], classes[kept])
+
+    def _read(self, message: pb.Detections) -> Detections:
+        count = len(message.scores)
+        if max(count, len(message.classes), len(message.boxes) // 4) > MAX_DETECTIONS:
+            raise PayloadError(f"detections: expected at most {MAX_DETECTIONS}, got {count} scores")
+        if len(message.boxes) != 4 * count or len(message.classes) != count:
+            raise PayloadError(
+                f"detections: {len(message.boxes)} box coordinates, {count} scores and "
+                f"{len(message.classes)} classes do not belong together"
+            )
+        boxes = np.asarray(message.boxes, dtype=np.float32).reshape(count, 4)
+        scores = np.asarray(message.scores, dtype=np.float32)
+        indices = np.asarray(message.classes, dtype=np.int64)
+        if not np.isfinite(boxes).all():
+            raise PayloadError("detections: a box coordinate is not finite")
+        if not ((scores >= 0) & (scores <= 1)).all():
+            raise PayloadError("detections: a score is outside [0, 1]")
+        if (indices >= len(self.class_names)).any():
+            raise PayloadError(
+                f"detections: class {indices.max()}, the model has {len(self.class_names)}"
+            )
+        return Detections(boxes=boxes, scores=scores, classes=indices.astype(np.int32))
 
 
-def agreement(expected: Detections, found: Detections, iou: float = 0.5) -> Agreement:
-    """Pair up two lists of detections of one image, greedily, best expected score first.
+def require_detection(task: Task, instead: str) -> None:
+    """Require a detector where only detections make sense.
 
     Args:
-        expected: The reference.
-        found: What is compared with it.
-        iou: Least intersection over union of a pair; both must be of the same class.
-    """
-    overlap = box_iou(expected.boxes, found.boxes)
-    overlap[expected.classes[:, None] != found.classes] = 0
-    matched = 0
-    for row in np.argsort(-expected.scores, kind="stable") if len(found) else ():
-        best = int(overlap[row].argmax())
-        if overlap[row, best] >= iou and overlap[row, best] > 0:
-            matched += 1
-            overlap[:, best] = 0
-    return Agreement(matched, len(expected) - matched, len(found) - matched)
-
-
-def decode_yolo(
-    maps: Sequence[Floats],
-    spec: DetectorSpec,
-    letterbox: Letterbox,
-    *,
-    score_threshold: float = 0.25,
-    iou_threshold: float = 0.45,
-    max_detections: int = 100,
-) -> Detections:
-    """Decode a YOLOv3's output maps (Redmon & Farhadi 2018, section 2.1) and suppress duplicates.
-
-        x = (sigmoid(tx) + column) * stride         w = anchor width * exp(tw)
-        y = (sigmoid(ty) + row) * stride            h = anchor height * exp(th)
-        score of a class = sigmoid(objectness) * sigmoid(class value)
-
-    A box is reported once for every class whose score reaches the threshold. Only the best
-    `MAX_CANDIDATES` enter suppression. A cell with a value that is not finite reports nothing.
-
-    Args:
-        maps: One (A * (5 + C), h, w) per head, raw network outputs.
-        spec: What the maps mean.
-        letterbox: Where the image lies in the network's input.
-        score_threshold: Lowest score to report, 0 to 1.
-        iou_threshold: Boxes of a class that overlap a better one by more are dropped, 0 to 1.
-        max_detections: The most to report, best first.
+        task: The bundle's task.
+        instead: What serves every task, such as "POST /v1/infer".
 
     Raises:
-        ModelError: If the maps are not float32 of the shapes that `spec` implies.
-        SettingsError: If a threshold is outside 0 to 1, or `max_detections` below 1.
+        WrongTaskError: If the task is another one.
     """
-    if not (0 <= score_threshold <= 1 and 0 <= iou_threshold <= 1 and max_detections >= 1):
-        raise SettingsError(
-            "expected thresholds from 0 to 1 and at least 1 detection, got "
-            f"score {score_threshold}, IoU {iou_threshold}, {max_detections} detections"
+    if not isinstance(task, DetectionTask):
+        raise WrongTaskError(f"this bundle's task is {task.kind}, not detection: use {instead}")
+
+
+def as_detections(result: TaskResult) -> Detections:
+    """A result as detections.
+
+    Raises:
+        WrongTaskError: If it is of another task.
+    """
+    if not isinstance(result, Detections):
+        raise WrongTaskError(
+            f"this result holds {type(result).__name__.lower()}, no detections: read `result`"
         )
-    _check_maps(maps, spec)
-    parts = [
-        _candidates(values, head, score_threshold)
-        for values, head in zip(maps, spec.heads, strict=True)
-    ]
-    boxes, scores, classes = (np.concatenate(column) for column in zip(*parts, strict=True))
-    kept = suppress(boxes, scores, classes, iou_threshold)
-    # A box may lie in the padding altogether: clipped to the image, nothing of it remains.
-    corners = letterbox.to_image(boxes[kept])
-    visible = np.flatnonzero((corners[:, 2:] > corners[:, :2]).all(axis=1))[:max_detections]
-    kept = kept[visible]
-    return Detections(corners[visible], scores[kept], classes[kept])
-
-
-def suppress(
-    boxes: Floats, scores: Floats, classes: Integers, iou_threshold: float
-) -> NDArray[np.intp]:
-    """Greedy non-maximum suppression within each class, among the best `MAX_CANDIDATES`.
-
-    Args:
-        boxes: (N, 4) corners.
-        scores: (N,); of equal scores the earlier wins.
-        classes: (N,).
-        iou_threshold: A box is dropped when its IoU with a better kept one is above this.
-
-    Returns:
-        (K,) indices of what is kept, by falling score.
-    """
-    candidates = np.arange(len(scores))
-    if len(scores) > MAX_CANDIDATES:
-        lowest = np.partition(scores, -MAX_CANDIDATES)[-MAX_CANDIDATES]
-        candidates = np.flatnonzero(scores >= lowest)
-    order = candidates[np.argsort(-scores[candidates], kind="stable")][:MAX_CANDIDATES]
-    boxes, classes = boxes[order], classes[order]
-    drops = (box_iou(boxes, boxes) > iou_threshold) & (classes[:, None] == classes)
-    drops &= np.arange(len(order))[:, None] < np.arange(len(order))  # only worse ones
-    kept = np.ones(len(order), np.bool_)
-    for index in drops.any(axis=1).nonzero()[0]:
-        if kept[index]:
-            kept[drops[index]] = False
-    return order[kept]
-
-
-def box_iou(first: Floats, second: Floats) -> Floats:
-    """Intersection over union of every pair of boxes; 0 where both are without area.
-
-    Args:
-        first: (N, 4) corners.
-        second: (M, 4) corners.
-
-    Returns:
-        (N, M) in [0, 1].
-    """
-    x1, y1, x2, y2 = np.ascontiguousarray(first.T)[:, :, None]
-    u1, v1, u2, v2 = np.ascontiguousarray(second.T)
-    shared: Floats = (np.minimum(x2, u2) - np.maximum(x1, u1)).clip(0)
-    shared *= (np.minimum(y2, v2) - np.maximum(y1, v1)).clip(0)
-    union = (x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1) - shared
-    shared /= np.where(union > 0, union, np.float32(1))
-    return shared
-
-
-def _candidates(
-    values: Floats, head: YoloHeadSpec, score_threshold: float
-) -> tuple[Floats, Floats, Integers]:
-    """All (boxes, scores, classes) of one map above the threshold, boxes in input pixels."""
-    columns = values.shape[2]
-    cells = values.reshape(len(head.anchors), 5 + head.classes, -1)
-    # A score is at most its objectness, so most cells end here, having cost one comparison.
-    anchor, cell = (cells[:, 4] >= _logit(score_threshold)).nonzero()
-    rows = cells[anchor, :, cell]
-    finite = np.isfinite(rows).all(axis=1)
-    if not finite.all():
-        anchor, cell, rows = anchor[finite], cell[finite], rows[finite]
-    probabilities = _sigmoid(rows[:, 4:5]) * _sigmoid(rows[:, 5:])
-    row, label = (probabilities >= score_threshold).nonzero()
-    grid = np.stack([cell % columns, cell // columns], axis=1).astype(np.float32)
-    centres = (_sigmoid(rows[:, :2]) + grid) * np.float32(head.stride)
-    scales = np.exp(rows[:, 2:4].clip(-_MAX_LOG_SCALE, _MAX_LOG_SCALE))
-    halves = np.array(head.anchors, np.float32)[anchor] * scales * np.float32(0.5)
-    boxes = np.concatenate([centres - halves, centres + halves], axis=1)
-    return boxes[row], probabilities[row, label], label.astype(np.int32)
-
-
-def _check_maps(maps: Sequence[Floats], spec: DetectorSpec) -> None:
-    given = [(values.shape, str(values.dtype)) for values in maps]
-    expected = [(shape, "float32") for shape in spec.map_shapes]
-    if given != expected:
-        raise ModelError(f"expected output maps {expected}, got {given}")
-
-
-def _logit(probability: float) -> float:
-    """The logit, a little below the exact one, so that float32 rounding loses no candidate."""
-    inside = min(max(probability, 1e-12), 1 - 1e-7)
-    return math.log(inside / (1 - inside)) - 1e-3
-
-
-def _sigmoid(values: Floats) -> Floats:
-    odds: Floats = np.exp(-values.clip(-_MAX_LOGIT, _MAX_LOGIT))
-    return np.float32(1) / (np.float32(1) + odds)
+    return result

@@ -1,6 +1,8 @@
-"""Detections drawn onto their image, for people to look at: the end of a frame on a web page.
+"""Results drawn onto their image, for people to look at: the end of a frame on a web page.
 
-    (H, W, 3) image + Detections -> annotate -> picture -> side_by_side -> pictures to compare
+    (H, W, 3) image + TaskResult -> annotate -> picture -> side_by_side -> pictures to compare
+
+How a result is drawn is the task's; boxes and lines are drawn here.
 
 Colours are those of Okabe and Ito (2008), which stay apart under every common colour-vision
 deficiency; lines and letters grow with the image.
@@ -15,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from common.tasks.detections import Detections
+from common.tasks.base import TaskResult, label_of
 
 Colour = tuple[int, int, int]
 
@@ -46,15 +48,15 @@ def class_colour(index: int) -> Colour:
 
 def annotate(
     image: NDArray[np.uint8],
-    detections: Detections,
+    result: TaskResult,
     class_names: Sequence[str],
     caption: str | None = None,
 ) -> Image.Image:
-    """Draw boxes and labels onto a copy of an image; the best detection's box lies on top.
+    """Draw a result onto a copy of its image.
 
     Args:
         image: (H, W, 3) RGB.
-        detections: With boxes in pixels of `image`; what lies outside it is cut off.
+        result: Of this image; boxes are in its pixels.
         class_names: One per class; a class beyond is labelled with its number.
         caption: Written on a strip above the picture, which becomes higher by it.
 
@@ -62,18 +64,35 @@ def annotate(
         An RGB picture, W wide.
     """
     picture = Image.fromarray(image)
+    result.draw(picture, class_names)
+    if caption is None:
+        return picture
+    return _captioned(picture, caption, _caption_letters(picture, caption))
+
+
+def draw_boxes(
+    picture: Image.Image,
+    boxes: Sequence[Sequence[float]],
+    scores: Sequence[float],
+    classes: Sequence[int],
+    class_names: Sequence[str],
+) -> None:
+    """Draw boxes and labels onto a picture; the first box lies on top.
+
+    Args:
+        picture: RGB.
+        boxes: Corners x1, y1, x2, y2 in pixels; what lies outside the picture is cut off.
+        scores: One per box.
+        classes: Index of each box's class.
+        class_names: One per class; a class beyond is labelled with its number.
+    """
     draw = ImageDraw.Draw(picture)
     scale = min(picture.size)
     line = max(1, round(scale / 200))
     font = _font(max(11, round(scale / 30)))
     drawable = [
         (index, score, _clip(box, picture.size))
-        for index, score, box in zip(
-            detections.classes.tolist(),
-            detections.scores.tolist(),
-            detections.boxes.tolist(),
-            strict=True,
-        )
+        for index, score, box in zip(classes, scores, boxes, strict=True)
         if all(map(math.isfinite, box))
     ]
     for index, _, corners in reversed(drawable):
@@ -81,12 +100,27 @@ def annotate(
     # Labels after all boxes, so that no line crosses a label.
     taken: list[_Corners] = []
     for index, score, corners in drawable:
-        name = class_names[index] if 0 <= index < len(class_names) else f"class {index}"
-        text = f"{name} {score:.2f}"
+        text = f"{label_of(index, class_names)} {score:.2f}"
         taken.append(_draw_label(draw, text, corners, class_colour(index), line, font, taken))
-    if caption is None:
-        return picture
-    return _captioned(picture, caption, _caption_letters(picture, caption))
+
+
+def draw_lines(picture: Image.Image, lines: Sequence[str]) -> None:
+    """Write lines into the top left corner of a picture, as many as fit; each on its colour."""
+    draw = ImageDraw.Draw(picture)
+    scale = min(picture.size)
+    pad = max(2, round(scale / 100))
+    top = 0
+    for index, text in enumerate(lines):
+        font = _fitting(text, _font(max(11, round(scale / 25))), picture.width - 2 * pad)
+        width, height = _text_size(text, font)
+        bottom = top + height + 2 * pad
+        if bottom > picture.height:
+            break
+        colour = class_colour(index)
+        draw.rectangle((0, top, width + 2 * pad - 1, bottom - 1), fill=colour)
+        middle = (pad, (top + bottom) / 2)
+        draw.text(middle, text, fill=_text_colour(colour), font=font, anchor="lm")
+        top = bottom
 
 
 def side_by_side(images: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image:

@@ -23,6 +23,7 @@ from starlette.types import ASGIApp
 from common.errors import SourceError, SplitpointError
 from common.http.log_limits import EventLimit
 from common.http.serving import Fields, RestServer, announce, log_event, retract, stop_on_signals
+from common.tasks.base import ResultSettings
 from edge.detector import Detector, Outcome
 from edge.metrics import EdgeMetrics
 
@@ -62,7 +63,7 @@ class Player:
         detector: The opened detector.
         camera: Not started yet.
         metrics: Metrics that count the frames.
-        score_threshold: Lowest score of a detection.
+        settings: What to report of a frame.
         now_s: A monotonic clock, for the log and for detecting a silent camera.
         period_s: Time between two frames of the camera.
 
@@ -76,7 +77,7 @@ class Player:
         detector: Detector,
         camera: "Camera",
         metrics: EdgeMetrics,
-        score_threshold: float,
+        settings: ResultSettings,
         now_s: Callable[[], float] = time.monotonic,
         *,
         period_s: float = _USUAL_PERIOD_S,
@@ -84,7 +85,7 @@ class Player:
         self._detector = detector
         self._camera = camera
         self._metrics = metrics
-        self._threshold = score_threshold
+        self._settings = settings
         self._now_s = now_s
         self._stopped = threading.Event()
         self._told_s = now_s()
@@ -101,7 +102,7 @@ class Player:
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the detector's classes, by class index."""
-        return self._detector.bundle.manifest.detector.class_names
+        return self._detector.task.class_names
 
     def play(self) -> None:
         """Serve frames in the calling thread until the camera ends or `stop` is called.
@@ -155,7 +156,7 @@ class Player:
             with self._metrics.under_way():
                 outcome = self._detector.detect(
                     captured.image,
-                    score_threshold=self._threshold,
+                    settings=self._settings,
                     capture_ms=captured.capture_ms,
                 )
         except Exception as error:  # noqa: BLE001 - whatever a frame does, the next is served
@@ -204,7 +205,7 @@ def status(served: Sequence[Outcome], seconds: float) -> dict[str, object]:
         "plan": served[-1].plan.name,
         "latency_ms": round(latencies[len(latencies) // 2], 1),
         "uplink_bytes": round(sum(outcome.uplink_bytes for outcome in served) / len(served)),
-        "objects": len(served[-1].detections),
+        "objects": len(served[-1].result),
     }
 
 

@@ -21,8 +21,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from common.errors import CalibrationError
-from common.tasks.detections import Detections
-from common.tasks.labels import CATEGORY_IDS
+from common.tasks.base import TaskResult
+from common.tasks.detections import as_detections
+from common.tasks.labels import CLASS_NAMES, category_ids
 from search.measure.intervals import WeightedAp, drop_bound, drop_interval
 
 # Below this score, what the floating-point network reports is not taken for an object.
@@ -37,12 +38,12 @@ class AccuracySource(Protocol):
 
     metric: str
 
-    def accuracy(self, detections: Sequence[Detections]) -> float:
+    def accuracy(self, detections: Sequence[TaskResult]) -> float:
         """Accuracy in percent; one entry of `detections` per evaluation image, in order."""
         ...
 
     def drop(
-        self, reference: Sequence[Detections], detections: Sequence[Detections], level: float
+        self, reference: Sequence[TaskResult], detections: Sequence[TaskResult], level: float
     ) -> tuple[float, float]:
         """Accuracy lost against a reference, on the first `len(detections)` images.
 
@@ -52,7 +53,7 @@ class AccuracySource(Protocol):
         ...
 
     def most_lost(
-        self, reference: Sequence[Detections], detections: Sequence[Detections], level: float
+        self, reference: Sequence[TaskResult], detections: Sequence[TaskResult], level: float
     ) -> float:
         """Upper confidence bound of the accuracy lost against a reference, on all images.
 
@@ -68,6 +69,7 @@ class _Judge:
     Args:
         truth: The objects.
         image_ids: The images, in the order of detections.
+        ids: Category of each class.
         iou: One IoU; None for the mean from 0.50 to 0.95.
         pooled: As for `AgreementAccuracy`.
     """
@@ -76,23 +78,25 @@ class _Judge:
         self,
         truth: COCO,
         image_ids: Sequence[int],
+        ids: Sequence[int],
         *,
         iou: float | None = None,
         pooled: bool = False,
     ) -> None:
         self._truth = truth
         self._image_ids = image_ids
+        self._ids = ids
         self._iou = iou
         self._pooled = pooled
-        self._matched: list[tuple[Sequence[Detections], WeightedAp | None]] = []
+        self._matched: list[tuple[Sequence[TaskResult], WeightedAp | None]] = []
 
-    def accuracy(self, detections: Sequence[Detections]) -> float:
+    def accuracy(self, detections: Sequence[TaskResult]) -> float:
         """AP in percent on the first `len(detections)` images."""
         found = self._weighted(detections)
         return 0.0 if found is None else found.ap(iou=self._iou)
 
     def drop(
-        self, reference: Sequence[Detections], detections: Sequence[Detections], level: float
+        self, reference: Sequence[TaskResult], detections: Sequence[TaskResult], level: float
     ) -> tuple[float, float]:
         """Implement `AccuracySource.drop`."""
         whole, found = self._weighted(reference), self._weighted(detections)
@@ -105,7 +109,7 @@ class _Judge:
         return low, (low + high) / 2
 
     def most_lost(
-        self, reference: Sequence[Detections], detections: Sequence[Detections], level: float
+        self, reference: Sequence[TaskResult], detections: Sequence[TaskResult], level: float
     ) -> float:
         """Implement `AccuracySource.most_lost`."""
         whole, found = self._weighted(reference), self._weighted(detections)
@@ -115,13 +119,13 @@ class _Judge:
             return 100.0
         return drop_bound(whole, found, level=level, iou=self._iou)
 
-    def _weighted(self, detections: Sequence[Detections]) -> WeightedAp | None:
+    def _weighted(self, detections: Sequence[TaskResult]) -> WeightedAp | None:
         """Match detections with the truth, cached for the last few; None without detections."""
         for known, weighted in self._matched:
             if len(known) == len(detections) and all(map(operator.is_, known, detections)):
                 return weighted
         ids = self._image_ids[: len(detections)]
-        evaluation = _evaluated(self._truth, ids, detections)
+        evaluation = _evaluated(self._truth, ids, detections, self._ids)
         made = None if evaluation is None else WeightedAp.of(evaluation, pooled=self._pooled)
         self._matched = [(tuple(detections), made), *self._matched][:_KEPT]
         return made
@@ -133,6 +137,7 @@ class CocoAccuracy(_Judge):
     Args:
         annotations: A COCO instances file.
         file_names: The evaluation images, in order; each must be in the file.
+        class_names: Of the detector; a category of the same name is the class's.
 
     Raises:
         CalibrationError: If the file is no COCO file, or an image is not in it.
@@ -140,7 +145,12 @@ class CocoAccuracy(_Judge):
 
     metric = "COCO AP"
 
-    def __init__(self, annotations: Path, file_names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        annotations: Path,
+        file_names: Sequence[str],
+        class_names: Sequence[str] = CLASS_NAMES,
+    ) -> None:
         try:
             dataset = json.loads(annotations.read_bytes())
             ids = {image["file_name"]: image["id"] for image in dataset["images"]}
@@ -152,7 +162,8 @@ class CocoAccuracy(_Judge):
             raise CalibrationError(
                 f"{annotations} does not list {len(missing)} evaluation images, e.g. {missing[0]}"
             )
-        super().__init__(truth, [ids[name] for name in file_names])
+        categories = _categories(dataset, class_names)
+        super().__init__(truth, [ids[name] for name in file_names], categories)
 
 
 class AgreementAccuracy(_Judge):
@@ -162,18 +173,26 @@ class AgreementAccuracy(_Judge):
         reference: What the floating-point network found, one entry per evaluation image.
         pooled: Whether detections of all categories are ranked together; else AP is the mean over
             categories.
+        class_names: Of the detector.
 
     Raises:
         CalibrationError: If it found nothing at all.
     """
 
-    def __init__(self, reference: Sequence[Detections], *, pooled: bool = False) -> None:
+    def __init__(
+        self,
+        reference: Sequence[TaskResult],
+        *,
+        pooled: bool = False,
+        class_names: Sequence[str] = CLASS_NAMES,
+    ) -> None:
         self.metric = "pooled agreement AP50" if pooled else "agreement AP50"
         image_ids = list(range(1, len(reference) + 1))
+        categories = category_ids(class_names)
         objects = [
             {"image_id": image_id, **detection}
             for image_id, found in zip(image_ids, reference, strict=True)
-            for detection in found.to_coco(image_id)
+            for detection in as_detections(found).to_coco(image_id, categories)
             if detection["score"] >= TRUTH_SCORE
         ]
         if not objects:
@@ -196,10 +215,18 @@ class AgreementAccuracy(_Judge):
             {
                 "images": [{"id": image_id} for image_id in image_ids],
                 "annotations": annotations,
-                "categories": [{"id": category} for category in CATEGORY_IDS],
+                "categories": [{"id": category} for category in categories],
             }
         )
-        super().__init__(truth, image_ids, iou=0.5, pooled=pooled)
+        super().__init__(truth, image_ids, categories, iou=0.5, pooled=pooled)
+
+
+def _categories(dataset: dict[str, Any], class_names: Sequence[str]) -> tuple[int, ...]:
+    """Category of each class: that of its name, or COCO's order where a name is not there."""
+    named = {each.get("name"): each["id"] for each in dataset.get("categories", ())}
+    if all(name in named for name in class_names):
+        return tuple(named[name] for name in class_names)
+    return category_ids(class_names)
 
 
 def _coco(dataset: dict[str, Any]) -> COCO:
@@ -211,13 +238,16 @@ def _coco(dataset: dict[str, Any]) -> COCO:
 
 
 def _evaluated(
-    truth: COCO, image_ids: Sequence[int], detections: Sequence[Detections]
+    truth: COCO,
+    image_ids: Sequence[int],
+    detections: Sequence[TaskResult],
+    ids: Sequence[int],
 ) -> COCOeval | None:
     """Match detections with the truth; None without detections."""
     found = [
         detection
         for image_id, each in zip(image_ids, detections, strict=True)
-        for detection in each.to_coco(image_id)
+        for detection in as_detections(each).to_coco(image_id, ids)
     ]
     if not found:
         return None

@@ -17,11 +17,12 @@ from pathlib import Path
 from common.codec.spec import CodecSpec
 from common.machine import usable_cores
 from common.progress import Progress
-from common.tasks.detections import Detections, DetectorSpec
+from common.tasks.base import DEFAULTS, ResultSettings, Task, TaskResult
 from search.cache import Cache, digest
-from search.measure.accuracy import AccuracySource, AgreementAccuracy, CocoAccuracy
+from search.measure.accuracy import AccuracySource
 from search.measure.evaluate import Evaluator
 from search.measure.frames import Frames
+from search.measure.sources import accuracy_source, content_digest
 from search.network.cuts import Cut, prefix_cuts
 from search.prediction.candidates import Candidate, RankedCandidate
 from search.quantization.heads import Heads
@@ -66,7 +67,7 @@ class AccuracyEvaluator:
         self,
         evaluator: Evaluator,
         source: AccuracySource,
-        reference: Sequence[Detections],
+        reference: Sequence[TaskResult],
         max_drop: float,
         cache: Cache,
         judged_on: str,
@@ -157,7 +158,7 @@ class AccuracyEvaluator:
         return self._measured[identity]
 
     def _measure(self, candidate: Candidate) -> tuple[float, int, float | None]:
-        count, found = len(self._reference), list[Detections]()
+        count, found = len(self._reference), list[TaskResult]()
         look = FIRST_LOOK
         while 2 * look <= count:
             found += self._evaluator.detections(candidate, range(len(found), look))
@@ -172,7 +173,7 @@ class AccuracyEvaluator:
 
 def open_evaluator(
     heads: Heads,
-    detector: DetectorSpec,
+    task: Task,
     evaluation: Frames,
     annotations: Path | None,
     folder: Path,
@@ -180,35 +181,34 @@ def open_evaluator(
     max_drop: float,
     cache: Cache,
     origin: str,
+    settings: ResultSettings = DEFAULTS,
 ) -> tuple[AccuracyEvaluator, float]:
     """Open an evaluator; also returns the median postprocessing time in ms on this machine.
 
     Args:
         heads: The integer networks.
-        detector: How their maps become boxes.
+        task: What the network is for.
         evaluation: Images to judge by.
-        annotations: COCO instances file of them; without, the floating-point network's detections
-            stand in for the truth.
+        annotations: The truth about them; see `accuracy_source`.
         folder: For tails while they are evaluated.
         max_drop: As for `AccuracyEvaluator`.
         cache: As for `AccuracyEvaluator`.
         origin: Digest of the network and the calibration images.
+        settings: What counts of a result; the score threshold is that of average precision.
     """
     evaluator = Evaluator(
         heads,
-        detector,
+        task,
         evaluation.pixels,
         evaluation.letterboxes,
         folder,
         workers=max(1, int(usable_cores())),
+        settings=settings,
     )
     reference, postprocess_ms = evaluator.reference(prefix_cuts(heads.network.graph)[0])
-    source: AccuracySource
-    if annotations is None:
-        source = AgreementAccuracy(reference, pooled=True)
-    else:
-        source = CocoAccuracy(annotations, evaluation.names)
-    judged_on = digest(origin, evaluation.pixels, annotations and annotations.read_bytes())
+    source = accuracy_source(task, reference, evaluation.names, annotations)
+    truth = None if annotations is None else [content_digest(annotations), *evaluation.names]
+    judged_on = digest(origin, task, settings, evaluation.pixels, truth)
     return AccuracyEvaluator(
         evaluator, source, reference, max_drop, cache, judged_on
     ), postprocess_ms

@@ -1,12 +1,13 @@
-"""Evaluation: a candidate's detections, computed as they will be when it is deployed.
+"""Evaluation: a candidate's results, computed as they will be when it is deployed.
 
 The head runs in int8, symbols and payloads are made and read by the codecs of the wire, the tail
-runs in ONNX Runtime, boxes are decoded by the shared code.
+runs in ONNX Runtime, outputs are decoded by the task.
 """
 
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,10 @@ from numpy.typing import NDArray
 
 from common.codec.quantizer import WireTable
 from common.codec.spec import CodecSpec
-from common.imaging.images import Letterbox
+from common.imaging.placement import Placement
 from common.runtime.base import Session
 from common.runtime.registry import open_model
-from common.tasks.detections import Detections, DetectorSpec, decode_yolo
+from common.tasks.base import DEFAULTS, ResultSettings, Task, TaskResult
 from search.cache import digest
 from search.measure.accuracy import EVALUATION_SCORE
 from search.network.cuts import Cut
@@ -37,26 +38,29 @@ class Evaluator:
 
     Args:
         heads: The integer networks.
-        detector: How its maps become boxes.
+        task: What the network is for.
         frames: (N, 3, H, W) letterboxed images.
         letterboxes: One per image.
         folder: For tails and their weights.
         workers: Images that are evaluated at once, one thread each.
+        settings: What counts of a result; the score threshold is that of average precision.
     """
 
     def __init__(
         self,
         heads: Heads,
-        detector: DetectorSpec,
+        task: Task,
         frames: NDArray[np.uint8],
-        letterboxes: Sequence[Letterbox],
+        letterboxes: Sequence[Placement],
         folder: Path,
         *,
         workers: int,
+        settings: ResultSettings = DEFAULTS,
     ) -> None:
         self._heads = heads
         self._network = network = heads.network
-        self._detector = detector
+        self._task = task
+        self._settings = replace(settings, score_threshold=EVALUATION_SCORE)
         self._frames = frames
         self._letterboxes = letterboxes
         self._folder = folder
@@ -69,7 +73,7 @@ class Evaluator:
         self._tail: Session | None = None
         write_weights(folder, self._weights)
 
-    def detections(self, candidate: Candidate, images: range | None = None) -> list[Detections]:
+    def detections(self, candidate: Candidate, images: range | None = None) -> list[TaskResult]:
         """Detections of a candidate on each image, or on some of them."""
         self._open(candidate.cut)
         indices = images if images is not None else range(len(self._frames))
@@ -116,7 +120,7 @@ class Evaluator:
         self._open(candidate.cut)
         return [[each[0] for each in codes] for codes in self._all_codes()]
 
-    def reference(self, cloud_only: Cut) -> tuple[list[Detections], float]:
+    def reference(self, cloud_only: Cut) -> tuple[list[TaskResult], float]:
         """Detections of the floating-point network, and the median postprocessing time in ms."""
         self._open(cloud_only)
         image = image_tensor(self._network.graph[IMAGE])
@@ -125,18 +129,18 @@ class Evaluator:
         for codes, box in zip(self._all_codes(), self._letterboxes, strict=True):
             maps = self._cloud_maps(raw, codes)
             start = time.perf_counter()
-            decode_yolo(maps, self._detector, box)
+            self._task.decode(maps, box)
             times.append(1e3 * (time.perf_counter() - start))
-            found.append(decode_yolo(maps, self._detector, box, score_threshold=EVALUATION_SCORE))
+            found.append(self._task.decode(maps, box, self._settings))
         return found, float(np.median(times))
 
-    def _detect(self, candidate: Candidate, index: int) -> Detections:
+    def _detect(self, candidate: Candidate, index: int) -> TaskResult:
         codes, box = self._codes_of(index), self._letterboxes[index]
         if candidate.codec is None:
             maps = self._edge_maps(candidate.cut, codes)
         else:
             maps = self._cloud_maps(candidate, codes)
-        return decode_yolo(maps, self._detector, box, score_threshold=EVALUATION_SCORE)
+        return self._task.decode(maps, box, self._settings)
 
     def _open(self, cut: Cut) -> None:
         if self._cut is cut:

@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import CalibrationError, ImageError
-from common.imaging.images import Letterbox, letterbox, list_images, read_image
+from common.imaging.images import SUFFIXES, list_images, read_image
+from common.imaging.placement import Placement
+from common.tasks.base import ImageInput
 
 MIN_IMAGES = 8
 _TOLD = 3
@@ -29,20 +31,20 @@ class Frames:
 
     names: tuple[str, ...]
     pixels: NDArray[np.uint8]
-    letterboxes: tuple[Letterbox, ...]
+    letterboxes: tuple[Placement, ...]
     letterbox_ms: float
 
 
 def load_frames(
-    folder: Path, size: tuple[int, int], limit: int, progress: Callable[[int, int], None]
+    folder: Path, geometry: ImageInput, limit: int, progress: Callable[[int, int], None]
 ) -> Frames:
-    """Read and letterbox up to `limit` images, spread evenly over the folder.
+    """Read and fit up to `limit` images, spread evenly over the folder.
 
     Raises:
         CalibrationError: If the folder holds too few images,
             or files among them that are no images.
     """
-    paths = list_images(folder)
+    paths = _pictures(folder)
     if len(paths) < MIN_IMAGES:
         raise CalibrationError(
             f"{folder} holds {len(paths)} images: at least {MIN_IMAGES} are needed to see the "
@@ -59,14 +61,23 @@ def load_frames(
             broken.append(error)
             continue
         start = time.perf_counter()
-        pixels.append(letterbox(image, size))
+        pixels.append(geometry.pixels(image))
         times.append(1e3 * (time.perf_counter() - start))
-        boxes.append(Letterbox.fit(image.shape[1], image.shape[0], size))
+        boxes.append(geometry.place(image.shape[1], image.shape[0]))
         progress(done, len(paths))
     if broken:
         raise CalibrationError(
             f"{folder}: {len(broken)} of {len(paths)} images cannot be used, repair or remove "
             "them: " + "; ".join(str(error) for error in broken[:_TOLD])
         )
-    names = tuple(path.name for path in paths)
+    names = tuple(path.relative_to(folder).as_posix() for path in paths)
     return Frames(names, np.stack(pixels), tuple(boxes), statistics.median(times))
+
+
+def _pictures(folder: Path) -> list[Path]:
+    """Images of a folder; where it has folders alone, those of each of them, as of classes."""
+    folders = sorted(each for each in folder.glob("*") if each.is_dir() and each.name[0] != ".")
+    direct = any(each.is_file() and each.suffix.lower() in SUFFIXES for each in folder.glob("*"))
+    if direct or not folders:
+        return list_images(folder)
+    return [path for each in folders for path in list_images(each)]

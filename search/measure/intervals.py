@@ -304,6 +304,33 @@ def drop_bound(
     return max(float(np.quantile(drops, level)), reference.ap(iou=iou) - candidate.ap(iou=iou))
 
 
+def mean_interval(
+    losses: Floats, *, resamples: int = 200, level: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of losses (N,), as `drop_interval` of AP.
+
+    Raises:
+        ValueError: If there are no losses, or an argument is out of range.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"expected a level between 0 and 1, got {level}")
+    means = _means(losses, resamples, seed)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def mean_bound(losses: Floats, *, resamples: int = 400, level: float = 0.9, seed: int = 0) -> float:
+    """Upper end of a one-sided bootstrap interval of the mean of losses (N,), as `drop_bound`.
+
+    Raises:
+        ValueError: As `mean_interval`.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"expected a level between 0 and 1, got {level}")
+    means = _means(losses, resamples, seed)
+    return max(float(np.quantile(means, level)), float(losses.mean()))
+
+
 def images_needed(images: int, drop: float, bound: float, limit: float) -> int | None:
     """Estimate the number of images needed to show that the measured drop is within a limit.
 
@@ -342,3 +369,13 @@ def _drops(
     draws = np.random.default_rng(seed).multinomial(images, [1 / images] * images, resamples)
     weights = draws.astype(float)
     return reference.aps(weights, iou) - candidate.aps(weights, iou)
+
+
+def _means(losses: Floats, resamples: int, seed: int) -> Floats:
+    """Mean loss on each of `resamples` draws of images."""
+    if not losses.size or resamples < 1:
+        raise ValueError(f"expected losses and resamples, got {losses.size} and {resamples}")
+    images = len(losses)
+    draws = np.random.default_rng(seed).multinomial(images, [1 / images] * images, resamples)
+    means: Floats = draws @ losses / images
+    return means

@@ -236,7 +236,7 @@ def _copy(out: Path, folder: Path, manifest: Manifest, difference: str) -> None:
         for name in manifest.files:
             writer.add(name, (folder / name).read_bytes())
         writer.add(DIFFERENCE, difference.encode())
-        writer.finish(detector=manifest.detector, search=manifest.search, plans=manifest.plans)
+        writer.finish(task=manifest.task, search=manifest.search, plans=manifest.plans)
     except BaseException:
         writer.discard()
         raise

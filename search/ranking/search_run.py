@@ -115,13 +115,14 @@ class _Ranking:
         self._cuts, self._low_bit_cuts = self._allowed()
         self._evaluator, postprocess_ms = open_evaluator(
             network.heads,
-            prepared.detector,
+            prepared.task,
             judging.frames,
             request.annotations,
             folder,
             max_drop=request.max_drop,
             cache=prepared.cache,
             origin=prepared.origin,
+            settings=request.settings(prepared.task),
         )
         self._feasibility = Feasibility(request.constraints, self._evaluator, self._predict)
         self._latency = MeasuredLatency(
@@ -189,7 +190,7 @@ class _Ranking:
         screening = Screening(
             self._heads,
             table.samples.codes,
-            distillation_loss(prepared.detector),
+            distillation_loss(prepared.task),
             prepared.cache,
             prepared.origin,
         )

@@ -145,7 +145,7 @@ class FormatSearch:
         return Refiner(
             self._heads,
             examples,
-            distillation_loss(self._prepared.detector),
+            distillation_loss(self._prepared.task),
             self._request.adapt_steps,
             self._reporter,
             pairs=pairs,

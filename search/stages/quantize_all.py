@@ -183,7 +183,7 @@ def _measured(
 ) -> Collection:
     evaluator, postprocess_ms = open_evaluator(
         heads,
-        prepared.detector,
+        prepared.task,
         setting.judging.frames,
         setting.annotations,
         folder,

@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from common.tasks.base import ResultSettings
     from edge.app import EdgeSettings
     from edge.capture.sources import Camera
     from edge.detector import Detector, Outcome
@@ -34,6 +35,18 @@ class _Played:
     source: str
     loop: bool
     fps: float | None
+
+
+@dataclass(frozen=True)
+class _Reported:
+    """Settings of what is reported, with the names of the only classes, if any."""
+
+    settings: "ResultSettings"
+    classes: tuple[str, ...]
+
+    def of(self, detector: "Detector") -> "ResultSettings":
+        """The settings for a bundle's task, which knows its classes."""
+        return replace(self.settings, classes=detector.task.class_indices(self.classes))
 
 
 def run(
@@ -62,7 +75,7 @@ def run(
         typer.Option(help="Name of this edge in the cloud; default: this machine's host name."),
     ] = None,
     report: Annotated[
-        Literal["detections", "times", "none"],
+        Literal["results", "times", "none"],
         typer.Option(help="What to report to the cloud about edge-only frames."),
     ] = "times",
     device: Annotated[
@@ -81,11 +94,23 @@ def run(
         ),
     ] = None,
     score_threshold: Annotated[float, typer.Option(help="Lowest score of a detection.")] = 0.25,
+    iou_threshold: Annotated[
+        float,
+        typer.Option(help="Drop detections that overlap a better one of their class by more."),
+    ] = 0.45,
+    max_detections: Annotated[
+        int, typer.Option(help="The most detections of a picture, best first.")
+    ] = 100,
+    classes: Annotated[
+        list[str] | None,
+        typer.Option("--class", metavar="NAME", help="Report only this class; may be repeated."),
+    ] = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write detections in COCO's result format.")
+        Path | None,
+        typer.Option("--json", help="Write results; detections in COCO's result format."),
     ] = None,
     annotate: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write pictures with boxes drawn.")
+        Path | None, typer.Option(metavar="DIR", help="Write pictures with their results drawn.")
     ] = None,
     source: Annotated[
         str | None,
@@ -127,7 +152,7 @@ def run(
         typer.Option(envvar="SPLITPOINT_TLS_KEY", help="Private key of --tls-cert (PEM)."),
     ] = None,
 ) -> None:
-    """Detect objects through the split: in images, in a camera's frames, or for REST clients."""
+    """Run the network through the split: on images, a camera's frames, or for REST clients."""
     from common.http.log_limits import quiet_grpc
 
     quiet_grpc()
@@ -138,12 +163,19 @@ def run(
         )
     if source is None and (loop or fps is not None):
         raise SettingsError("--loop and --fps belong to --source")
-    if not 0 < score_threshold <= 1:
-        raise SettingsError(f"--score-threshold {score_threshold}: expected a number in (0, 1]")
+    for option, value in (
+        ("--score-threshold", score_threshold),
+        ("--iou-threshold", iou_threshold),
+    ):
+        if not 0 < value <= 1:
+            raise SettingsError(f"{option} {value}: expected a number in (0, 1]")
     from common.link.trace import link_or_trace
     from common.rpc.tls import ClientTls
+    from common.tasks.base import ResultSettings
     from edge.app import EdgeSettings, open_edge, own_name
 
+    wanted = ResultSettings(score_threshold, iou_threshold, max_detections)
+    reported = _Reported(wanted, tuple(classes or ()))
     settings = EdgeSettings(
         cloud=cloud,
         link=None if link is None else link_or_trace(link),
@@ -161,7 +193,7 @@ def run(
         if json_file is not None or annotate is not None:
             raise SettingsError("--json and --annotate belong to images")
         played = None if source is None else _Played(source, loop, fps)
-        _serve(bundle, settings, score_threshold, played, listen, ready_file)
+        _serve(bundle, settings, reported, played, listen, ready_file)
         return
     if ready_file is not None:
         raise SettingsError("--ready-file belongs to --listen or --source")
@@ -169,7 +201,7 @@ def run(
 
     with Bundle.open(bundle) as opened, closing(open_edge(opened, settings)) as detector:
         detector.check_ready()  # so that the first image does not pay for connecting
-        failed = _run_images(detector, images, score_threshold, json_file, annotate)
+        failed = _run_images(detector, images, reported.of(detector), json_file, annotate)
     if failed:
         raise typer.Exit(ImageError.exit_code)
 
@@ -177,7 +209,7 @@ def run(
 def _serve(
     bundle: Path,
     settings: "EdgeSettings",
-    score_threshold: float,
+    reported: "_Reported",
     played: _Played | None,
     listen: str | None,
     ready_file: Path | None,
@@ -212,13 +244,14 @@ def _serve(
         every = listener is not None
         opened = stack.enter_context(Bundle.open(bundle))
         detector = stack.enter_context(closing(open_edge(opened, settings, every_plan=every)))
+        wanted = reported.of(detector)
         metrics = EdgeMetrics(detector, camera)
         player = None
         if camera is not None:
-            player = Player(detector, camera, metrics, score_threshold, period_s=period_s)
+            player = Player(detector, camera, metrics, wanted, period_s=period_s)
         app = create_app(
             detector,
-            score_threshold=score_threshold,
+            settings=wanted,
             metrics=metrics,
             player=player,
         )
@@ -240,15 +273,13 @@ def _camera(played: _Played) -> "tuple[Camera, float]":
 def _run_images(
     detector: "Detector",
     images: list[Path],
-    score_threshold: float,
+    settings: "ResultSettings",
     json_file: Path | None,
     annotated: Path | None,
 ) -> int:
     """Run images one by one; returns how many could not be read or written."""
     from common.imaging.images import EDGE_LIMITS, read_image
-    from common.tasks import labels as coco
 
-    category_ids = coco.category_ids(detector.bundle.manifest.detector.class_names)
     console = Console()
     records: list[dict[str, object]] = []
     failed = 0
@@ -256,14 +287,14 @@ def _run_images(
     for path, image_id, name in zip(images, ids, names, strict=True):
         try:
             image = read_image(path, EDGE_LIMITS)
-            outcome = detector.detect(image, score_threshold=score_threshold)
+            outcome = detector.detect(image, settings=settings)
         except ImageError as error:
             typer.echo(f"error: {' '.join(str(error).split())}", err=True)
             failed += 1
             continue
         _show(console, path, outcome, detector)
         # COCO's tools read `image_id` and ignore the file name, which is for human readers.
-        found = outcome.detections.to_coco(image_id, category_ids)
+        found = outcome.result.to_records(image_id, detector.task.class_names)
         records += [{**each, "file_name": str(path)} for each in found]
         if annotated is not None:
             _save_annotated(image, annotated / name, outcome, detector)
@@ -273,13 +304,11 @@ def _run_images(
 
 
 def _show(console: Console, path: Path, outcome: "Outcome", detector: "Detector") -> None:
-    names = detector.bundle.manifest.detector.class_names
     title = f"{path.name}: {outcome.plan.name} ({outcome.plan.kind})"
-    found = Table("object", "score", "x", "y", "width", "height", title=title, title_justify="left")
-    for row in outcome.detections.to_json(names):
-        x, y, width, height = row["bbox"]
-        cells = (f"{value:.0f}" for value in (x, y, width, height))
-        found.add_row(row["class_name"], f"{row['score']:.2f}", *cells)
+    result = outcome.result.to_table(detector.task.class_names)
+    found = Table(*result.columns, title=title, title_justify="left")
+    for row in result.rows:
+        found.add_row(*row)
     times = Table("stage", "ms")
     times.columns[1].justify = "right"
     for stage, value in outcome.times_ms.items():
@@ -335,9 +364,9 @@ def _save_annotated(
 ) -> None:
     from common.tasks.draw import annotate
 
-    names = detector.bundle.manifest.detector.class_names
+    names = detector.task.class_names
     caption = f"{outcome.plan.name}  {outcome.latency_ms:.0f} ms  {outcome.uplink_bytes} B"
-    picture = annotate(image, outcome.detections, names, caption=caption)
+    picture = annotate(image, outcome.result, names, caption=caption)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         picture.save(file, quality=90)

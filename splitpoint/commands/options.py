@@ -27,7 +27,11 @@ Evaluation = Annotated[
     ),
 ]
 Annotations = Annotated[
-    Path | None, typer.Option(help="COCO instances file of the evaluation images.")
+    Path | None,
+    typer.Option(
+        help="Truth about the evaluation images: COCO instances file; for a classifier labels as "
+        "lines of file and class, or the folder of class folders."
+    ),
 ]
 MaxImages = Annotated[int, typer.Option(min=8, help="Most images used of each folder.")]
 Link = Annotated[str, typer.Option(help="Bandwidth and round-trip time, e.g. 3mbit/20ms.")]

@@ -27,6 +27,17 @@ def run(
     ] = 3.0,
     evaluation: options.Evaluation = None,
     annotations: options.Annotations = None,
+    iou_threshold: Annotated[
+        float,
+        typer.Option(help="Overlap at which detections are duplicates, to measure accuracy."),
+    ] = 0.45,
+    max_detections: Annotated[
+        int, typer.Option(help="The most detections of a picture that count.")
+    ] = 100,
+    classes: Annotated[
+        list[str] | None,
+        typer.Option("--class", metavar="NAME", help="Count only this class; may be repeated."),
+    ] = None,
     no_raw_image: Annotated[
         bool, typer.Option("--no-raw-image", help="Exclude plans that send pixels off the edge.")
     ] = False,
@@ -87,6 +98,9 @@ def run(
             weights=weights,
             evaluation=evaluation,
             annotations=annotations,
+            iou_threshold=iou_threshold,
+            max_detections=max_detections,
+            classes=tuple(classes or ()),
             quantizer=quantizer,
             max_drop=max_drop,
             no_raw_image=no_raw_image,

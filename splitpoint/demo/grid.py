@@ -20,9 +20,9 @@ from common.bundle.bundle import Bundle
 from common.bundle.manifest import Search
 from common.link.link import Link
 from common.progress import Stages
-from common.tasks.detections import Detections
+from common.tasks.base import Agreement, Task, TaskResult
 from edge.head import fitting_together
-from splitpoint.demo.ways import BY_ITSELF, Way, choose, measure, reference, same_boxes
+from splitpoint.demo.ways import BY_ITSELF, Way, choose, measure, reference, same_findings
 
 SLOWING = (*FREEZERS, SIGNALS)
 """Mechanisms to slow an edge, the best first; the last needs no root."""
@@ -68,14 +68,16 @@ class DemoMap:
 
     Attributes:
         cells: Edge by edge, link by link.
-        truth: Detections of the whole floating-point network, by picture.
+        task: Task of the network.
+        truth: Results of the whole floating-point network, by picture.
         rounds: Number of times that each picture was sent each way.
         share: Share of a core that the edges had, as measured.
         search: Settings of the bundle's search.
     """
 
     cells: tuple[MapCell, ...]
-    truth: dict[Path, Detections]
+    task: Task
+    truth: dict[Path, TaskResult]
     rounds: int
     share: float
     search: Search
@@ -93,6 +95,10 @@ class DemoMap:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(record, indent=1) + "\n")
 
+    def agreed(self, way: Way) -> Agreement:
+        """Agreement of a way's results with those of the whole network."""
+        return same_findings(way, self.truth, self.task)
+
     def _record(self, cell: MapCell) -> dict[str, Any]:
         return {
             "edge_memory_bytes": cell.memory_bytes,
@@ -107,7 +113,7 @@ class DemoMap:
             "latency_ms": way.latency_ms,
             "latencies_ms": way.latencies_ms,
             "uplink_bytes": way.uplink_bytes,
-            "same_boxes": asdict(same_boxes(way, self.truth)),
+            "same_boxes": asdict(self.agreed(way)),
             "predicted": None if way.plan is None else way.plan.predicted.model_dump(),
         }
 
@@ -137,7 +143,7 @@ def measure_grid(
         SplitpointError: If a process does not start, or does not answer.
     """
     with Bundle.open(bundle) as opened:
-        search = opened.manifest.search
+        search, task = opened.manifest.search, opened.manifest.task
         plans = [
             {digest: opened.plans[digest] for digest in fitting_together(opened, cell.memory_bytes)}
             for cell in cells
@@ -160,7 +166,7 @@ def measure_grid(
         with ThreadPoolExecutor(len(edges)) as starting:
             for number, _ in enumerate(starting.map(stack.enter_context, edges), 1):
                 progress(1 + number, 1 + len(cells))
-        truth = reference(images, f"http://{_HOST}:{cloud.ready['rest']}")
+        truth = reference(images, f"http://{_HOST}:{cloud.ready['rest']}", task)
         slow = stack.enter_context(slowed(share, SLOWING, strict=False))
         for cell, edge, able in zip(cells, edges, plans, strict=True):
             slow.take(edge.ready["pid"])
@@ -169,4 +175,4 @@ def measure_grid(
             progress = stages.stage(f"sending pictures over {cell.link}")
             measure(ways, images, url, rounds=rounds, progress=progress)
             measured.append(replace(cell, ways=tuple(ways)))
-    return DemoMap(tuple(measured), truth, rounds, slow.measured, search)
+    return DemoMap(tuple(measured), task, truth, rounds, slow.measured, search)

@@ -12,13 +12,12 @@ from rich.console import Console
 from common.imaging.images import read_image
 from common.link.link import parse_link
 from common.progress import Stages
+from common.tasks.base import Task
 from common.tasks.draw import annotate, side_by_side
-from common.tasks.labels import CLASS_NAMES
 from splitpoint.demo.frames import DemoPictures, prepare_frames
 from splitpoint.demo.grid import MapCell, measure_grid
 from splitpoint.demo.prepare import MODEL, Aim, Effort, request_of
 from splitpoint.demo.tables import map_markdown, map_table, verdicts
-from splitpoint.demo.ways import to_detections
 
 SHARE: Final = 0.25
 SLOW_DEVICE: Final = "quarter-core"
@@ -59,7 +58,7 @@ def run_demo(folder: Path, json_file: Path | None = None) -> None:
         grid = measure_grid(
             cells(), bundle, pictures.shown, SHARE, rounds=ROUNDS, logs=folder, stages=stages
         )
-        drawn = _draw(grid.cells[-1], pictures.shown, folder / "pictures")
+        drawn = _draw(grid.cells[-1], grid.task, pictures.shown, folder / "pictures")
         grid.write_json(json_file or folder / "figures.json")
         (folder / "map.md").write_text(map_markdown(grid))
     console.print(map_table(grid))
@@ -102,15 +101,15 @@ def _search(folder: Path, pictures: DemoPictures, stages: Stages) -> Path:
     return bundle
 
 
-def _draw(cell: MapCell, images: Sequence[Path], folder: Path) -> Path:
-    """Draw one picture per image with the boxes of all ways side by side; returns the folder."""
+def _draw(cell: MapCell, task: Task, images: Sequence[Path], folder: Path) -> Path:
+    """Draw one picture per image with the results of all ways side by side; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for image in images:
         pixels = read_image(image)
         drawn, captions = [], []
         for way in cell.ways:
-            response = way.responses[image]
-            drawn.append(annotate(pixels, to_detections(response), CLASS_NAMES))
+            result = task.from_json(way.responses[image]["result"])
+            drawn.append(annotate(pixels, result, task.class_names))
             captions.append(f"{way.title}: {way.latency_ms:.0f} ms, {way.kilobytes:.1f} kB")
         side_by_side(drawn, captions).save(folder / f"{image.stem}.png")
     return folder

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from splitpoint.demo.grid import DemoMap, MapCell
-from splitpoint.demo.ways import BY_ITSELF, KINDS, Way, same_boxes
+from splitpoint.demo.ways import BY_ITSELF, KINDS, Way
 
 _LOST = "does not fit"
 
@@ -80,7 +80,7 @@ def _plain(grid: DemoMap, cell: MapCell | None, title: str) -> str:
     way = _way(cell, title)
     if way is None:
         return _LOST
-    agreed = same_boxes(way, grid.truth)
+    agreed = grid.agreed(way)
     boxes = f"{agreed.matched}/{agreed.matched + agreed.missing}"
     text = f"{way.latency_ms:.0f} ms, {way.kilobytes:.1f} kB, {boxes}"
     return f"[{text}]" if way is cell.fastest else text

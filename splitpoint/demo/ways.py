@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import httpx
-import numpy as np
 
 from common.bundle.manifest import Plan
 from common.errors import SplitpointError
 from common.latency import costs
 from common.link.link import Link
-from common.tasks.detections import Agreement, Detections, agreement
-from common.tasks.labels import CLASS_NAMES
+from common.tasks.base import Agreement, Task, TaskResult
 
 KINDS: Final = {"split": "split", "cloud-only": "image upload", "edge-only": "edge-only"}
 """Titles of the kinds of plans."""
@@ -37,7 +35,7 @@ class Way:
         title: Title in the tables.
         plan: The plan to request; None leaves the choice to the edge.
         responses: The last response, by picture.
-        latencies_ms: From the pixels to the detections.
+        latencies_ms: From the pixels to the result.
         uplink_bytes: Bytes sent for the frame.
         plans: Number of frames that each plan served, by name.
     """
@@ -97,22 +95,22 @@ def measure(
         for done, (image, counts) in enumerate(sent, 1):
             for way in ways:
                 query = {} if way.plan is None else {"plan": way.plan.name}
-                response = detect(client, f"{edge_url}/v1/detect", image, **query)
+                response = infer(client, f"{edge_url}/v1/infer", image, **query)
                 if counts:
                     way.add(image, response)
             progress(done, len(sent))
 
 
-def reference(images: Sequence[Path], cloud_url: str) -> dict[Path, Detections]:
-    """Detections of the whole floating-point network by image, from the cloud's REST endpoint."""
+def reference(images: Sequence[Path], cloud_url: str, task: Task) -> dict[Path, TaskResult]:
+    """Results of the whole floating-point network by image, from the cloud's REST endpoint."""
     with httpx.Client(timeout=60, trust_env=False) as client:
         return {
-            image: to_detections(detect(client, f"{cloud_url}/v1/detect", image))
+            image: task.from_json(infer(client, f"{cloud_url}/v1/infer", image)["result"])
             for image in images
         }
 
 
-def detect(client: httpx.Client, url: str, image: Path, **query: str) -> dict[str, Any]:
+def infer(client: httpx.Client, url: str, image: Path, **query: str) -> dict[str, Any]:
     """POST one image; returns the JSON response.
 
     Raises:
@@ -128,19 +126,10 @@ def detect(client: httpx.Client, url: str, image: Path, **query: str) -> dict[st
     return body
 
 
-def to_detections(response: dict[str, Any]) -> Detections:
-    """Convert a REST response to detections."""
-    found = response["detections"]
-    boxes = np.array([d["bbox"] for d in found], np.float32).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
-    return Detections(
-        boxes=boxes,
-        scores=np.array([d["score"] for d in found], np.float32),
-        classes=np.array([CLASS_NAMES.index(d["class_name"]) for d in found], np.int32),
+def same_findings(way: Way, truth: Mapping[Path, TaskResult], task: Task) -> Agreement:
+    """Agreement of a way's results with the reference, over all images."""
+    each = (
+        expected.agreement(task.from_json(way.responses[image]["result"]))
+        for image, expected in truth.items()
     )
-
-
-def same_boxes(way: Way, truth: Mapping[Path, Detections]) -> Agreement:
-    """Agreement of a way's boxes with the reference, over all images."""
-    each = (agreement(found, to_detections(way.responses[image])) for image, found in truth.items())
     return sum(each, start=Agreement())

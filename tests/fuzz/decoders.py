@@ -21,6 +21,7 @@ from google.protobuf.message import DecodeError
 from PIL import Image, ImageCms
 
 with atheris.instrument_imports(include=["common"]):
+    from cloud.envelope import parse_edge_message
     from common.bundle.bundle import parse_manifest
     from common.bundle.manifest import SCHEMA_VERSION, UNSEALED, seal_manifest
     from common.bundle.packed_weights import Packable, pack_weights, unpack_weights
@@ -30,7 +31,7 @@ with atheris.instrument_imports(include=["common"]):
     from common.errors import SplitpointError
     from common.imaging.images import ImageLimits, decode_image
     from common.rpc import splitpoint_pb2 as pb
-    from common.rpc.envelope import parse_edge_message
+    from tests import tiny
     from tests.contexts import random_model, sparse_symbols
     from tests.unit.test_codec import picture
 
@@ -73,6 +74,18 @@ def _message(data: bytes) -> None:
         parse_edge_message(data, 2)
 
 
+def _result(data: bytes) -> None:
+    with contextlib.suppress(DecodeError):
+        carrier = pb.Result.FromString(data)
+        task = {"classes": tiny.CLASSES, "tensors": tiny.TENSORS}.get(
+            carrier.WhichOneof("outcome") or "", tiny.DETECTOR
+        )
+        found = task.read(carrier)
+        found.to_json(task.class_names)
+        found.to_table(task.class_names)
+        found.agreement(found)
+
+
 _TENSOR_CODECS = [
     make_codec(CodecSpec(name="raw")),
     make_codec(CodecSpec(name="packed")),
@@ -95,6 +108,7 @@ READERS: list[Callable[[bytes], object]] = [
     lambda data: parse_manifest(seal_manifest(data)),
     lambda data: unpack_weights(data, "file"),
     _message,
+    _result,
 ]
 
 
@@ -108,6 +122,8 @@ def seeds() -> list[bytes]:
     message = pb.EdgeMessage(frame=pb.Frame(payloads=[pb.Payload(data=b"x")]))
     rest = [tensors[-1][1:], MODEL.to_bytes(), pictures[0], manifest, manifest, weights]
     rest.append(message.SerializeToString())
+    result = pb.Result(tensors=pb.Tensors(ranks=[2, 0], sides=[1, 2], data=bytes(12)))
+    rest.append(result.SerializeToString())
     made = [bytes([k]) + data for k, data in enumerate((*tensors, *pictures, *rest))]
     return made + [bytes([READERS.index(_image)]) + data for data in _pictures()]
 

@@ -19,7 +19,7 @@ from cloud.store.samples import Sample, SampleSource
 from cloud.store.store import Store
 from common.bundle.bundle import Bundle
 from common.errors import CloudUnavailableError
-from common.imaging.images import letterbox
+from common.imaging.placement import fit_image
 from common.rpc import splitpoint_pb2 as pb
 from common.runtime.registry import runtime_name
 from common.tables.rows import LatencyRow, read_json, to_json
@@ -354,7 +354,7 @@ class Liar:
     def frame(self, *measured: pb.Measurement) -> int:
         """Send a good frame that carries measurements; returns its id once it is answered."""
         self._next_id += 1
-        pixels = letterbox(tiny.image(), (tiny.SIZE, tiny.SIZE))
+        pixels = fit_image(tiny.image(), (tiny.SIZE, tiny.SIZE))
         self.send(
             pb.EdgeMessage(
                 frame=pb.Frame(

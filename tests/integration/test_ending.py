@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from common.bundle.bundle import Bundle
-from common.imaging.images import letterbox
+from common.imaging.placement import fit_image
 from common.rpc import splitpoint_pb2 as pb
 from edge.detector import find_plan
 from edge.head import open_plans
@@ -128,7 +128,7 @@ def test_with_a_frame_that_is_never_finished(
 def _frame(folder: Path) -> pb.EdgeMessage:
     with Bundle.open(folder) as bundle:
         digest = find_plan(bundle, tiny.SPLIT)
-        pixels = letterbox(tiny.image(), (tiny.SIZE, tiny.SIZE))
+        pixels = fit_image(tiny.image(), (tiny.SIZE, tiny.SIZE))
         payloads = open_plans(bundle, [digest])[digest].cut(pixels).payloads
     frame = pb.Frame(plan_digest=digest, image_width=48, image_height=40, payloads=payloads)
     return pb.EdgeMessage(frame=frame)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from common.imaging.images import letterbox, read_image
+from common.imaging.images import read_image
+from common.imaging.placement import fit_image
 from search.zoo.darknet import DarknetModule
 from search.zoo.registry import MODELS, load_model
 
@@ -21,7 +22,7 @@ Maps = list[NDArray[np.float32]]
 def images(data_dir: Path) -> NDArray[np.float32]:
     """Four real images, letterboxed, (4, 3, 416, 416) in [0, 1]."""
     paths = sorted((data_dir / "coco_val" / "images").glob("*.jpg"))[:4]
-    pixels = np.stack([letterbox(read_image(path), (416, 416)) for path in paths])
+    pixels = np.stack([fit_image(read_image(path), (416, 416)) for path in paths])
     return pixels.astype(np.float32) / np.float32(255)
 
 

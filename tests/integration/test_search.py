@@ -13,14 +13,14 @@ from common.bundle.bundle import Bundle
 from common.errors import NoFeasiblePlanError
 from common.link.link import parse_link
 from common.progress import Progress
-from common.tasks.detections import Agreement, agreement
+from common.tasks.base import Agreement, Task
 from search.bundling import search_to
 from search.constraints import constraints
 from search.prediction.devices import device_profile
 from search.request import Request
 from search.strategies import known_strategy
 from splitpoint.cli import main
-from splitpoint.demo.ways import detect, to_detections
+from splitpoint.demo.ways import infer
 from tests import zoo
 
 # The first test makes the bundle, in two minutes of a processor that it may have to share.
@@ -87,6 +87,8 @@ def test_two_processes_find_what_the_whole_network_finds(
     images = sorted((data_dir / "coco_val" / "images").glob("*.jpg"))[:12]
     cloud_command = ["cloud", "--bundle", str(bundle), "--grpc-port", "0", "--rest-port", "0"]
     found = {name: Agreement() for name in least}
+    with Bundle.open(bundle) as opened:
+        task: Task = opened.manifest.task
     with Service(cloud_command, tmp_path / "cloud.log") as cloud:
         address = f"127.0.0.1:{cloud.ready['grpc']}"
         command = ["edge", "--bundle", str(bundle), "--cloud", address, "--listen", "127.0.0.1:0"]
@@ -94,14 +96,16 @@ def test_two_processes_find_what_the_whole_network_finds(
             Service(command, tmp_path / "edge.log") as edge,
             httpx.Client(trust_env=False) as client,
         ):
-            url = "http://127.0.0.1:{}/v1/detect"
+            url = "http://127.0.0.1:{}/v1/infer"
             for image in images:
-                whole = detect(client, url.format(cloud.ready["rest"]), image)
+                whole = infer(client, url.format(cloud.ready["rest"]), image)
                 for name in least:
-                    ours = detect(client, url.format(edge.ready["rest"]), image, plan=name)
+                    ours = infer(client, url.format(edge.ready["rest"]), image, plan=name)
                     assert ours["plan"]["name"] == name
                     assert 0 < ours["uplink_bytes"] < 120_000
-                    found[name] += agreement(to_detections(whole), to_detections(ours))
+                    found[name] += task.from_json(whole["result"]).agreement(
+                        task.from_json(ours["result"])
+                    )
     for name, share in least.items():
         expected = found[name].matched + found[name].missing
         assert expected >= 20

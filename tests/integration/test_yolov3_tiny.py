@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from common.imaging.images import letterbox, read_image
+from common.imaging.images import read_image
+from common.imaging.placement import fit_image
 from common.machine import saturates_int8
 from common.runtime.parity import check_parity
 from common.runtime.registry import open_model
@@ -39,7 +40,7 @@ def graph(module: DarknetModule) -> Graph:
 def frames(data_dir: Path) -> np.ndarray:
     """Eight real images, letterboxed, (8, 3, 416, 416)."""
     paths = sorted((data_dir / "coco_val" / "images").glob("*.jpg"))[:8]
-    return np.stack([letterbox(read_image(path), (416, 416)) for path in paths])
+    return np.stack([fit_image(read_image(path), (416, 416)) for path in paths])
 
 
 def test_head_then_tail_is_the_whole_network_for_every_cut(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from common.codec.spec import CodecSpec, WireTensor
+from common.tasks.base import TaskResult
 from common.tasks.detections import Detections
 from common.tasks.labels import CATEGORY_IDS
 from search.cache import Cache, digest
@@ -50,7 +51,7 @@ class Recorded(Evaluator):
         self.spoiled_by: Wire | None = None
         self.begun = self.asked = 0
 
-    def detections(self, candidate: Candidate, images: range | None = None) -> list[Detections]:
+    def detections(self, candidate: Candidate, images: range | None = None) -> list[TaskResult]:
         assert images is not None
         if images.start == 0:
             self.begun, self.asked = self.begun + 1, 0

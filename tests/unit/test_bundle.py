@@ -32,7 +32,7 @@ class TestOpen:
 
         with Bundle.open(path) as bundle:
             assert bundle.manifest.plans == (PLAN,)
-            assert bundle.manifest.detector == DETECTOR
+            assert bundle.manifest.task == DETECTOR
             assert bundle.digest == hashlib.sha256((folder / "manifest.json").read_bytes()).digest()
             for name, data in files().items():
                 assert bundle.file(name).read_bytes() == data

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from common.tasks.registry import AnyTask
 from edge.app import own_name
 from splitpoint import __version__
 from splitpoint.cli import main
@@ -349,3 +350,41 @@ def test_a_cloud_that_cannot_say_that_it_is_ready_says_why(
     assert (
         "ready.json: the ready file cannot be written: Not a directory" in capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize(
+    ("task", "column"),
+    [(tiny.CLASSES, "kind "), (tiny.TENSORS, "14x4x4")],
+    ids=["classes", "tensors"],
+)
+def test_results_of_other_tasks_are_shown_and_written(
+    task: AnyTask, column: str, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny.build(tmp_path / "other", task=task)
+    out, drawn = tmp_path / "found.json", tmp_path / "drawn"
+    code = _run(
+        *("edge", "--bundle", tmp_path / "other", "--plan", tiny.EDGE_ONLY),
+        *("--json", out, "--annotate", drawn, picture),
+    )
+    assert code == 0
+    assert column in capsys.readouterr().out
+    assert json.loads(out.read_text())[0]["image_id"] == 1
+    assert len(list(drawn.iterdir())) == 1
+
+
+def test_only_the_class_that_is_asked_for(bundle: Path, picture: Path, tmp_path: Path) -> None:
+    out = tmp_path / "found.json"
+    options = "--plan", tiny.EDGE_ONLY, "--json", out, "--score-threshold", 0.01
+    assert _run("edge", "--bundle", bundle, *options, "--class", "cat", picture) == 0
+    cats = json.loads(out.read_text())
+    assert _run("edge", "--bundle", bundle, *options, "--max-detections", 1, picture) == 0
+    assert len(json.loads(out.read_text())) == 1
+    assert {each["category_id"] for each in cats} <= {1}
+
+
+def test_a_class_that_the_network_does_not_know(
+    bundle: Path, picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = "--plan", tiny.EDGE_ONLY, "--class", "cow"
+    assert _run("edge", "--bundle", bundle, *options, picture) == 64
+    assert "no class 'cow'; there are 2: cat, dog" in _one_line(capsys)

@@ -10,7 +10,7 @@ import pytest
 from common.bundle.bundle import Bundle
 from common.errors import CloudFailedError, CloudOverloadedError, CloudUnavailableError
 from common.rpc import splitpoint_pb2 as pb
-from common.rpc.messages import MAX_DETECTIONS
+from common.tasks.detections import MAX_DETECTIONS
 from edge import rest
 from edge.detector import Detector, find_plan
 from edge.planning import controller as controller_module

@@ -22,7 +22,8 @@ from common.codec.raw import Raw
 from common.codec.registry import KINDS, CodecKind
 from common.codec.spec import CodecSpec
 from common.errors import BundleError, PayloadError
-from common.imaging.images import letterbox, read_image
+from common.imaging.images import read_image
+from common.imaging.placement import fit_image
 from search.network.graph import Node
 from search.network.quant_params import QuantParams
 from search.wire.quantizers import tensor_codecs, wire_tensor
@@ -331,7 +332,7 @@ class TestImages:
     @pytest.mark.parametrize(("codec", "worst"), [(JPEG, 8.0), (WEBP, 6.0)], ids=["jpeg", "webp"])
     def test_a_photo_stays_close(self, codec: Codec, worst: float, data_dir: Path) -> None:
         path = next(iter(sorted((data_dir / "coco_val" / "images").glob("*.jpg"))))
-        pixels = letterbox(read_image(path), (416, 416))
+        pixels = fit_image(read_image(path), (416, 416))
 
         data = codec.encode(pixels, 8)
         decoded = codec.decode(data, pixels.shape, 8)

@@ -9,7 +9,7 @@ from common.bundle.bundle import Bundle
 from common.codec.spec import CodecSpec
 from common.link.link import parse_link
 from common.tables.timing import Timing
-from common.tasks.detections import DetectorSpec, YoloHeadSpec
+from common.tasks.decoders.yolov3 import AnchorMap
 from search.constraints import constraints, restored
 from search.export import write_plans
 from search.network.cuts import Cut, enumerate_cuts
@@ -22,15 +22,12 @@ from search.quantization.recipe import rounded
 from search.request import Request, SearchResult
 from search.wire.quantizers import wire_tensor
 from tests.networks import SIZE, branched_graph, pictures
+from tests.tasks import yolo_task
 
-DETECTOR = DetectorSpec(
-    kind="yolov3",
-    input_height=SIZE[0],
-    input_width=SIZE[1],
-    heads=tuple(
-        YoloHeadSpec(stride=stride, anchors=((8.0, 8.0), (16.0, 16.0)), classes=2)
-        for stride in (4, 2)
-    ),
+DETECTOR = yolo_task(
+    SIZE[0],
+    SIZE[1],
+    heads=tuple(AnchorMap(stride=stride, anchors=((8.0, 8.0), (16.0, 16.0))) for stride in (4, 2)),
     class_names=("cat", "dog"),
 )
 TIMES = CutTimes(Timing(1.0, 1.0, 9), Timing(2.0, 2.0, 9))

@@ -9,14 +9,9 @@ from hypothesis import strategies as st
 
 from common.errors import ModelError
 from common.tasks import labels as coco
-from common.tasks.detections import (
-    MAX_CANDIDATES,
-    Agreement,
-    Detections,
-    agreement,
-    box_iou,
-    suppress,
-)
+from common.tasks.base import Agreement
+from common.tasks.detections import Detections
+from common.tasks.suppression import MAX_CANDIDATES, box_iou, suppress
 
 Box = tuple[float, float, float, float]
 
@@ -155,17 +150,17 @@ class TestAgreement:
     def test_counts(
         self, expected: list[Box], actual: list[Box], result: tuple[int, int, int]
     ) -> None:
-        assert agreement(found(expected), found(actual)) == Agreement(*result)
+        assert found(expected).agreement(found(actual)) == Agreement(*result)
 
     def test_another_class_does_not_match(self) -> None:
         one = found([self.LEFT], [0.9], [0])
         other = found([self.LEFT], [0.9], [1])
-        assert agreement(one, other) == Agreement(matched=0, missing=1, extra=1)
+        assert one.agreement(other) == Agreement(matched=0, missing=1, extra=1)
 
     def test_the_overlap_that_is_asked_for(self) -> None:
         one, other = found([self.LEFT]), found([self.NEAR_LEFT])  # IoU 9/11
-        assert agreement(one, other, iou=0.81).matched == 1
-        assert agreement(one, other, iou=0.82).matched == 0
+        assert one.agreement(other, iou=0.81).matched == 1
+        assert one.agreement(other, iou=0.82).matched == 0
 
 
 class TestCoco:

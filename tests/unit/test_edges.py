@@ -16,7 +16,7 @@ from cloud.edges import (
     EdgeBusyError,
     EdgeFailedError,
     Edges,
-    ReportedDetections,
+    ReportedResult,
     UnknownEdgeError,
     check_switch,
 )
@@ -157,20 +157,20 @@ class TestReports:
         found = edge()
         for frame_id in range(MOST_REPORTS + 3):
             found.found(_report(frame_id, 2))
-        assert [r.frame_id for r in found.detections] == list(range(3, MOST_REPORTS + 3))
+        assert [r.frame_id for r in found.results] == list(range(3, MOST_REPORTS + 3))
 
     def test_and_are_bounded_in_what_they_hold(self) -> None:
         found = edge()
         for frame_id in range(5):
             found.found(_report(frame_id, 1000))
-        assert [r.frame_id for r in found.detections] == [3, 4]
+        assert [r.frame_id for r in found.results] == [3, 4]
 
 
-def _report(frame_id: int, count: int) -> ReportedDetections:
+def _report(frame_id: int, count: int) -> ReportedResult:
     detections = Detections(
         np.zeros((count, 4), np.float32), np.ones(count, np.float32), np.zeros(count, np.int32)
     )
-    return ReportedDetections(frame_id, DIGEST, 0.0, detections)
+    return ReportedResult(frame_id, DIGEST, 0.0, detections)
 
 
 class TestProfiles:

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 from cloud.admission import Admission
 from cloud.data_plane import DataPlane
-from cloud.edges import Edge, Edges, ReportedDetections
+from cloud.edges import Edge, Edges, ReportedResult
 from cloud.rest import create_app
 from cloud.store.samples import SampleSource
 from cloud.tails import Tails
@@ -60,7 +60,7 @@ def test_an_edges_newest_reports_come_first(app: FastAPI, bundle: Bundle, edges:
     )
     with edges.connected(_edge("hall/door")) as edge:
         for frame_id in (1, 2):
-            edge.found(ReportedDetections(frame_id, digest, 1e9, found))
+            edge.found(ReportedResult(frame_id, digest, 1e9, found))
         told = request(app, "GET", "/v1/edges/hall/door/detections").json()
     assert told["edge"] == "hall/door"
     assert [each["frame_id"] for each in told["reports"]] == [2, 1]

@@ -7,8 +7,8 @@ from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cloud.envelope import TooManyFieldsError, parse_edge_message
 from common.rpc import splitpoint_pb2 as pb
-from common.rpc.envelope import TooManyFieldsError, parse_edge_message
 from common.tables.rows import MAX_PROFILE_ROWS
 
 DIGEST = bytes(range(32))

@@ -64,8 +64,8 @@ async def _all(calls: Any) -> list[Any]:
 def test_an_image_is_answered_as_by_the_other_front_ends(plane: DataPlane) -> None:
     image = tiny.png()
     (answer,) = asked(plane, f"{len(image)} 0.25\n".encode() + image)
-    expected = asyncio.run(plane.detect(image, "test", 0.25)).detections
-    names = plane.tails.bundle.manifest.detector.class_names
+    expected = asyncio.run(plane.infer(image, "test")).result
+    names = plane.tails.bundle.manifest.task.class_names
     assert answer["detections"] == json.loads(json.dumps(expected.to_json(names)))
 
 

@@ -10,15 +10,17 @@ from common.bundle.bundle import Bundle
 from common.bundle.manifest import EDGE_MEMORY
 from common.codec import make_codec
 from common.errors import ParityError, SettingsError, UnknownPlanError
-from common.imaging.images import Letterbox, letterbox
+from common.imaging.placement import Placement, fit_image
 from common.runtime.registry import open_model
+from common.tasks.base import DEFAULTS
+from common.tasks.detections import as_detections
 from edge.detector import find_plan
 from edge.head import EdgePlan, fitting_together, open_plans, open_reproduced
 from search.prediction.devices import device_profile
 from tests import tiny
 
-FRAME = letterbox(tiny.image(), (tiny.SIZE, tiny.SIZE))
-WHERE = Letterbox.fit(48, 40, (tiny.SIZE, tiny.SIZE))
+FRAME = fit_image(tiny.image(), (tiny.SIZE, tiny.SIZE))
+WHERE = Placement.fit(48, 40, (tiny.SIZE, tiny.SIZE))
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +57,10 @@ def test_cloud_only_sends_the_frame(plans: dict[str, EdgePlan]) -> None:
 
 
 def test_edge_only_finds_objects_here(plans: dict[str, EdgePlan]) -> None:
-    local = plans[tiny.EDGE_ONLY].infer(FRAME, WHERE, 0.25)
+    local = plans[tiny.EDGE_ONLY].infer(FRAME, WHERE, DEFAULTS)
 
-    assert len(local.detections) > 0
-    assert (local.detections.scores >= 0.25).all()
+    assert len(as_detections(local.result)) > 0
+    assert (as_detections(local.result).scores >= 0.25).all()
 
 
 def test_edge_only_has_nothing_to_send(plans: dict[str, EdgePlan]) -> None:
@@ -68,7 +70,7 @@ def test_edge_only_has_nothing_to_send(plans: dict[str, EdgePlan]) -> None:
 
 def test_a_split_cannot_be_finished_here(plans: dict[str, EdgePlan]) -> None:
     with pytest.raises(SettingsError, match="needs the cloud"):
-        plans[tiny.SPLIT].infer(FRAME, WHERE, 0.25)
+        plans[tiny.SPLIT].infer(FRAME, WHERE, DEFAULTS)
 
 
 def test_a_head_that_is_not_reproduced_is_never_served(tmp_path: Path) -> None:

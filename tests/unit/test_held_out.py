@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from common.errors import CalibrationError
-from common.imaging.images import Letterbox
+from common.imaging.placement import Placement
+from common.tasks.base import ImageInput
 from search.measure.frames import Frames, load_frames
 from search.measure.held_out import (
     MIN_JUDGING,
@@ -26,7 +27,7 @@ PIXELS = pictures(80)
 
 def frames_of(pixels: NDArray[np.uint8], names: list[str] | None = None) -> Frames:
     names = names or [f"{k:03}.png" for k in range(len(pixels))]
-    box = Letterbox.fit(SIZE[1], SIZE[0], SIZE)
+    box = Placement.fit(SIZE[1], SIZE[0], SIZE)
     return Frames(tuple(names), pixels, (box,) * len(pixels), 0.1)
 
 
@@ -59,8 +60,9 @@ def test_copies_under_other_names_change_nothing(tmp_path: Path) -> None:
             for copy in range(copies):
                 path = tmp_path / folder / f"{copy}-{number:03}.png"
                 Image.fromarray(picture.transpose(1, 2, 0)).save(path)
+    geometry = ImageInput(height=SIZE[0], width=SIZE[1])
     plain, copied = (
-        set_aside(without_copies(load_frames(tmp_path / name, SIZE, 200, lambda *_: None)))
+        set_aside(without_copies(load_frames(tmp_path / name, geometry, 200, lambda *_: None)))
         for name in ("plain", "copied")
     )
     assert plain.judging is not None

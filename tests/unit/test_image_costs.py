@@ -136,13 +136,14 @@ MEASURE = """
 import re, sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from common.imaging.images import decode_image, letterbox
+from common.imaging.images import decode_image
+from common.imaging.placement import fit_image
 
 def mib(name):
     return int(re.search(name + r":\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
 
 def work(data):
-    letterbox(decode_image(data), (416, 416))
+    fit_image(decode_image(data), (416, 416))
 
 data = sys.stdin.buffer.read()
 before = mib("VmRSS")

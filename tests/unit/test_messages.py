@@ -6,21 +6,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from cloud.message_sizes import largest_message_bytes
 from common.bundle.bundle import open_codecs
 from common.errors import PayloadError
 from common.rpc import splitpoint_pb2 as pb
 from common.rpc.messages import (
-    MAX_DETECTIONS,
     MAX_MEASUREMENTS,
     MAX_PROBE_BYTES,
-    checked_threshold,
-    detections_from_message,
-    detections_to_message,
-    largest_message_bytes,
     microseconds,
 )
 from common.tables.rows import MAX_PROFILE_ROWS
-from common.tasks.detections import Detections
+from common.tasks.base import ResultSettings
+from common.tasks.detections import MAX_DETECTIONS, Detections, as_detections
 from tests import tiny
 
 NAN = float("nan")
@@ -32,11 +29,12 @@ def test_there_and_back(count: int) -> None:
     sent = Detections(
         boxes=rng.uniform(0, 640, (count, 4)).astype(np.float32),
         scores=rng.uniform(0, 1, count).astype(np.float32),
-        classes=rng.integers(0, 80, count).astype(np.int32),
+        classes=rng.integers(0, 2, count).astype(np.int32),
     )
-    data = detections_to_message(sent).SerializeToString()
+    result = pb.Result()
+    sent.write(result)
 
-    got = detections_from_message(pb.Detections.FromString(data), 80)
+    got = as_detections(tiny.DETECTOR.read(pb.Result.FromString(result.SerializeToString())))
 
     np.testing.assert_array_equal(got.boxes, sent.boxes)
     np.testing.assert_array_equal(got.scores, sent.scores)
@@ -69,20 +67,20 @@ def test_there_and_back(count: int) -> None:
 )
 def test_what_does_not_fit_the_model_is_refused(message: pb.Detections) -> None:
     with pytest.raises(PayloadError, match=r"^detections: "):
-        detections_from_message(message, classes=2)
+        tiny.DETECTOR.read(pb.Result(detections=message))
 
 
 def test_more_than_any_end_finds_are_refused_before_they_are_looked_at() -> None:
     count = MAX_DETECTIONS + 1
     message = pb.Detections(boxes=[0.0] * 4 * count, scores=[NAN] * count, classes=[0] * count)
     with pytest.raises(PayloadError, match="at most 1000, got 1001"):
-        detections_from_message(message, classes=2)
+        tiny.DETECTOR.read(pb.Result(detections=message))
 
 
 def test_as_many_as_one_end_can_find_are_taken() -> None:
     count = MAX_DETECTIONS
     message = pb.Detections(boxes=[0.0] * 4 * count, scores=[0.5] * count, classes=[0] * count)
-    assert len(detections_from_message(message, classes=2)) == count
+    assert len(tiny.DETECTOR.read(pb.Result(detections=message))) == count
 
 
 class TestLargestMessage:
@@ -142,14 +140,14 @@ def _noise(shape: tuple[int, int, int], bits: int) -> NDArray[np.uint8]:
 
 
 def test_a_threshold_of_zero_stands_for_the_default() -> None:
-    assert checked_threshold(0, 0.25) == 0.25
-    assert checked_threshold(0.5, 0.25) == 0.5
+    assert ResultSettings.from_frame(pb.Frame()) == ResultSettings()
+    assert ResultSettings.from_frame(pb.Frame(score_threshold=0.5)).score_threshold == 0.5
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, NAN, float("inf")])
 def test_other_thresholds_are_refused(value: float) -> None:
     with pytest.raises(PayloadError, match="threshold"):
-        checked_threshold(value, 0.25)
+        ResultSettings.from_frame(pb.Frame(score_threshold=value))
 
 
 @pytest.mark.parametrize(("ms", "us"), [(0, 0), (1.5, 1500), (-1, 0), (1e9, 2**32 - 1)])

@@ -15,6 +15,7 @@ from prometheus_client import generate_latest
 from common.bundle.bundle import Bundle
 from common.errors import CloudUnavailableError, SourceError
 from common.rpc import splitpoint_pb2 as pb
+from common.tasks.base import DEFAULTS
 from edge import rest
 from edge.capture import player as player_module
 from edge.capture.player import Player
@@ -53,7 +54,7 @@ def _player(detector: Detector, pictures: Path) -> tuple[Player, EdgeMetrics]:
     camera = Camera(open_feed(str(pictures)), fps=1000)
     metrics = EdgeMetrics(detector, camera)
     ticks = itertools.count()
-    return Player(detector, camera, metrics, 0.25, now_s=lambda: float(next(ticks))), metrics
+    return Player(detector, camera, metrics, DEFAULTS, now_s=lambda: float(next(ticks))), metrics
 
 
 def test_frames_are_served_and_counted(detector: Detector, pictures: Path) -> None:
@@ -159,7 +160,7 @@ def _in_turn(
     camera = InTurn(Still(frames))
     metrics = EdgeMetrics(detector, camera)
     failing: Any = Failing(detector, errors)
-    return Player(failing, camera, metrics, 0.25), metrics
+    return Player(failing, camera, metrics, DEFAULTS), metrics
 
 
 @pytest.fixture(autouse=True)
@@ -203,7 +204,7 @@ def test_a_camera_that_gives_no_frame_is_not_ready(detector: Detector) -> None:
     now_s = 0.0
     camera = InTurn(Still(1))
     player = Player(
-        detector, camera, EdgeMetrics(detector, camera), 0.25, lambda: now_s, period_s=0.04
+        detector, camera, EdgeMetrics(detector, camera), DEFAULTS, lambda: now_s, period_s=0.04
     )
     app = rest.create_app(detector, player=player)
 
@@ -231,7 +232,7 @@ def test_a_slow_camera_has_three_periods(detector: Detector) -> None:
     now_s = 0.0
     camera = InTurn(Still(1))
     player = Player(
-        detector, camera, EdgeMetrics(detector, camera), 0.25, lambda: now_s, period_s=10.0
+        detector, camera, EdgeMetrics(detector, camera), DEFAULTS, lambda: now_s, period_s=10.0
     )
     player._begun, player._waiting_s = True, 0.0
     now_s = 29.0

@@ -20,8 +20,9 @@ from cloud.store.store import Store
 from cloud.tails import Tails
 from common.bundle.bundle import Bundle, read_vector
 from common.errors import ModelError, PayloadError, UnknownPlanError
-from common.imaging.images import letterbox
+from common.imaging.placement import fit_image
 from common.rpc import splitpoint_pb2 as pb
+from common.tasks.base import ImageInput
 from edge import profile as edge_profile
 from edge.detector import Detector
 from edge.head import EdgePlan, open_plans
@@ -147,12 +148,12 @@ class TestPictures:
     ) -> None:
         shapes = set()
 
-        def seen(picture: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+        def seen(geometry: ImageInput, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
             shapes.add(picture.shape)
-            return letterbox(picture, size)
+            return fit_image(picture, geometry.size)
 
         frame, order = frame_of(bundle), pb.ProfileOrder(budget_ms=1)
-        monkeypatch.setattr(edge_profile, "letterbox", seen)
+        monkeypatch.setattr(ImageInput, "pixels", seen)
         assert answer(order, plans, frame).error == ""
         assert shapes == {(480, 640, 3)}
         shapes.clear()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from common.errors import CalibrationError
-from common.tasks.detections import DetectorSpec, YoloHeadSpec
+from common.tasks.decoders.yolov3 import AnchorMap
 from search.cache import Cache
 from search.network import execute
 from search.network.cuts import Cut, enumerate_cuts
@@ -31,15 +31,12 @@ from search.wire.tail_adaptation import Wire, adapt_tail, wire_error
 from search.wire.training_data import Examples, alter, collect, collect_pairs, move
 from tests.affinity import one_core
 from tests.networks import SIZE, branched_graph, pictures
+from tests.tasks import yolo_task
 
-DETECTOR = DetectorSpec(
-    kind="yolov3",
-    input_height=SIZE[0],
-    input_width=SIZE[1],
-    heads=tuple(
-        YoloHeadSpec(stride=stride, anchors=((8.0, 8.0), (16.0, 16.0)), classes=2)
-        for stride in (16, 8)
-    ),
+DETECTOR = yolo_task(
+    SIZE[0],
+    SIZE[1],
+    heads=tuple(AnchorMap(stride=stride, anchors=((8.0, 8.0), (16.0, 16.0))) for stride in (16, 8)),
     class_names=("cat", "dog"),
 )
 

@@ -40,7 +40,7 @@ def test_times_come_without_boxes(bundle: Bundle) -> None:
 
 
 def test_boxes_are_sent_where_they_are_wanted(bundle: Bundle) -> None:
-    reports = _reports(bundle, "detections")
+    reports = _reports(bundle, "results")
     assert len(reports) == 2
     assert all(len(each.detections.scores) and each.times.total_us for each in reports)
 

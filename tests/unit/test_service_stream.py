@@ -17,7 +17,7 @@ from cloud.reference_frames import ReferenceFrames
 from cloud.tails import Tails
 from common.bundle.bundle import Bundle
 from common.rpc import splitpoint_pb2 as pb
-from common.rpc.messages import detections_to_message
+from common.tasks.base import TaskResult
 from edge.detector import find_plan
 from tests import tiny
 from tests.planes import HELLO, Aborted, FakeContext, answer_to, exchange, frame, serve, sessions
@@ -106,9 +106,9 @@ class TestReports:
         report = pb.Report(frame_id=3, plan_digest=digest, detections=found)
         (answer,), edge = self._connected(tails, workers, report)
         assert answer.HasField("result")
-        (kept,) = edge.detections
+        (kept,) = edge.results
         assert (kept.frame_id, kept.plan) == (3, digest)
-        assert detections_to_message(kept.detections) == found
+        assert _message(kept.result) == found
 
     def test_times_alone_are_as_good(
         self, bundle: Bundle, tails: Tails, workers: ThreadPoolExecutor
@@ -120,7 +120,7 @@ class TestReports:
         )
         (answer,), edge = self._connected(tails, workers, report)
         assert answer.HasField("result")
-        assert not edge.detections
+        assert not edge.results
 
     def test_what_is_refused_is_not_kept(
         self, bundle: Bundle, tails: Tails, workers: ThreadPoolExecutor
@@ -131,7 +131,7 @@ class TestReports:
             tails, workers, pb.Report(plan_digest=digest, detections=found)
         )
         assert answer.rejection.reason == pb.Rejection.REASON_BAD_PAYLOAD
-        assert not edge.detections
+        assert not edge.results
 
 
 def test_a_full_edge_is_not_read(tails: Tails) -> None:
@@ -200,8 +200,14 @@ def test_draining_answers_what_is_under_way_then_ends_the_stream(
 
 def test_detections_survive_the_wire(bundle: Bundle, tails: Tails, tmp_path: Path) -> None:
     message = frame(bundle, 1).frame
-    expected = tails.runner(message.plan_digest).finish(message).detections
+    expected = tails.runner(message.plan_digest).finish(message).result
     with ThreadPoolExecutor(1) as workers:
         plane = DataPlane(tails, Admission(workers, 2))
         answer = answer_to(plane, pb.EdgeMessage(frame=message), 0.0, ReferenceFrames())
-    assert answer.result.detections == detections_to_message(expected)
+    assert answer.result.detections == _message(expected)
+
+
+def _message(result: TaskResult) -> pb.Detections:
+    carrier = pb.Result()
+    result.write(carrier)
+    return carrier.detections

@@ -9,10 +9,10 @@ import onnx
 import pytest
 
 from common.errors import CalibrationError, NoFeasiblePlanError, SettingsError
-from common.imaging.images import Letterbox
+from common.imaging.placement import Placement
 from common.link.link import parse_link
 from common.progress import Progress
-from common.tasks.detections import DetectorSpec, YoloHeadSpec
+from common.tasks.decoders.yolov3 import AnchorMap
 from search.cache import Cache
 from search.measure.frames import Frames, load_frames
 from search.measure.held_out import Judging
@@ -36,17 +36,14 @@ from search.stages.bit_configurations import (
 from search.stages.profile import cut_rows, time_cuts, write_statistics, write_times
 from search.stages.quantize_all import Collection, Setting, as_markdown, collect, write_summary
 from tests.networks import SIZE, branched_graph, pictures
+from tests.tasks import yolo_task
 
 PIXELS = pictures(10)
 NETWORK = "9" * 64
-DETECTOR = DetectorSpec(
-    kind="yolov3",
-    input_height=SIZE[0],
-    input_width=SIZE[1],
-    heads=tuple(
-        YoloHeadSpec(stride=stride, anchors=((8.0, 8.0), (16.0, 16.0)), classes=2)
-        for stride in (4, 2)
-    ),
+DETECTOR = yolo_task(
+    SIZE[0],
+    SIZE[1],
+    heads=tuple(AnchorMap(stride=stride, anchors=((8.0, 8.0), (16.0, 16.0))) for stride in (4, 2)),
     class_names=("cat", "dog"),
 )
 
@@ -60,7 +57,7 @@ class Silent:
 
 def prepared_in(cache: Path | None = None) -> Prepared:
     graph = branched_graph()
-    boxes = tuple(Letterbox.fit(SIZE[1], SIZE[0], SIZE) for _ in PIXELS)
+    boxes = tuple(Placement.fit(SIZE[1], SIZE[0], SIZE) for _ in PIXELS)
     frames = Frames(tuple(f"{k}.png" for k in range(len(PIXELS))), PIXELS, boxes, 0.1)
     return Prepared(
         graph, DETECTOR, "0" * 64, frames, observe(graph, PIXELS), Cache(cache), "origin"
@@ -279,4 +276,4 @@ def test_every_broken_calibration_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "4.png").write_bytes(b"no picture")
     (tmp_path / "7.png").write_bytes(b"")
     with pytest.raises(CalibrationError, match=r"2 of 9 images .*4\.png.*7\.png"):
-        load_frames(tmp_path, SIZE, 64, lambda _done, _total: None)
+        load_frames(tmp_path, DETECTOR.image, 64, lambda _done, _total: None)

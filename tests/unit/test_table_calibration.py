@@ -366,7 +366,7 @@ def test_a_bundle_names_its_segments_as_its_search_did(tmp_path: Path) -> None:
     coded = replace(plain.candidate, codec=CodecSpec(name="context"), contexts=models)
     found = replace(found, kept=(plain, replace(plain, candidate=coded)))
     out, pixels = tmp_path / "bundle", prepared.calibration.pixels[:1]
-    write_plans(out, network.heads, prepared.detector, pixels, prepared.weights_sha256, found)
+    write_plans(out, network.heads, prepared.task, pixels, prepared.weights_sha256, found)
     with Bundle.open(out) as bundle:
         for plan, judged in zip(bundle.manifest.plans, found.kept, strict=True):
             named = {each.stage: each.name for each in segments(plan)}

@@ -11,29 +11,29 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from common.errors import ModelError, SettingsError
-from common.imaging.images import Letterbox
-from common.tasks.detections import DetectorSpec, YoloHeadSpec, decode_yolo
+from common.imaging.placement import Placement
+from common.tasks.base import ResultSettings
+from common.tasks.decoders.yolov3 import AnchorMap, YoloV3
+from common.tasks.detections import Detections, DetectionTask, as_detections
+from tests.tasks import yolo_task
 
 Floats = NDArray[np.float32]
 Box = tuple[float, float, float, float]
 
 ANCHORS = ((10.0, 14.0), (23.0, 27.0), (37.0, 58.0))
-SPEC = DetectorSpec(
-    kind="yolov3",
-    input_height=64,
-    input_width=96,
-    heads=(
-        YoloHeadSpec(stride=32, anchors=ANCHORS, classes=4),
-        YoloHeadSpec(stride=16, anchors=ANCHORS[:2], classes=4),
-    ),
-    class_names=("cat", "dog", "bird", "fish"),
-)
-WHOLE = Letterbox.fit(96, 64, (64, 96))
+HEADS = (AnchorMap(stride=32, anchors=ANCHORS), AnchorMap(stride=16, anchors=ANCHORS[:2]))
+SPEC = yolo_task(64, 96, HEADS, ("cat", "dog", "bird", "fish"))
+SHAPES = YoloV3(heads=HEADS).map_shapes((64, 96), 4)
+WHOLE = Placement.fit(96, 64, (64, 96))
 OFF = -20.0
 
 
+def decode(maps: list[Floats], where: Placement, **options: Any) -> Detections:
+    return as_detections(SPEC.decode(maps, where, ResultSettings(**options)))
+
+
 def silent_maps() -> list[Floats]:
-    return [np.full(shape, OFF, np.float32) for shape in SPEC.map_shapes]
+    return [np.full(shape, OFF, np.float32) for shape in SHAPES]
 
 
 def put(
@@ -59,9 +59,9 @@ def sigmoid(value: float) -> float:
 
 
 def reference_candidates(maps: list[Floats], threshold: float) -> list[tuple[Box, float, int]]:
-    """The formulas of `decode_yolo`, one value at a time."""
+    """The formulas of `YoloV3`, one value at a time."""
     result = []
-    for values, head in zip(maps, SPEC.heads, strict=True):
+    for values, head in zip(maps, HEADS, strict=True):
         for a, (anchor_width, anchor_height) in enumerate(head.anchors):
             for row, column in np.ndindex(values.shape[1:]):
                 cell = values[a * 9 : a * 9 + 9, row, column].tolist()
@@ -78,14 +78,14 @@ def reference_candidates(maps: list[Floats], threshold: float) -> list[tuple[Box
 
 class TestDecode:
     def test_a_silent_network_finds_nothing(self) -> None:
-        detections = decode_yolo(silent_maps(), SPEC, WHOLE)
+        detections = decode(silent_maps(), WHOLE)
         assert len(detections) == 0
         assert detections.boxes.shape == (0, 4)
 
     def test_one_box_in_pixels(self) -> None:
         maps = silent_maps()
         put(maps[1], anchor=1, row=2, column=3, objectness=2, classes={2: 3})
-        detections = decode_yolo(maps, SPEC, WHOLE)
+        detections = decode(maps, WHOLE)
         x, y = 3.5 * 16, 2.5 * 16
         expected = [[x - 11.5, y - 13.5, x + 11.5, y + 13.5]]
         np.testing.assert_allclose(detections.boxes, expected, rtol=1e-6)
@@ -95,7 +95,7 @@ class TestDecode:
     def test_dtypes(self) -> None:
         maps = silent_maps()
         put(maps[0], anchor=0, row=0, column=0, classes={0: 5})
-        detections = decode_yolo(maps, SPEC, WHOLE)
+        detections = decode(maps, WHOLE)
         assert detections.boxes.dtype == np.float32
         assert detections.scores.dtype == np.float32
         assert detections.classes.dtype == np.int32
@@ -103,14 +103,14 @@ class TestDecode:
     def test_boxes_are_in_pixels_of_the_source(self) -> None:
         maps = silent_maps()
         put(maps[1], anchor=0, row=1, column=2, classes={0: 5})
-        small = decode_yolo(maps, SPEC, WHOLE).boxes
-        large = decode_yolo(maps, SPEC, Letterbox.fit(960, 640, (64, 96))).boxes
+        small = decode(maps, WHOLE).boxes
+        large = decode(maps, Placement.fit(960, 640, (64, 96))).boxes
         np.testing.assert_allclose(large, small * 10, rtol=1e-5)
 
     def test_a_box_is_reported_for_every_class_above_the_threshold(self) -> None:
         maps = silent_maps()
         put(maps[0], anchor=0, row=0, column=0, classes={0: 1, 1: 3, 3: -3})
-        assert decode_yolo(maps, SPEC, WHOLE).classes.tolist() == [1, 0]
+        assert decode(maps, WHOLE).classes.tolist() == [1, 0]
 
     def test_duplicates_of_a_class_are_suppressed_across_heads(self) -> None:
         maps = silent_maps()
@@ -118,21 +118,21 @@ class TestDecode:
         # first; the same anchor.
         put(maps[0], anchor=0, row=0, column=0, box=(20, 20, 0, 0), classes={0: 3, 1: 2})
         put(maps[1], anchor=0, row=1, column=1, box=(20, 20, 0, 0), classes={0: 1})
-        detections = decode_yolo(maps, SPEC, WHOLE)
+        detections = decode(maps, WHOLE)
         assert detections.classes.tolist() == [0, 1]
 
     def test_a_box_in_the_padding_is_dropped(self) -> None:
         maps = silent_maps()
         put(maps[1], anchor=0, row=0, column=0, classes={0: 5})
-        high = Letterbox.fit(10, 640, (64, 96))
+        high = Placement.fit(10, 640, (64, 96))
         assert high.left > 16
-        assert len(decode_yolo(maps, SPEC, high)) == 0
+        assert len(decode(maps, high)) == 0
 
     def test_the_best_are_reported_first_and_no_more_than_asked(self) -> None:
         maps = silent_maps()
         for column in range(6):
             put(maps[1], anchor=0, row=0, column=column, objectness=column, classes={0: 20})
-        detections = decode_yolo(maps, SPEC, WHOLE, max_detections=3)
+        detections = decode(maps, WHOLE, max_detections=3)
         expected = [sigmoid(5), sigmoid(4), sigmoid(3)]
         np.testing.assert_allclose(detections.scores, expected, rtol=1e-6)
 
@@ -140,11 +140,11 @@ class TestDecode:
     @settings(max_examples=60)
     def test_candidates_are_those_of_the_formulas(self, seed: int, threshold: float) -> None:
         rng = np.random.default_rng(seed)
-        maps = [rng.normal(0, 1.5, shape).astype(np.float32) for shape in SPEC.map_shapes]
+        maps = [rng.normal(0, 1.5, shape).astype(np.float32) for shape in SHAPES]
         sure = reference_candidates(maps, threshold + 1e-5)
         perhaps = reference_candidates(maps, threshold - 1e-5)
-        detections = decode_yolo(
-            maps, SPEC, WHOLE, score_threshold=threshold, iou_threshold=1, max_detections=10_000
+        detections = decode(
+            maps, WHOLE, score_threshold=threshold, iou_threshold=1, max_detections=1000
         )
         assert len(sure) <= len(detections) <= len(perhaps)
         columns = [detections.boxes, detections.scores[:, None], detections.classes[:, None]]
@@ -162,16 +162,16 @@ class TestHostileMaps:
         put(maps[0], anchor=0, row=0, column=0, classes={0: 5})
         put(maps[0], anchor=0, row=1, column=2, classes={1: 5})
         maps[0][channel, 0, 0] = value
-        assert decode_yolo(maps, SPEC, WHOLE).classes.tolist() == [1]
+        assert decode(maps, WHOLE).classes.tolist() == [1]
 
     @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38, -3e38, 88.8, -88.8, 0.0])
     @pytest.mark.parametrize("threshold", [0.0, 0.25, 1.0])
     def test_maps_of_one_value_neither_warn_nor_overflow(
         self, value: float, threshold: float
     ) -> None:
-        maps = [np.full(shape, value, np.float32) for shape in SPEC.map_shapes]
+        maps = [np.full(shape, value, np.float32) for shape in SHAPES]
         with np.errstate(all="raise", under="ignore"):
-            detections = decode_yolo(maps, SPEC, WHOLE, score_threshold=threshold)
+            detections = decode(maps, WHOLE, score_threshold=threshold)
         assert np.isfinite(detections.boxes).all()
         assert len(detections) <= 100
 
@@ -179,12 +179,9 @@ class TestHostileMaps:
     @settings(max_examples=50)
     def test_maps_of_any_bits(self, seed: int) -> None:
         rng = np.random.default_rng(seed)
-        maps = [
-            rng.integers(0, 2**32, shape, dtype=np.uint32).view(np.float32)
-            for shape in SPEC.map_shapes
-        ]
+        maps = [rng.integers(0, 2**32, shape, dtype=np.uint32).view(np.float32) for shape in SHAPES]
         with np.errstate(all="raise", under="ignore"):
-            detections = decode_yolo(maps, SPEC, WHOLE)
+            detections = decode(maps, WHOLE)
         assert np.isfinite(detections.boxes).all()
         assert ((detections.boxes >= 0) & (detections.boxes <= (96, 64, 96, 64))).all()
         assert ((detections.scores >= 0.25) & (detections.scores <= 1)).all()
@@ -202,8 +199,8 @@ class TestHostileMaps:
         ids=["none", "one missing", "swapped", "batched", "float64"],
     )
     def test_maps_of_another_shape_are_refused(self, maps: list[Floats]) -> None:
-        with pytest.raises(ModelError, match="expected output maps"):
-            decode_yolo(maps, SPEC, WHOLE)
+        with pytest.raises(ModelError, match="expected output"):
+            decode(maps, WHOLE)
 
     @pytest.mark.parametrize(
         "options",
@@ -216,40 +213,39 @@ class TestHostileMaps:
     )
     def test_options_without_sense_are_refused(self, options: dict[str, Any]) -> None:
         with pytest.raises(SettingsError):
-            decode_yolo(silent_maps(), SPEC, WHOLE, **options)
+            decode(silent_maps(), WHOLE, **options)
 
 
 class TestSpec:
     def test_it_survives_json(self) -> None:
-        assert DetectorSpec.model_validate_json(SPEC.model_dump_json()) == SPEC
+        assert DetectionTask.model_validate_json(SPEC.model_dump_json()) == SPEC
 
     def test_map_shapes(self) -> None:
-        assert SPEC.map_shapes == ((27, 2, 3), (18, 4, 6))
+        assert SHAPES == ((27, 2, 3), (18, 4, 6))
 
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"class_names": ["cat"]}, "4 classes"),
             ({"class_names": []}, "at least 1"),
-            ({"input_height": 60}, "no multiple"),
-            ({"input_width": 0}, "greater than or equal"),
-            ({"heads": []}, "at least 1"),
-            ({"kind": "yolov9"}, "yolov3"),
+            ({"image": {"height": 60, "width": 96}}, "no multiple"),
+            ({"image": {"height": 64, "width": 0}}, "greater than or equal"),
+            ({"decoder": {"kind": "yolov3", "heads": []}}, "at least 1"),
+            ({"decoder": {"kind": "yolov9", "heads": []}}, "yolov3"),
+            ({"kind": "divination"}, "detection"),
             ({"colour": "red"}, "Extra inputs"),
         ],
     )
     def test_what_does_not_fit_together(self, change: dict[str, Any], message: str) -> None:
         with pytest.raises(ValidationError, match=message):
-            DetectorSpec.model_validate(SPEC.model_dump() | change)
+            DetectionTask.model_validate(SPEC.model_dump() | change)
 
     @pytest.mark.parametrize(
-        "change",
-        [{"stride": 0}, {"anchors": []}, {"anchors": [[0, 1]]}, {"classes": 0}, {"anchors": [[1]]}],
+        "change", [{"stride": 0}, {"anchors": []}, {"anchors": [[0, 1]]}, {"anchors": [[1]]}]
     )
     def test_heads_that_make_no_sense(self, change: dict[str, Any]) -> None:
         with pytest.raises(ValidationError):
-            YoloHeadSpec.model_validate(SPEC.heads[0].model_dump() | change)
+            AnchorMap.model_validate(HEADS[0].model_dump() | change)
 
     def test_infinite_anchors_are_refused(self) -> None:
         with pytest.raises(ValidationError):
-            YoloHeadSpec(stride=32, anchors=((math.inf, 1.0),), classes=1)
+            AnchorMap(stride=32, anchors=((math.inf, 1.0),))
