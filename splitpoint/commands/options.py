@@ -6,10 +6,7 @@ from typing import Annotated
 
 import typer
 
-from common.choices import in_words
 from common.runtime.registry import RUNTIMES
-from search.quantization.recipes import RECIPES
-from search.strategies import BASELINES, OWN
 
 MAX_THREADS = max(8, 4 * (os.cpu_count() or 1))
 """Upper limit on threads: more only take memory on a machine with this number of cores."""
@@ -55,19 +52,6 @@ Runtime = Annotated[
     typer.Option(
         metavar=f"[{'|'.join(RUNTIMES)}]",
         help="Runtime of the models; others than the first are extras of the same name.",
-    ),
-]
-Strategy = Annotated[
-    str,
-    typer.Option(
-        help=f"Search strategy: ours ({in_words(OWN)}), or a baseline ({in_words(BASELINES)})."
-    ),
-]
-Quantizer = Annotated[
-    str | None,
-    typer.Option(
-        help=f"Quantization recipe for layers below 8 bits: {in_words(RECIPES)}; unset: "
-        "`default`, or that of the baseline strategy."
     ),
 ]
 RefinedCuts = Annotated[

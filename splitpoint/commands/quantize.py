@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from splitpoint.commands import options
+from splitpoint.commands import options, search_options
 
 
 def run(
@@ -21,7 +21,7 @@ def run(
     cut: Annotated[
         str | None, typer.Option(help="Last node of the head, if the file does not name it.")
     ] = None,
-    quantizer: options.Quantizer = None,
+    quantizer: search_options.Quantizer = None,
     equalise: Annotated[
         bool,
         typer.Option("--equalise", help="Equalise channel ranges across convolutions first."),

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from common.runtime.registry import DEFAULT_RUNTIME
-from splitpoint.commands import options
+from splitpoint.commands import options, search_options
 
 
 def run(
@@ -17,8 +17,8 @@ def run(
     weights: options.Weights = None,
     device: options.Device = "this-machine",
     edge_memory: options.EdgeMemory = None,
-    strategy: options.Strategy = "splitpoint",
-    quantizer: options.Quantizer = None,
+    strategy: search_options.Strategy = "splitpoint",
+    quantizer: search_options.Quantizer = None,
     max_drop: Annotated[
         float,
         typer.Option(
