@@ -76,9 +76,8 @@ def test_every_part_of_a_frame_is_timed(bundle: Bundle, name: str) -> None:
     digest = find_plan(bundle, name)
     edge, tail = open_plans(bundle, [digest])[digest], Tails(bundle).runner(digest)
 
-    times = dict(
-        zip(PARTS, frame_ms(edge, tail, tiny.image(), (tiny.SIZE, tiny.SIZE)), strict=True)
-    )
+    geometry = bundle.manifest.task.image
+    times = dict(zip(PARTS, frame_ms(edge, tail, tiny.image(), geometry), strict=True))
 
     assert all(ms > 0 for ms in times.values())
 
