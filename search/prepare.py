@@ -14,25 +14,17 @@ from common.bundle.manifest import network_digest
 from common.errors import ModelError
 from common.machine import saturates_int8
 from common.progress import Reporter
-from common.tasks.base import ImageInput
-from common.tasks.decoders.yolov3 import AnchorMap, YoloV3
-from common.tasks.detections import DetectionTask
-from common.tasks.labels import CLASS_NAMES
 from common.tasks.registry import AnyTask
 from search.cache import Cache, digest
 from search.measure.frames import Frames, load_frames
 from search.measure.held_out import Division, Judging, fit_all, in_both, without_copies
 from search.network.graph import Graph
-from search.network.importers.torch_module import import_module
 from search.network.losses import distillation_loss
-from search.network.passes import optimise
 from search.quantization.calibration import Statistics, observe
 from search.quantization.equalise import equalise
 from search.quantization.recipes import DEFAULT, Recipe
 from search.quantization.rounding import Rounder
 from search.quantization.sensitivity import How, Sensitivity, weigh
-from search.zoo.darknet import DarknetModule
-from search.zoo.registry import load_model
 
 _SENSITIVITY_FRAMES = 16
 
@@ -141,7 +133,7 @@ def prepare(
     """Load a network and observe it.
 
     Args:
-        model: Name in the zoo.
+        model: Name in the zoo, or path of an ONNX file.
         calibration: Folder of images.
         cache: For the statistics.
         reporter: Reports progress.
@@ -154,13 +146,12 @@ def prepare(
         SplitpointError: A model, weights or images that cannot be worked with.
     """
     progress = reporter.stage("reading the model")
-    module = load_model(model, weights=weights)
-    graph = optimise(import_module(module, module.input_size))
+    source = open_network(model, weights)
+    graph, task = source.graph, source.task
     if equalised:
         graph = equalise(graph)
     progress(1, 1)
     progress = reporter.stage("reading calibration images")
-    task = task_of(module)
     wrong = task.misfit([graph[name].shape for name in graph.outputs])
     if wrong is not None:
         raise ModelError(f"{model}: {wrong}")
@@ -177,22 +168,10 @@ def prepare(
     return Prepared(
         graph,
         task,
-        module.digest,
+        source.sha256,
         frames,
         statistics,
         cache,
         origin,
         division.judging,
-    )
-
-
-def task_of(module: DarknetModule) -> DetectionTask:
-    """Task of a zoo model: its input, heads and classes."""
-    height, width = module.input_size
-    return DetectionTask(
-        image=ImageInput(height=height, width=width),
-        decoder=YoloV3(
-            heads=tuple(AnchorMap(stride=h.stride, anchors=h.anchors) for h in module.heads)
-        ),
-        class_names=CLASS_NAMES,
     )

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import Annotated, get_args
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidationError
 
+from common.errors import SettingsError
 from common.tasks.base import Shapes
 from common.tasks.decoders.base import Decoder, Size
 from common.tasks.decoders.boxes import Boxes
@@ -22,6 +23,23 @@ AnyDecoder = Annotated[_Any, Field(discriminator="kind")]
 """Every decoder, told apart by `kind`."""
 
 DECODERS: tuple[type[Decoder], ...] = get_args(_Any)
+
+
+_ADAPTER: TypeAdapter[Decoder] = TypeAdapter(AnyDecoder)
+
+
+def read_decoder(data: object) -> Decoder:
+    """Read a decoder's settings.
+
+    Raises:
+        SettingsError: If they are none, or its kind is unknown.
+    """
+    try:
+        return _ADAPTER.validate_python(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise SettingsError(f"decoder: {where}: {first['msg']}") from error
 
 
 def presets(shapes: Shapes, names: Sequence[str], size: Size) -> list[Decoder]:

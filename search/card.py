@@ -1,0 +1,171 @@
+"""The model card: what an ONNX file does not say of itself, in a TOML file beside it.
+
+    detector.onnx                labels = "coco"
+    detector.toml                [input]
+                                 mean = [123.7, 116.3, 103.5]      # of pixels, 0 to 255
+                                 std = [58.4, 57.1, 57.4]
+                                 [task]
+                                 kind = "detection"
+                                 [task.decoder]
+                                 kind = "yolox"
+
+Everything has a usual value; a decoder is guessed where the outputs leave no doubt.
+"""
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from common.errors import SettingsError
+from common.imaging.placement import PADDING, Fit
+from common.records import Record
+from common.tasks.base import Shapes, Task, in_words
+from common.tasks.decoders.registry import guess, presets, read_decoder
+from common.tasks.labels import CLASS_NAMES
+from common.tasks.registry import read_task
+from search.network.importers.onnx_file import InputScaling
+
+_MOST_BYTES = 1 << 20
+_Three = Annotated[tuple[float, ...], Field(min_length=3, max_length=3)]
+_Size = Annotated[int, Field(ge=1, le=4096)]
+
+
+class InputCard(Record):
+    """How the network's input is made of an image.
+
+    Attributes:
+        shape: Of the input, with the batch; the declared one, if it is left out.
+        mean: Of a pixel of 0 to 255, by channel of the network's input.
+        std: By channel: input = (pixel - mean) / std.
+        channels: Order of the network's channels.
+        layout: Order of its axes.
+        fit: How an image of another size is fitted.
+        padding: Value of pixels that the image does not cover.
+    """
+
+    shape: Annotated[tuple[_Size, ...], Field(min_length=4, max_length=4)] | None = None
+    mean: _Three = (0.0, 0.0, 0.0)
+    std: _Three = (1.0, 1.0, 1.0)
+    channels: Literal["rgb", "bgr"] = "rgb"
+    layout: Literal["nchw", "nhwc"] = "nchw"
+    fit: Fit = "letterbox"
+    padding: int = Field(default=PADDING, ge=0, le=255)
+
+    @property
+    def scaling(self) -> InputScaling:
+        """The same of an image in [0, 1]."""
+        mean, std = ([value / 255 for value in values] for values in (self.mean, self.std))
+        return InputScaling(
+            (mean[0], mean[1], mean[2]),
+            (std[0], std[1], std[2]),
+            blue_first=self.channels == "bgr",
+            channels_last=self.layout == "nhwc",
+        )
+
+
+class ModelCard(Record):
+    """A model card.
+
+    Attributes:
+        input: How the network's input is made of an image.
+        labels: Names of the classes, or "coco", or a file of one name per line beside the card.
+        task: The task's settings, as a bundle keeps them; a decoder is guessed from the outputs,
+            if it is left out.
+    """
+
+    input: InputCard = InputCard()
+    labels: tuple[str, ...] | str = ()
+    task: dict[str, Any] = Field(default_factory=lambda: {"kind": "detection"})
+
+    def task_for(
+        self, size: tuple[int, int], shapes: Shapes, names: Sequence[str], folder: Path
+    ) -> Task:
+        """The task of a network.
+
+        Args:
+            size: (height, width) of the network's input.
+            shapes: Shapes of its outputs, without the batch.
+            names: Names of its outputs.
+            folder: Folder of the card, for a file of labels.
+
+        Raises:
+            SettingsError: If the card leaves open what cannot be guessed, or does not fit.
+        """
+        labels = _class_names(self.labels, folder)
+        settings = {
+            **self.task,
+            "image": {
+                "height": size[0],
+                "width": size[1],
+                "fit": self.input.fit,
+                "padding": self.input.padding,
+            },
+        }
+        if settings.get("kind") == "detection" and "decoder" not in settings:
+            guessed = guess(shapes, names, size)
+            if guessed is None:
+                near = [each.kind for each in presets(shapes, names, size)]
+                advice = f"; they may be of {', '.join(near)}" if near else ""
+                raise SettingsError(
+                    f"the outputs {in_words(shapes)} do not say which decoder they need{advice}: "
+                    "name it in the model card, as [task.decoder]"
+                )
+            settings["decoder"] = guessed.model_dump()
+        if settings.get("kind") != "tensors":
+            settings["class_names"] = labels or _numbered(settings, shapes)
+        task = read_task(settings)
+        wrong = task.misfit(shapes)
+        if wrong is not None:
+            raise SettingsError(wrong)
+        return task
+
+
+def read_card(path: Path) -> ModelCard:
+    """Read a card.
+
+    Raises:
+        SettingsError: If it cannot be read, or holds a key or value that no card has.
+    """
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise SettingsError(f"{path}: over 1 MiB, which no model card needs")
+        data = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: no TOML: {error}") from error
+    try:
+        return ModelCard.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise SettingsError(f"{path}: {where}: {first['msg']}") from error
+
+
+def _class_names(labels: tuple[str, ...] | str, folder: Path) -> tuple[str, ...]:
+    """Names of the classes; none, if the card has none."""
+    if not isinstance(labels, str):
+        return labels
+    if labels == "coco":
+        return CLASS_NAMES
+    path = folder / labels
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: no file of labels, one in each line: {error}") from error
+    return tuple(line.strip() for line in lines if line.strip())
+
+
+def _numbered(settings: dict[str, Any], shapes: Shapes) -> tuple[str, ...]:
+    """Numbers as names of classes, as many as the outputs have; COCO's own names for 80."""
+    count = None
+    if settings.get("kind") == "classification" and shapes:
+        count = max((side or 0 for side in shapes[0]), default=0)
+    elif settings.get("kind") == "detection":
+        count = read_decoder(settings["decoder"]).classes_in(shapes)
+    if not count:
+        raise SettingsError("the outputs do not say how many classes there are: give labels")
+    return CLASS_NAMES if count == len(CLASS_NAMES) else tuple(str(k) for k in range(count))
