@@ -22,10 +22,10 @@ from pydantic import Field, ValidationError
 from common.errors import SettingsError
 from common.imaging.placement import PADDING, Fit
 from common.records import Record
-from common.tasks.base import Shapes, Task, in_words
+from common.tasks.base import Shapes, in_words
 from common.tasks.decoders.registry import guess, presets, read_decoder
 from common.tasks.labels import CLASS_NAMES
-from common.tasks.registry import read_task
+from common.tasks.registry import AnyTask, read_task
 from search.network.importers.onnx_file import InputScaling
 
 _MOST_BYTES = 1 << 20
@@ -34,7 +34,7 @@ _Size = Annotated[int, Field(ge=1, le=4096)]
 
 
 class InputCard(Record):
-    """How the network's input is made of an image.
+    """Geometry and scaling by which an image becomes the network's input.
 
     Attributes:
         shape: Of the input, with the batch; the declared one, if it is left out.
@@ -82,7 +82,7 @@ class ModelCard(Record):
 
     def task_for(
         self, size: tuple[int, int], shapes: Shapes, names: Sequence[str], folder: Path
-    ) -> Task:
+    ) -> AnyTask:
         """The task of a network.
 
         Args:
@@ -114,7 +114,7 @@ class ModelCard(Record):
                     "name it in the model card, as [task.decoder]"
                 )
             settings["decoder"] = guessed.model_dump()
-        if settings.get("kind") != "tensors":
+        if settings.get("kind") in ("classification", "detection"):
             settings["class_names"] = labels or _numbered(settings, shapes)
         task = read_task(settings)
         wrong = task.misfit(shapes)

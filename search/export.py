@@ -189,7 +189,7 @@ def _add_head(
         outputs=tuple(
             HeadOutput(
                 name=name,
-                shape=network.graph[name].map_shape,
+                shape=network.graph[name].shape,
                 scale=network.grids[name].scale,
                 zero_point=network.grids[name].zero_point,
             )

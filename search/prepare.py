@@ -25,6 +25,7 @@ from search.quantization.equalise import equalise
 from search.quantization.recipes import DEFAULT, Recipe
 from search.quantization.rounding import Rounder
 from search.quantization.sensitivity import How, Sensitivity, weigh
+from search.source import open_network
 
 _SENSITIVITY_FRAMES = 16
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import SettingsError
-from common.tasks.base import ImageInput, Task
+from common.tasks.base import ImageInput
 from common.tasks.decoders.yolov3 import AnchorMap, YoloV3
 from common.tasks.detections import DetectionTask
 from common.tasks.labels import CLASS_NAMES
+from common.tasks.registry import AnyTask
 from search.card import ModelCard, read_card
 from search.network.graph import Graph
 from search.network.importers.onnx_file import import_onnx, read_onnx
@@ -30,7 +31,7 @@ class SourceNetwork:
     """
 
     graph: Graph
-    task: Task
+    task: AnyTask
     sha256: str
 
 

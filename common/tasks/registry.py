@@ -5,7 +5,6 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter, ValidationError
 
 from common.errors import SettingsError
-from common.tasks.base import Task
 from common.tasks.classification import ClassificationTask
 from common.tasks.detections import DetectionTask
 from common.tasks.tensors import TensorsTask
@@ -13,10 +12,10 @@ from common.tasks.tensors import TensorsTask
 AnyTask = Annotated[DetectionTask | ClassificationTask | TensorsTask, Field(discriminator="kind")]
 """Every task, told apart by `kind`."""
 
-_ADAPTER: TypeAdapter[Task] = TypeAdapter(AnyTask)
+_ADAPTER: TypeAdapter[AnyTask] = TypeAdapter(AnyTask)
 
 
-def read_task(data: object) -> Task:
+def read_task(data: object) -> AnyTask:
     """Read a task's specification, as a JSON file holds it.
 
     Args:
