@@ -95,6 +95,9 @@ OTHERS: dict[str, Any] = {
     "video": True,
     "adapt_steps": 0,
     "context_steps": 100,
+    "iou_threshold": 0.6,
+    "max_detections": 7,
+    "classes": ("cat",),
 }
 PATHS = {"calibration", "weights", "evaluation", "annotations", "tables"}
 
