@@ -56,7 +56,7 @@ class InputCard(Record):
 
     @property
     def scaling(self) -> InputScaling:
-        """The same of an image in [0, 1]."""
+        """Scaling and order, of an image in [0, 1]."""
         mean, std = ([value / 255 for value in values] for values in (self.mean, self.std))
         return InputScaling(
             (mean[0], mean[1], mean[2]),
