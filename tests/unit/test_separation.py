@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-import search.prepare
+import search.source
 from common.errors import NoFeasiblePlanError
 from common.link.link import parse_link
 from common.progress import Progress
@@ -110,7 +110,7 @@ def test_other_judging_pictures_leave_what_is_fitted_bit_for_bit_alike(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = network()
-    monkeypatch.setattr(search.prepare, "load_model", lambda *_args, **_kwargs: module)
+    monkeypatch.setattr(search.source, "load_model", lambda *_args, **_kwargs: module)
     folder, rng = tmp_path / "pictures", np.random.default_rng(0)
     folder.mkdir()
     for number in range(32):
