@@ -24,7 +24,7 @@ class Request:
     """Settings of a search.
 
     Attributes:
-        model: Name in the zoo.
+        model: Name in the zoo, or path of an ONNX file.
         link: Between edge and cloud.
         device: The edge.
         calibration: Folder of images for ranges, sizes, contexts and tails. Without `evaluation` a

@@ -11,7 +11,13 @@ from common.runtime.registry import RUNTIMES
 MAX_THREADS = max(8, 4 * (os.cpu_count() or 1))
 """Upper limit on threads: more only take memory on a machine with this number of cores."""
 
-Model = Annotated[str, typer.Option(help="Model of the zoo; see `splitpoint models list`.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        help="Model of the zoo, see `splitpoint models list`; or an ONNX file, with its model card "
+        "beside it (detector.onnx, detector.toml)."
+    ),
+]
 Weights = Annotated[Path | None, typer.Option(help="Weights file; default: the fetched one.")]
 Calibration = Annotated[
     Path, typer.Option(help="Folder of calibration images, representative of the edge's input.")
