@@ -174,10 +174,11 @@ def quantize(
     before: dict[str, QuantParams] = {}
     convs: dict[str, QuantizedConv] = {}
     computable = computable_nodes(graph)
+    names = {node.name for node in computable}
     refused = {
         node.name: operator_of(node).refusal(node) or f"{node.name}: behind such an operator"
         for node in graph.nodes
-        if node not in computable
+        if node.name not in names
     }
     for node in computable[1:]:
         each = widths.get(node.name, FULL)

@@ -15,8 +15,10 @@ from common.runtime.registry import open_model
 from search.network import execute
 from search.network.cuts import enumerate_cuts
 from search.network.graph import Graph, Node
+from search.network.importers.calls import Call, GraphBuilder
+from search.network.importers.onnx_operators import read_call
 from search.network.importers.torch_module import import_module
-from search.network.operators.registry import OPERATORS, check_shapes, operator_of
+from search.network.operators.registry import OPERATORS, operator_of
 from search.network.passes import optimise
 from search.quantization import integer
 from search.quantization.calibration import observe
@@ -222,7 +224,6 @@ def test_every_operator_has_a_case() -> None:
 @pytest.mark.parametrize("op", CASES)
 def test_an_imported_operator_keeps_the_function(op: str) -> None:
     graph = graph_with(op)
-    check_shapes(graph)
     image = torch.from_numpy(FRAMES).float() / 255
     found = execute.run(graph, {"image": image}, [node.name for node in graph.nodes[1:]])
     with torch.inference_mode():
@@ -263,15 +264,14 @@ def test_tails_in_the_runtime_equal_torch(op: str, tmp_path: Path) -> None:
 
 
 def test_a_wrong_shape_or_an_unknown_operator_is_refused() -> None:
-    image = Node("image", "input", (), (3, 8, 8))
-    pool = {"kernel": (2, 2), "stride": (2, 2), "pads": (0, 0, 0, 0)}
-    good = Node("pool", "max_pool", ("image",), (3, 4, 4), pool)
-    check_shapes(Graph((image, good), ("pool",)))
-    bad = Node("pool", "max_pool", ("image",), (3, 5, 4), pool)
-    with pytest.raises(ModelError, match=r"pool: max_pool makes \(3, 4, 4\), not \(3, 5, 4\)"):
-        check_shapes(Graph((image, bad), ("pool",)))
+    call = Call("MaxPool", ("image",), ("pool",), {"kernel_shape": (2, 2), "strides": (2, 2)})
+    builder = GraphBuilder("image", (3, 8, 8), {})
+    read_call(call, builder)
+    builder.check_shape("pool", (3, 4, 4))
+    builder.check_shape("elsewhere", (1,))
+    with pytest.raises(ModelError, match=r"pool: imported with shape \(3, 4, 4\), expected \(3, 5"):
+        builder.check_shape("pool", (3, 5, 4))
     with pytest.raises(ModelError, match="pool: no operator fft"):
         operator_of(Node("pool", "fft", ("image",), (3, 4, 4)))
-    joined = Node("both", "add", ("image", "pool"), (3, 8, 8))
     with pytest.raises(ModelError, match="add of different shapes"):
-        check_shapes(Graph((image, good, joined), ("both",)))
+        builder.append("both", "add", ("image", "pool"))

@@ -120,6 +120,16 @@ class GraphBuilder:
         """The shape of a tensor of the graph."""
         return self._nodes[name].shape
 
+    def check_shape(self, name: str, expected: Shape) -> None:
+        """Require a tensor, if it is one of the graph, to have the shape that its source gives it.
+
+        Raises:
+            ModelError: If it has another one.
+        """
+        if name in self._names and self.shape(self._names[name]) != expected:
+            found = self.shape(self._names[name])
+            raise ModelError(f"{name}: imported with shape {found}, expected {expected}")
+
     def add(self, call: Call, op: str, inputs: Sequence[str], **fields: Any) -> str:
         """Append the node that makes the call's output; returns its name."""
         return self.append(call.outputs[0], op, inputs, **fields)

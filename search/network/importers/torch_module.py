@@ -122,6 +122,9 @@ class _ExportedModule:
         builder = GraphBuilder(image, shape, self._constants)
         for call in self._calls:
             read_call(call, builder)
+        for node in self._program.graph.nodes:
+            if node.op == "call_function" and isinstance(node.meta.get("val"), torch.Tensor):
+                builder.check_shape(node.name, _shape(node))
         return builder.graph(outputs, OPSET)
 
     def call(self, op: str, inputs: Iterable[str], output: str, **attributes: Any) -> str:

@@ -1,10 +1,10 @@
 """The table of operators: what the importers make, and all that the search understands."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import MappingProxyType
 
 from common.errors import ModelError
-from search.network.graph import Graph, Node, Shape
+from search.network.graph import Graph, Node
 from search.network.operators.base import Operator
 from search.network.operators.convolution import Conv, ConvTranspose, Scale
 from search.network.operators.elementwise import (
@@ -91,18 +91,3 @@ def maker_of(graph: Graph, name: str) -> str:
     while not makes_values(node) and node.inputs:
         node = graph[node.inputs[0]]
     return node.name
-
-
-def check_shapes(graph: Graph) -> None:
-    """Require every node's shape to be the one that its operator makes of its inputs.
-
-    Raises:
-        ModelError: If one differs.
-    """
-    for node in graph.nodes:
-        if node.op == "input":
-            continue
-        inputs: Sequence[Shape] = [graph[name].shape for name in node.inputs]
-        made = operator_of(node).shape(node, inputs)
-        if made != node.shape:
-            raise ModelError(f"{node.name}: {node.op} makes {made}, not {node.shape}")
