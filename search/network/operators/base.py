@@ -15,7 +15,7 @@ In floating point an operator leaves the node's activation to its caller.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ class Operator(ABC):
     """One operator; its settings are a node's attributes.
 
     Attributes:
+        onnx_op: Its name in ONNX; an operator that is several nodes there overrides `write`.
         computes_in_torch: Whether `run` works.
         makes_values: Whether its output has a grid of its own; others move the values of their
             first input, and share its grid.
@@ -41,25 +42,26 @@ class Operator(ABC):
         takes_activation: Whether an activation that alone reads a node may be fused into it.
     """
 
+    onnx_op: str = ""
     computes_in_torch: ClassVar[bool] = True
     makes_values: ClassVar[bool] = True
     has_integer_weights: ClassVar[bool] = False
     has_sums: ClassVar[bool] = False
     takes_activation: ClassVar[bool] = False
 
-    @abstractmethod
     def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
         """The shape of the output, from those of the inputs; none has the batch.
 
         Raises:
             ModelError: If the inputs do not fit together.
         """
+        del node
+        return only(inputs)
 
     @abstractmethod
     def run(self, node: Node, inputs: Sequence[torch.Tensor], weights: Weights) -> torch.Tensor:
         """Compute the output, (N, ...), in floating point, without the activation."""
 
-    @abstractmethod
     def write(
         self,
         builder: OnnxBuilder,
@@ -78,6 +80,12 @@ class Operator(ABC):
         Returns:
             The name of what it makes: `output`, unless there is nothing to compute.
         """
+        return builder.add(self.onnx_op, inputs, output, **self.onnx_attributes(node))
+
+    def onnx_attributes(self, node: Node) -> Mapping[str, Any]:
+        """Attributes of the ONNX operator."""
+        del node
+        return {}
 
     def refusal(self, node: Node) -> str | None:
         """Reason why a head may not hold a node; None if it may."""

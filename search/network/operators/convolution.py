@@ -191,9 +191,6 @@ class Scale(Operator):
 
     takes_activation = True
 
-    def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
-        return only(inputs)
-
     def run(self, node: Node, inputs: Sequence[torch.Tensor], weights: Weights) -> torch.Tensor:
         gain, offset = (_by_channel(weights[part], node) for part in ("weight", "bias"))
         return inputs[0] * gain + offset

@@ -1,7 +1,8 @@
 """Element by element: functions of one tensor that stand alone, and of two tensors."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from common.errors import ModelError
 from search.network.graph import Node, Shape
 from search.network.onnx_builder import OnnxBuilder
-from search.network.operators.base import Operator, Weights, only, write_weights
+from search.network.operators.base import Operator, Weights, write_weights
 from search.network.quant_params import Codes, Quantized
 
 
@@ -18,9 +19,6 @@ class StandaloneActivation(Operator):
     """An activation that no operator has taken in: the identity, and then the activation."""
 
     takes_activation = True
-
-    def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
-        return only(inputs)
 
     def run(self, node: Node, inputs: Sequence[torch.Tensor], weights: Weights) -> torch.Tensor:
         return inputs[0]
@@ -39,9 +37,6 @@ class PRelu(Operator):
     """A leaky ReLU whose slope is the channel's (`weight`)."""
 
     takes_activation = True
-
-    def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
-        return only(inputs)
 
     def run(self, node: Node, inputs: Sequence[torch.Tensor], weights: Weights) -> torch.Tensor:
         return torch.nn.functional.prelu(inputs[0], weights["weight"].reshape(-1))
@@ -66,7 +61,7 @@ class Binary(Operator):
     takes_activation = True
 
     def __init__(self, op: str) -> None:
-        self._op = op
+        self.onnx_op = op
         self._run = _BINARY[op]
 
     def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
@@ -83,15 +78,6 @@ class Binary(Operator):
     def run(self, node: Node, inputs: Sequence[torch.Tensor], weights: Weights) -> torch.Tensor:
         left, right = inputs
         return self._run(left, right)
-
-    def write(
-        self,
-        builder: OnnxBuilder,
-        node: Node,
-        inputs: Sequence[str],
-        output: str,
-    ) -> str:
-        return builder.add(self._op, inputs, output)
 
 
 class Add(Binary):
@@ -139,8 +125,7 @@ class Multiply(Binary):
 class Softmax(Operator):
     """Exponentials along an `axis`, divided by their sum."""
 
-    def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
-        return only(inputs)
+    onnx_op = "Softmax"
 
     def run(self, node: Node, inputs: Sequence[torch.Tensor], weights: Weights) -> torch.Tensor:
         return torch.softmax(inputs[0], node.attributes["axis"])
@@ -148,14 +133,8 @@ class Softmax(Operator):
     def refusal(self, node: Node) -> str | None:
         return f"{node.name}: a softmax in 8 bits would lose its small values"
 
-    def write(
-        self,
-        builder: OnnxBuilder,
-        node: Node,
-        inputs: Sequence[str],
-        output: str,
-    ) -> str:
-        return builder.add("Softmax", inputs, output, axis=node.attributes["axis"])
+    def onnx_attributes(self, node: Node) -> Mapping[str, Any]:
+        return {"axis": node.attributes["axis"]}
 
 
 def _is_activated(node: Node) -> bool:

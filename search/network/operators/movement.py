@@ -1,7 +1,8 @@
 """Operators that move values: joins, slices, copies, and other orders of the same values."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ class Concat(Operator):
     Axes are those of a tensor with its batch: 1 is the channels.
     """
 
+    onnx_op = "Concat"
+
     def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
         axis = node.attributes.get("axis", 1) - 1
         rests = {(*shape[:axis], *shape[axis + 1 :]) for shape in inputs}
@@ -31,14 +34,8 @@ class Concat(Operator):
     def run(self, node: Node, inputs: Sequence[torch.Tensor], weights: Weights) -> torch.Tensor:
         return torch.cat(list(inputs), node.attributes.get("axis", 1))
 
-    def write(
-        self,
-        builder: OnnxBuilder,
-        node: Node,
-        inputs: Sequence[str],
-        output: str,
-    ) -> str:
-        return builder.add("Concat", inputs, output, axis=node.attributes.get("axis", 1))
+    def onnx_attributes(self, node: Node) -> Mapping[str, Any]:
+        return {"axis": node.attributes.get("axis", 1)}
 
     def run_codes(self, network: Quantized, node: Node, inputs: Sequence[Codes]) -> Codes:
         if self._is_on_one_grid(network, node):
@@ -209,6 +206,7 @@ class Resize(Operator):
 class Transpose(Operator):
     """The axes in another `order`; the batch stays the first."""
 
+    onnx_op = "Transpose"
     makes_values = False
 
     def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
@@ -220,14 +218,8 @@ class Transpose(Operator):
     def run(self, node: Node, inputs: Sequence[torch.Tensor], weights: Weights) -> torch.Tensor:
         return inputs[0].permute(node.attributes["order"])
 
-    def write(
-        self,
-        builder: OnnxBuilder,
-        node: Node,
-        inputs: Sequence[str],
-        output: str,
-    ) -> str:
-        return builder.add("Transpose", inputs, output, perm=node.attributes["order"])
+    def onnx_attributes(self, node: Node) -> Mapping[str, Any]:
+        return {"perm": node.attributes["order"]}
 
 
 class Reshape(Operator):

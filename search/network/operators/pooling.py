@@ -15,6 +15,7 @@ from search.network.operators.convolution import window_shape
 class MaxPooling(Operator):
     """Largest value under a `kernel`, with `stride` and `pads` as (top, left, bottom, right)."""
 
+    onnx_op = "MaxPool"
     makes_values = False
 
     def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
@@ -25,14 +26,8 @@ class MaxPooling(Operator):
         padded = F.pad(inputs[0], (left, right, top, bottom), value=float("-inf"))
         return F.max_pool2d(padded, node.attributes["kernel"], node.attributes["stride"])
 
-    def write(
-        self,
-        builder: OnnxBuilder,
-        node: Node,
-        inputs: Sequence[str],
-        output: str,
-    ) -> str:
-        return builder.add("MaxPool", inputs, output, **_onnx_attributes(node))
+    def onnx_attributes(self, node: Node) -> Mapping[str, Any]:
+        return _onnx_attributes(node)
 
 
 class AveragePooling(Operator):
