@@ -26,6 +26,7 @@ from search.measure.latency import timing_place
 from search.pipeline import search
 from search.request import Request
 from search.software import software_digest
+from search.source import NetworkSource
 
 _ELSEWHERE = {"cache", "constraints"}
 """Fields of a request that the bundle does not depend on, or that enter in another form."""
@@ -110,6 +111,10 @@ def search_key(request: Request) -> str:
 
 def _content(value: object) -> object:
     """Content of a field: its value, or the digests of the file or pictures at a path."""
+    if isinstance(value, NetworkSource):
+        parts = {each.name: getattr(value, each.name) for each in fields(value)}
+        parts |= {"card": value.card_file, "file": value.model_file}
+        return {name: _content(part) for name, part in parts.items()}
     if not isinstance(value, Path):
         return value
     if value.is_dir():

@@ -1,9 +1,10 @@
 """Networks by where they come from: the zoo, or an ONNX file with a model card beside it."""
 
 import hashlib
-from collections.abc import Sequence
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from common.errors import SettingsError
 from common.tasks.base import ImageInput
@@ -18,6 +19,99 @@ from search.network.importers.torch_module import import_module
 from search.network.passes import optimise
 from search.zoo.darknet import DarknetModule
 from search.zoo.registry import load_model
+
+_SIZE = re.compile(r"([0-9]{1,5})(?:x([0-9]{1,5}))?")
+_INPUT = re.compile(r"(.+)=([0-9]{1,5}(?:x[0-9]{1,5}){3})")
+
+
+@dataclass(frozen=True)
+class NamedShape:
+    """Shape of a network's input, by its name.
+
+    Attributes:
+        name: Name of the input.
+        shape: With the batch.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class NetworkSource:
+    """Place that a network comes from, with what is said of it beside.
+
+    Attributes:
+        model: Name in the zoo, or path of an ONNX file.
+        weights: A weights file, if not the cached one.
+        card: A model card, if not the one beside an ONNX file.
+        image_size: (height, width) of the network's image, if not the usual one.
+        input: Shape of an ONNX file's input in place of the declared one.
+    """
+
+    model: str
+    weights: Path | None = None
+    card: Path | None = None
+    image_size: tuple[int, int] | None = None
+    input: NamedShape | None = None
+
+    @classmethod
+    def parse(
+        cls,
+        model: str,
+        *,
+        weights: Path | None = None,
+        card: Path | None = None,
+        image_size: str | None = None,
+        input: str | None = None,  # noqa: A002 - the option's name
+    ) -> Self:
+        """Read the settings as users write them: "512" or "512x384", "NAME=1x3x416x416".
+
+        Raises:
+            SettingsError: If a text cannot be read.
+        """
+        size = None if image_size is None else parse_image_size(image_size)
+        named = None if input is None else parse_input(input)
+        return cls(model, weights, card, size, named)
+
+    @property
+    def model_file(self) -> Path | None:
+        """The ONNX file; None for other networks."""
+        return Path(self.model) if self.model.endswith(".onnx") else None
+
+    @property
+    def card_file(self) -> Path | None:
+        """The model card: the one that was given, or one beside an ONNX file."""
+        if self.card is not None or self.model_file is None:
+            return self.card
+        beside = self.model_file.with_suffix(".toml")
+        return beside if beside.exists() else None
+
+
+def parse_image_size(text: str) -> tuple[int, int]:
+    """Height and width of "512" or "512x384".
+
+    Raises:
+        SettingsError: If it is neither, or a side is 0.
+    """
+    found = _SIZE.fullmatch(text)
+    size = (0, 0) if found is None else (int(found[1]), int(found[2] or found[1]))
+    if min(size) < 1:
+        raise SettingsError(f"--image-size {text}: expected a size such as 512, or HEIGHTxWIDTH")
+    return size
+
+
+def parse_input(text: str) -> NamedShape:
+    """Name and shape of "NAME=1x3x416x416".
+
+    Raises:
+        SettingsError: If it is not that, or a side is 0.
+    """
+    found = _INPUT.fullmatch(text)
+    shape = () if found is None else tuple(int(side) for side in found[2].split("x"))
+    if found is None or min(shape) < 1:
+        raise SettingsError(f"--input {text}: expected NAME=SHAPE, such as images=1x3x416x416")
+    return NamedShape(found[1], shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,37 +129,29 @@ class SourceNetwork:
     sha256: str
 
 
-def open_network(
-    model: str, weights: Path | None = None, shape: Sequence[int] | None = None
-) -> SourceNetwork:
+def open_network(source: NetworkSource) -> SourceNetwork:
     """Open a network.
-
-    Args:
-        model: Name in the zoo, or path of an ONNX file.
-        weights: A weights file for a model of the zoo, if not the cached one.
-        shape: Shape of an ONNX file's input in place of the declared one.
 
     Raises:
         SplitpointError: A model, card or weights that cannot be worked with.
     """
-    if model.endswith(".onnx"):
-        if weights is not None:
+    if source.model_file is not None:
+        if source.weights is not None:
             raise SettingsError("--weights is for models of the zoo: an ONNX file has its own")
-        return _of_onnx(Path(model), shape)
-    module = load_model(model, weights=weights)
+        return _of_onnx(source.model_file, source.card_file)
+    module = load_model(source.model, weights=source.weights)
     graph = optimise(import_module(module, module.input_size))
     return SourceNetwork(graph, task_of(module), module.digest)
 
 
-def _of_onnx(path: Path, shape: Sequence[int] | None) -> SourceNetwork:
-    beside = path.with_suffix(".toml")
-    card = read_card(beside) if beside.exists() else ModelCard()
-    network = read_onnx(path, shape or card.input.shape)
+def _of_onnx(path: Path, card_file: Path | None) -> SourceNetwork:
+    card = ModelCard() if card_file is None else read_card(card_file)
+    network = read_onnx(path, card.input.shape)
     graph = optimise(import_onnx(network, card.input.scaling))
     shapes = [graph[name].shape for name in graph.outputs]
     height, width = graph.nodes[0].shape[1:]
     try:
-        task = card.task_for((height, width), shapes, network.outputs, path.parent)
+        task = card.task_for((height, width), shapes, network.outputs, (card_file or path).parent)
     except SettingsError as error:
         raise SettingsError(f"{path}: {error}") from error
     return SourceNetwork(graph, task, hashlib.sha256(path.read_bytes()).hexdigest())

@@ -19,6 +19,24 @@ Model = Annotated[
     ),
 ]
 Weights = Annotated[Path | None, typer.Option(help="Weights file; default: the fetched one.")]
+Card = Annotated[
+    Path | None, typer.Option(help="Model card; default: the .toml file beside an ONNX file.")
+]
+ImageSize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Size of the network's image, such as 512 or 512x384 (height x width).",
+    ),
+]
+Input = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME=SHAPE",
+        help="Shape of an ONNX file's input, such as images=1x3x416x416, if it declares none or "
+        "a wrong one.",
+    ),
+]
 Calibration = Annotated[
     Path, typer.Option(help="Folder of calibration images, representative of the edge's input.")
 ]

@@ -22,6 +22,7 @@ from search.prediction.devices import device_profile
 from search.prepare import Prepared, prepare
 from search.quantization.export import head_model
 from search.request import Request
+from search.source import NetworkSource
 from search.zoo.darknet import DarknetModule, load_darknet
 
 SIZE = 32
@@ -74,7 +75,7 @@ def as_seen(image: Image.Image) -> NDArray[np.uint8]:
 def request_of(calibration: Path, cache: Path) -> Request:
     """A search that no plan passes, so that whatever can be fitted is fitted."""
     return Request(
-        model="small",
+        source=NetworkSource("small"),
         link=parse_link("10kbit/20ms"),
         device=device_profile("this-machine-no-vnni"),
         calibration=calibration,
@@ -91,7 +92,13 @@ def fit(calibration: Path, cache: Path) -> tuple[Prepared, bytes]:
     """Search; then the pictures on both sides, and the model of the whole network in integers."""
     with pytest.raises(NoFeasiblePlanError):
         run_search(request_of(calibration, cache), cache.with_name("bundle"), Silent())
-    prepared = prepare("small", calibration, Cache(cache, __version__), Silent(), divide=set_aside)
+    prepared = prepare(
+        NetworkSource("small"),
+        calibration,
+        Cache(cache, __version__),
+        Silent(),
+        divide=set_aside,
+    )
     quantized = prepared.rounder(reduced_range=True).nearest({})
     return prepared, head_model(quantized, quantized.graph.outputs)
 
