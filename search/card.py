@@ -9,12 +9,14 @@
                                  [task.decoder]
                                  kind = "yolox"
 
-Everything has a usual value; a decoder is guessed where the outputs leave no doubt.
+Everything has a usual value; a decoder is guessed where the outputs leave no doubt, and images are
+fitted and scaled as networks of its family are trained, where the card says nothing else.
 """
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
@@ -23,6 +25,7 @@ from common.errors import SettingsError
 from common.imaging.placement import PADDING, Fit
 from common.records import Record
 from common.tasks.base import Shapes, in_words
+from common.tasks.decoders.base import Decoder
 from common.tasks.decoders.registry import guess, presets, read_decoder
 from common.tasks.labels import CLASS_NAMES
 from common.tasks.registry import AnyTask, read_task
@@ -36,21 +39,24 @@ _Size = Annotated[int, Field(ge=1, le=4096)]
 class InputCard(Record):
     """Geometry and scaling by which an image becomes the network's input.
 
+    What a card leaves out is as in `USUAL_INPUTS` for the family of the network; the values here
+    are those of other networks.
+
     Attributes:
         shape: Of the input, with the batch; the declared one, if it is left out.
         mean: Of a pixel of 0 to 255, by channel of the network's input.
         std: By channel: input = (pixel - mean) / std.
         channels: Order of the network's channels.
-        layout: Order of its axes.
+        layout: Order of its axes; by the place of the 3 channels in its shape, if it is left out.
         fit: How an image of another size is fitted.
         padding: Value of pixels that the image does not cover.
     """
 
     shape: Annotated[tuple[_Size, ...], Field(min_length=4, max_length=4)] | None = None
     mean: _Three = (0.0, 0.0, 0.0)
-    std: _Three = (1.0, 1.0, 1.0)
+    std: _Three = (255.0, 255.0, 255.0)
     channels: Literal["rgb", "bgr"] = "rgb"
-    layout: Literal["nchw", "nhwc"] = "nchw"
+    layout: Literal["nchw", "nhwc"] | None = None
     fit: Fit = "letterbox"
     padding: int = Field(default=PADDING, ge=0, le=255)
 
@@ -65,6 +71,35 @@ class InputCard(Record):
             channels_last=self.layout == "nhwc",
         )
 
+    def for_family(self, family: str) -> "InputCard":
+        """The card, with what it leaves out as is usual for a family of networks.
+
+        Args:
+            family: Kind of decoder, or of task.
+        """
+        said = {name: getattr(self, name) for name in self.model_fields_set}
+        if "mean" in said or "std" in said:
+            said = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), **said}
+        return USUAL_INPUTS.get(family, InputCard()).model_copy(update=said)
+
+
+_IMAGENET = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
+_BYTES = {"std": (1.0, 1.0, 1.0)}
+_HALVES = {"mean": (127.5, 127.5, 127.5), "std": (127.5, 127.5, 127.5)}
+USUAL_INPUTS: Mapping[str, InputCard] = MappingProxyType(
+    {
+        "centernet": InputCard(**_BYTES, fit="stretch"),
+        "classification": InputCard(**_IMAGENET, fit="centre-crop"),
+        "detr": InputCard(**_IMAGENET, fit="stretch"),
+        "picodet": InputCard(**_IMAGENET, fit="stretch"),
+        "ssd": InputCard(**_HALVES, fit="stretch"),
+        "yolov5": InputCard(padding=114),
+        "yolov8": InputCard(padding=114),
+        "yolox": InputCard(**_BYTES, channels="bgr", fit="letterbox-top-left", padding=114),
+    }
+)
+"""Inputs that families of networks are trained with, by kind of decoder or task."""
+
 
 class ModelCard(Record):
     """A model card.
@@ -72,16 +107,21 @@ class ModelCard(Record):
     Attributes:
         input: How the network's input is made of an image.
         labels: Names of the classes, or "coco", or a file of one name per line beside the card.
-        task: The task's settings, as a bundle keeps them; a decoder is guessed from the outputs,
-            if it is left out.
+        task: The task's settings, as a bundle keeps them; kind and decoder are guessed from the
+            outputs, if they are left out.
     """
 
     input: InputCard = InputCard()
     labels: tuple[str, ...] | str = ()
-    task: dict[str, Any] = Field(default_factory=lambda: {"kind": "detection"})
+    task: dict[str, Any] = Field(default_factory=dict)
 
     def task_for(
-        self, size: tuple[int, int], shapes: Shapes, names: Sequence[str], folder: Path
+        self,
+        size: tuple[int, int],
+        shapes: Shapes,
+        names: Sequence[str],
+        folder: Path,
+        usual_labels: tuple[str, ...] = (),
     ) -> AnyTask:
         """The task of a network.
 
@@ -90,30 +130,22 @@ class ModelCard(Record):
             shapes: Shapes of its outputs, without the batch.
             names: Names of its outputs.
             folder: Folder of the card, for a file of labels.
+            usual_labels: Names of the classes, if the card has none.
 
         Raises:
             SettingsError: If the card leaves open what cannot be guessed, or does not fit.
         """
-        labels = _class_names(self.labels, folder)
-        settings = {
-            **self.task,
-            "image": {
-                "height": size[0],
-                "width": size[1],
-                "fit": self.input.fit,
-                "padding": self.input.padding,
-            },
-        }
+        labels = _class_names(self.labels, folder) or usual_labels
+        settings = {"kind": _guessed_kind(shapes), **self.task}
         if settings.get("kind") == "detection" and "decoder" not in settings:
-            guessed = guess(shapes, names, size)
-            if guessed is None:
-                near = [each.kind for each in presets(shapes, names, size)]
-                advice = f"; they may be of {', '.join(near)}" if near else ""
-                raise SettingsError(
-                    f"the outputs {in_words(shapes)} do not say which decoder they need{advice}: "
-                    "name it in the model card, as [task.decoder]"
-                )
-            settings["decoder"] = guessed.model_dump()
+            settings["decoder"] = _guessed(shapes, names, size).model_dump()
+        image = self.input.for_family(_family(settings))
+        settings["image"] = {
+            "height": size[0],
+            "width": size[1],
+            "fit": image.fit,
+            "padding": image.padding,
+        }
         if settings.get("kind") in ("classification", "detection"):
             settings["class_names"] = labels or _numbered(settings, shapes)
         task = read_task(settings)
@@ -121,6 +153,11 @@ class ModelCard(Record):
         if wrong is not None:
             raise SettingsError(wrong)
         return task
+
+
+def family_of(task: AnyTask) -> str:
+    """Kind of a task's decoder, or of the task where it has none."""
+    return task.decoder.kind if task.kind == "detection" else task.kind
 
 
 def read_card(path: Path) -> ModelCard:
@@ -143,6 +180,29 @@ def read_card(path: Path) -> ModelCard:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise SettingsError(f"{path}: {where}: {first['msg']}") from error
+
+
+def _family(settings: Mapping[str, Any]) -> str:
+    decoder = settings.get("decoder")
+    found = decoder.get("kind") if isinstance(decoder, Mapping) else settings.get("kind")
+    return str(found)
+
+
+def _guessed_kind(shapes: Shapes) -> str:
+    """A vector of scores is a classifier's; anything else is taken for a detector's."""
+    return "classification" if len(shapes) == 1 and len(shapes[0]) == 1 else "detection"
+
+
+def _guessed(shapes: Shapes, names: Sequence[str], size: tuple[int, int]) -> Decoder:
+    guessed = guess(shapes, names, size)
+    if guessed is None:
+        near = [each.kind for each in presets(shapes, names, size)]
+        advice = f"; they may be of {', '.join(near)}" if near else ""
+        raise SettingsError(
+            f"the outputs {in_words(shapes)} do not say which decoder they need{advice}: "
+            "name it in the model card, as [task.decoder]"
+        )
+    return guessed
 
 
 def _class_names(labels: tuple[str, ...] | str, folder: Path) -> tuple[str, ...]:

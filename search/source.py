@@ -12,9 +12,9 @@ from common.tasks.decoders.yolov3 import AnchorMap, YoloV3
 from common.tasks.detections import DetectionTask
 from common.tasks.labels import CLASS_NAMES
 from common.tasks.registry import AnyTask
-from search.card import ModelCard, read_card
+from search.card import ModelCard, family_of, read_card
 from search.network.graph import Graph
-from search.network.importers.onnx_file import import_onnx, read_onnx
+from search.network.importers.onnx_file import InputScaling, import_onnx, read_onnx
 from search.network.importers.torch_module import import_module
 from search.network.passes import optimise
 from search.zoo.darknet import DarknetModule
@@ -129,8 +129,12 @@ class SourceNetwork:
     sha256: str
 
 
-def open_network(source: NetworkSource) -> SourceNetwork:
+def open_network(source: NetworkSource, *, raw: bool = False) -> SourceNetwork:
     """Open a network.
+
+    Args:
+        source: Place that it comes from.
+        raw: Whether the outputs of an ONNX file are taken as tensors, whatever the card says.
 
     Raises:
         SplitpointError: A model, card or weights that cannot be worked with.
@@ -138,22 +142,28 @@ def open_network(source: NetworkSource) -> SourceNetwork:
     if source.model_file is not None:
         if source.weights is not None:
             raise SettingsError("--weights is for models of the zoo: an ONNX file has its own")
-        return _of_onnx(source.model_file, source.card_file)
+        return _of_onnx(source.model_file, source.card_file, raw=raw)
     module = load_model(source.model, weights=source.weights)
     graph = optimise(import_module(module, module.input_size))
     return SourceNetwork(graph, task_of(module), module.digest)
 
 
-def _of_onnx(path: Path, card_file: Path | None) -> SourceNetwork:
+def _of_onnx(path: Path, card_file: Path | None, *, raw: bool) -> SourceNetwork:
     card = ModelCard() if card_file is None else read_card(card_file)
+    if raw:
+        card = card.model_copy(update={"task": {"kind": "tensors"}})
     network = read_onnx(path, card.input.shape)
-    graph = optimise(import_onnx(network, card.input.scaling))
-    shapes = [graph[name].shape for name in graph.outputs]
-    height, width = graph.nodes[0].shape[1:]
+    layout = card.input.layout or ("nchw" if network.input_shape[1] == 3 else "nhwc")
+    unscaled = import_onnx(network, InputScaling(channels_last=layout == "nhwc"))
+    shapes = [unscaled[name].shape for name in unscaled.outputs]
+    height, width = unscaled.nodes[0].shape[1:]
     try:
-        task = card.task_for((height, width), shapes, network.outputs, (card_file or path).parent)
+        folder = (card_file or path).parent
+        task = card.task_for((height, width), shapes, network.outputs, folder, network.labels)
     except SettingsError as error:
         raise SettingsError(f"{path}: {error}") from error
+    given = card.input.for_family(family_of(task)).model_copy(update={"layout": layout})
+    graph = optimise(import_onnx(network, given.scaling))
     return SourceNetwork(graph, task, hashlib.sha256(path.read_bytes()).hexdigest())
 
 

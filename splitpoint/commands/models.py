@@ -1,11 +1,16 @@
-"""`splitpoint models`: list the models of the zoo and fetch their weights."""
+"""`splitpoint models`: the models of the zoo, their weights, and what is in a network."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="List the models of the zoo and fetch their weights.", no_args_is_help=True)
+from splitpoint.commands import options
+
+app = typer.Typer(
+    help="List the models of the zoo, fetch their weights, and look into any network.",
+    no_args_is_help=True,
+)
 
 
 @app.command("list")
@@ -51,3 +56,38 @@ def fetch(
             notify=lambda text: typer.echo(text, err=True),
         )
     typer.echo(path)
+
+
+@app.command()
+def inspect(
+    model: Annotated[
+        str, typer.Argument(help="An ONNX file; or another model, as of `splitpoint search`.")
+    ],
+    weights: options.Weights = None,
+    card: options.Card = None,
+    image_size: options.ImageSize = None,
+    network_input: options.Input = None,
+    write_card: Annotated[
+        bool,
+        typer.Option(
+            help="Write a first model card beside an ONNX file that has none, to be checked."
+        ),
+    ] = True,
+) -> None:
+    """Show inputs, outputs, operators and where each can run, cuts and memory of a network."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from search.inspection import inspect_network
+    from search.reports.inspection import first_card, markdown
+    from search.source import NetworkSource
+
+    source = NetworkSource.parse(
+        model, weights=weights, card=card, image_size=image_size, input=network_input
+    )
+    found = inspect_network(source)
+    Console().print(Markdown(f"# {model}\n\n{markdown(found)}"))
+    if write_card and source.model_file is not None and source.card_file is None:
+        path = source.model_file.with_suffix(".toml")
+        path.write_text(first_card(found), "utf-8")
+        typer.echo(f"wrote {path}: check it before you search")

@@ -7,6 +7,7 @@ What is simplified is compared with the file as it was, on one seeded input. Ope
 entry are taken over as they are; tails may hold them.
 """
 
+import ast
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ MAX_BYTES = 2**31 - 1
 _CONTROL_FLOW = ("If", "Loop", "Scan", "SequenceMap")
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 _TOLERANCE = 1e-3
+_MOST_LABELS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class OnnxNetwork:
         input_shape: Its shape, with the batch of 1.
         outputs: Names of what it makes.
         opset: Version of its operators.
+        labels: Names of its classes, where its exporter left them ("names", as of Ultralytics).
     """
 
     model: onnx.ModelProto
@@ -69,6 +72,7 @@ class OnnxNetwork:
     input_shape: tuple[int, ...]
     outputs: tuple[str, ...]
     opset: int
+    labels: tuple[str, ...] = ()
 
 
 def read_onnx(path: Path, shape: Sequence[int] | None = None) -> OnnxNetwork:
@@ -92,7 +96,7 @@ def read_onnx(path: Path, shape: Sequence[int] | None = None) -> OnnxNetwork:
     _check_operators(path, slimmed)
     _compare(path, model, slimmed, image.name, chosen)
     outputs = tuple(output.name for output in slimmed.graph.output)
-    return OnnxNetwork(slimmed, image.name, chosen, outputs, _opset(slimmed))
+    return OnnxNetwork(slimmed, image.name, chosen, outputs, _opset(slimmed), _labels(model))
 
 
 def import_onnx(network: OnnxNetwork, scaling: InputScaling) -> Graph:
@@ -348,6 +352,19 @@ def _declared_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
             if all(size > 0 for size in shape):
                 shapes[value.name] = shape
     return shapes
+
+
+def _labels(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Names of classes in the metadata, {0: 'person', ...}; none if they are not all there."""
+    text = next((each.value for each in model.metadata_props if each.key == "names"), "")
+    try:
+        found = ast.literal_eval(text[:_MOST_LABELS])
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return ()
+    whole = isinstance(found, dict) and set(found) == set(range(len(found)))
+    if not whole or not all(isinstance(name, str) for name in found.values()):
+        return ()
+    return tuple(found[index] for index in range(len(found)))
 
 
 def _opset(model: onnx.ModelProto) -> int:

@@ -92,6 +92,11 @@ class Operator(ABC):
         del node
         return None
 
+    def has_integer_kernel(self, node: Node) -> bool:
+        """Whether runtimes compute a node of a head in integers, not in floating point."""
+        del node
+        return not self.makes_values
+
     def run_codes(self, network: Quantized, node: Node, inputs: Sequence[Codes]) -> Codes:
         """Compute the output's codes, (N, ...), with the activation."""
         if not self.makes_values:

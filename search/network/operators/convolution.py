@@ -55,6 +55,9 @@ class Conv(Operator):
         names = (*inputs, *write_weights(builder, node))
         return builder.add("Conv", names, output, **_onnx_attributes(node))
 
+    def has_integer_kernel(self, node: Node) -> bool:
+        return True
+
     def run_codes(self, network: Quantized, node: Node, inputs: Sequence[Codes]) -> Codes:
         conv = network.convs[node.name]
         source = network.grids[node.inputs[0]]

@@ -86,6 +86,9 @@ class Add(Binary):
     def __init__(self) -> None:
         super().__init__("Add")
 
+    def has_integer_kernel(self, node: Node) -> bool:
+        return not _is_activated(node)
+
     def run_codes(self, network: Quantized, node: Node, inputs: Sequence[Codes]) -> Codes:
         """Add codes in units of the target's step, as the runtime's kernel does."""
         if _is_activated(node):
@@ -106,6 +109,9 @@ class Multiply(Binary):
 
     def __init__(self) -> None:
         super().__init__("Mul")
+
+    def has_integer_kernel(self, node: Node) -> bool:
+        return not _is_activated(node)
 
     def run_codes(self, network: Quantized, node: Node, inputs: Sequence[Codes]) -> Codes:
         """Multiply codes, and scale the product once, as the runtime's kernel does."""

@@ -42,6 +42,9 @@ class Concat(Operator):
             return np.concatenate(inputs, node.attributes.get("axis", 1))
         return super().run_codes(network, node, inputs)
 
+    def has_integer_kernel(self, node: Node) -> bool:
+        return True
+
     def write_codes(self, builder: OnnxBuilder, network: Quantized, node: Node) -> None:
         if self._is_on_one_grid(network, node):
             self.write(builder, node, node.inputs, node.name)
