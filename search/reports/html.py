@@ -24,6 +24,7 @@ from search.reports.figures import (
     stages_figure,
 )
 from search.reports.markdown import at_most, judgement, summary, why
+from search.reports.split_pays import split_pays
 from search.request import SearchResult
 
 Bits = Mapping[str, Mapping[str, tuple[int, int]]]
@@ -61,6 +62,7 @@ def html(result: SearchResult, bits: Bits = _NO_BITS) -> str:
     name = escape(result.kept[0].candidate.name)
     warning = overlap_in_words(result.also_fitted, len(result.evaluation_images))
     reason = escape(why(result)).replace(f"**{name}**", f"<strong>{name}</strong>", 1)
+    pays = split_pays(result)
     with page_style():
         sections = [
             *_plans_section(result),
@@ -86,6 +88,7 @@ def html(result: SearchResult, bits: Bits = _NO_BITS) -> str:
         f"<p>{escape(judgement(result))}</p>",
         *([] if warning is None else [f"<p><strong>Warning:</strong> {escape(warning)}.</p>"]),
         f"<p>{reason}</p>",
+        *([f"<p>{escape(' '.join(pays))}</p>"] if pays else []),
         *sections,
         "</body>",
         "</html>",

@@ -16,6 +16,7 @@ from search.measure.held_out import judged_in_words, overlap_in_words
 from search.prediction.candidates import RankedCandidate
 from search.reports import time_sources as origins
 from search.reports.crossover import fastest
+from search.reports.split_pays import split_pays
 from search.request import SearchResult
 
 _JUDGED = {"accuracy", "accuracy_drop", "accuracy_drop_upper", "judged_images", "judged_by"}
@@ -37,6 +38,7 @@ def markdown(result: SearchResult) -> str:
         *_warnings(result),
         why(result),
         "",
+        *_split(result),
         "## Plans",
         "",
         _KEPT,
@@ -228,6 +230,14 @@ def why(result: SearchResult) -> str:
         f"{best.candidate.payload_bytes:,.0f} bytes a frame"
     )
     return "; ".join((answer, *_other_kinds(result))) + "."
+
+
+def _split(result: SearchResult) -> Iterable[str]:
+    """Paragraph on what would make a split the fastest plan, if none is."""
+    sentences = split_pays(result)
+    if sentences:
+        yield " ".join(sentences)
+        yield ""
 
 
 def _other_kinds(result: SearchResult) -> Iterable[str]:

@@ -3,75 +3,16 @@
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 
-from common.codec.spec import USUAL_UPLOAD, CodecSpec
-from common.link.link import parse_link
-from common.tables.timing import Timing
-from search.network.cuts import Cut
-from search.network.graph import Node
-from search.prediction.candidates import Candidate, CostModel, RankedCandidate, predict
-from search.prediction.cut_times import CutTimes
-from search.prediction.devices import DeviceProfile
 from search.reports.html import Bits, html
 from search.reports.markdown import as_json, markdown, sure
-from search.request import Request, SearchResult
-from search.source import NetworkSource
-from search.wire.rate_curve import RatePoint
+from search.request import SearchResult
+from tests.reported import found_by_search, judged
 
-COST_MODEL = CostModel(parse_link("3mbit/20ms"), DeviceProfile("slow", 4.0), 2.0, 1.0)
 HOSTILE = """<script src="http://evil.example/x.js">alert('1')</script>&amp; url(#m1) $x$ \u4f60"""
 _VOID = {"meta", "br", "hr", "img", "link", "input"}
-
-
-def _judged(
-    kind: str, accuracy: float, sent: float, head_ms: float, name: str = "t", label: str = ""
-) -> RankedCandidate:
-    node = Node(name, "conv", (), (4, 2, 2))
-    cut = Cut(
-        (name,),
-        () if kind == "cloud-only" else (node,),
-        () if kind == "edge-only" else (node,),
-    )
-    split = CodecSpec(name="context")
-    codec = {"cloud-only": USUAL_UPLOAD, "split": split, "edge-only": None}[kind]
-    memory = 0 if kind == "cloud-only" else round(head_ms) << 18
-    encode_ms, decode_ms = (0.5, 1.5) if codec else (0.0, 0.0)
-    label = (label or "searched") if kind == "split" else ""
-    candidate = Candidate(cut, (), codec, sent, encode_ms, decode_ms, memory, 1000, label=label)
-    tail_ms = 0.0 if kind == "edge-only" else 20 - head_ms
-    times = CutTimes(Timing(head_ms, head_ms, 9), Timing(tail_ms, tail_ms, 9))
-    return RankedCandidate(candidate, predict(candidate, times, COST_MODEL), accuracy)
-
-
-def _found(split: str = "conv_8", cut: str = "conv_8") -> SearchResult:
-    kept = (
-        _judged("split", 44.1, 5300, 10, split),
-        _judged("cloud-only", 44.5, 21_700, 0),
-        _judged("edge-only", 43.0, 0, 30),
-    )
-    other = _judged("split", 40.0, 86_500, 10, split, "8-bit")
-    points = tuple(
-        RatePoint(step, 0.5, 4.0, (), sent, error)
-        for step, sent, error in ((5.0, 1800, 2.5), (2.5, 5300, 0.7), (0.25, 30_600, 0.01))
-    )
-    return SearchResult(
-        request=Request(
-            NetworkSource("tiny"), COST_MODEL.link, COST_MODEL.device, Path("calibration")
-        ),
-        metric="AP50",
-        reference_accuracy=45.0,
-        cuts=9,
-        calibration_images=8,
-        evaluation_images=("a.jpg",),
-        cost_model=COST_MODEL,
-        ranked=(*kept, other),
-        measured=(*kept, other),
-        kept=kept,
-        curves={cut: points},
-    )
 
 
 def _bits(found: SearchResult, *, activation: int = 8) -> Bits:
@@ -118,13 +59,13 @@ class _Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def page() -> _Page:
-    found = _found()
+    found = found_by_search()
     return _Page(html(found, _bits(found)))
 
 
 @pytest.fixture(scope="module")
 def hostile() -> _Page:
-    found = _found(HOSTILE, HOSTILE)
+    found = found_by_search(HOSTILE, HOSTILE)
     return _Page(html(found, {found.kept[0].candidate.name: {HOSTILE: (4, 8)}}))
 
 
@@ -165,7 +106,7 @@ def test_ids_are_unique_and_every_reference_has_one(page: _Page) -> None:
 
 
 def test_the_same_search_gives_the_same_bytes() -> None:
-    one, other = _found(), _found()
+    one, other = found_by_search(), found_by_search()
     assert html(one, _bits(one)) == html(other, _bits(other))
 
 
@@ -178,7 +119,7 @@ def test_a_row_for_each_plan_and_one_of_them_chosen(page: _Page) -> None:
 
 
 def test_it_says_what_plans_were_judged_on_and_how_surely() -> None:
-    found = _found()
+    found = found_by_search()
     kept = (replace(found.kept[0], most_lost=2.25, judged_on=1), *found.kept[1:])
     found = replace(found, kept=kept, measured=kept, also_fitted=("a.jpg",))
     page = _Page(html(found))
@@ -200,7 +141,7 @@ def test_it_says_what_plans_were_judged_on_and_how_surely() -> None:
 
 
 def test_plans_that_too_few_pictures_cannot_judge_are_told_with_how_many_would() -> None:
-    found = _found()
+    found = found_by_search()
     unsure = replace(found.measured[-1], accuracy=44.0, most_lost=5.0, judged_on=16)
     text = markdown(replace(found, measured=(*found.kept, unsure)))
     assert "1 of these lose at most 3 points on the pictures that judge" in text
@@ -214,12 +155,12 @@ def test_every_figure_says_what_it_shows(page: _Page) -> None:
 
 
 def test_what_was_not_given_has_no_figure() -> None:
-    page = _Page(html(replace(_found(), curves={})))
+    page = _Page(html(replace(found_by_search(), curves={})))
     assert page.count("figure") == 3
 
 
 def test_activations_of_other_widths_are_charted_beside_the_weights(page: _Page) -> None:
-    found = _found()
+    found = found_by_search()
     narrow = _Page(html(found, _bits(found, activation=6)))
     assert "activations" in narrow.texts("text")
     assert "activations" not in page.texts("text")
@@ -227,7 +168,7 @@ def test_activations_of_other_widths_are_charted_beside_the_weights(page: _Page)
 
 def test_plans_that_send_nothing_have_a_place_of_their_own(page: _Page) -> None:
     assert "none" in page.texts("text")
-    found = _found()
+    found = found_by_search()
     sending = tuple(j for j in found.measured if j.candidate.codec)
     without = _Page(html(replace(found, measured=sending, kept=sending[:2])))
     assert "none" not in without.texts("text")
@@ -242,7 +183,7 @@ def test_the_fastest_plan_of_each_bandwidth_is_told(page: _Page) -> None:
 
 
 def test_long_names_in_figures_keep_their_ends() -> None:
-    found = _found("conv_8+" + "route_16+" * 9 + "conv_20")
+    found = found_by_search("conv_8+" + "route_16+" * 9 + "conv_20")
     assert "conv_8+route_16+route…nv_20 searched context" in _Page(html(found)).texts("text")
 
 
@@ -255,7 +196,9 @@ def test_text_of_figures_takes_the_colour_and_the_font_of_the_page(page: _Page) 
 
 @pytest.mark.parametrize("kind", ["cloud-only", "split", "edge-only"])
 def test_one_plan_is_enough(kind: str) -> None:
-    alone = (_judged(kind, 44.0, 0 if kind == "edge-only" else 5300, 10),)
-    page = _Page(html(replace(_found(), ranked=alone, measured=alone, kept=alone, curves={})))
+    alone = (judged(kind, 44.0, 0 if kind == "edge-only" else 5300, 10),)
+    page = _Page(
+        html(replace(found_by_search(), ranked=alone, measured=alone, kept=alone, curves={}))
+    )
     assert page.count("figure") == 3
     assert page.texts("li")[0].startswith("at any bandwidth: ")
