@@ -17,6 +17,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from search.network.cuts import enumerate_cuts
+from search.quantization.export import SharedWeights, tail_model, write_weights
+from search.source import NetworkSource, open_network
 from search.zoo.darknet import Convolution, DarknetModule
 from search.zoo.download import FileSource, WeightsEntry
 from search.zoo.registry import ZooModel
@@ -41,6 +44,12 @@ CFG = (
     f"{conv(4, 3)}{_POOL}{conv(8, 3)}{_POOL}{conv(8, 3)}{conv(2 * _PER_ANCHOR, norm=False)}"
     "[yolo]\nmask=0,1\nanchors=12,16, 24,20\nclasses=80\nnum=2\n"
 )
+CARD = """
+labels = "coco"
+[task.decoder]
+kind = "yolov3"
+heads = [{stride = 4, anchors = [[12, 16], [24, 20]]}]
+"""
 
 
 @dataclass(frozen=True)
@@ -102,6 +111,18 @@ def _scene(seed: int) -> NDArray[np.uint8]:
         row, column = rng.integers(0, 7), rng.integers(0, 10)
         pixels[row : row + 2, column : column + 2] = rng.integers(200, 256, 3, dtype=np.uint8)
     return np.asarray(Image.fromarray(pixels).resize((96, 72), Image.Resampling.BICUBIC))
+
+
+def as_onnx(folder: Path) -> Path:
+    """Write the small network, which is in the zoo, as an ONNX file with its model card."""
+    graph = open_network(NetworkSource(NAME)).graph
+    whole = enumerate_cuts(graph)[0]
+    weights = SharedWeights.of(whole.tail, "detector.data")
+    path = folder / "detector.onnx"
+    path.write_bytes(tail_model(graph, whole, weights))
+    write_weights(folder, weights)
+    path.with_suffix(".toml").write_text(CARD)
+    return path
 
 
 def published(file: Path, name: str = "") -> WeightsEntry:

@@ -28,7 +28,7 @@ from bench.processes import Service
 from splitpoint.cli import main
 from tests.conftest import REPOSITORY
 from tests.documents import Snippet, every_snippet, snippets
-from tests.zoo import pictures, small_zoo, video
+from tests.zoo import as_onnx, pictures, small_zoo, video
 
 pytestmark = pytest.mark.timeout(3600)  # the first test searches, on a machine that may be busy
 SNIPPETS = every_snippet()
@@ -104,6 +104,7 @@ def prepared(environment: Path) -> Path:
     shutil.copytree(folder / "PICTURES", folder / "images")
     shutil.copy(folder / "PICTURES" / "000.jpg", folder / "picture.jpg")
     video(folder / "street.mp4", 25)
+    as_onnx(folder)
     scene = Scene(folder, {})
     with chdir(folder):
         for start in ("splitpoint models fetch", "splitpoint search", "splitpoint allocate"):
