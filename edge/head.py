@@ -2,7 +2,7 @@
 
     split       frame -> head -> table look-up -> codec -> payloads
     cloud-only  frame ---------> table look-up -> codec -> payload
-    edge-only   frame -> head -> (q - zero point) x scale -> Task.decode -> TaskResult
+    edge-only   frame -> head -> (q - zero point) x scale -> rest -> Task.decode -> TaskResult
 
 A head is opened only if this machine's runtime reproduces the reference in the bundle: a CPU whose
 8-bit products saturate must be found before it serves, not by its results.
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.bundle.bundle import Bundle, open_codecs, read_vector
-from common.bundle.manifest import Head, Plan
+from common.bundle.manifest import Head, Plan, Tail
 from common.bundle.packed_weights import unpack_weights
 from common.codec import Codec, ContextCoded, seal
 from common.codec.quantizer import WireTable
@@ -71,6 +71,7 @@ class EdgePlan:
         task: Of the bundle.
         codecs: One per wire tensor.
         model: Its opened head; None when the plan has none.
+        rest: What runs behind the head, of edge-only; None when the plan has none.
     """
 
     def __init__(
@@ -80,11 +81,13 @@ class EdgePlan:
         task: Task,
         codecs: Sequence[Codec],
         model: Session | None,
+        rest: Session | None = None,
     ) -> None:
         self.plan = plan
         self.digest = digest
         self._task = task
         self._model = model
+        self._rest = rest
         self._codecs = codecs
         self._tables = [WireTable(tensor) for tensor in plan.wire]
 
@@ -146,12 +149,14 @@ class EdgePlan:
         if self.plan.head is None or self.plan.tail is not None:
             raise SettingsError(f"plan {self.plan.name} needs the cloud: it is not edge-only")
         started_s = time.perf_counter()
-        tensors = self._run(frame)
-        ran_s = time.perf_counter()
         outputs = [
             (tensor.astype(np.float32) - np.float32(out.zero_point)) * np.float32(out.scale)
-            for tensor, out in zip(tensors, self.plan.head.outputs, strict=True)
+            for tensor, out in zip(self._run(frame), self.plan.head.outputs, strict=True)
         ]
+        if self._rest is not None:
+            named = zip(self.plan.head.outputs, outputs, strict=True)
+            outputs = [each[0] for each in self._rest.run({o.name: v[None] for o, v in named})]
+        ran_s = time.perf_counter()
         result = self._task.decode(outputs, where, settings)
         done_s = time.perf_counter()
         return Local(result, (ran_s - started_s) * 1000, (done_s - ran_s) * 1000)
@@ -237,13 +242,21 @@ class _Opener:
         self._threads = threads
         self._runtime = runtime
         self._heads: dict[tuple[str, ...], Session | ParityError] = {}
+        self._rests: dict[Tail, Session] = {}
 
     def open(self, digest: bytes) -> EdgePlan:
         """Open one plan; see `open_plans`."""
         plan = self._bundle.plan(digest)
         model = None if plan.head is None else self._model(plan.head)
         codecs = open_codecs(self._bundle, plan)
-        return EdgePlan(plan, digest, self._bundle.manifest.task, codecs, model)
+        rest = None if plan.rest is None else self._open_rest(plan.rest)
+        return EdgePlan(plan, digest, self._bundle.manifest.task, codecs, model, rest)
+
+    def _open_rest(self, rest: Tail) -> Session:
+        if rest not in self._rests:
+            file = self._bundle.file(rest.file)
+            self._rests[rest] = open_model(file, threads=self._threads, runtime=self._runtime)
+        return self._rests[rest]
 
     def _model(self, head: Head) -> Session:
         key = _content(self._bundle, head)

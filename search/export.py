@@ -82,7 +82,7 @@ def _write(
     names = _Names()
     network, plans = network_digest(weights_sha256, task), []
     for ranked in result.kept:
-        cut, head, tail = ranked.candidate.cut, None, None
+        cut, head, tail, rest = ranked.candidate.cut, None, None, None
         if cut.head:
             key = networks.digest(cut)
             if key not in heads:
@@ -97,8 +97,10 @@ def _write(
                 name = names.of(f"tail {_tail_name(cut)}", key).removeprefix("tail ")
                 tails[key] = _add_tail(writer, graph, cut, weights, name)
             tail = tails[key]
+        if cut.rest:
+            rest = _add_rest(writer, graph, cut)
         wire = _add_contexts(writer, ranked.candidate)
-        plans.append(_plan(ranked, network, head, wire, tail, result))
+        plans.append(_plan(ranked, network, head, wire, tail or rest, result))
     writer.add("report.md", markdown(result).encode())
     writer.add("report.html", html(result, _bits(networks, result)).encode())
     writer.add("report.json", json.dumps(as_json(result), indent=1).encode())
@@ -169,10 +171,10 @@ def _add_head(
 ) -> Head:
     network = networks.of(cut)
     file, vector = f"{_MODELS}/head-{name}.onnx", f"vectors/{name}"
-    packed = packed_weights(network, cut.tensors)
-    model = head_model(network, cut.tensors, outside_weights=packed is not None)
+    packed = packed_weights(network, cut.codes)
+    model = head_model(network, cut.codes, outside_weights=packed is not None)
     unpacked = {} if packed is None else unpack_weights(packed, file)
-    expected = integer.run(network, image, cut.tensors)
+    expected = integer.run(network, image, cut.codes)
     made = open_model(model, weights=unpacked, runtime=runtime).run({IMAGE: image})
     check_parity(made, expected, what=f"head of {cut.name}", runtime=runtime)
     writer.add(file, model)
@@ -193,7 +195,7 @@ def _add_head(
                 scale=network.grids[name].scale,
                 zero_point=network.grids[name].zero_point,
             )
-            for name in cut.tensors
+            for name in cut.codes
         ),
         weight_bytes=weight_bytes,
         peak_activation_bytes=activation_bytes,
@@ -212,6 +214,17 @@ def _add_tail(
     if weights_file not in writer:
         writer.add(weights_file, weights.data)
     return Tail(file=file, files=(weights_file,))
+
+
+def _add_rest(writer: BundleWriter, graph: Graph, cut: Cut) -> Tail:
+    """Write what the edge-only plans run behind their heads; it is the same for all of them."""
+    weights = SharedWeights.of(cut.rest, "weights-rest.bin")
+    file, weights_file = f"{_MODELS}/rest.onnx", f"{_MODELS}/{weights.file}"
+    if file not in writer:
+        writer.add(file, tail_model(graph, cut, weights))
+        if weights.data:
+            writer.add(weights_file, weights.data)
+    return Tail(file=file, files=(weights_file,) if weights.data else ())
 
 
 def _tail_name(cut: Cut) -> str:
@@ -235,10 +248,11 @@ def _plan(
     network: str,
     head: Head | None,
     wire: tuple[WireTensor, ...],
-    tail: Tail | None,
+    behind: Tail | None,
     result: SearchResult,
 ) -> Plan:
     candidate = ranked.candidate
+    edge_only = candidate.codec is None
     accuracy = ranked.accuracy or 0.0
     certain = math.isfinite(ranked.most_lost)
     prediction = ranked.predicted.model_copy(
@@ -257,7 +271,8 @@ def _plan(
         head=head,
         wire=wire,
         codec=candidate.codec,
-        tail=tail,
+        tail=None if edge_only else behind,
+        rest=behind if edge_only else None,
         predicted=prediction,
     )
 

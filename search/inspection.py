@@ -12,14 +12,13 @@ from functools import cached_property
 from typing import Literal
 
 from common.errors import SettingsError
-from common.tasks.base import Shapes
 from common.tasks.decoders.base import Decoder
 from common.tasks.decoders.registry import presets
 from common.tasks.registry import AnyTask
-from search.network.cuts import Cut, find_cuts, undominated
+from search.network.cuts import Cut, find_cuts, peak_bytes, undominated
 from search.network.graph import IMAGE, Graph, Node
 from search.network.operators.opaque import OPAQUE, OPAQUE_OUTPUT
-from search.network.operators.registry import operator_of
+from search.network.operators.registry import may_be_in_head, operator_of
 from search.source import NetworkSource, SourceNetwork, open_network
 
 Place = Literal["integer head", "float head", "tail only"]
@@ -96,12 +95,6 @@ class Inspection:
             return self.task.decoder if self.task.kind == "detection" else None
         return self.near[0] if len(self.near) == 1 else None
 
-    @property
-    def output_shapes(self) -> Shapes:
-        """Shapes of the outputs, without the batch."""
-        graph = self.network.graph
-        return [graph[name].shape for name in graph.outputs]
-
 
 def inspect_network(source: NetworkSource) -> Inspection:
     """Look at a network, also at one whose task is not known yet.
@@ -116,28 +109,26 @@ def inspect_network(source: NetworkSource) -> Inspection:
     graph = network.graph
     task = None if problem else network.task
     found = find_cuts(graph)
-    shapes = [graph[name].shape for name in graph.outputs]
     splits = [cut for cut in undominated(graph, found.cuts) if _may_be_head(cut)]
     body = graph.nodes[1:]
     return Inspection(
         network,
         task,
         problem,
-        tuple(presets(shapes, graph.outputs, network.task.image.size)),
+        tuple(presets(network.output_shapes, network.outputs, network.task.image.size)),
         tuple(_operators(body)),
         sum(cut.kind == "split" for cut in found.cuts),
         found.complete,
         tuple(_thinnest(graph, splits)),
-        _facts(graph, Cut(graph.outputs, body, ())),
+        _facts(graph, found.cuts[-1]),
     )
 
 
 def place_of(node: Node) -> Place:
     """Where a node can run."""
-    operator = operator_of(node)
-    if not operator.computes_in_torch or operator.refusal(node) is not None:
+    if not may_be_in_head(node):
         return "tail only"
-    return "integer head" if operator.has_integer_kernel(node) else "float head"
+    return "integer head" if operator_of(node).has_integer_kernel(node) else "float head"
 
 
 def _operators(body: Sequence[Node]) -> Iterable[OperatorUse]:
@@ -172,7 +163,7 @@ def _kind_of(reason: str) -> str:
 
 
 def _may_be_head(cut: Cut) -> bool:
-    return cut.kind == "split" and all(place_of(node) != "tail only" for node in cut.head)
+    return cut.kind == "split" and all(map(may_be_in_head, cut.head))
 
 
 def _thinnest(graph: Graph, cuts: Sequence[Cut]) -> Iterable[CutFacts]:
@@ -187,9 +178,10 @@ def _facts(graph: Graph, cut: Cut) -> CutFacts:
     return CutFacts(
         cut.name,
         sum(graph[name].elements for name in cut.tensors),
-        sum(node.macs for node in cut.head),
-        sum(_stored_bytes(node) for node in cut.head)
-        + graph.peak_elements((graph[IMAGE], *cut.head), cut.tensors),
+        sum(node.macs for node in (*cut.head, *cut.rest)),
+        sum(map(_stored_bytes, cut.head))
+        + sum(4 * node.parameters for node in cut.rest)
+        + peak_bytes(graph, cut),
     )
 
 

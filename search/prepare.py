@@ -19,7 +19,8 @@ from search.cache import Cache, digest
 from search.measure.frames import Frames, load_frames
 from search.measure.held_out import Division, Judging, fit_all, in_both, without_copies
 from search.network.graph import Graph
-from search.network.losses import distillation_loss
+from search.network.losses import Loss, distillation_loss, feature_loss
+from search.network.operators.registry import last_computable
 from search.quantization.calibration import Statistics, observe
 from search.quantization.equalise import equalise
 from search.quantization.recipes import DEFAULT, Recipe
@@ -60,6 +61,12 @@ class Prepared:
         return self.task.image.size
 
     @property
+    def loss(self) -> Loss:
+        """Loss of the tensors of `last_computable`: the task's, where these are its outputs."""
+        whole = last_computable(self.graph) == self.graph.outputs
+        return distillation_loss(self.task) if whole else feature_loss
+
+    @property
     def network(self) -> str:
         """Digest of the network, as in latency tables."""
         return network_digest(self.weights_sha256, self.task)
@@ -97,7 +104,7 @@ class Prepared:
             self.cache,
             self.origin,
             how,
-            distillation_loss(self.task),
+            self.loss,
             reduced_range=saturates_int8() if reduced_range is None else reduced_range,
         )
 
@@ -112,7 +119,7 @@ class Prepared:
                 self.graph,
                 self.statistics,
                 self.calibration.pixels[:_SENSITIVITY_FRAMES],
-                distillation_loss(self.task),
+                self.loss,
                 progress,
             ).to_arrays(),
         )
@@ -151,7 +158,7 @@ def prepare(
         graph = equalise(graph)
     progress(1, 1)
     progress = reporter.stage("reading calibration images")
-    wrong = task.misfit([graph[name].shape for name in graph.outputs])
+    wrong = task.misfit(source.output_shapes)
     if wrong is not None:
         raise ModelError(f"{network.model}: {wrong}")
     loaded = load_frames(calibration, task.image, max_images, progress)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Self
 
 from common.errors import SettingsError
-from common.tasks.base import ImageInput
+from common.tasks.base import ImageInput, Shapes
 from common.tasks.decoders.yolov3 import AnchorMap, YoloV3
 from common.tasks.detections import DetectionTask
 from common.tasks.labels import CLASS_NAMES
@@ -122,11 +122,15 @@ class SourceNetwork:
         graph: Optimised.
         task: What it is for.
         sha256: Digest of the file that it came from.
+        outputs: Names of the outputs in that file.
+        output_shapes: Of these without the batch; None for a side that depends on the image.
     """
 
     graph: Graph
     task: AnyTask
     sha256: str
+    outputs: tuple[str, ...]
+    output_shapes: Shapes
 
 
 def open_network(source: NetworkSource, *, raw: bool = False) -> SourceNetwork:
@@ -145,7 +149,8 @@ def open_network(source: NetworkSource, *, raw: bool = False) -> SourceNetwork:
         return _of_onnx(source.model_file, source.card_file, raw=raw)
     module = load_model(source.model, weights=source.weights)
     graph = optimise(import_module(module, module.input_size))
-    return SourceNetwork(graph, task_of(module), module.digest)
+    shapes = [graph[name].shape for name in graph.outputs]
+    return SourceNetwork(graph, task_of(module), module.digest, graph.outputs, shapes)
 
 
 def _of_onnx(path: Path, card_file: Path | None, *, raw: bool) -> SourceNetwork:
@@ -155,7 +160,11 @@ def _of_onnx(path: Path, card_file: Path | None, *, raw: bool) -> SourceNetwork:
     network = read_onnx(path, card.input.shape)
     layout = card.input.layout or ("nchw" if network.input_shape[1] == 3 else "nhwc")
     unscaled = import_onnx(network, InputScaling(channels_last=layout == "nhwc"))
-    shapes = [unscaled[name].shape for name in unscaled.outputs]
+    nodes = [unscaled[name] for name in unscaled.outputs]
+    shapes = [
+        node.shape if node.batched else whole
+        for node, whole in zip(nodes, network.output_shapes, strict=True)
+    ]
     height, width = unscaled.nodes[0].shape[1:]
     try:
         folder = (card_file or path).parent
@@ -164,7 +173,8 @@ def _of_onnx(path: Path, card_file: Path | None, *, raw: bool) -> SourceNetwork:
         raise SettingsError(f"{path}: {error}") from error
     given = card.input.for_family(family_of(task)).model_copy(update={"layout": layout})
     graph = optimise(import_onnx(network, given.scaling))
-    return SourceNetwork(graph, task, hashlib.sha256(path.read_bytes()).hexdigest())
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return SourceNetwork(graph, task, digest, network.outputs, shapes)
 
 
 def task_of(module: DarknetModule) -> DetectionTask:

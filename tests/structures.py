@@ -79,7 +79,10 @@ class Attention(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.heads, self.wide = 2, channels // 2
-        self.qkv, self.project = nn.Conv2d(channels, 2 * channels, 1), nn.Conv2d(channels, channels, 1)
+        self.qkv, self.project = (
+            nn.Conv2d(channels, 2 * channels, 1),
+            nn.Conv2d(channels, channels, 1),
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         batch, channels, height, width = x.shape
@@ -105,7 +108,12 @@ class YoloV8(nn.Module):
         self.stem = nn.Sequential(Conv(3, 8, 3, 2), Conv(8, 16, 3, 2), C2f(16, 16))
         self.p3 = nn.Sequential(Conv(16, 24, 3, 2), C2f(24, 24))
         self.p4 = nn.Sequential(Conv(24, 32, 3, 2), C2f(32, 32))
-        deepest = [Conv(32, 48, 3, 2), C2f(48, 48), Sppf(48), *([Attention(48)] if attention else [])]
+        deepest = [
+            Conv(32, 48, 3, 2),
+            C2f(48, 48),
+            Sppf(48),
+            *([Attention(48)] if attention else []),
+        ]
         self.p5 = nn.Sequential(*deepest)
         self.up4, self.up3 = C2f(80, 32, shortcut=False), C2f(56, 24, shortcut=False)
         self.to4, self.to5 = Conv(24, 24, 3, 2), Conv(32, 32, 3, 2)
@@ -261,7 +269,10 @@ def two_stages(path: Path, proposals: int = 16) -> Path:
     ]
     constants["first"] = np.array([0], np.int64)
     del constants["flat"], constants["four"]
-    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("boxes", "scores", "classes")]
+    outputs = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+        for name in ("boxes", "scores", "classes")
+    ]
     graph = helper.make_graph(
         nodes,
         "two stages",

@@ -25,7 +25,6 @@ from common.progress import Stages
 from search.allocate.exact import solve_exact
 from search.allocate.lagrangian import lagrangian
 from search.allocate.problem import Problem, TensorChoice
-from search.network.losses import distillation_loss
 from search.prediction.candidates import Candidate
 from search.quantization.network import QuantizedGraph
 from search.quantization.recipe import reconstructed
@@ -96,7 +95,7 @@ class _QuantizationBench:
     def _sensitivities(self) -> dict[str, Any]:
         prepared = self._prepared
         frames, statistics = prepared.calibration.pixels[:_SENSITIVITY_FRAMES], prepared.statistics
-        loss = distillation_loss(prepared.task)
+        loss = prepared.loss
         made = {
             "measured": measured(self._graph, statistics, frames, loss),
             "fisher": fisher(self._graph, statistics, frames, loss),

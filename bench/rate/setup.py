@@ -11,7 +11,6 @@ from search.measure.accuracy import AgreementAccuracy, CocoAccuracy
 from search.measure.evaluate import Evaluator
 from search.measure.frames import load_frames
 from search.network.cuts import enumerate_cuts
-from search.network.losses import distillation_loss
 from search.prepare import Prepared, prepare
 from search.quantization.heads import Heads
 from search.quantization.network import QuantizedGraph
@@ -69,7 +68,7 @@ class CutSetup:
             pairs = collect_pairs(
                 self.network, tensors, frames.pixels, threads=2, progress=progress
             )
-        loss = distillation_loss(self.prepared.task)
+        loss = self.prepared.loss
         return Refiner(self.heads, examples, loss, adapt_steps, self._stages, pairs=pairs)
 
 

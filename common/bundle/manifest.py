@@ -11,7 +11,8 @@ table of 256 symbols, and its reconstruction a table of 2^bits values: any step,
 zone and reconstruction point can be written that way, and both ends do integer look-ups only.
 
 Cloud-only is the plan without a head (the wire carries the image), edge-only the plan without a
-tail (the wire carries nothing, the edge reports its results).
+tail (the wire carries nothing, the edge reports its results); what of the network has no integers
+is then the plan's rest, which the edge runs behind its head.
 """
 
 import hashlib
@@ -29,7 +30,7 @@ from common.records import Record
 from common.tasks.base import Task
 from common.tasks.registry import AnyTask
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 UNSEALED = "0" * 64
 """Placeholder for a manifest's own digest while that is computed."""
 
@@ -78,7 +79,8 @@ class Head(Record):
     Attributes:
         file: The ONNX file.
         weights: Its weights, packed, where some have fewer than 8 bits; else they are in `file`.
-        outputs: In the order of the plan's wire tensors, of the network's outputs if edge-only.
+        outputs: In the order of the plan's wire tensors; of edge-only, of the network's outputs or
+            of what the rest reads.
         weight_bytes: Weights as stored on the edge.
         peak_activation_bytes: Largest sum of live activations over the execution order.
         bits: Weight width of each layer, by name.
@@ -98,6 +100,7 @@ class Head(Record):
 class Tail(Record):
     """A tail: float32 inputs (N, C, H, W) named as the wire tensors; outputs those of the network.
 
+    The rest of an edge-only plan is one, too: its inputs are named as the outputs of the head.
     `files` are files that the ONNX file refers to (shared weights).
     """
 
@@ -146,6 +149,7 @@ class Plan(Record):
         wire: How the cut's tensors travel; empty for edge-only.
         codec: What codes them.
         tail: What the cloud runs; None for edge-only.
+        rest: What the edge runs in floating point behind its head, of edge-only; None if nothing.
         predicted: What the search expects.
     """
 
@@ -156,12 +160,15 @@ class Plan(Record):
     wire: tuple[WireTensor, ...]
     codec: CodecSpec | None
     tail: Tail | None
+    rest: Tail | None = None
     predicted: Prediction
 
     @model_validator(mode="after")
     def _parts_belong_together(self) -> Self:
         if self.head is None and self.tail is None:
             raise ValueError(f"{self.name}: a plan needs a head, a tail or both")
+        if self.rest is not None and self.tail is not None:
+            raise ValueError(f"{self.name}: what a tail runs leaves no rest for the edge")
         if (self.tail is None) != (not self.wire) or (self.tail is None) != (self.codec is None):
             raise ValueError(f"{self.name}: wire and codec belong to a tail")
         contexts = self.codec is not None and self.codec.kind.has_model
@@ -263,7 +270,7 @@ class Manifest(Record):
             if plan.network != network:
                 raise ValueError(f"plan {plan.name!r} is of another network than the bundle's")
         for plan in self.plans:
-            if plan.head is not None and plan.tail is None:
+            if plan.head is not None and plan.tail is None and plan.rest is None:
                 wrong = self.task.misfit([output.shape for output in plan.head.outputs])
                 if wrong is not None:
                     raise ValueError(f"plan {plan.name!r}: {wrong}")
@@ -302,8 +309,8 @@ def plan_files(plan: Plan) -> list[str]:
         names += [plan.head.weights] if plan.head.weights is not None else []
         names.append(f"{plan.head.vector}/input.npy")
         names += [f"{plan.head.vector}/output-{k}.npy" for k in range(len(plan.head.outputs))]
-    if plan.tail is not None:
-        names += [plan.tail.file, *plan.tail.files]
+    for model in (plan.tail, plan.rest):
+        names += [] if model is None else [model.file, *model.files]
     for tensor in plan.wire:
         names += [name for name in (tensor.context, tensor.context_after) if name is not None]
     return names

@@ -75,7 +75,7 @@ class LowBitAllocator:
 
     def reconstructed(self, cut: Cut, progress: Progress) -> Cut:
         """A low-bit cut with weights that make up for each other's errors."""
-        better = self._rounder.reconstruct(self._heads.of(cut), cut.tensors, progress)
+        better = self._rounder.reconstruct(self._heads.of(cut), cut.codes, progress)
         return self._heads.narrowed(cut, better, cut.widths)
 
     def promoted(self, cut: Cut) -> Cut | None:

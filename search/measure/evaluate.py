@@ -151,10 +151,10 @@ class Evaluator:
             self._codes = {}
             self._runner = None
             if cut.head:
-                model = head_model(self._heads.of(cut), cut.tensors)
+                model = head_model(self._heads.of(cut), cut.codes)
                 self._runner = open_model(model, threads=1)
         self._tail = None
-        if cut.tail:
+        if cut.behind:
             weights = self._weights
             if cut.adapted_to:
                 weights = SharedWeights.of(cut.tail, "adapted.bin")
@@ -176,8 +176,11 @@ class Evaluator:
         return (self._codes_of(index) for index in range(len(self._frames)))
 
     def _edge_maps(self, cut: Cut, codes: list[NDArray[np.uint8]]) -> Maps:
-        grids = [self._heads.of(cut).grids[name] for name in cut.tensors]
-        return [grid.dequantize(q)[0] for grid, q in zip(grids, codes, strict=True)]
+        grids = self._heads.of(cut).grids
+        values = {n: grids[n].dequantize(q) for n, q in zip(cut.codes, codes, strict=True)}
+        if self._tail is None:
+            return [value[0] for value in values.values()]
+        return [output[0] for output in self._tail.run(values)]
 
     def _cloud_maps(self, candidate: Candidate, codes: list[NDArray[np.uint8]]) -> Maps:
         if self._tail is None or candidate.codec is None:

@@ -81,30 +81,36 @@ class MeasuredLatency:
 
     def _measured(self, cuts: Sequence[Cut], weights: SharedWeights) -> list[tuple[Timing, Timing]]:
         """Times of the heads and tails of some cuts, interleaved."""
-        calls = [call for cut in cuts for call in (self._head(cut), self._tail(cut, weights))]
+        calls = [
+            call for cut in cuts for call in (self._head(cut, weights), self._tail(cut, weights))
+        ]
         measured = iter(interleave([c for c in calls if c is not None], rounds=self._rounds))
         each = [NO_TIME if call is None else next(measured) for call in calls]
         return list(zip(each[::2], each[1::2], strict=True))
 
-    def _head(self, cut: Cut) -> Callable[[], object] | None:
+    def _head(self, cut: Cut, weights: SharedWeights) -> Callable[[], object] | None:
         if not cut.head:
             return None
-        data = head_model(self._network, cut.tensors)
+        data = head_model(self._network, cut.codes)
         model = open_model(data, threads=self._head_threads, runtime=self._runtime)
         shape = self._network.graph[IMAGE].shape
         image = np.random.default_rng(0).integers(0, 256, (1, *shape), np.uint8)
-        return lambda: model.run({IMAGE: image})
+        if not cut.rest:
+            return lambda: model.run({IMAGE: image})
+        rest = self._behind(cut, weights, self._head_threads)
+        return lambda: (model.run({IMAGE: image}), rest())
 
     def _tail(self, cut: Cut, weights: SharedWeights) -> Callable[[], object] | None:
-        if not cut.tail:
-            return None
+        return self._behind(cut, weights, self._tail_threads) if cut.tail else None
+
+    def _behind(self, cut: Cut, weights: SharedWeights, threads: int) -> Callable[[], object]:
         path = self._folder / "tail.onnx"
         path.write_bytes(tail_model(self._network.graph, cut, weights))
-        model = open_model(path, threads=self._tail_threads, runtime=self._runtime)
+        model = open_model(path, threads=threads, runtime=self._runtime)
         rng = np.random.default_rng(0)
         inputs = {
             name: rng.standard_normal((1, *self._network.graph[name].shape), np.float32)
-            for name in cut.tensors
+            for name in cut.codes
         }
         return lambda: model.run(inputs)
 

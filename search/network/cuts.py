@@ -3,12 +3,16 @@
 A head is a set of nodes closed under predecessors. Its cut is the set of tensors that must travel:
 those made by the head (or the image itself) that the tail reads, and those outputs of the network
 that the head already holds. The empty head is cloud-only, the whole graph is edge-only.
+
+An edge by itself computes in integers as far as the last weights that have integers, and the rest,
+such as a decoder of boxes that is part of the graph, in floating point.
 """
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from search.network.graph import Graph, Node
+from search.network.operators.registry import may_be_in_head, operator_of
 
 BEAM = 256
 """Heads of one size that are looked at; the networks of the zoo have fewer."""
@@ -22,6 +26,8 @@ class Cut:
         tensors: What travels, in topological order; of edge-only, the network's outputs in theirs.
         head: The nodes on the edge, in execution order; empty for cloud-only.
         tail: The nodes in the cloud, in execution order; empty for edge-only.
+        rest: The nodes that an edge by itself runs in floating point behind the head.
+        between: What the head makes for the rest; empty without one.
         widths: Name of the widths of the head's weights; empty for 8 bits.
         adapted_to: The wire format that the tail's weights were adapted to; empty for the network's
             own weights.
@@ -32,11 +38,23 @@ class Cut:
     tail: tuple[Node, ...]
     widths: str = ""
     adapted_to: str = ""
+    rest: tuple[Node, ...] = ()
+    between: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         """The tensors' names joined by "+"."""
         return "+".join(self.tensors)
+
+    @property
+    def codes(self) -> tuple[str, ...]:
+        """Tensors that the head makes: those that travel, or that the rest reads."""
+        return self.between or self.tensors
+
+    @property
+    def behind(self) -> tuple[Node, ...]:
+        """The nodes behind the head, in floating point: the tail, or the rest."""
+        return self.tail or self.rest
 
     @property
     def label(self) -> str:
@@ -187,6 +205,15 @@ def undominated(graph: Graph, cuts: Sequence[Cut]) -> list[Cut]:
     ]
 
 
+def peak_bytes(graph: Graph, cut: Cut) -> int:
+    """Largest activations of a head, a code taking one byte, or of the rest in floating point."""
+    head = graph.peak_elements((graph.nodes[0], *cut.head), cut.codes)
+    if not cut.rest:
+        return head
+    read = tuple(graph[name] for name in cut.codes)
+    return max(head, 4 * graph.peak_elements((*read, *cut.rest), graph.outputs))
+
+
 def prefix_cuts(graph: Graph) -> list[Cut]:
     """The cuts behind each node in the order of execution, cloud-only first and edge-only last."""
     body = [node for node in graph.nodes if node.op != "input"]
@@ -203,11 +230,31 @@ def _cut_of(graph: Graph, body: list[Node], mask: int) -> Cut:
     head = tuple(node for bit, node in enumerate(body) if mask >> bit & 1)
     tail = tuple(node for bit, node in enumerate(body) if not mask >> bit & 1)
     if not tail:
-        return Cut(graph.outputs, head, tail)
+        return _edge_only(graph, head)
+    tensors = _sent(graph, head, tail)
+    return Cut(tensors, head, tail)
+
+
+def _edge_only(graph: Graph, body: tuple[Node, ...]) -> Cut:
+    """The whole network, in integers up to the last weights that have them."""
+    able: set[str] = {graph.nodes[0].name}
+    for node in body:
+        if may_be_in_head(node) and able.issuperset(node.inputs):
+            able.add(node.name)
+    weighty = [n.name for n in body if n.name in able and operator_of(n).has_integer_weights]
+    held = {node.name for node in graph.ancestors(weighty)}
+    head = tuple(node for node in body if node.name in held)
+    rest = tuple(node for node in body if node.name not in held)
+    if not head or not rest:
+        return Cut(graph.outputs, body, ())
+    return Cut(graph.outputs, head, (), rest=rest, between=_sent(graph, head, rest))
+
+
+def _sent(graph: Graph, head: tuple[Node, ...], tail: tuple[Node, ...]) -> tuple[str, ...]:
+    """Tensors of a head, or the image, that a tail reads or the network makes."""
     read_later = {name for node in tail for name in node.inputs}
-    tensors = tuple(
+    return tuple(
         node.name
         for node in (graph.nodes[0], *head)
         if node.name in read_later or node.name in graph.outputs
     )
-    return Cut(tensors, head, tail)

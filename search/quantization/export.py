@@ -67,19 +67,23 @@ def write_weights(folder: Path, weights: SharedWeights) -> Path:
 
 
 def tail_model(graph: Graph, cut: Cut, weights: SharedWeights) -> bytes:
-    """The tail of a cut in floating point.
+    """The tail of a cut, or the rest of an edge-only one, in floating point.
 
     It takes batches of any size, but for operators that are taken over from a file as they are:
-    these may be written for one image.
+    these may be written for one image. Every output has a batch axis, also one of a length that
+    depends on the image.
     """
     builder = OnnxBuilder(opset=graph.opset, locations=weights.locations)
-    for node in cut.tail:
+    for node in cut.behind:
         _float_node(builder, node)
-    batch = "N" if all(operator_of(node).computes_in_torch for node in cut.tail) else 1
-    inputs = [_value(name, TensorProto.FLOAT, graph[name], batch) for name in cut.tensors]
+    batch = "N" if all(operator_of(node).computes_in_torch for node in cut.behind) else 1
+    inputs = [_value(name, TensorProto.FLOAT, graph[name], batch) for name in cut.codes]
     outputs = []
     for name in graph.outputs:
-        result = builder.add("Identity", (name,), f"{name}.out") if name in cut.tensors else name
+        result = builder.add("Identity", (name,), f"{name}.out") if name in cut.codes else name
+        if not graph[name].batched:
+            axis = builder.constant(f"{name}.axis", np.zeros(1, np.int64))
+            result = builder.add("Unsqueeze", (name, axis), f"{name}.of_one")
         outputs.append(_output(result, graph[name], batch))
     return builder.model(f"tail after {cut.name}", inputs, outputs)
 

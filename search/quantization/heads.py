@@ -8,8 +8,7 @@ grids of its tensors are those of the others, so their samples and wire formats 
 from dataclasses import replace
 
 from search.cache import digest
-from search.network.cuts import Cut
-from search.network.graph import IMAGE
+from search.network.cuts import Cut, peak_bytes
 from search.quantization.network import QuantizedGraph
 
 
@@ -53,15 +52,15 @@ class Heads:
         network = self.of(cut)
         if network not in self._digests:
             self._digests[network] = digest(network.grids, network.before, network.convs)
-        return digest(self._digests[network], cut.tensors)
+        return digest(self._digests[network], cut.codes)
 
     def memory_bytes(self, cut: Cut) -> tuple[int, int]:
-        """(weights as stored, peak activations) of a head; a code takes one byte."""
+        """(weights as stored, peak activations) of what an edge runs, in bytes."""
         if not cut.head:
             return 0, 0
         network = self.of(cut)
-        nodes = (network.graph[IMAGE], *cut.head)
-        return network.weight_bytes(cut.head), network.graph.peak_elements(nodes, cut.tensors)
+        floats = sum(4 * node.parameters for node in cut.rest)
+        return network.weight_bytes(cut.head) + floats, peak_bytes(network.graph, cut)
 
 
 def _mean_width(cut: Cut, network: QuantizedGraph) -> str:

@@ -30,7 +30,7 @@ from common.runtime.registry import open_model
 from search.network import execute
 from search.network.graph import IMAGE, Graph, Node
 from search.network.losses import Loss, feature_loss
-from search.network.operators.registry import makes_values
+from search.network.operators.registry import last_computable, makes_values
 from search.network.quant_params import QuantParams
 from search.quantization.calibration import Distribution, Statistics
 from search.quantization.export import head_model
@@ -206,8 +206,8 @@ def lp_clip(weight: Floats, bits: int, p: float) -> Floats:
 
 
 def _maps(graph: Graph, sent: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-    maps = execute.run(graph, sent, graph.outputs)
-    return [maps[name] for name in graph.outputs]
+    maps = execute.run(graph, sent, last_computable(graph))
+    return [maps[name] for name in last_computable(graph)]
 
 
 def _input_samples(head: Graph, frames: NDArray[np.uint8]) -> dict[str, Floats]:

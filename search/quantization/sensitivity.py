@@ -23,6 +23,7 @@ from common.imaging.images import unit_range
 from search.network import execute
 from search.network.graph import Graph, Node
 from search.network.losses import Loss, feature_loss
+from search.network.operators.registry import last_computable
 from search.network.quant_params import QuantParams
 from search.quantization.calibration import Statistics
 from search.quantization.grids import least_error_range
@@ -137,7 +138,7 @@ def measured(
     for batch in batches:
         share = len(batch) / len(frames)
         values = _all_values(graph, batch)
-        teacher = [values[name] for name in graph.outputs]
+        teacher = [values[name] for name in last_computable(graph)]
         for node in sides.layers:
             for bits in WIDTHS:
                 for table, changed in (
@@ -179,8 +180,8 @@ def fisher(
     for done, frame in enumerate(frames, 1):
         image = torch.from_numpy(unit_range(frame[None]))
         noisy = image + 0.02 * torch.randn(image.shape, generator=generator)
-        maps = execute.run(graph, {graph.nodes[0].name: noisy}, graph.outputs)
-        teacher = [maps[name].clone() for name in graph.outputs]
+        maps = execute.run(graph, {graph.nodes[0].name: noisy}, last_computable(graph))
+        teacher = [maps[name].clone() for name in last_computable(graph)]
         values = {graph.nodes[0].name: image}
         for node in graph.nodes[1:]:
             values[node.name] = execute.apply(node, [values[n] for n in node.inputs], parameters)
@@ -188,7 +189,7 @@ def fisher(
                 values[node.name].retain_grad()
         for parameter in parameters.values():
             parameter.grad = None
-        torch.autograd.backward(loss([values[name] for name in graph.outputs], teacher))
+        torch.autograd.backward(loss([values[name] for name in last_computable(graph)], teacher))
         for name, parameter in parameters.items():
             if parameter.grad is not None:
                 squares[name] += parameter.grad**2 / len(frames)
@@ -273,7 +274,7 @@ def _outputs_with(
             if node.name not in current and any(name in current for name in node.inputs):
                 inputs = [current.get(name, values[name]) for name in node.inputs]
                 current[node.name] = execute.apply(node, inputs)
-    return [current.get(name, values[name]) for name in graph.outputs]
+    return [current.get(name, values[name]) for name in last_computable(graph)]
 
 
 def weigh(

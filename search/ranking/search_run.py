@@ -25,7 +25,6 @@ from search.measure.accuracy_evaluator import open_evaluator
 from search.measure.held_out import Judging
 from search.measure.latency import MeasuredLatency
 from search.network.cuts import Cut, prefix_cuts
-from search.network.losses import distillation_loss
 from search.prediction.candidates import (
     Candidate,
     CostModel,
@@ -143,7 +142,8 @@ class _Ranking:
             return self._run_baseline()
         reporter = self._reporter
         cuts = self._cuts + self._low_bit_cuts
-        tensors = list(dict.fromkeys(name for cut in cuts if cut.head for name in cut.tensors))
+        splits = [cut for cut in cuts if cut.kind == "split"]
+        tensors = list(dict.fromkeys(name for cut in splits for name in cut.tensors))
         table = self._tables(cuts, tensors)
         progress = reporter.stage("coding tensors")
         candidates: list[Candidate] = []
@@ -190,7 +190,7 @@ class _Ranking:
         screening = Screening(
             self._heads,
             table.samples.codes,
-            distillation_loss(prepared.task),
+            prepared.loss,
             prepared.cache,
             prepared.origin,
         )

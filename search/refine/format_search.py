@@ -16,7 +16,6 @@ from common.progress import Reporter
 from search.constraints.feasibility import Feasibility
 from search.measure.accuracy_evaluator import AccuracyEvaluator
 from search.network.cuts import Cut, cut_of_head
-from search.network.losses import distillation_loss
 from search.prediction.candidates import Candidate
 from search.prepare import Prepared
 from search.quantization.heads import Heads
@@ -145,7 +144,7 @@ class FormatSearch:
         return Refiner(
             self._heads,
             examples,
-            distillation_loss(self._prepared.task),
+            self._prepared.loss,
             self._request.adapt_steps,
             self._reporter,
             pairs=pairs,

@@ -18,6 +18,7 @@ from common.codec.spec import CodecSpec
 from common.progress import Progress, Reporter
 from search.network.cuts import Cut
 from search.network.losses import Loss
+from search.network.operators.registry import last_computable
 from search.prediction.candidates import Candidate
 from search.quantization.heads import Heads
 from search.wire.context_fitting import fit_context
@@ -100,7 +101,7 @@ class Refiner:
         if not self._adapt_steps:
             return cut
         adapted = adapt_tail(
-            self._network.graph.outputs,
+            last_computable(self._network.graph),
             cut,
             wire,
             self._examples,

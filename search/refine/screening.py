@@ -24,6 +24,7 @@ from search.network.cuts import Cut
 from search.network.execute import run
 from search.network.graph import IMAGE
 from search.network.losses import Loss
+from search.network.operators.registry import last_computable
 from search.prediction.candidates import Candidate, CostModel, rank_candidates
 from search.prediction.cut_times import CutTimes
 from search.quantization.heads import Heads
@@ -160,14 +161,16 @@ class Screening:
 
     @cached_property
     def _examples(self) -> Examples:
-        outputs = self._network.graph.outputs
+        outputs = last_computable(self._network.graph)
         pixels = torch.from_numpy(unit_range(self._codes[IMAGE]))
         maps = run(self._network.graph, {IMAGE: pixels}, outputs)
         teacher = tuple(maps[name].numpy().astype(np.float16) for name in outputs)
         return Examples(self._codes, teacher, len(pixels))
 
     def _error(self, cut: Cut, wire: Wire) -> float:
-        return wire_error(self._network.graph.outputs, cut, wire, self._examples, self._loss)
+        return wire_error(
+            last_computable(self._network.graph), cut, wire, self._examples, self._loss
+        )
 
     def _bytes_at(self, cut: Cut, allowed: float) -> float:
         quantizers = {

@@ -43,7 +43,7 @@ def _about(found: Inspection) -> Iterable[str]:
     parameters = sum(node.parameters for node in graph.nodes)
     yield f"Image: {height} x {width} pixels (height x width)"
     yield ""
-    yield f"Outputs, without the batch: {in_words(found.output_shapes)}"
+    yield f"Outputs, without the batch: {in_words(found.network.output_shapes)}"
     yield ""
     yield f"{parameters / _MEGA:.2f} M parameters, {found.whole.macs / _MEGA:.0f} M multiplications"
     yield ""
@@ -114,7 +114,7 @@ def _decoder_lines(found: Inspection) -> Iterable[str]:
         yield "# By shapes and names of the outputs; the parameters are the usual ones."
         yield from _decoder_table(found.decoder)
         return
-    yield f"# The outputs are {in_words(found.output_shapes)}."
+    yield f"# The outputs are {in_words(found.network.output_shapes)}."
     if not found.near:
         yield '# No decoder takes these: see the list of decoders, or set kind to "tensors".'
     for decoder in found.near:

@@ -122,9 +122,9 @@ def collect(
     cuts = {}
     for name, cut, widths in configurations:
         network = rounder.nearest(widths)
-        network = rounder.reconstruct(network, cut.tensors, reporter.stage(f"rounding {name}"))
+        network = rounder.reconstruct(network, cut.codes, reporter.stage(f"rounding {name}"))
         cuts[name] = heads.narrowed(cut, network, name)
-        (out / f"{name}.onnx").write_bytes(head_model(network, cut.tensors))
+        (out / f"{name}.onnx").write_bytes(head_model(network, cut.codes))
     with tempfile.TemporaryDirectory(prefix="splitpoint-") as scratch:
         return _measured(prepared, heads, cuts, setting, Path(scratch), reporter)
 
@@ -200,7 +200,8 @@ def _measured(
     )
     divided = {cut.name: cut for cut in cuts.values()}
     times = latency.times(list(divided.values()), reporter.stage("timing heads and tails"))
-    tensors = list(dict.fromkeys(name for cut in divided.values() for name in cut.tensors))
+    splits = [cut for cut in divided.values() if cut.kind == "split"]
+    tensors = list(dict.fromkeys(name for cut in splits for name in cut.tensors))
     frames = prepared.calibration.pixels
     samples = sample(heads.network, tensors, frames, reporter.stage("sampling the wire"))
     letterbox_ms = prepared.calibration.letterbox_ms

@@ -136,7 +136,7 @@ def edge_only(
     for bits in WIDTHS[:-1]:
         widths = {node.name: Widths(weight=bits) for node in graph.nodes if node.op == "conv"}
         network = rounder.nearest(widths)
-        network = rounder.reconstruct(network, whole.tensors, reporter.stage(f"rounding W{bits}"))
+        network = rounder.reconstruct(network, whole.codes, reporter.stage(f"rounding W{bits}"))
         found += table.candidates(heads.narrowed(whole, network, f"W{bits}"))
     return found
 
@@ -223,14 +223,14 @@ class AutoSplit:
         name = configured.replace(f"-{cut.head[-1].name}-", "-")
         progress = self._reporter.stage(f"rounding {cut.name} {name}")
         network = self._rounder.nearest(widths)
-        network = self._rounder.reconstruct(network, cut.tensors, progress)
+        network = self._rounder.reconstruct(network, cut.codes, progress)
         narrowed = self._heads.narrowed(cut, network, name)
         return table.packed(narrowed)
 
     def _widths(self, cut: Cut, configuration: Configuration) -> dict[str, Widths]:
         """Widths of the layers that make values; nodes that only move values have their input's."""
         activations = dict(configuration.activations)
-        for name in cut.tensors:
+        for name in cut.codes:
             made = maker_of(self._graph, name)
             if made in activations:
                 activations[made] = min(activations[made], activations[name])

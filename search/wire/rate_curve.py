@@ -19,6 +19,7 @@ from common.codec.quantizer import WireTable
 from common.codec.spec import WireTensor
 from search.network.cuts import Cut
 from search.network.losses import Loss
+from search.network.operators.registry import last_computable
 from search.quantization.network import QuantizedGraph
 from search.wire.context_fitting import counted, fit_context, magnitudes_of
 from search.wire.quantizers import stepped_tensor
@@ -95,7 +96,7 @@ def rate_curve(
     def measure(step: float, dead_zone: float, clip: float) -> None:
         wire = tuple(coders[name].quantizers.at(step, dead_zone, clip) for name in cut.tensors)
         sent = sum(coders[tensor.name].payload_bytes(tensor) for tensor in wire)
-        error = wire_error(network.graph.outputs, cut, wire, examples, loss)
+        error = wire_error(last_computable(network.graph), cut, wire, examples, loss)
         points.append(RatePoint(step, dead_zone, clip, wire, sent, error))
         progress(len(points), total)
 

@@ -76,7 +76,7 @@ def adapt_tail(
     """Adapt the tail of a cut to a wire format; on a GPU if there is one.
 
     Args:
-        outputs: Names of the network's maps.
+        outputs: Names of the tensors that the loss compares.
         cut: A cut with a tail.
         wire: How its tensors travel.
         examples: With codes of the cut's tensors.
@@ -124,6 +124,17 @@ def wire_error(
     return _TorchTail(outputs, cut, wire, _device()).held_out_loss(examples, loss)
 
 
+def _needed(cut: Cut, outputs: Sequence[str]) -> tuple[Node, ...]:
+    """The nodes of a tail that make some tensors."""
+    wanted = set(outputs)
+    nodes = []
+    for node in reversed(cut.tail):
+        if node.name in wanted:
+            wanted.update(node.inputs)
+            nodes.append(node)
+    return tuple(reversed(nodes))
+
+
 def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -140,7 +151,7 @@ class _TorchTail:
 
     def __init__(self, outputs: Sequence[str], cut: Cut, wire: Wire, device: torch.device) -> None:
         self._outputs = outputs
-        self._cut = cut
+        self._nodes = _needed(cut, outputs)
         self._device = device
         self._tables = {
             tensor.name: torch.tensor(
@@ -150,7 +161,7 @@ class _TorchTail:
         }
         self.parameters = {
             f"{node.name}.{part}": torch.tensor(array, device=device, requires_grad=True)
-            for node in cut.tail
+            for node in self._nodes
             if node.op == "conv"
             for part, array in (("weight", node.weight), ("bias", node.bias))
             if array is not None
@@ -176,7 +187,7 @@ class _TorchTail:
         for name, table in self._tables.items():
             codes = torch.from_numpy(examples.codes[name][batch]).to(self._device)
             values[name] = table[codes.long()]
-        for node in self._cut.tail:
+        for node in self._nodes:
             inputs = [values[name] for name in node.inputs]
             values[node.name] = apply(node, inputs, self.parameters)
         return [values[name] for name in self._outputs]

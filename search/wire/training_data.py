@@ -7,7 +7,7 @@ keep a tail from learning a few images by heart. One image in eight is held out,
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from common.imaging.images import unit_range
 from common.runtime.registry import open_model
 from search.network.cuts import Cut
 from search.network.graph import IMAGE
+from search.network.operators.registry import last_computable
 from search.quantization.export import SharedWeights, head_model, tail_model, write_weights
 from search.quantization.network import QuantizedGraph
 
@@ -86,13 +87,16 @@ def collect(
     weights = SharedWeights.of(network.graph.nodes)
     write_weights(folder, weights)
     path = folder / "teacher.onnx"
-    path.write_bytes(tail_model(network.graph, whole, weights))
+    outputs = last_computable(network.graph)
+    taught = replace(network.graph, outputs=outputs)
+    needed = taught.ancestors(outputs)[1:]
+    path.write_bytes(tail_model(taught, replace(whole, tail=needed), weights))
     teacher = open_model(path, threads=threads)
     head = open_model(head_model(network, tensors), threads=threads)
     held_out = frames[::HELD_OUT]
     total = len(held_out) + (len(frames) - len(held_out)) * (1 + copies)
     codes = [np.empty((total, *network.graph[name].shape), np.uint8) for name in tensors]
-    maps = [np.empty((total, *network.graph[n].shape), np.float16) for n in network.graph.outputs]
+    maps = [np.empty((total, *network.graph[n].shape), np.float16) for n in outputs]
     for index, frame in enumerate(_altered(frames, copies)):
         pixels = frame[None]
         for kept, made in zip(codes, head.run({IMAGE: pixels}), strict=True):

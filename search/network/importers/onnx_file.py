@@ -63,6 +63,7 @@ class OnnxNetwork:
         input: Name of the image.
         input_shape: Its shape, with the batch of 1.
         outputs: Names of what it makes.
+        output_shapes: Of these, as the file has them; None for a side that depends on the image.
         opset: Version of its operators.
         labels: Names of its classes, where its exporter left them ("names", as of Ultralytics).
     """
@@ -71,6 +72,7 @@ class OnnxNetwork:
     input: str
     input_shape: tuple[int, ...]
     outputs: tuple[str, ...]
+    output_shapes: tuple[tuple[int | None, ...], ...]
     opset: int
     labels: tuple[str, ...] = ()
 
@@ -94,9 +96,11 @@ def read_onnx(path: Path, shape: Sequence[int] | None = None) -> OnnxNetwork:
     plain = _converted(path, model)
     slimmed = _simplified(path, plain)
     _check_operators(path, slimmed)
-    _compare(path, model, slimmed, image.name, chosen)
+    ranks = _compare(path, model, slimmed, image.name, chosen)
     outputs = tuple(output.name for output in slimmed.graph.output)
-    return OnnxNetwork(slimmed, image.name, chosen, outputs, _opset(slimmed), _labels(model))
+    shapes = _output_shapes(slimmed, ranks)
+    opset, labels = _opset(slimmed), _labels(model)
+    return OnnxNetwork(slimmed, image.name, chosen, outputs, shapes, opset, labels)
 
 
 def import_onnx(network: OnnxNetwork, scaling: InputScaling) -> Graph:
@@ -322,14 +326,15 @@ def _simplified(path: Path, model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _compare(
     path: Path, before: onnx.ModelProto, after: onnx.ModelProto, name: str, shape: Sequence[int]
-) -> None:
-    """Require two models to compute the same of one seeded input."""
+) -> list[int]:
+    """Require two models to compute the same of one seeded input; returns ranks of the outputs."""
     image = np.random.default_rng(0).random(shape, np.float32)
     expected, found = (_run(path, model, name, image) for model in (before, after))
     for output, want, got in zip(before.graph.output, expected, found, strict=True):
         reach = float(np.abs(want).max(initial=0.0)) or 1.0
         if want.shape != got.shape or not np.allclose(got, want, 0, _TOLERANCE * reach):
             raise ModelError(f"{path}: output {output.name} is another one when simplified")
+    return [each.ndim for each in found]
 
 
 def _run(
@@ -339,6 +344,17 @@ def _run(
         return open_model(model.SerializeToString()).run({name: image})
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
+
+
+def _output_shapes(
+    model: onnx.ModelProto, ranks: Sequence[int]
+) -> tuple[tuple[int | None, ...], ...]:
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    shapes = []
+    for output, rank in zip(inferred.graph.output, ranks, strict=True):
+        sides = tuple(side or None for side in _declared(output))
+        shapes.append(sides if len(sides) == rank else (None,) * rank)
+    return tuple(shapes)
 
 
 def _declared_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:

@@ -75,6 +75,12 @@ def makes_values(node: Node) -> bool:
     return node.op != "input" and operator_of(node).makes_values
 
 
+def may_be_in_head(node: Node) -> bool:
+    """Whether a head may hold a node, all that it reads being in it."""
+    operator = operator_of(node)
+    return operator.computes_in_torch and operator.refusal(node) is None
+
+
 def computable_nodes(graph: Graph) -> tuple[Node, ...]:
     """The nodes that torch can compute, from the image on."""
     computable: set[str] = set()
@@ -83,6 +89,22 @@ def computable_nodes(graph: Graph) -> tuple[Node, ...]:
         if alone and computable.issuperset(node.inputs):
             computable.add(node.name)
     return tuple(node for node in graph.nodes if node.name in computable)
+
+
+def last_computable(graph: Graph) -> tuple[str, ...]:
+    """The tensors that losses compare: the network's outputs, or the last that torch can compute.
+
+    Those are what operators that are taken over as they are read, and outputs in front of them.
+    """
+    computable = {node.name for node in computable_nodes(graph)}
+    if computable.issuperset(graph.outputs):
+        return graph.outputs
+    return tuple(
+        node.name
+        for node in graph.nodes
+        if node.name in computable
+        and (node.name in graph.outputs or not computable.issuperset(graph.consumers[node.name]))
+    )
 
 
 def maker_of(graph: Graph, name: str) -> str:
