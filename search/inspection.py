@@ -19,6 +19,7 @@ from search.network.cuts import Cut, find_cuts, peak_bytes, undominated
 from search.network.graph import IMAGE, Graph, Node
 from search.network.operators.opaque import OPAQUE, OPAQUE_OUTPUT
 from search.network.operators.registry import may_be_in_head, operator_of
+from search.quantization.network import is_depthwise
 from search.source import NetworkSource, SourceNetwork, open_network
 
 Place = Literal["integer head", "float head", "tail only"]
@@ -149,12 +150,8 @@ def _name(node: Node) -> str:
     name = node.op
     if node.op == "conv":
         groups = node.attributes["groups"]
-        name = "conv" if groups == 1 else "depthwise conv" if _is_depthwise(node) else "group conv"
+        name = "conv" if groups == 1 else "depthwise conv" if is_depthwise(node) else "group conv"
     return name if node.activation is None else f"{name} + {node.activation.name}"
-
-
-def _is_depthwise(node: Node) -> bool:
-    return node.weight is not None and node.weight.shape[1] == 1
 
 
 def _kind_of(reason: str) -> str:

@@ -6,6 +6,7 @@ Plans are judged on pictures that nothing was fitted to (held_out.py): those of 
 folder, or else a part of the calibration pictures. Every stage reports its progress.
 """
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from search.cache import Cache
 from search.export import write_plans
 from search.measure.frames import MIN_IMAGES, Frames
 from search.measure.held_out import Division, fit_all, set_aside
-from search.network.cuts import enumerate_cuts, undominated
+from search.network.cuts import find_cuts, undominated
 from search.prediction.table_calibration import calibrated_device
 from search.prepare import prepare
 from search.quantization.heads import Heads
@@ -53,9 +54,11 @@ def search(request: Request, out: Path, reporter: Reporter) -> tuple[Manifest, S
     )
     judging = prepared.judging(request.evaluation, reporter, request.max_images)
     rounder = prepared.rounder(reduced_range=request.device.reduced_range)
-    cuts = undominated(prepared.graph, enumerate_cuts(prepared.graph))
+    found = find_cuts(prepared.graph)
+    cuts = undominated(prepared.graph, found.cuts)
     network = Network(prepared, Heads(rounder.nearest({})), cuts)
     result = rank(request, network, judging, reporter)
+    result = replace(result, every_cut=found.complete, tuned_to=prepared.tuned_to)
 
     progress = reporter.stage("writing the bundle")
     vector, weights = prepared.calibration.pixels[:1], prepared.weights_sha256

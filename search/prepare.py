@@ -63,8 +63,13 @@ class Prepared:
     @property
     def loss(self) -> Loss:
         """Loss of the tensors of `last_computable`: the task's, where these are its outputs."""
-        whole = last_computable(self.graph) == self.graph.outputs
-        return distillation_loss(self.task) if whole else feature_loss
+        return feature_loss if self.tuned_to else distillation_loss(self.task)
+
+    @property
+    def tuned_to(self) -> tuple[str, ...]:
+        """The tensors of `last_computable`, where these are not the network's outputs."""
+        last = last_computable(self.graph)
+        return () if last == self.graph.outputs else last
 
     @property
     def network(self) -> str:

@@ -116,6 +116,9 @@ class SearchResult:
         metric: What accuracies are measured in.
         reference_accuracy: Of the floating-point network.
         cuts: How many the network has.
+        every_cut: Whether these are all; else heads that send much were left out.
+        tuned_to: The last tensors that torch can compute, which tails are fine-tuned up to; empty
+            if these are the network's outputs.
         calibration_images: How many everything was fitted to.
         evaluation_images: Names of those that accuracy was measured on.
         judged_by: Where these come from.
@@ -142,3 +145,5 @@ class SearchResult:
     times: Mapping[str, CutTimes] = field(default_factory=dict)
     judged_by: JudgedBy = "held-out"
     also_fitted: tuple[str, ...] = ()
+    every_cut: bool = True
+    tuned_to: tuple[str, ...] = ()

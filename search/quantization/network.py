@@ -168,7 +168,8 @@ def quantize(
         clips: Its ranges.
         widths: Bits by node.
         reduced_range: Use at most 7 bits of each weight: on x86 without VNNI the sum of two 8-bit
-            products saturates in 16 bits.
+            products saturates in 16 bits. Depthwise convolutions have kernels of their own, which
+            add no pairs of products, and keep 8 bits.
     """
     grids = {IMAGE: IMAGE_GRID}
     before: dict[str, QuantParams] = {}
@@ -189,7 +190,8 @@ def quantize(
         if has_table(node):
             before[node.name] = _below(node, clips)
         if operator_of(node).has_integer_weights:
-            bits = min(each.weight, 7) if reduced_range else each.weight
+            reduced = reduced_range and not is_depthwise(node)
+            bits = min(each.weight, 7) if reduced else each.weight
             scale = scale_of(clips.weights[node.name], bits)
             weight = round_nearest(_weight(node), scale, bits)
             bias = integer_bias(node.bias, grids[node.inputs[0]], scale)
@@ -208,6 +210,11 @@ def integer_bias(
     steps = np.rint(real / (np.float64(source.scale) * scale.astype(np.float64)))
     bounds = np.iinfo(np.int32)
     return np.clip(steps, bounds.min, bounds.max).astype(np.int32)
+
+
+def is_depthwise(node: Node) -> bool:
+    """Whether every output channel of a convolution is made of one input channel of its own."""
+    return node.op == "conv" and 1 < node.attributes["groups"] == _weight(node).shape[0]
 
 
 def has_table(node: Node) -> bool:

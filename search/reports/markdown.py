@@ -20,6 +20,7 @@ from search.reports.split_pays import split_pays
 from search.request import SearchResult
 
 _JUDGED = {"accuracy", "accuracy_drop", "accuracy_drop_upper", "judged_images", "judged_by"}
+_MORE_CUTS = " (there are more, of heads that send much)"
 _KEPT = (
     "Not beaten by another one in latency, bytes, edge memory and accuracy at once; "
     "the fastest of each kind; and the usual upload."
@@ -39,6 +40,7 @@ def markdown(result: SearchResult) -> str:
         why(result),
         "",
         *_split(result),
+        *_tuned(result),
         "## Plans",
         "",
         _KEPT,
@@ -157,7 +159,7 @@ def summary(result: SearchResult) -> str:
     return (
         f"{who}Link {result.cost_model.link}, device {request.device.name}. Limits: {limits}. "
         f"Accuracy is {result.metric}, {result.reference_accuracy:.1f} in floating point. "
-        f"{result.cuts} cuts, {timed} timed, "
+        f"{result.cuts} cuts{'' if result.every_cut else _MORE_CUTS}, {timed} timed, "
         f"{len(result.ranked)} candidates, {len(result.measured)} with measured accuracy, "
         f"{len(result.kept)} plans kept."
     )
@@ -230,6 +232,16 @@ def why(result: SearchResult) -> str:
         f"{best.candidate.payload_bytes:,.0f} bytes a frame"
     )
     return "; ".join((answer, *_other_kinds(result))) + "."
+
+
+def _tuned(result: SearchResult) -> Iterable[str]:
+    """Note on tails that are not fine-tuned to the network's outputs."""
+    if result.tuned_to:
+        yield (
+            f"Tails are fine-tuned up to {', '.join(result.tuned_to)}: the operators behind are "
+            "taken over from the file as they are."
+        )
+        yield ""
 
 
 def _split(result: SearchResult) -> Iterable[str]:

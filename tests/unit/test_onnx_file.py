@@ -109,7 +109,7 @@ def test_operators_without_an_entry_stay_in_tails_as_they_are(tmp_path: Path) ->
     nodes = [
         conv("x", "w", "a", pads=[1, 1, 1, 1]),
         helper.make_node("Relu", ["a"], ["b"]),
-        helper.make_node("LRN", ["b"], ["c"], size=3),
+        helper.make_node("LpNormalization", ["b"], ["c"], axis=1),
         helper.make_node("TopK", ["c", "k"], ["d", "index"], axis=3),
         helper.make_node("Cast", ["index"], ["e"], to=TensorProto.FLOAT),
         helper.make_node("Add", ["d", "e"], ["y"]),

@@ -205,8 +205,8 @@ CASES = {
     "upsample": Upsampled,
     "dilated": Dilated,
 }
-# Of ONNX files only: see test_onnx_file.py.
-OF_FILES = {"gather", "maximum", "minimum", "onnx", "onnx_output"}
+# Of ONNX files only: see test_onnx_file.py and test_light_models.py.
+OF_FILES = {"gather", "local_response", "maximum", "minimum", "onnx", "onnx_output"}
 FRAMES = pictures(4)
 
 
@@ -242,10 +242,10 @@ def test_heads_in_the_runtime_equal_the_integer_reference(op: str) -> None:
             with pytest.raises(ModelError, match="softmax"):
                 head_model(network, cut.tensors)
             continue
-        runtime = open_model(head_model(network, cut.tensors))
+        runtime = open_model(head_model(network, cut.codes))
         for frame in FRAMES:
             codes = runtime.run({"image": frame[None]})
-            check_parity(codes, integer.run(network, frame[None], cut.tensors), what=cut.name)
+            check_parity(codes, integer.run(network, frame[None], cut.codes), what=cut.name)
 
 
 @pytest.mark.parametrize("op", CASES)

@@ -221,6 +221,20 @@ def _sum(call: Call, graph: GraphBuilder) -> None:
         graph.alias(call, made)
 
 
+def _local_response(call: Call, graph: GraphBuilder) -> None:
+    size = int(call.attributes["size"])
+    source = graph.tensor(call)
+    if size % 2 == 0 or len(graph.shape(source)) != 3:
+        raise call.unsupported("over an even number of channels, or not of maps")
+    attributes = {
+        "size": size,
+        "alpha": float(call.attributes.get("alpha", 1e-4)),
+        "beta": float(call.attributes.get("beta", 0.75)),
+        "offset": float(call.attributes.get("bias", 1.0)),
+    }
+    graph.add(call, "local_response", (source,), attributes=attributes)
+
+
 def _prelu(call: Call, graph: GraphBuilder) -> None:
     source, slope = graph.tensor(call), _float(graph.constant(call, 1))
     channels = graph.shape(source)[0]
@@ -601,6 +615,7 @@ READERS: Mapping[str, Reader] = MappingProxyType(
         "GlobalAveragePool": _global_average,
         "GlobalMaxPool": _global_max,
         "Identity": _alias,
+        "LRN": _local_response,
         "MatMul": _matmul,
         "MaxPool": _max_pool,
         "PRelu": _prelu,

@@ -25,6 +25,7 @@ from search.network.operators.movement import (
     Transpose,
     Upsample,
 )
+from search.network.operators.normalisation import LocalResponse
 from search.network.operators.opaque import OPAQUE, OPAQUE_OUTPUT, Opaque, OpaqueOutput
 from search.network.operators.pooling import AveragePooling, MaxPooling
 
@@ -38,6 +39,7 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
         "conv_transpose": ConvTranspose(),
         "divide": Binary("Div"),
         "gather": Gather(),
+        "local_response": LocalResponse(),
         "max_pool": MaxPooling(),
         "maximum": Binary("Max"),
         "minimum": Binary("Min"),
