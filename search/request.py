@@ -119,6 +119,7 @@ class SearchResult:
         every_cut: Whether these are all; else heads that send much were left out.
         tuned_to: The last tensors that torch can compute, which tails are fine-tuned up to; empty
             if these are the network's outputs.
+        sees_nothing: Whether the floating-point network detects nothing on the pictures that judge.
         calibration_images: How many everything was fitted to.
         evaluation_images: Names of those that accuracy was measured on.
         judged_by: Where these come from.
@@ -147,3 +148,4 @@ class SearchResult:
     also_fitted: tuple[str, ...] = ()
     every_cut: bool = True
     tuned_to: tuple[str, ...] = ()
+    sees_nothing: bool = False

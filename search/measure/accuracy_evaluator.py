@@ -18,6 +18,7 @@ from common.codec.spec import CodecSpec
 from common.machine import usable_cores
 from common.progress import Progress
 from common.tasks.base import DEFAULTS, ResultSettings, Task, TaskResult
+from common.tasks.detections import Detections
 from search.cache import Cache, digest
 from search.measure.accuracy import AccuracySource
 from search.measure.evaluate import Evaluator
@@ -82,6 +83,12 @@ class AccuracyEvaluator:
         self._judged_on = judged_on
         self._known: dict[str, tuple[Candidate, MeasuredAccuracy]] = {}
         self._measured: dict[str, MeasuredAccuracy] = {}
+
+    @property
+    def sees_nothing(self) -> bool:
+        """Whether the reference detects nothing that is sure on any image: a wrong input, often."""
+        found = [each for each in self._reference if isinstance(each, Detections)]
+        return bool(found) and all((each.scores < DEFAULTS.score_threshold).all() for each in found)
 
     def __contains__(self, candidate: Candidate) -> bool:
         return self.digest(candidate) in self._known

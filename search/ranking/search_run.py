@@ -409,4 +409,5 @@ class _Ranking:
             kept=tuple(kept),
             curves=curves,
             times=self._times,
+            sees_nothing=self._evaluator.sees_nothing,
         )

@@ -10,7 +10,6 @@ from html import escape
 from types import MappingProxyType
 
 from common.link.crossover import in_words
-from search.measure.held_out import overlap_in_words
 from search.prediction.candidates import RankedCandidate
 from search.reports import time_sources as origins
 from search.reports.crossover import fastest
@@ -23,7 +22,7 @@ from search.reports.figures import (
     rates_figure,
     stages_figure,
 )
-from search.reports.markdown import at_most, judgement, summary, why
+from search.reports.markdown import at_most, judgement, summary, warnings, why
 from search.reports.split_pays import split_pays
 from search.request import SearchResult
 
@@ -60,7 +59,6 @@ def html(result: SearchResult, bits: Bits = _NO_BITS) -> str:
     """
     title = escape(f"{result.request.model}: {result.kept[0].candidate.name}")
     name = escape(result.kept[0].candidate.name)
-    warning = overlap_in_words(result.also_fitted, len(result.evaluation_images))
     reason = escape(why(result)).replace(f"**{name}**", f"<strong>{name}</strong>", 1)
     pays = split_pays(result)
     with page_style():
@@ -86,7 +84,7 @@ def html(result: SearchResult, bits: Bits = _NO_BITS) -> str:
         f"<h1>{title}</h1>",
         f"<p>{escape(summary(result))}</p>",
         f"<p>{escape(judgement(result))}</p>",
-        *([] if warning is None else [f"<p><strong>Warning:</strong> {escape(warning)}.</p>"]),
+        *(f"<p><strong>Warning:</strong> {escape(each)}.</p>" for each in warnings(result)),
         f"<p>{reason}</p>",
         *([f"<p>{escape(' '.join(pays))}</p>"] if pays else []),
         *sections,

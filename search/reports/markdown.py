@@ -194,9 +194,22 @@ def sure(result: SearchResult) -> str:
     return line
 
 
+def warnings(result: SearchResult) -> list[str]:
+    """Sentences, without their stops, on what makes the result doubtful."""
+    found = []
+    overlap = overlap_in_words(result.also_fitted, len(result.evaluation_images))
+    if overlap is not None:
+        found.append(overlap)
+    if result.sees_nothing:
+        found.append(
+            f"the network detects nothing on the {len(result.evaluation_images)} pictures that "
+            "judge: check scaling, order of channels and decoder in its model card"
+        )
+    return found
+
+
 def _warnings(result: SearchResult) -> Iterable[str]:
-    warning = overlap_in_words(result.also_fitted, len(result.evaluation_images))
-    if warning is not None:
+    for warning in warnings(result):
         yield f"**Warning:** {warning}."
         yield ""
 

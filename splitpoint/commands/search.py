@@ -80,8 +80,7 @@ def run(
 
     from common.places import require_file_place
     from common.progress import Stages
-    from search.measure.held_out import overlap_in_words
-    from search.reports.markdown import markdown, sure
+    from search.reports.markdown import markdown, sure, warnings
     from search.reports.plot import check_format, plot_result
     from splitpoint.searching import search  # heavy: brings torch
 
@@ -123,8 +122,7 @@ def run(
             cache=options.cache_of(cache, no_cache),
         )
     Console().print(Markdown(markdown(result)))
-    warning = overlap_in_words(result.also_fitted, len(result.evaluation_images))
-    if warning is not None:
+    for warning in warnings(result):
         typer.echo(f"warning: {warning}", err=True)
     typer.echo(sure(result))
     if explain is not None:

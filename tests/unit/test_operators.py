@@ -205,8 +205,17 @@ CASES = {
     "upsample": Upsampled,
     "dilated": Dilated,
 }
-# Of ONNX files only: see test_onnx_file.py and test_light_models.py.
-OF_FILES = {"gather", "local_response", "maximum", "minimum", "onnx", "onnx_output"}
+# Of ONNX files only: see test_onnx_file.py, test_structures.py and test_light_models.py.
+OF_FILES = {
+    "constant",
+    "gather",
+    "local_response",
+    "matrix_product",
+    "maximum",
+    "minimum",
+    "onnx",
+    "onnx_output",
+}
 FRAMES = pictures(4)
 
 

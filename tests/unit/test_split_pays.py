@@ -69,3 +69,9 @@ def test_the_speeds_of_an_edge_at_which_a_split_is_the_fastest(
     lines: list[EdgeLine], expected: tuple[float, float] | None
 ) -> None:
     assert edge_range(lines) == expected
+
+
+def test_a_network_that_sees_nothing_is_warned_of() -> None:
+    result = replace(_found(split_ms=2), sees_nothing=True)
+    assert "detects nothing on the 1 pictures that judge: check scaling" in markdown(result)
+    assert "Warning" not in markdown(replace(result, sees_nothing=False))

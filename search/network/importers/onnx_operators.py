@@ -4,6 +4,7 @@ A reader raises `UnsupportedCallError` for settings that the graph has no entry 
 moved from attributes to inputs with later versions of ONNX are read from where they are.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -98,6 +99,14 @@ def _gemm(call: Call, graph: GraphBuilder) -> None:
 
 
 def _matmul(call: Call, graph: GraphBuilder) -> None:
+    if graph.is_tensor(call, 0) and graph.is_tensor(call, 1):
+        left, right = graph.tensor(call, 0), graph.tensor(call, 1)
+        if len(graph.shape(left)) < 2 or len(graph.shape(left)) != len(graph.shape(right)):
+            raise call.unsupported("of tensors of different ranks")
+        columns = graph.shape(right)[-1]
+        attributes = {"macs": math.prod(graph.shape(left)) * columns}
+        graph.add(call, "matrix_product", (left, right), attributes=attributes)
+        return
     weight = _float(graph.constant(call, 1))
     source = graph.tensor(call)
     if len(graph.shape(source)) != 1 or weight.ndim != 2:
@@ -188,8 +197,9 @@ def _scaled(
     shape = graph.shape(source)
     around = (1,) * (len(shape) - 1)
     padded = (1,) * (len(shape) + 1 - constant.ndim) + constant.shape
-    if padded != (1, shape[0], *around):
-        raise call.unsupported(f"with a constant of shape {constant.shape}")
+    if padded != (1, shape[0], *around) or (call.op == "Div" and not tensor_first):
+        _with_constant(call, graph, source, constant, tensor_first=tensor_first)
+        return
     values = constant.reshape(-1)
     gain, offset = np.ones_like(values), np.zeros_like(values)
     if call.op == "Add":
@@ -198,11 +208,24 @@ def _scaled(
         gain = values
     elif call.op == "Sub":
         gain, offset = (gain, -values) if tensor_first else (-gain, values)
-    elif call.op == "Div" and tensor_first:
+    elif call.op == "Div":
         gain = 1 / values
     else:
         raise call.unsupported(f"with a constant of shape {constant.shape}")
     graph.add(call, "scale", (source,), weight=gain, bias=offset)
+
+
+def _with_constant(
+    call: Call, graph: GraphBuilder, source: str, constant: Array, *, tensor_first: bool
+) -> None:
+    """A constant that varies over places, the same for every image."""
+    shape = graph.shape(source)
+    whole = (1,) * (len(shape) + 1 - constant.ndim) + constant.shape
+    if len(whole) != len(shape) + 1 or whole[0] != 1:
+        raise call.unsupported(f"with a constant of shape {constant.shape}")
+    attributes = {"function": call.op, "tensor_first": tensor_first, "macs": 0}
+    weight = constant.reshape(whole[1:])
+    graph.add(call, "constant", (source,), attributes=attributes, weight=weight)
 
 
 def _pow(call: Call, graph: GraphBuilder) -> None:
@@ -513,11 +536,26 @@ def _space_to_depth(call: Call, graph: GraphBuilder) -> None:
 def _gather(call: Call, graph: GraphBuilder) -> None:
     source = graph.tensor(call)
     order = graph.constant(call, 1)
-    channels = graph.shape(source)[0]
-    if int(call.attributes.get("axis", 0)) != 1 or order.ndim != 1:
-        raise call.unsupported("of other than channels")
+    shape = graph.shape(source)
+    axis = _axis(call, len(shape), 0)
+    if order.ndim == 0:
+        _taken(call, graph, source, axis, int(order) % shape[axis - 1])
+        return
+    channels = shape[0]
+    if axis != 1 or order.ndim != 1:
+        raise call.unsupported("of several along other axes than the channels")
     attributes = {"order": tuple(int(k) % channels for k in order)}
     graph.add(call, "gather", (source,), attributes=attributes)
+
+
+def _taken(call: Call, graph: GraphBuilder, source: str, axis: int, index: int) -> None:
+    """One index of an axis, which is dropped."""
+    shape = graph.shape(source)
+    if len(shape) == 1:
+        raise call.unsupported("of a single value")
+    one = _sliced(call, graph, source, axis, index, index + 1, 1)
+    rest = (*shape[: axis - 1], *shape[axis:])
+    graph.add(call, "reshape", (one,), attributes={"shape": rest})
 
 
 def _softmax(call: Call, graph: GraphBuilder) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from search.network.graph import Node, Shape
 from search.network.onnx_builder import OnnxBuilder
 from search.network.operators.base import Operator, Weights, write_weights
 from search.network.quant_params import Codes, Quantized
+
+_T = TypeVar("_T")
 
 
 class StandaloneActivation(Operator):
@@ -126,6 +128,40 @@ class Multiply(Binary):
         scale = np.float32(first.scale) * np.float32(second.scale) / np.float32(target.scale)
         product: NDArray[np.float32] = left * right * scale
         return np.asarray(np.clip(np.rint(product) + target.zero_point, 0, target.top), np.uint8)
+
+
+class WithConstant(Operator):
+    """A `function` of two tensors, the other one being a constant (`weight`), first or second."""
+
+    takes_activation = True
+
+    def shape(self, node: Node, inputs: Sequence[Shape]) -> Shape:
+        (shape,) = inputs
+        constant = () if node.weight is None else node.weight.shape
+        try:
+            return tuple(np.broadcast_shapes(shape, constant))
+        except ValueError:
+            raise ModelError(f"{node.name}: of different shapes {shape} and {constant}") from None
+
+    def run(self, node: Node, inputs: Sequence[torch.Tensor], weights: Weights) -> torch.Tensor:
+        function = _BINARY[node.attributes["function"]]
+        return function(*_in_order(node, inputs[0], weights["weight"]))
+
+    def write(
+        self,
+        builder: OnnxBuilder,
+        node: Node,
+        inputs: Sequence[str],
+        output: str,
+    ) -> str:
+        (constant,) = write_weights(builder, node)
+        return builder.add(
+            node.attributes["function"], _in_order(node, inputs[0], constant), output
+        )
+
+
+def _in_order(node: Node, tensor: _T, constant: _T) -> tuple[_T, _T]:
+    return (tensor, constant) if node.attributes["tensor_first"] else (constant, tensor)
 
 
 class Softmax(Operator):

@@ -14,6 +14,7 @@ from search.network.operators.elementwise import (
     PRelu,
     Softmax,
     StandaloneActivation,
+    WithConstant,
 )
 from search.network.operators.movement import (
     Concat,
@@ -28,6 +29,7 @@ from search.network.operators.movement import (
 from search.network.operators.normalisation import LocalResponse
 from search.network.operators.opaque import OPAQUE, OPAQUE_OUTPUT, Opaque, OpaqueOutput
 from search.network.operators.pooling import AveragePooling, MaxPooling
+from search.network.operators.products import MatrixProduct
 
 OPERATORS: Mapping[str, Operator] = MappingProxyType(
     {
@@ -35,11 +37,13 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
         "add": Add(),
         "average_pool": AveragePooling(),
         "concat": Concat(),
+        "constant": WithConstant(),
         "conv": Conv(),
         "conv_transpose": ConvTranspose(),
         "divide": Binary("Div"),
         "gather": Gather(),
         "local_response": LocalResponse(),
+        "matrix_product": MatrixProduct(),
         "max_pool": MaxPooling(),
         "maximum": Binary("Max"),
         "minimum": Binary("Min"),
