@@ -1,6 +1,6 @@
 """Preparation: the inputs of every stage of the search.
 
-    model -> graph -> calibration images (some held out) -> statistics
+    model -> graph -> calibration images (some held out) -> balanced graph -> statistics
 
 Each stage can be run on its own (`splitpoint profile`, `allocate`, `quantize`); the results
 of earlier ones come from the cache.
@@ -21,6 +21,7 @@ from search.measure.held_out import Division, Judging, fit_all, in_both, without
 from search.network.graph import Graph
 from search.network.losses import Loss, distillation_loss, feature_loss
 from search.network.operators.registry import last_computable
+from search.quantization.balance import balance
 from search.quantization.calibration import Statistics, observe
 from search.quantization.equalise import equalise
 from search.quantization.recipes import DEFAULT, Recipe
@@ -169,6 +170,7 @@ def prepare(
     loaded = load_frames(calibration, task.image, max_images, progress)
     division = divide(without_copies(loaded))
     frames = division.fitting
+    graph = balance(graph, frames.pixels)
     origin = digest(graph.nodes, frames.pixels, task)
     progress = reporter.stage("observing activations")
     arrays = cache.arrays(

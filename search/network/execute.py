@@ -45,7 +45,7 @@ def apply(
     """
     weights = weights_of(node, inputs[0]) if parameters is None else _own(node, parameters)
     output = operator_of(node).run(node, inputs, weights)
-    return output if node.activation is None else node.activation.run(output)
+    return node.activate(output)
 
 
 def _own(node: Node, parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from common.errors import ModelError
@@ -68,6 +69,21 @@ class Node:
             raise ModelError(f"{self.name}: a tensor of shape {self.shape} cannot be sent")
         channels, height, width = self.shape
         return channels, height, width
+
+    @property
+    def gains(self) -> NDArray[np.float32] | None:
+        """(C,) gains g of an activation f that is g f(x / g) by channel; mostly None."""
+        found: NDArray[np.float32] | None = self.attributes.get("gains")
+        return found
+
+    def activate(self, values: torch.Tensor) -> torch.Tensor:
+        """Apply the activation, if there is one, to (N, C, ...) values."""
+        if self.activation is None:
+            return values
+        if self.gains is None:
+            return self.activation.run(values)
+        gains = torch.from_numpy(self.gains).to(values).reshape(-1, *(1,) * (values.ndim - 2))
+        return self.activation.run(values / gains) * gains
 
     @property
     def elements(self) -> int:

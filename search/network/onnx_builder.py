@@ -92,18 +92,47 @@ class OnnxBuilder:
         return name
 
     def quantize(
-        self, source: str, grid: QuantParams, output: str, *, saturates: bool = True
+        self,
+        source: str,
+        grid: QuantParams,
+        output: str,
+        *,
+        saturates: bool = True,
+        gains: NDArray[np.float32] | None = None,
     ) -> str:
-        """Codes of values; where values may lie above a grid of few bits, they are clipped."""
+        """Codes of values, by channel of values times gains, if there are any.
+
+        Where values may lie above a grid of few bits, they are clipped.
+        """
         if not saturates or grid.bits == 8:
-            return self.add("QuantizeLinear", (source, *self._grid(grid)), output)
-        wide = self.add("QuantizeLinear", (source, *self._grid(grid)), f"{output}.wide")
+            return self._linear("QuantizeLinear", source, grid, output, gains)
+        wide = self._linear("QuantizeLinear", source, grid, f"{output}.wide", gains)
         top = self.constant(f"top_{grid.bits}", np.array(grid.top, np.uint8))
         return self.add("Clip", (wide, "", top), output)
 
-    def dequantize(self, source: str, grid: QuantParams, output: str) -> str:
-        """Values of codes."""
-        return self.add("DequantizeLinear", (source, *self._grid(grid)), output)
+    def dequantize(
+        self,
+        source: str,
+        grid: QuantParams,
+        output: str,
+        gains: NDArray[np.float32] | None = None,
+    ) -> str:
+        """Values of codes, by channel over gains, if there are any."""
+        return self._linear("DequantizeLinear", source, grid, output, gains)
+
+    def _linear(
+        self,
+        op: str,
+        source: str,
+        grid: QuantParams,
+        output: str,
+        gains: NDArray[np.float32] | None,
+    ) -> str:
+        if gains is None:
+            return self.add(op, (source, *self._grid(grid)), output)
+        scale = self.constant(f"{output}.scale", np.float32(grid.scale) / gains)
+        zeros = np.full(len(gains), grid.zero_point, np.uint8)
+        return self.add(op, (source, scale, self.constant(f"{output}.zero", zeros)), output, axis=1)
 
     def model(self, name: str, inputs: list[Any], outputs: list[Any]) -> bytes:
         """Serialise the model."""

@@ -131,7 +131,7 @@ def _tensors(graph: Graph, image: torch.Tensor) -> Iterator[tuple[tuple[str, boo
             if node.activation is not None:
                 linear = execute.apply(_linear(node), inputs)
                 yield (node.name, False), linear
-                values[node.name] = node.activation.run(linear)
+                values[node.name] = node.activate(linear)
             else:
                 values[node.name] = execute.apply(node, inputs)
             yield (node.name, True), values[node.name]

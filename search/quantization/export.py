@@ -19,6 +19,7 @@ from onnx import TensorProto, helper
 
 from common.bundle.packed_weights import Packable, pack_weights
 from common.errors import ModelError
+from search.network.activations import Activation
 from search.network.cuts import Cut
 from search.network.graph import IMAGE, Graph, Node
 from search.network.onnx_builder import Location, OnnxBuilder
@@ -156,7 +157,7 @@ def _pools_first(
         and node.name in network.before
         and [reader.op for reader in readers] == ["max_pool"]
         and node.name not in fetch
-        and bool((np.diff(activation_table(network, node).astype(np.int16)) >= 0).all())
+        and bool((np.diff(activation_table(network, node).astype(np.int16), axis=-1) >= 0).all())
     )
 
 
@@ -164,7 +165,19 @@ def _float_node(builder: OnnxBuilder, node: Node) -> None:
     linear = node.name if node.activation is None else f"{node.name}.linear"
     made = operator_of(node).write(builder, node, node.inputs, linear)
     if node.activation is not None:
-        node.activation.write(builder, made, node.name)
+        _write_activation(builder, node, node.activation, made)
+
+
+def _write_activation(
+    builder: OnnxBuilder, node: Node, activation: Activation, linear: str
+) -> None:
+    if node.gains is None:
+        activation.write(builder, linear, node.name)
+        return
+    gains = builder.constant(f"{node.name}.gains", node.gains.reshape(-1, 1, 1))
+    small = builder.add("Div", (linear, gains), f"{node.name}.small")
+    activation.write(builder, small, f"{node.name}.activated")
+    builder.add("Mul", (f"{node.name}.activated", gains), node.name)
 
 
 def _output(name: str, node: Node, batch: int | str) -> Any:

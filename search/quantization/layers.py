@@ -81,9 +81,7 @@ class SampledLayer:
         return self.bias - (found - self.target).mean(0)
 
     def _activated(self, sums: torch.Tensor) -> torch.Tensor:
-        if self.node.activation is None:
-            return sums
-        return self.node.activation.run(sums)
+        return self.node.activate(sums)
 
 
 def layers_of(

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import ModelError
+from search.network.activations import Activation
 from search.network.graph import IMAGE, Graph, Node
 from search.network.operators.registry import computable_nodes, makes_values, operator_of
 from search.network.quant_params import QuantizedConv, QuantParams
@@ -155,7 +156,11 @@ def _range_before(node: Node, distribution: Distribution, choose: RangeChooser) 
     """Range of a node's sums; behind a function that is flat somewhere, by the error behind it."""
     if node.activation is None or node.activation.is_homogeneous:
         return choose(distribution, 8)
-    return least_error_range(distribution, 8, node.activation)
+    behind = node.activation
+    if node.gains is not None:
+        usual = float(np.median(node.gains))
+        behind = Activation.of("Div", usual).then(behind).then(Activation.of("Mul", usual))
+    return least_error_range(distribution, 8, behind)
 
 
 def quantize(
@@ -226,7 +231,7 @@ def has_table(node: Node) -> bool:
 def _below(node: Node, clips: Clips) -> QuantParams:
     """Grid of sums; values that a leaky ReLU would put above the tensor's range are clipped."""
     (low, high), top = clips.before[node.name], clips.after[node.name][1]
-    same = node.activation is not None and node.activation.keeps_positive
+    same = node.activation is not None and node.activation.keeps_positive and node.gains is None
     return QuantParams.over(low, min(high, top) if same and top > 0 else high)
 
 

@@ -261,7 +261,7 @@ def _with_weight(
     with torch.inference_mode():
         sums, wanted = execute.apply(changed, inputs), execute.apply(exact, inputs)
         sums = sums - (sums - wanted).mean((0, 2, 3), keepdim=True)
-        return sums if node.activation is None else node.activation.run(sums)
+        return node.activate(sums)
 
 
 def _outputs_with(

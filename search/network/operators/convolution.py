@@ -69,9 +69,12 @@ class Conv(Operator):
             torch.from_numpy(conv.bias.astype(np.float64)),
         ).numpy()
         linear = _requantize(sums, source, conv.scale, target)
-        if node.name in network.before:
-            return activation_table(network, node)[linear]
-        return linear
+        if node.name not in network.before:
+            return linear
+        table = activation_table(network, node)
+        if node.gains is None:
+            return table[linear]
+        return table[np.arange(len(table))[:, None, None], linear]
 
     def write_codes(self, builder: OnnxBuilder, network: Quantized, node: Node) -> None:
         if node.name not in network.before:
@@ -215,12 +218,19 @@ class Scale(Operator):
 
 
 def activation_table(network: Quantized, node: Node) -> Codes:
-    """(256,) codes after the activation, indexed by the code before it."""
+    """(256,) codes after the activation, indexed by the code before it; (C, 256) with gains."""
     if node.activation is None:
         raise ModelError(f"{node.name}: no activation")
-    linear = network.before[node.name].dequantize(np.arange(256, dtype=np.uint8))
+    below, above = network.before[node.name], network.grids[node.name]
+    codes = np.arange(256, dtype=np.uint8)
+    if node.gains is None:
+        values = node.activation.run(torch.from_numpy(below.dequantize(codes))).numpy()
+        return above.quantize(values)
+    steps = codes.astype(np.float32) - np.float32(below.zero_point)
+    linear = steps * (np.float32(below.scale) / node.gains)[:, None]
     values = node.activation.run(torch.from_numpy(linear)).numpy()
-    return network.grids[node.name].quantize(values)
+    made = np.rint(values / (np.float32(above.scale) / node.gains)[:, None]) + above.zero_point
+    return np.asarray(np.clip(made, 0, above.top), np.uint8)
 
 
 def write_sums(builder: OnnxBuilder, network: Quantized, node: Node, output: str) -> str:
@@ -266,10 +276,13 @@ def write_table(
     """Codes of a node's sums -> activation -> codes of its output."""
     if node.activation is None:
         raise ModelError(f"{node.name}: no activation")
-    real = builder.dequantize(codes, network.before[node.name], f"{output}.before")
+    below, grid = network.before[node.name], network.grids[node.name]
+    real = builder.dequantize(codes, below, f"{output}.before", node.gains)
     node.activation.write(builder, real, f"{output}.after")
-    grid = network.grids[node.name]
-    highest = float(network.before[node.name].dequantize(np.array(255, np.uint8)))
+    if node.gains is not None:
+        builder.quantize(f"{output}.after", grid, output, gains=node.gains)
+        return
+    highest = float(below.dequantize(np.array(255, np.uint8)))
     beyond = highest / grid.scale + grid.zero_point > grid.top + 0.5
     builder.quantize(f"{output}.after", grid, output, saturates=beyond)
 
