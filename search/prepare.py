@@ -149,7 +149,7 @@ def prepare(
     graph, task = source.graph, source.task
     if equalised:
         graph = equalise(graph)
-    progress(1, 1)
+    progress(1, 1, source.note)
     progress = reporter.stage("reading calibration images")
     wrong = task.misfit([graph[name].shape for name in graph.outputs])
     if wrong is not None:
