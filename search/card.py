@@ -29,7 +29,7 @@ from common.tasks.decoders.base import Decoder
 from common.tasks.decoders.registry import guess, presets, read_decoder
 from common.tasks.labels import CLASS_NAMES
 from common.tasks.registry import AnyTask, read_task
-from search.network.importers.onnx_file import InputScaling
+from search.network.importers.scaling import InputScaling
 
 _MOST_BYTES = 1 << 20
 _Three = Annotated[tuple[float, ...], Field(min_length=3, max_length=3)]
@@ -61,6 +61,14 @@ class InputCard(Record):
     padding: int = Field(default=PADDING, ge=0, le=255)
 
     @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) of the image; None if `shape` is left out."""
+        if self.shape is None:
+            return None
+        height, width = self.shape[1:3] if self.layout == "nhwc" else self.shape[2:]
+        return height, width
+
+    @property
     def scaling(self) -> InputScaling:
         """Scaling and order, of an image in [0, 1]."""
         mean, std = ([value / 255 for value in values] for values in (self.mean, self.std))
@@ -70,6 +78,10 @@ class InputCard(Record):
             blue_first=self.channels == "bgr",
             channels_last=self.layout == "nhwc",
         )
+
+    def with_layout(self, layout: Literal["nchw", "nhwc"]) -> "InputCard":
+        """The card, with the order of the axes."""
+        return self.model_copy(update={"layout": layout})
 
     def for_family(self, family: str) -> "InputCard":
         """The card, with what it leaves out as is usual for a family of networks.
@@ -83,19 +95,20 @@ class InputCard(Record):
         return USUAL_INPUTS.get(family, InputCard()).model_copy(update=said)
 
 
-_IMAGENET = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
-_BYTES = {"std": (1.0, 1.0, 1.0)}
-_HALVES = {"mean": (127.5, 127.5, 127.5), "std": (127.5, 127.5, 127.5)}
+_IMAGENET = InputCard(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
+_BYTES = InputCard(std=(1.0, 1.0, 1.0))
 USUAL_INPUTS: Mapping[str, InputCard] = MappingProxyType(
     {
-        "centernet": InputCard(**_BYTES, fit="stretch"),
-        "classification": InputCard(**_IMAGENET, fit="centre-crop"),
-        "detr": InputCard(**_IMAGENET, fit="stretch"),
-        "picodet": InputCard(**_IMAGENET, fit="stretch"),
-        "ssd": InputCard(**_HALVES, fit="stretch"),
+        "centernet": _BYTES.model_copy(update={"fit": "stretch"}),
+        "classification": _IMAGENET.model_copy(update={"fit": "centre-crop"}),
+        "detr": _IMAGENET.model_copy(update={"fit": "stretch"}),
+        "picodet": _IMAGENET.model_copy(update={"fit": "stretch"}),
+        "ssd": InputCard(mean=(127.5,) * 3, std=(127.5,) * 3, fit="stretch"),
         "yolov5": InputCard(padding=114),
         "yolov8": InputCard(padding=114),
-        "yolox": InputCard(**_BYTES, channels="bgr", fit="letterbox-top-left", padding=114),
+        "yolox": _BYTES.model_copy(
+            update={"channels": "bgr", "fit": "letterbox-top-left", "padding": 114}
+        ),
     }
 )
 """Inputs that families of networks are trained with, by kind of decoder or task."""
@@ -114,6 +127,17 @@ class ModelCard(Record):
     input: InputCard = InputCard()
     labels: tuple[str, ...] | str = ()
     task: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def family(self) -> str:
+        """Kind of the decoder, or of the task, as far as the card says it."""
+        return _family(self.task)
+
+    def over(self, other: "ModelCard") -> "ModelCard":
+        """Return this card, with what it leaves out as another one says it."""
+        said = {name: getattr(self, name) for name in self.model_fields_set - {"input"}}
+        of_input = {name: getattr(self.input, name) for name in self.input.model_fields_set}
+        return other.model_copy(update={**said, "input": other.input.model_copy(update=of_input)})
 
     def task_for(
         self,
@@ -185,7 +209,7 @@ def read_card(path: Path) -> ModelCard:
 def _family(settings: Mapping[str, Any]) -> str:
     decoder = settings.get("decoder")
     found = decoder.get("kind") if isinstance(decoder, Mapping) else settings.get("kind")
-    return str(found)
+    return str(found or "")
 
 
 def _guessed_kind(shapes: Shapes) -> str:

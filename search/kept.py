@@ -23,6 +23,7 @@ from common.tables.store_file import read_tables
 from search.cache import digest
 from search.constraints import stored
 from search.measure.latency import timing_place
+from search.network.importers.factory import is_factory
 from search.pipeline import search
 from search.request import Request
 from search.software import software_digest
@@ -77,7 +78,12 @@ def search_unless_kept(
 
 
 def kept(request: Request, bundle: Path) -> Manifest | None:
-    """Manifest of a bundle that is whole and that the same search would make now, or None."""
+    """Manifest of a bundle that is whole and that the same search would make now, or None.
+
+    None of a torch module's, too: what its code computes cannot be told before it is run.
+    """
+    if is_factory(request.model):
+        return None
     try:
         key, _, digest_of_bundle = _key_file(bundle).read_text().strip().partition(" ")
         with Bundle.open(bundle) as opened:

@@ -162,7 +162,7 @@ def prepare(
     graph, task = source.graph, source.task
     if equalised:
         graph = equalise(graph)
-    progress(1, 1)
+    progress(1, 1, source.note)
     progress = reporter.stage("reading calibration images")
     wrong = task.misfit(source.output_shapes)
     if wrong is not None:

@@ -1,26 +1,33 @@
-"""Networks by where they come from: the zoo, or an ONNX file with a model card beside it."""
+"""Networks by where they come from: the zoo, an ONNX file, or a torch module by its factory.
+
+A model card says what the network itself does not: beside an ONNX file, or named by --card. Of a
+model of the zoo it replaces what it says of the zoo's own card.
+"""
 
 import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Self
 
 from common.errors import SettingsError
-from common.tasks.base import ImageInput, Shapes
-from common.tasks.decoders.yolov3 import AnchorMap, YoloV3
-from common.tasks.detections import DetectionTask
-from common.tasks.labels import CLASS_NAMES
+from common.tasks.base import Shapes
 from common.tasks.registry import AnyTask
+from search.cache import digest
 from search.card import ModelCard, family_of, read_card
 from search.network.graph import Graph
-from search.network.importers.onnx_file import InputScaling, import_onnx, read_onnx
+from search.network.importers.factory import build_module, is_factory
+from search.network.importers.onnx_file import OnnxNetwork, import_onnx, read_onnx
+from search.network.importers.scaling import InputScaling
+from search.network.importers.state_dict import load_state_dict
 from search.network.importers.torch_module import import_module
 from search.network.passes import optimise
-from search.zoo.darknet import DarknetModule
 from search.zoo.registry import load_model
 
 _SIZE = re.compile(r"([0-9]{1,5})(?:x([0-9]{1,5}))?")
+_MOST_SIDE = 4096
 _INPUT = re.compile(r"(.+)=([0-9]{1,5}(?:x[0-9]{1,5}){3})")
 
 
@@ -42,8 +49,8 @@ class NetworkSource:
     """Place that a network comes from, with what is said of it beside.
 
     Attributes:
-        model: Name in the zoo, or path of an ONNX file.
-        weights: A weights file, if not the cached one.
+        model: Name in the zoo, path of an ONNX file, or a torch module's "package.module:factory".
+        weights: A weights file, if not the cached one; a torch module's state dict.
         card: A model card, if not the one beside an ONNX file.
         image_size: (height, width) of the network's image, if not the usual one.
         input: Shape of an ONNX file's input in place of the declared one.
@@ -92,12 +99,15 @@ def parse_image_size(text: str) -> tuple[int, int]:
     """Height and width of "512" or "512x384".
 
     Raises:
-        SettingsError: If it is neither, or a side is 0.
+        SettingsError: If it is neither, or a side is 0 or over 4096.
     """
     found = _SIZE.fullmatch(text)
     size = (0, 0) if found is None else (int(found[1]), int(found[2] or found[1]))
-    if min(size) < 1:
-        raise SettingsError(f"--image-size {text}: expected a size such as 512, or HEIGHTxWIDTH")
+    if not 1 <= min(size) <= max(size) <= _MOST_SIDE:
+        raise SettingsError(
+            f"--image-size {text}: expected a size such as 512, or HEIGHTxWIDTH, of at most "
+            f"{_MOST_SIDE} pixels"
+        )
     return size
 
 
@@ -121,9 +131,10 @@ class SourceNetwork:
     Attributes:
         graph: Optimised.
         task: What it is for.
-        sha256: Digest of the file that it came from.
+        sha256: Digest of the file that it came from; of the graph, if it came from none.
         outputs: Names of the outputs in that file.
         output_shapes: Of these without the batch; None for a side that depends on the image.
+        note: Remark for the user; mostly empty.
     """
 
     graph: Graph
@@ -131,59 +142,98 @@ class SourceNetwork:
     sha256: str
     outputs: tuple[str, ...]
     output_shapes: Shapes
+    note: str = ""
 
 
 def open_network(source: NetworkSource, *, raw: bool = False) -> SourceNetwork:
-    """Open a network.
+    """Open a network. A factory's code is run.
 
     Args:
         source: Place that it comes from.
-        raw: Whether the outputs of an ONNX file are taken as tensors, whatever the card says.
+        raw: Whether the outputs are taken as tensors, whatever the card says.
 
     Raises:
         SplitpointError: A model, card or weights that cannot be worked with.
     """
-    if source.model_file is not None:
-        if source.weights is not None:
-            raise SettingsError("--weights is for models of the zoo: an ONNX file has its own")
-        return _of_onnx(source.model_file, source.card_file, raw=raw)
-    module = load_model(source.model, weights=source.weights)
-    graph = optimise(import_module(module, module.input_size))
-    shapes = [graph[name].shape for name in graph.outputs]
-    return SourceNetwork(graph, task_of(module), module.digest, graph.outputs, shapes)
-
-
-def _of_onnx(path: Path, card_file: Path | None, *, raw: bool) -> SourceNetwork:
-    card = ModelCard() if card_file is None else read_card(card_file)
+    card = ModelCard() if source.card_file is None else read_card(source.card_file)
     if raw:
         card = card.model_copy(update={"task": {"kind": "tensors"}})
-    network = read_onnx(path, card.input.shape)
-    layout = card.input.layout or ("nchw" if network.input_shape[1] == 3 else "nhwc")
-    unscaled = import_onnx(network, InputScaling(channels_last=layout == "nhwc"))
-    nodes = [unscaled[name] for name in unscaled.outputs]
-    shapes = [
-        node.shape if node.batched else whole
-        for node, whole in zip(nodes, network.output_shapes, strict=True)
-    ]
-    height, width = unscaled.nodes[0].shape[1:]
-    try:
-        folder = (card_file or path).parent
-        task = card.task_for((height, width), shapes, network.outputs, folder, network.labels)
-    except SettingsError as error:
-        raise SettingsError(f"{path}: {error}") from error
-    given = card.input.for_family(family_of(task)).model_copy(update={"layout": layout})
-    graph = optimise(import_onnx(network, given.scaling))
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return SourceNetwork(graph, task, digest, network.outputs, shapes)
+    if source.model_file is not None:
+        return _of_onnx(source, source.model_file, card)
+    if source.input is not None:
+        raise SettingsError("--input is for ONNX files: give --image-size")
+    size = source.image_size or card.input.size
+    return (_of_factory if is_factory(source.model) else _of_zoo)(source, card, size)
 
 
-def task_of(module: DarknetModule) -> DetectionTask:
-    """Task of a zoo model: its input, heads and classes."""
-    height, width = module.input_size
-    return DetectionTask(
-        image=ImageInput(height=height, width=width),
-        decoder=YoloV3(
-            heads=tuple(AnchorMap(stride=h.stride, anchors=h.anchors) for h in module.heads)
-        ),
-        class_names=CLASS_NAMES,
+def _of_onnx(source: NetworkSource, path: Path, card: ModelCard) -> SourceNetwork:
+    if source.weights is not None:
+        raise SettingsError(
+            "--weights is for the zoo and for torch modules: an ONNX file has its own"
+        )
+    name, shape = (
+        (None, card.input.shape)
+        if source.input is None
+        else (source.input.name, source.input.shape)
     )
+    network = read_onnx(path, shape, source.image_size, name=name)
+    layout = card.input.layout or ("nchw" if network.input_shape[1] == 3 else "nhwc")
+    card = card.model_copy(update={"input": card.input.with_layout(layout)})
+    build = partial(import_onnx, network)
+    graph, task, shapes = _built(source, card, build, network)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    return SourceNetwork(graph, task, sha256, network.outputs, shapes)
+
+
+def _of_factory(
+    source: NetworkSource, card: ModelCard, size: tuple[int, int] | None
+) -> SourceNetwork:
+    if size is None:
+        raise SettingsError(
+            f"{source.model}: a torch module does not say how large its image is: give "
+            "--image-size, such as 224, or input.shape in a model card"
+        )
+    module = build_module(source.model)
+    if source.weights is not None:
+        load_state_dict(module, source.weights)
+    graph, task, shapes = _built(source, card, partial(import_module, module, size))
+    sha256 = digest(graph.nodes, graph.outputs)
+    return SourceNetwork(graph, task, sha256, graph.outputs, shapes)
+
+
+def _of_zoo(source: NetworkSource, card: ModelCard, size: tuple[int, int] | None) -> SourceNetwork:
+    trained = load_model(source.model, weights=source.weights, image_size=size)
+    whole = card.over(ModelCard.model_validate(trained.card))
+    build = partial(import_module, trained.module, trained.image_size)
+    graph, task, shapes = _built(source, whole, build)
+    return SourceNetwork(graph, task, trained.sha256, graph.outputs, shapes, trained.note)
+
+
+def _built(
+    source: NetworkSource,
+    card: ModelCard,
+    build: Callable[[InputScaling], Graph],
+    network: OnnxNetwork | None = None,
+) -> tuple[Graph, AnyTask, Shapes]:
+    """Graph, task and shapes of the outputs; the task may decide how the image is scaled.
+
+    Args:
+        source: Place that the network comes from.
+        card: Its model card.
+        build: Builds the graph, from the image in [0, 1] on.
+        network: The ONNX model, for what it alone says of its outputs.
+    """
+    scaling = card.input.for_family(card.family).scaling
+    graph = build(scaling)
+    nodes = [graph[name] for name in graph.outputs]
+    whole = [node.shape for node in nodes] if network is None else network.output_shapes
+    shapes = [n.shape if n.batched else s for n, s in zip(nodes, whole, strict=True)]
+    names, labels = (graph.outputs, ()) if network is None else (network.outputs, network.labels)
+    beside = source.card_file or source.model_file or Path()
+    height, width = graph.nodes[0].shape[1:]
+    try:
+        task = card.task_for((height, width), shapes, names, beside.parent, labels)
+    except SettingsError as error:
+        raise SettingsError(f"{source.model}: {error}") from error
+    usual = card.input.for_family(family_of(task)).scaling
+    return optimise(graph if usual == scaling else build(usual)), task, shapes

@@ -61,7 +61,7 @@ def search(
     """Search the plans for a model, an edge and a link, and write them as a bundle.
 
     Args:
-        model: Name in the zoo, or path of an ONNX file.
+        model: Name in the zoo, path of an ONNX file, or a torch module's "package.module:factory".
         calibration: Folder of images like those to come; at least 32.
         link: Between edge and cloud, such as "3mbit/20ms".
         out: The bundle to write: a folder, or a zip file if its name ends so.

@@ -22,7 +22,7 @@ from search.quantization.export import SharedWeights, tail_model, write_weights
 from search.source import NetworkSource, open_network
 from search.zoo.darknet import Convolution, DarknetModule
 from search.zoo.download import FileSource, WeightsEntry
-from search.zoo.registry import ZooModel
+from search.zoo.registry import DarknetModel
 
 NAME = "yolov3-tiny"
 HEADER = struct.pack("<iiiQ", 0, 2, 0, 0)
@@ -53,7 +53,7 @@ heads = [{stride = 4, anchors = [[12, 16], [24, 20]]}]
 
 
 @dataclass(frozen=True)
-class _Small(ZooModel):
+class _Small(DarknetModel):
     @property
     def cfg(self) -> str:
         return CFG
@@ -137,7 +137,7 @@ def small_zoo(folder: Path) -> Iterator[Path]:
     """Have `yolov3-tiny` mean the small network inside the block; yields a file of its weights."""
     weights = folder / "published.weights"
     weights.write_bytes(_weights())
-    model = _Small(NAME, "", published(weights, f"{NAME}.weights"))
+    model = _Small(name=NAME, weights=published(weights, f"{NAME}.weights"), image_size=(64, 64))
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("search.zoo.registry.MODELS", {NAME: model})
         yield weights

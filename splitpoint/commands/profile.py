@@ -42,7 +42,8 @@ _USES: Mapping[str, frozenset[str]] = {
 def run(
     context: typer.Context,
     model: Annotated[
-        str | None, typer.Option(help="Profile a model of the zoo; see `splitpoint models list`.")
+        str | None,
+        typer.Option(help="Profile a model, named as for `splitpoint search`."),
     ] = None,
     calibration: Annotated[
         Path | None, typer.Option(help="With --model: folder of calibration images.")
@@ -288,7 +289,7 @@ def _use(given: set[str]) -> str:
     uses = [use for use in _USES if use in given]
     if len(uses) != 1:
         raise SettingsError(
-            "give one of --model NAME (of the zoo), --bundle DIR (on this device) and --remote "
+            "give one of --model NAME, --bundle DIR (on this device) and --remote "
             f"EDGE (through its cloud), got {' and '.join(f'--{u}' for u in uses) or 'none'}"
         )
     (use,) = uses

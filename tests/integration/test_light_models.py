@@ -13,7 +13,8 @@ from common.runtime.registry import open_model
 from search.network import execute
 from search.network.cuts import find_cuts
 from search.network.graph import IMAGE, Graph
-from search.network.importers.onnx_file import InputScaling, import_onnx, read_onnx
+from search.network.importers.onnx_file import import_onnx, read_onnx
+from search.network.importers.scaling import InputScaling
 from search.network.operators.registry import computable_nodes
 from search.network.passes import optimise
 from search.quantization.export import SharedWeights, tail_model, write_weights

@@ -38,10 +38,10 @@ class Uneven(nn.Module):
         with torch.no_grad():
             for conv in (self.first, self.second, self.apart, self.last):
                 conv.weight.copy_(torch.randn(conv.weight.shape, generator=generator) * 0.3)
-                conv.bias.copy_(torch.randn(conv.bias.shape, generator=generator) * 0.1)
+                conv.bias = nn.Parameter(torch.randn(len(conv.weight), generator=generator) * 0.1)
             reach = torch.logspace(-2, 1, 6)
             self.first.weight.mul_(reach.view(-1, 1, 1, 1))
-            self.first.bias.mul_(reach)
+            self.first.bias = nn.Parameter(torch.randn(6, generator=generator) * 0.1 * reach)
             self.apart.weight[:6].div_(reach.view(-1, 1, 1, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

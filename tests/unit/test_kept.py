@@ -136,6 +136,12 @@ def test_a_network_counts_by_the_content_of_its_files(
     assert kept(replace(request_, source=NetworkSource("yolov3-tiny")), bundle) is None
 
 
+def test_a_torch_module_is_always_searched_anew(request_: Request, bundle: Path) -> None:
+    of_code = replace(request_, source=NetworkSource("tests.classifiers:ColourClassifier"))
+    keep(of_code, bundle)
+    assert kept(of_code, bundle) is None
+
+
 def test_the_same_number_may_limit_something_else(request_: Request, bundle: Path) -> None:
     keep(replace(request_, constraints=constraints(edge_memory=4000)), bundle)
     assert kept(replace(request_, constraints=constraints(max_bytes=4000)), bundle) is None

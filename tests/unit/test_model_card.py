@@ -102,5 +102,5 @@ def test_a_card_that_is_not_there_or_too_large_is_refused(tmp_path: Path) -> Non
     large.write_text("#" * (1 << 20) + "\n")
     with pytest.raises(SettingsError, match="over 1 MiB"):
         read_card(large)
-    with pytest.raises(SettingsError, match="--weights is for models of the zoo"):
+    with pytest.raises(SettingsError, match="--weights is for the zoo and for"):
         open_network(NetworkSource("m.onnx", weights=tmp_path / "w.pt"))

@@ -28,6 +28,7 @@ import sys
 from pathlib import Path
 from search.cache import Cache
 from search.probe import value
+from search.source import NetworkSource
 print(Cache(Path(sys.argv[1])).json("probe", ["the same"], value))
 """
 
@@ -125,7 +126,9 @@ def test_a_function_is_its_code_and_not_its_place() -> None:
 
 
 def test_methods_and_partial_functions_are_what_they_call() -> None:
-    assert function_digest(functools.partial(prepare, "model")) == function_digest(prepare)
+    assert function_digest(functools.partial(prepare, NetworkSource("model"))) == function_digest(
+        prepare
+    )
     assert function_digest(Cache().arrays) == function_digest(Cache.arrays)
     assert function_digest(Cache().json) != function_digest(Cache().arrays)
 
