@@ -6,26 +6,22 @@ Each picture runs through all plans before the next one is read. Plans run once,
 thresholds of all presets; stricter ones leave a part of what was found (`TaskResult.within`).
 """
 
-import hashlib
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
 from common.bundle.bundle import Bundle
-from common.errors import ImageError, SettingsError
-from common.imaging.images import read_image
+from common.errors import SettingsError
 from common.progress import Reporter, Silent
 from common.runtime.registry import DEFAULT_RUNTIME, runtime_name
 from common.tasks.base import DEFAULTS, ResultSettings, Task, TaskResult
 from edge.detector import find_plan
 from search.measure.accuracy import EVALUATION_SCORE
-from search.measure.frames import list_pictures, names_of, refuse_broken, spread
 from search.measure.intervals import KEEP_LEVEL, MAX_DETECTIONS
 from search.measure.sources import (
     SOURCES,
@@ -35,13 +31,12 @@ from search.measure.sources import (
     content_digest,
     truth_of,
 )
-from splitpoint.deployed import DeployedPlans, DeployedResult
+from splitpoint.deployed import DeployedPlans
 from splitpoint.evaluation import EvaluatedPlan, Evaluation, PlanScore
+from splitpoint.evaluation_runs import PlanRuns, read_pictures, run_pictures
 
 EVALUATION: Final = "evaluation"
 SERVING: Final = "serving"
-_MOST_RESULT_BYTES: Final = 2 << 30
-_MS: Final = 1e3
 
 Found = Mapping[str, Sequence[TaskResult]]
 """Results of all pictures, by the name of a preset."""
@@ -95,49 +90,81 @@ def evaluate(
     Raises:
         SplitpointError: If the bundle, a plan, the pictures or the truth cannot be used.
     """
-    reporter = reporter or Silent()
     with ExitStack() as opened:
         if not isinstance(bundle, Bundle):
             bundle = opened.enter_context(Bundle.open(Path(bundle)))
         task = bundle.manifest.task
-        truth = truth_of(task, {"annotations": _path(annotations), "labels": _path(labels)})
-        wanted = list(dict.fromkeys(find_plan(bundle, name) for name in plans))
-        serving = ResultSettings(
-            score_threshold,
-            bundle.manifest.settings.iou_threshold if iou_threshold is None else iou_threshold,
-            max_detections,
-            task.class_indices(classes),
+        iou = bundle.manifest.settings.iou_threshold if iou_threshold is None else iou_threshold
+        wanted = task.class_indices(classes)
+        serving = ResultSettings(score_threshold, iou, max_detections, wanted)
+        spec = _Spec(
+            images=Path(images),
+            max_images=max_images,
+            truth=truth_of(task, {"annotations": _path(annotations), "labels": _path(labels)}),
+            presets=presets_of(task, serving),
+            classes=wanted,
+            plans=tuple(dict.fromkeys(find_plan(bundle, name) for name in plans)),
+            threads=threads,
+            runtime=runtime,
         )
-        presets = presets_of(task, serving)
-        pictures = _read_pictures(Path(images), max_images, reporter)
-        basis = Basis(task, pictures.names, truth, classes=serving.classes)
-        # A truth that cannot be used is found out before the work.
-        metrics = None if truth is None else accuracy_metrics(basis)
-        deployed = DeployedPlans(bundle, wanted, threads=threads, runtime=runtime)
-        runs = _run(deployed, task, pictures, presets, reporter, needs_reference=truth is None)
-        reference = _by_preset(runs.reference, presets)
-        if metrics is None:
-            metrics = accuracy_metrics(replace(basis, reference=next(iter(reference.values()))))
-        return Evaluation(
-            bundle=bundle.digest.hex(),
-            model=bundle.manifest.search.model,
-            weights_sha256=bundle.manifest.search.weights_sha256,
-            task=task.kind,
-            images=len(pictures.paths),
-            images_sha256=pictures.sha256,
-            truth=None if truth is None else SOURCES[task.kind].truth,
-            truth_sha256=content_digest(truth),
-            presets=presets,
-            reference=_scores(metrics, reference, reference) if runs.reference else (),
-            plans=_judged(bundle, runs, metrics, presets, reference, reporter),
-            left_out=tuple(
-                plan.name
-                for digest, plan in bundle.plans.items()
-                if not wanted and digest not in deployed.digests
-            ),
-            warnings=metrics.warnings,
-            runtime=runtime_name(threads, runtime),
-        )
+        return _evaluate(bundle, spec, reporter or Silent())
+
+
+@dataclass(frozen=True)
+class _Spec:
+    """Settings of an evaluation, as checked against the bundle.
+
+    Attributes:
+        images: Folder of pictures.
+        max_images: The most pictures; all, if None.
+        truth: File or folder with the truth; None if the reference stands in.
+        presets: Settings of results by name.
+        classes: Indices of the only classes that count; all, if empty.
+        plans: Digests of the plans to evaluate; all, if empty.
+        threads: Threads within one run of a model.
+        runtime: Name of the runtime.
+    """
+
+    images: Path
+    max_images: int | None
+    truth: Path | None
+    presets: Mapping[str, ResultSettings]
+    classes: tuple[int, ...]
+    plans: tuple[bytes, ...]
+    threads: int
+    runtime: str
+
+
+def _evaluate(bundle: Bundle, spec: _Spec, reporter: Reporter) -> Evaluation:
+    task, search = bundle.manifest.task, bundle.manifest.search
+    pictures = read_pictures(spec.images, spec.max_images, reporter)
+    basis = Basis(task, pictures.names, spec.truth, classes=spec.classes)
+    # A truth that cannot be used is found out before the work.
+    metrics = None if spec.truth is None else accuracy_metrics(basis)
+    deployed = DeployedPlans(bundle, spec.plans, threads=spec.threads, runtime=spec.runtime)
+    if spec.truth is None:
+        _require_reference(deployed, task)
+    runs = run_pictures(deployed, task, pictures, _weakest(spec.presets), reporter)
+    reference = _by_preset(runs.reference, spec.presets)
+    if metrics is None:
+        metrics = accuracy_metrics(replace(basis, reference=next(iter(reference.values()))))
+    left_out = () if spec.plans else tuple(bundle.plans.keys() - set(deployed.digests))
+    return Evaluation(
+        bundle=bundle.digest.hex(),
+        model=search.model,
+        weights_sha256=search.weights_sha256,
+        task=task.kind,
+        images=len(pictures.paths),
+        images_sha256=pictures.sha256,
+        truth=None if spec.truth is None else SOURCES[task.kind].truth,
+        truth_sha256=content_digest(spec.truth),
+        presets=spec.presets,
+        reference=_scores(metrics, reference, reference) if runs.reference else (),
+        plans=_judged(bundle, runs, metrics, spec.presets, reference, reporter),
+        left_out=tuple(sorted(bundle.plans[digest].name for digest in left_out)),
+        warnings=metrics.warnings,
+        runtime=runtime_name(spec.threads, spec.runtime),
+    )
 
 
 def presets_of(task: Task, serving: ResultSettings) -> dict[str, ResultSettings]:
@@ -153,103 +180,23 @@ def presets_of(task: Task, serving: ResultSettings) -> dict[str, ResultSettings]
     return {EVALUATION: protocol, SERVING: serving}
 
 
-@dataclass(frozen=True)
-class _Pictures:
-    """Pictures to evaluate on: their paths and names, and the digest of names and contents."""
-
-    paths: Sequence[Path]
-    names: tuple[str, ...]
-    sha256: str
-
-
-@dataclass(frozen=True)
-class _Runs:
-    """Results of all pictures: of the network in floating point, and of each plan."""
-
-    preprocess_ms: list[float] = field(default_factory=list)
-    reference: list[TaskResult] = field(default_factory=list)
-    plans: dict[bytes, list[DeployedResult]] = field(default_factory=dict)
-
-    def check_size(self, pictures: int) -> None:
-        """Require that the results of all pictures fit into memory, as one picture's take it.
-
-        Raises:
-            SettingsError: If they do not.
-        """
-        size = sum(each.size_bytes for each in self.reference[:1])
-        size += sum(done[0].result.size_bytes for done in self.plans.values())
-        if size * pictures > _MOST_RESULT_BYTES:
-            raise SettingsError(
-                f"results of {pictures} pictures by {len(self.plans)} plans take "
-                f"{size * pictures >> 20} MiB, more than {_MOST_RESULT_BYTES >> 20}: give fewer "
-                f"by --max-images {_MOST_RESULT_BYTES // size}, or one plan by --plan"
-            )
-
-
 def _path(given: Path | str | None) -> Path | None:
     return None if given is None else Path(given)
 
 
-def _read_pictures(folder: Path, limit: int | None, reporter: Reporter) -> _Pictures:
-    """Read all pictures once: a broken one is found out before the work."""
-    progress = reporter.stage("reading pictures")
-    paths = spread(list_pictures(folder), limit)
-    names = names_of(folder, paths)
-    state = hashlib.sha256()
-    broken: list[ImageError] = []
-    for done, (path, name) in enumerate(zip(paths, names, strict=True), 1):
-        try:
-            read_image(path)
-        except ImageError as error:
-            broken.append(error)
-            continue
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256")
-        state.update(f"{name}\n{content.hexdigest()}\n".encode("utf-8", "surrogateescape"))
-        progress(done, len(paths))
-    refuse_broken(folder, broken, len(paths))
-    return _Pictures(paths, names, state.hexdigest())
-
-
-def _run(
-    deployed: DeployedPlans,
-    task: Task,
-    pictures: _Pictures,
-    presets: Mapping[str, ResultSettings],
-    reporter: Reporter,
-    *,
-    needs_reference: bool,
-) -> _Runs:
-    """Run all pictures through the plans, and through the network in floating point.
+def _require_reference(deployed: DeployedPlans, task: Task) -> None:
+    """Require the network in floating point, where no truth is given.
 
     Raises:
-        SettingsError: If the network is needed and the bundle does not have it, or the results are
-            too large.
+        SettingsError: If the bundle does not have it.
     """
-    if needs_reference and not deployed.has_reference:
+    if not deployed.has_reference:
         option = SOURCES[task.kind].truth
         raise SettingsError(
             "this bundle has no cloud-only plan, so there is no network in floating point to "
             "compare its plans with: "
             + ("search without --no-raw-image" if option is None else f"give --{option}")
         )
-    weakest = _weakest(presets)
-    runs = _Runs(plans={digest: [] for digest in deployed.digests})
-    progress = reporter.stage("running plans")
-    for done, path in enumerate(pictures.paths, 1):
-        image = read_image(path)
-        began_s = time.perf_counter()
-        pixels = task.image.pixels(image)
-        runs.preprocess_ms.append(_MS * (time.perf_counter() - began_s))
-        where = task.image.place(image.shape[1], image.shape[0])
-        if deployed.has_reference:
-            runs.reference.append(deployed.reference(pixels, where, weakest))
-        for digest, results in runs.plans.items():
-            results.append(deployed.run(digest, pixels, where, weakest))
-        if done == 1:
-            runs.check_size(len(pictures.paths))
-        progress(done, len(pictures.paths))
-    return runs
 
 
 def _weakest(presets: Mapping[str, ResultSettings]) -> ResultSettings:
@@ -268,7 +215,7 @@ def _by_preset(results: Sequence[TaskResult], presets: Mapping[str, ResultSettin
 
 def _judged(
     bundle: Bundle,
-    runs: _Runs,
+    runs: PlanRuns,
     metrics: Metrics,
     presets: Mapping[str, ResultSettings],
     reference: Found,
