@@ -43,7 +43,7 @@ class Sample:
 
 
 def sample(seed: int, images: int) -> Sample:
-    """Some images have no object, some no detection, some a crowd, some more than 100 detections."""
+    """Some images have no object, no detection, a crowd, or more than 100 detections."""
     rng = np.random.default_rng(seed)
     objects: list[dict[str, Any]] = []
     found = []
