@@ -9,6 +9,7 @@ and the rest of the images is saved. What is accepted was always judged on all o
 Results are keyed by the digest of everything that decides them; two candidates may share a name.
 """
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,11 +24,13 @@ from search.measure.accuracy import AccuracySource
 from search.measure.evaluate import Evaluator
 from search.measure.frames import Frames
 from search.measure.intervals import KEEP_LEVEL
-from search.measure.sources import Basis, accuracy_source, content_digest
+from search.measure.sources import Basis, accuracy_metrics, content_digest
 from search.network.cuts import Cut, prefix_cuts
 from search.prediction.candidates import Candidate, RankedCandidate
 from search.quantization.heads import Heads
 from search.wire.tail_adaptation import Wire
+
+_LOG = logging.getLogger(__name__)
 
 FIRST_LOOK = 32
 """Images before the first interval; the next looks are at twice as many each."""
@@ -189,7 +192,7 @@ def open_evaluator(
         heads: The integer networks.
         task: What the network is for.
         evaluation: Images to judge by.
-        annotations: The truth about them; see `accuracy_source`.
+        annotations: The truth about them; see `search.measure.sources.Basis`.
         folder: For tails while they are evaluated.
         max_drop: As for `AccuracyEvaluator`.
         cache: As for `AccuracyEvaluator`.
@@ -208,7 +211,10 @@ def open_evaluator(
     )
     reference, postprocess_ms = evaluator.reference(prefix_cuts(heads.network.graph)[0])
     names, classes = evaluation.names, settings.classes
-    source = accuracy_source(Basis(task, names, annotations, reference, classes, tops=(top,)))
+    metrics = accuracy_metrics(Basis(task, names, annotations, reference, classes, tops=(top,)))
+    for line in metrics.warnings:
+        _LOG.warning("%s", line)
+    source = metrics.sources[0]
     truth = None if annotations is None else [content_digest(annotations), *evaluation.names]
     judged_on = digest(origin, task, settings, top, evaluation.pixels, truth)
     return AccuracyEvaluator(

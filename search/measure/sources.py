@@ -93,11 +93,6 @@ def accuracy_metrics(basis: Basis) -> Metrics:
     return SOURCES[basis.task.kind].open(basis)
 
 
-def accuracy_source(basis: Basis) -> AccuracySource:
-    """Open the metric of a task that decides a search; see `accuracy_metrics`."""
-    return accuracy_metrics(basis).sources[0]
-
-
 def truth_of(task: Task, given: Mapping[TruthOption, Path | None]) -> Path | None:
     """The truth that a user gives for a task; None if none is given.
 

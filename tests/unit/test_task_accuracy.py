@@ -15,7 +15,7 @@ from common.tasks.classification import Classes
 from common.tasks.decoders.yolov8 import YoloV8
 from common.tasks.detections import Detections, DetectionTask
 from common.tasks.tensors import Tensors
-from search.measure.accuracy import CocoAccuracy
+from search.measure.accuracy import AccuracySource, CocoAccuracy
 from search.measure.frames import load_frames
 from search.measure.intervals import mean_bound, mean_interval
 from search.measure.mean_accuracy import (
@@ -24,7 +24,7 @@ from search.measure.mean_accuracy import (
     TensorAgreement,
     class_labels,
 )
-from search.measure.sources import SOURCES, Basis, accuracy_metrics, accuracy_source
+from search.measure.sources import SOURCES, Basis, accuracy_metrics
 from search.network.losses import LOSSES, distillation_loss, feature_loss, relative_loss
 from tests import tiny
 
@@ -37,6 +37,11 @@ def classes(*indices: int) -> Classes:
 
 def tensors(*values: Any) -> Tensors:
     return Tensors(tuple(np.array(each, np.float32) for each in values))
+
+
+def accuracy_source(basis: Basis) -> AccuracySource:
+    """The metric that decides a search."""
+    return accuracy_metrics(basis).sources[0]
 
 
 def test_every_task_has_a_loss_and_a_source() -> None:
