@@ -58,7 +58,19 @@ class PlanRuns:
 
 
 def read_pictures(folder: Path, limit: int | None, reporter: Reporter) -> EvaluationPictures:
-    """Read all pictures once: a broken one is found out before the work."""
+    """Read all pictures once: a broken one is found out before the work.
+
+    Args:
+        folder: Of pictures, or of folders of them, one per class.
+        limit: The most pictures, spread evenly; all, if None.
+        reporter: Shows progress.
+
+    Raises:
+        SettingsError: If the limit leaves none.
+        CalibrationError: If there are no pictures, or broken ones.
+    """
+    if limit is not None and limit < 1:
+        raise SettingsError(f"--max-images {limit}: expected 1 or more")
     progress = reporter.stage("reading pictures")
     paths = spread(list_pictures(folder), limit)
     names = names_of(folder, paths)

@@ -411,6 +411,11 @@ def test_it_needs_no_torch(bundle: Bundle, images: Path) -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_no_pictures_at_all_are_refused(bundle: Bundle, images: Path) -> None:
+    with pytest.raises(SettingsError, match="--max-images 0: expected 1 or more"):
+        evaluate(bundle, images, max_images=0)
+
+
 def test_pictures_are_spread_over_the_folder(bundle: Bundle, tmp_path: Path) -> None:
     folder = tiny.pictures(tmp_path / "i", range(5))
     digests = []
