@@ -161,8 +161,14 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Request]:
 def test_a_bundle_is_evaluated_as_its_search_judged_it(small: Request, tmp_path: Path) -> None:
     """What the search measured of its candidates is what edge and cloud do with their files."""
     zoo.pictures(tmp_path / "judging", 24)
-    few = {"format_trials": 1, "adapt_steps": 2, "context_steps": 20}
-    request = replace(small, evaluation=tmp_path / "judging", iou_threshold=0.6, **few)
+    request = replace(
+        small,
+        evaluation=tmp_path / "judging",
+        iou_threshold=0.6,
+        format_trials=1,
+        adapt_steps=2,
+        context_steps=20,
+    )
     search_to(tmp_path / "bundle", request, Silent())
     found = evaluate(tmp_path / "bundle", tmp_path / "judging")
     with Bundle.open(tmp_path / "bundle") as opened:

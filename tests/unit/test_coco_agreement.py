@@ -48,7 +48,7 @@ def sample(seed: int, images: int) -> Sample:
     objects: list[dict[str, Any]] = []
     found = []
     for image in range(1, images + 1):
-        boxes = _boxes(rng, rng.integers(0, 8) * (rng.random() > 0.2))
+        boxes = _boxes(rng, int(rng.integers(0, 8)) if rng.random() > 0.2 else 0)
         classes = rng.integers(0, CLASSES, len(boxes))
         for box, index in zip(boxes, classes, strict=True):
             sides = [float(side) for side in (*box[:2], *(box[2:] - box[:2]))]
@@ -88,12 +88,13 @@ def _detections(rng: np.random.Generator, boxes: Any, classes: Any) -> Detection
     repeats = rng.integers(0, 3, len(boxes))
     invented = int(rng.integers(0, 12)) if rng.random() > 0.1 else 150
     near = np.repeat(boxes, repeats, axis=0)
-    near += rng.normal(0, 6, near.shape)
+    near += rng.normal(0, 4, near.shape)
     near[:, 2:] = np.maximum(near[:, 2:], near[:, :2] + 2)
     labels = np.concatenate([np.repeat(classes, repeats), rng.integers(0, CLASSES, invented)])
     if invented > 100:
         labels[:] = labels[0]  # more of one class than are considered
-    scores = rng.random(len(labels)).round(2)  # many are equal
+    scores = (rng.random(len(labels)) / 2).round(2)  # many are equal
+    scores[: len(near)] += 0.25
     order = np.argsort(-scores, kind="stable")
     return Detections(
         np.concatenate([near, _boxes(rng, invented)])[order].astype(np.float32),

@@ -194,6 +194,7 @@ class TestAccuracy:
         whole = score_of(found.reference, "COCO AP50")
         coarse = score_of(plan_of(found, tiny.SPLIT).scores, "COCO AP50")
         assert coarse.lost == pytest.approx(whole.accuracy - coarse.accuracy)
+        assert coarse.lost is not None
         assert coarse.lost_at_most is not None
         assert coarse.lost_at_most >= coarse.lost
 

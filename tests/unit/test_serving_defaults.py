@@ -1,6 +1,5 @@
 """Both ends report as the bundle's search judged, unless a caller says otherwise."""
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -39,13 +38,13 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[ResultSettings | None]]:
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[ResultSettings]:
     """Settings that detectors were called with."""
-    seen: list[ResultSettings | None] = []
+    seen: list[ResultSettings] = []
     detect = Detector.detect
 
     def record(self: Detector, *args: Any, **options: Any) -> Any:
-        seen.append(options.get("settings", args[2] if len(args) > 2 else None))
+        seen.append(options["settings"] if "settings" in options else args[2])
         return detect(self, *args, **options)
 
     monkeypatch.setattr(Detector, "detect", record)
@@ -98,7 +97,12 @@ def test_a_whole_image_has_it(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -
     tails, seen = Tails(bundle), list[ResultSettings]()
     runner = tails.image_runner()
     run = runner.run
-    monkeypatch.setattr(runner, "run", lambda *args: (seen.append(args[2]), run(*args))[1])
+
+    def record(symbols: Any, where: Any, settings: ResultSettings) -> Any:
+        seen.append(settings)
+        return run(symbols, where, settings)
+
+    monkeypatch.setattr(runner, "run", record)
     run_image(tails, tiny.png())
     run_image(tails, tiny.png(), DEFAULTS)
     assert [each.iou_threshold for each in seen] == [IOU, DEFAULTS.iou_threshold]
