@@ -7,7 +7,7 @@ from importlib import metadata
 from common.codec import context
 from common.machine import cpu_name
 
-_PACKAGES = ("grpcio", "numpy", "onnxruntime", "pillow", "torch")
+_PACKAGES = ("grpcio", "numpy", "onnxruntime", "pillow", "pycocotools", "torch")
 
 
 def machine() -> dict[str, object]:

@@ -36,7 +36,7 @@ from common.imaging.images import DEFAULT_LIMITS, ImageLimits
 from common.rpc import splitpoint_pb2 as pb
 from common.rpc.messages import MAX_PROBE_BYTES, microseconds
 from common.tables.rows import LatencyRow
-from common.tasks.base import DEFAULTS, ResultSettings
+from common.tasks.base import ResultSettings
 from common.version import __version__
 
 _LOG = logging.getLogger("splitpoint.cloud")
@@ -119,14 +119,14 @@ class DataPlane:
         self._admission.check("rest", client)
 
     async def infer(
-        self, image: bytes, client: str, settings: ResultSettings = DEFAULTS
+        self, image: bytes, client: str, settings: ResultSettings | None = None
     ) -> ImageResult:
         """Run the whole network on one encoded image.
 
         Args:
             image: The encoded image.
             client: Who sends it, such as its address; clients take turns.
-            settings: What to report.
+            settings: What to report; by the bundle's defaults, if None.
 
         Raises:
             ImageError: If it is no image, or too large.

@@ -124,12 +124,12 @@ def create_app(plane: DataPlane, *, bodies: IntakeLimits = CLOUD_INTAKE) -> Fast
 
 def _serve_images(app: FastAPI, plane: DataPlane, intake: Intake) -> None:
     """Add the routes that run whole images."""
-    task = plane.tails.task
+    task, defaults = plane.tails.task, plane.tails.bundle.manifest.settings
     options: dict[str, Any] = {
         "openapi_extra": IMAGE_BODY,
         "responses": error_responses(403, 408, 409, 413, 415, 422, 503),
     }
-    Settings = Annotated[ResultSettings, Depends(settings_query(task))]  # noqa: N806 - a type
+    Settings = Annotated[ResultSettings, Depends(settings_query(task, defaults))]  # noqa: N806 - a type
 
     async def run(request: Request, settings: ResultSettings) -> tuple[ImageResult, FrameResponse]:
         client = peer_of(request)

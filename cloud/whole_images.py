@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from cloud.tails import Tails
 from common.bundle.manifest import Plan
 from common.imaging.images import DEFAULT_LIMITS, ImageLimits, decode_image
-from common.tasks.base import DEFAULTS, ResultSettings, TaskResult
+from common.tasks.base import ResultSettings, TaskResult
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class ImageResult:
 def run_image(
     tails: Tails,
     data: bytes,
-    settings: ResultSettings = DEFAULTS,
+    settings: ResultSettings | None = None,
     limits: ImageLimits = DEFAULT_LIMITS,
     arrived_s: float | None = None,
 ) -> ImageResult:
@@ -47,7 +47,7 @@ def run_image(
     Args:
         tails: The opened tails.
         data: The encoded image.
-        settings: What to report.
+        settings: What to report; by the bundle's defaults, if None.
         limits: The largest image to decode.
         arrived_s: When the image arrived, in seconds of `time.perf_counter`; now, if None.
 
@@ -56,6 +56,7 @@ def run_image(
         UnknownPlanError: If the bundle has no cloud-only plan.
     """
     started_s = time.perf_counter()
+    settings = tails.bundle.manifest.settings if settings is None else settings
     arrived_s = started_s if arrived_s is None else arrived_s
     runner = tails.image_runner()
     image = decode_image(data, limits)

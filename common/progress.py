@@ -26,6 +26,19 @@ class Reporter(Protocol):
         ...
 
 
+class Silent:
+    """Reporter that shows nothing."""
+
+    def stage(self, title: str, /) -> Progress:
+        """Begin a stage."""
+        del title
+        return self._show
+
+    @staticmethod
+    def _show(done: int, total: int, note: str = "", /) -> None:
+        pass
+
+
 class Stages:
     """Shows stages one below the other; without a terminal, prints a line per finished stage."""
 

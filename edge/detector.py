@@ -30,7 +30,7 @@ from common.link.link import Link
 from common.rpc import splitpoint_pb2 as pb
 from common.rpc.messages import microseconds
 from common.runtime.registry import DEFAULT_RUNTIME
-from common.tasks.base import DEFAULTS, MAX_REPORTED_BYTES, ResultSettings, TaskResult
+from common.tasks.base import MAX_REPORTED_BYTES, ResultSettings, TaskResult
 from common.tasks.detections import Detections, as_detections
 from edge.head import EdgePlan, open_reproduced
 from edge.link.estimate import Estimate
@@ -159,7 +159,7 @@ class Detector:
         self,
         image: NDArray[np.uint8],
         plan: bytes | None = None,
-        settings: ResultSettings = DEFAULTS,
+        settings: ResultSettings | None = None,
         *,
         capture_ms: float = 0.0,
         deadline_ms: float | None = None,
@@ -169,7 +169,7 @@ class Detector:
         Args:
             image: (H, W, 3) RGB.
             plan: Digest of an opened plan; the controller's choice, or the default, if None.
-            settings: What to report.
+            settings: What to report; by the bundle's defaults, if None.
             capture_ms: Time to get the image, reported with the frame's times.
             deadline_ms: From this call on. The most accurate plan that is expected to keep it is
                 chosen; where the cloud turns out too slow for it, a plan without the cloud serves
@@ -184,6 +184,7 @@ class Detector:
             CloudFailedError: If it does not hold the plan, refuses the frame or sends an invalid
                 answer.
         """
+        settings = self.bundle.manifest.settings if settings is None else settings
         settings.check_on_the_wire()
         started_s = time.perf_counter()
         chosen = self._choose(plan, deadline_ms)

@@ -135,6 +135,25 @@ class EdgePlan:
             payloads.append(pb.Payload(data=data, crc32=seal(data)))
         return payloads
 
+    def message(
+        self, payloads: Sequence[pb.Payload], where: Placement, settings: ResultSettings
+    ) -> pb.Frame:
+        """Build the Frame that carries payloads to the cloud.
+
+        Args:
+            payloads: One per wire tensor.
+            where: Where the image lies in the frame.
+            settings: What to report.
+        """
+        message = pb.Frame(
+            plan_digest=self.digest,
+            image_width=where.image_width,
+            image_height=where.image_height,
+            payloads=payloads,
+        )
+        settings.to_frame(message)
+        return message
+
     def infer(self, frame: NDArray[np.uint8], where: Placement, settings: ResultSettings) -> Local:
         """Run the whole network here.
 

@@ -192,14 +192,9 @@ def _sent(opened: EdgePlan, frame: Frame) -> list[pb.Frame]:
 
 
 def _message(opened: EdgePlan, payloads: list[pb.Payload], frame_id: int) -> pb.Frame:
-    return pb.Frame(
-        frame_id=frame_id,
-        plan_digest=opened.digest,
-        image_width=PICTURE[0],
-        image_height=PICTURE[1],
-        payloads=payloads,
-        score_threshold=DEFAULTS.score_threshold,
-    )
+    message = opened.message(payloads, opened.image.place(*PICTURE), DEFAULTS)
+    message.frame_id = frame_id
+    return message
 
 
 def _moved(frame: Frame) -> Frame:

@@ -38,7 +38,7 @@ from common.http.schemas import (
 from common.http.settings_query import settings_query
 from common.http.turns import TurnLimits, Turns
 from common.imaging.images import EDGE_LIMITS, ImageLimits, decode_image
-from common.tasks.base import DEFAULTS, ResultSettings, TaskResult
+from common.tasks.base import ResultSettings, TaskResult
 from common.tasks.detections import require_detection
 from common.tasks.draw import annotate
 from edge.detector import Detector, find_plan
@@ -67,7 +67,7 @@ def create_app(
     detector: Detector,
     *,
     limits: ImageLimits = EDGE_LIMITS,
-    settings: ResultSettings = DEFAULTS,
+    settings: ResultSettings | None = None,
     metrics: EdgeMetrics | None = None,
     player: "Player | None" = None,
     bodies: IntakeLimits = EDGE_INTAKE,
@@ -78,7 +78,7 @@ def create_app(
     Args:
         detector: The opened detector.
         limits: The largest image to accept.
-        settings: What is reported to requests that do not say.
+        settings: What is reported to requests that do not say; the bundle's defaults, if None.
         metrics: Metrics that /metrics exposes.
         player: Player of a camera in the same process, for /v1/latest.jpg.
         bodies: Limits on the request bodies held in memory at once.
@@ -89,7 +89,8 @@ def create_app(
     counted = EdgeMetrics(detector) if metrics is None else metrics
     serve_metrics(app, counted.registry)
     serve_intake(counted.registry, "edge", intake, turns)
-    _serve_images(app, _Images(detector, limits, settings, counted, intake, turns))
+    defaults = detector.bundle.manifest.settings if settings is None else settings
+    _serve_images(app, _Images(detector, limits, defaults, counted, intake, turns))
     if player is not None:
         _serve_latest(app, player)
 
@@ -236,7 +237,7 @@ def run_image(
     detector: Detector,
     data: bytes,
     digest: bytes | None,
-    settings: ResultSettings = DEFAULTS,
+    settings: ResultSettings | None = None,
     limits: ImageLimits = EDGE_LIMITS,
     deadline_ms: float | None = None,
     metrics: EdgeMetrics | None = None,
@@ -248,7 +249,7 @@ def run_image(
         detector: The opened detector.
         data: The image file.
         digest: Digest of the plan; the detector's choice, if None.
-        settings: What to report.
+        settings: What to report; by the bundle's defaults, if None.
         limits: The largest image to accept.
         deadline_ms: See `Detector.detect`.
         metrics: Metrics that count the frame.

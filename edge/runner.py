@@ -155,13 +155,7 @@ class Runner:
         client.require(opened.digest, timeouts.stream_timeout_s())
         earlier = self._answered.get(opened.digest)
         cut = opened.cut(taken.pixels, None if earlier is None else earlier.symbols)
-        message = pb.Frame(
-            plan_digest=opened.digest,
-            image_width=taken.where.image_width,
-            image_height=taken.where.image_height,
-            payloads=cut.payloads,
-        )
-        taken.settings.to_frame(message)
+        message = opened.message(cut.payloads, taken.where, taken.settings)
         if cut.looks_back and earlier is not None:
             message.reference.CopyFrom(earlier.reference)
         try:

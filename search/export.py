@@ -122,6 +122,10 @@ def _write(
             reduced_range=request.device.reduced_range,
             video=request.video,
             cloud_threads=request.cloud_threads,
+            iou_threshold=request.iou_threshold,
+            max_detections=request.max_detections,
+            classes=request.classes,
+            top=request.top,
         ),
         plans=tuple(plans),
     )

@@ -49,9 +49,11 @@ class Request:
         tables: Latency tables of devices and of the cloud; without, all times are this machine's,
             multiplied by the device's slowdown.
         cache: Folder for the results of stages, which later searches reuse.
-        iou_threshold: Overlap at which detections are duplicates, while accuracy is measured.
+        iou_threshold: Overlap at which detections are duplicates, while accuracy is measured; the
+            bundle's default.
         max_detections: The most detections of an image that count.
         classes: Names of the only classes that count; all, if empty.
+        top: How many of a classifier's best classes count.
     """
 
     source: NetworkSource
@@ -77,6 +79,7 @@ class Request:
     iou_threshold: float = DEFAULTS.iou_threshold
     max_detections: int = DEFAULTS.max_detections
     classes: tuple[str, ...] = ()
+    top: int = 1
 
     def settings(self, task: Task) -> ResultSettings:
         """Settings of the results that accuracy is measured on, but for the score threshold.
@@ -85,9 +88,11 @@ class Request:
             SettingsError: If one is out of range, or a class is not the task's.
         """
         wanted = task.class_indices(self.classes)
-        return ResultSettings(
+        settings = ResultSettings(
             DEFAULTS.score_threshold, self.iou_threshold, self.max_detections, wanted
         )
+        settings.check_on_the_wire()
+        return settings
 
     @property
     def model(self) -> str:

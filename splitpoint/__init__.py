@@ -1,6 +1,7 @@
 """Splitpoint: one neural network on two machines, the cut chosen by measurement.
 
     search(...)                     a bundle of plans, from a model, images, an edge and a link
+    evaluate(bundle, images)        the accuracy of its plans, as deployed
     CloudServer(bundle)             the cloud: tails over gRPC, whole images over REST
     EdgeDetector(bundle, cloud)     the edge: images in, results out
     open_bundle(path)               a bundle, checked
@@ -45,6 +46,8 @@ from common.version import __version__
 if TYPE_CHECKING:
     from splitpoint.cloud_server import CloudServer
     from splitpoint.edge_detector import EdgeDetector
+    from splitpoint.evaluating import evaluate
+    from splitpoint.evaluation import Evaluation
     from splitpoint.searching import search
 
 __all__ = [
@@ -60,6 +63,7 @@ __all__ = [
     "CloudUnavailableError",
     "Detections",
     "EdgeDetector",
+    "Evaluation",
     "ImageError",
     "ImageTooLargeError",
     "ModelError",
@@ -78,6 +82,7 @@ __all__ = [
     "WeightsError",
     "WrongTaskError",
     "__version__",
+    "evaluate",
     "open_bundle",
     "search",
 ]
@@ -85,6 +90,8 @@ __all__ = [
 _LATER = {
     "CloudServer": "splitpoint.cloud_server",
     "EdgeDetector": "splitpoint.edge_detector",
+    "Evaluation": "splitpoint.evaluation",
+    "evaluate": "splitpoint.evaluating",
     "search": "splitpoint.searching",
 }
 

@@ -18,6 +18,7 @@ from splitpoint.commands import (
     cloud,
     demo,
     edge,
+    evaluate,
     explain,
     models,
     profile,
@@ -59,6 +60,7 @@ app.command("propose")(propose.run)
 app.command("profile")(profile.run)
 app.command("allocate")(allocate.run)
 app.command("quantize")(quantize.run)
+app.command("evaluate")(evaluate.run)
 app.command("explain")(explain.run)
 app.command("edge")(edge.run)
 app.command("cloud")(cloud.run)

@@ -119,7 +119,7 @@ class EdgeDetector:
         *,
         plan: str | None = None,
         score_threshold: float = DEFAULTS.score_threshold,
-        iou_threshold: float = DEFAULTS.iou_threshold,
+        iou_threshold: float | None = None,
         max_detections: int = DEFAULTS.max_detections,
         classes: Sequence[str] = (),
         deadline_ms: float | None = None,
@@ -130,7 +130,8 @@ class EdgeDetector:
             image: (H, W, 3) uint8, RGB.
             plan: Name or start of the digest of the plan to use for this image.
             score_threshold: Lowest score to return, in (0, 1].
-            iou_threshold: A detection that overlaps a better one of its class by more is dropped.
+            iou_threshold: A detection that overlaps a better one of its class by more is dropped;
+                as in the bundle's search, if None.
             max_detections: The most detections to return, best first.
             classes: Names of the classes to return; all, if empty.
             deadline_ms: From this call on: the most accurate plan that is expected to keep it.
@@ -144,7 +145,9 @@ class EdgeDetector:
         """
         digest = None if plan is None else find_plan(self._detector.bundle, plan)
         wanted = self._detector.task.class_indices(classes)
-        settings = ResultSettings(score_threshold, iou_threshold, max_detections, wanted)
+        iou = self._detector.bundle.manifest.settings.iou_threshold
+        iou = iou if iou_threshold is None else iou_threshold
+        settings = ResultSettings(score_threshold, iou, max_detections, wanted)
         return self._detector.detect(image, digest, settings, deadline_ms=deadline_ms)
 
     async def detect_async(
@@ -153,7 +156,7 @@ class EdgeDetector:
         *,
         plan: str | None = None,
         score_threshold: float = DEFAULTS.score_threshold,
-        iou_threshold: float = DEFAULTS.iou_threshold,
+        iou_threshold: float | None = None,
         max_detections: int = DEFAULTS.max_detections,
         classes: Sequence[str] = (),
         deadline_ms: float | None = None,

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Unpack, cast
 
 from common.link.link import Link, parse_link
-from common.progress import Progress, Reporter
+from common.progress import Reporter, Silent
 from common.tables.store_file import read_tables
 from search.bundling import search_to
 from search.constraints import CONSTRAINTS, Limits, constraints
@@ -45,6 +45,7 @@ class SearchOptions(Limits, total=False):
     iou_threshold: float
     max_detections: int
     classes: tuple[str, ...]
+    top: int
 
 
 def search(
@@ -77,7 +78,7 @@ def search(
         SplitpointError: If something cannot be worked with; nothing is written then.
     """
     request = request_of(model, calibration, link, device, strategy, **options)
-    return search_to(Path(out), request, reporter or _Silent())
+    return search_to(Path(out), request, reporter or Silent())
 
 
 def request_of(
@@ -110,15 +111,3 @@ def request_of(
         constraints=constraints(**cast("Limits", limits)),
         **others,
     )
-
-
-class _Silent:
-    """Shows nothing."""
-
-    def stage(self, title: str, /) -> Progress:
-        del title
-        return self._show
-
-    @staticmethod
-    def _show(done: int, total: int, note: str = "", /) -> None:
-        pass

@@ -8,8 +8,9 @@ The weights are random but fixed, and strong enough for every image of noise to 
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,7 @@ def build(
     wrong_vector: bool = False,
     weights_sha256: str | None = None,
     task: AnyTask = DETECTOR,
+    searched: Mapping[str, object] = MappingProxyType({}),
 ) -> Bundle:
     """Write a tiny bundle and open it.
 
@@ -91,6 +93,7 @@ def build(
         wrong_vector: Whether the heads' reference outputs are not what the heads compute.
         weights_sha256: Of the network's file, if not that of the seed: other plans of one network.
         task: What the network is for; a classifier's map has one cell.
+        searched: Settings of the search.
     """
     weights_sha256 = weights_sha256 or weights_of(seed)
     models = _Network(seed, wrong_vector=wrong_vector, cells=1 if task.kind == CLASSES.kind else 4)
@@ -99,7 +102,7 @@ def build(
     made = [models.plan(name, writer) for name in plans]
     writer.finish(
         task=task,
-        search=SEARCH.model_copy(update={"weights_sha256": weights_sha256}),
+        search=SEARCH.model_copy(update={"weights_sha256": weights_sha256, **searched}),
         plans=tuple(plan.model_copy(update={"network": network}) for plan in made),
     )
     return Bundle.open(folder)
@@ -128,6 +131,14 @@ def png(pixels: NDArray[np.uint8] | None = None) -> bytes:
     file = io.BytesIO()
     Image.fromarray(image() if pixels is None else pixels).save(file, "PNG")
     return file.getvalue()
+
+
+def pictures(folder: Path, seeds: Iterable[int]) -> Path:
+    """Write the image of each seed, such as 1.png, into a new folder."""
+    folder.mkdir(parents=True)
+    for seed in seeds:
+        (folder / f"{seed}.png").write_bytes(png(image(seed)))
+    return folder
 
 
 class _Network:

@@ -27,7 +27,7 @@ from pydantic import Field, model_validator
 
 from common.codec.spec import CodecSpec, WireTensor
 from common.records import Record
-from common.tasks.base import Task
+from common.tasks.base import DEFAULTS, MOST_SETTING, ResultSettings, Task
 from common.tasks.registry import AnyTask
 
 SCHEMA_VERSION = 5
@@ -214,6 +214,11 @@ class Search(Record):
         reduced_range: Whether weights keep to 7 bits.
         video: Whether frames come in sequence.
         cloud_threads: Threads of the cloud's runtime.
+        iou_threshold: Overlap at which detections are duplicates: that of accuracies, and the
+            default of edge and cloud.
+        max_detections: The most detections of an image that counted.
+        classes: Names of the only classes that counted; all, if empty.
+        top: How many of a classifier's best classes counted.
     """
 
     model: str
@@ -230,6 +235,10 @@ class Search(Record):
     reduced_range: bool = False
     video: bool = False
     cloud_threads: int = Field(default=1, ge=1)
+    iou_threshold: float = Field(default=DEFAULTS.iou_threshold, gt=0, le=1)
+    max_detections: int = Field(default=DEFAULTS.max_detections, ge=1, le=MOST_SETTING)
+    classes: tuple[str, ...] = Field(default=(), max_length=MOST_SETTING)
+    top: int = Field(default=1, ge=1)
 
     @property
     def edge_memory_bytes(self) -> int | None:
@@ -277,6 +286,11 @@ class Manifest(Record):
         if len(set(self.digests)) != len(self.plans):
             raise ValueError("two plans do the same thing")
         return self
+
+    @property
+    def settings(self) -> ResultSettings:
+        """Settings of results for callers that give none: the search's duplicates, else usual."""
+        return ResultSettings(iou_threshold=self.search.iou_threshold)
 
     @cached_property
     def digests(self) -> tuple[bytes, ...]:

@@ -31,10 +31,11 @@ Carrier = pb.Result | pb.Report
 """Messages that carry the result of a frame."""
 
 MAX_CLASSES: Final = 65536
+MOST_SETTING: Final = 1000
+"""Most detections of a result, and most classes that a caller may name."""
 MAX_REPORTED_BYTES: Final = 48_000
 """Largest result that an edge reports of a frame it served alone; the cloud keeps no more of all
 that one edge reported."""
-_MOST_SETTING: Final = 1000
 _NAMED: Final = 8
 
 
@@ -60,17 +61,17 @@ class ResultSettings:
 
     def __post_init__(self) -> None:
         thresholds_fit = 0 <= self.score_threshold <= 1 and 0 <= self.iou_threshold <= 1
-        if not (thresholds_fit and 1 <= self.max_detections <= _MOST_SETTING):
+        if not (thresholds_fit and 1 <= self.max_detections <= MOST_SETTING):
             raise SettingsError(
-                f"expected thresholds from 0 to 1 and 1 to {_MOST_SETTING} detections, got score "
+                f"expected thresholds from 0 to 1 and 1 to {MOST_SETTING} detections, got score "
                 f"{self.score_threshold}, IoU {self.iou_threshold}, "
                 f"{self.max_detections} detections"
             )
-        if len(self.classes) > _MOST_SETTING or not all(
+        if len(self.classes) > MOST_SETTING or not all(
             0 <= each < MAX_CLASSES for each in self.classes
         ):
             raise SettingsError(
-                f"expected at most {_MOST_SETTING} classes, each an index from 0, "
+                f"expected at most {MOST_SETTING} classes, each an index from 0, "
                 f"got {list(self.classes[:8])}"
             )
 
@@ -182,6 +183,14 @@ class TaskResult(ABC):
     @abstractmethod
     def draw(self, picture: Image.Image, class_names: Sequence[str]) -> None:
         """Draw it onto its picture."""
+
+    def within(self, settings: ResultSettings) -> Self:
+        """The findings that stricter settings leave of it: a higher threshold, fewer detections.
+
+        It equals the result of decoding with these settings. Results without thresholds stay.
+        """
+        del settings
+        return self
 
     @abstractmethod
     def agreement(self, found: Self) -> Agreement:

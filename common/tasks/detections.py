@@ -101,6 +101,11 @@ class Detections(TaskResult):
         columns = self.boxes.tolist(), self.scores.tolist(), self.classes.tolist()
         draw_boxes(picture, *columns, class_names)
 
+    def within(self, settings: ResultSettings) -> Self:
+        """Implement `TaskResult.within`."""
+        kept = np.flatnonzero(self.scores >= settings.score_threshold)[: settings.max_detections]
+        return type(self)(self.boxes[kept], self.scores[kept], self.classes[kept])
+
     def agreement(self, found: Self, iou: float = 0.5) -> Agreement:
         """Pair up with what was found in the same image, greedily, best expected score first.
 

@@ -9,6 +9,7 @@ and the rest of the images is saved. What is accepted was always judged on all o
 Results are keyed by the digest of everything that decides them; two candidates may share a name.
 """
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,18 +24,19 @@ from search.cache import Cache, digest
 from search.measure.accuracy import AccuracySource
 from search.measure.evaluate import Evaluator
 from search.measure.frames import Frames
-from search.measure.sources import accuracy_source, content_digest
+from search.measure.intervals import KEEP_LEVEL
+from search.measure.sources import Basis, accuracy_metrics, content_digest
 from search.network.cuts import Cut, prefix_cuts
 from search.prediction.candidates import Candidate, RankedCandidate
 from search.quantization.heads import Heads
 from search.wire.tail_adaptation import Wire
 
+_LOG = logging.getLogger(__name__)
+
 FIRST_LOOK = 32
 """Images before the first interval; the next looks are at twice as many each."""
 GIVE_UP_LEVEL = 0.99
 """Level of the interval by whose lower end a candidate is given up."""
-KEEP_LEVEL = 0.9
-"""Level of the one-sided interval by whose upper end a candidate is kept."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,7 @@ def open_evaluator(
     cache: Cache,
     origin: str,
     settings: ResultSettings = DEFAULTS,
+    top: int = 1,
 ) -> tuple[AccuracyEvaluator, float]:
     """Open an evaluator; also returns the median postprocessing time in ms on this machine.
 
@@ -196,12 +199,13 @@ def open_evaluator(
         heads: The integer networks.
         task: What the network is for.
         evaluation: Images to judge by.
-        annotations: The truth about them; see `accuracy_source`.
+        annotations: The truth about them; see `search.measure.sources.Basis`.
         folder: For tails while they are evaluated.
         max_drop: As for `AccuracyEvaluator`.
         cache: As for `AccuracyEvaluator`.
         origin: Digest of the network and the calibration images.
         settings: What counts of a result; the score threshold is that of average precision.
+        top: How many of a classifier's best classes count.
     """
     evaluator = Evaluator(
         heads,
@@ -213,9 +217,13 @@ def open_evaluator(
         settings=settings,
     )
     reference, postprocess_ms = evaluator.reference(prefix_cuts(heads.network.graph)[0])
-    source = accuracy_source(task, reference, evaluation.names, annotations)
+    names, classes = evaluation.names, settings.classes
+    metrics = accuracy_metrics(Basis(task, names, annotations, reference, classes, tops=(top,)))
+    for line in metrics.warnings:
+        _LOG.warning("%s", line)
+    source = metrics.sources[0]
     truth = None if annotations is None else [content_digest(annotations), *evaluation.names]
-    judged_on = digest(origin, task, settings, evaluation.pixels, truth)
+    judged_on = digest(origin, task, settings, top, evaluation.pixels, truth)
     return AccuracyEvaluator(
         evaluator, source, reference, max_drop, cache, judged_on
     ), postprocess_ms

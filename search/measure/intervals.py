@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from pycocotools.cocoeval import COCOeval
 
 MAX_DETECTIONS = 100
+KEEP_LEVEL = 0.9
+"""Level of the one-sided interval by whose upper end a plan is judged."""
 # Weight vectors worked on at once: so few that what is made of them stays in the caches.
 _BATCH = 16
 

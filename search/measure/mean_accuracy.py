@@ -71,19 +71,21 @@ class LabelAccuracy(_MeanAccuracy):
 
 
 class ClassAgreement(_MeanAccuracy):
-    """Share of images whose best class is that of the floating-point network.
+    """Share of images for which the floating-point network's best class is among the best.
 
     Args:
         reference: The floating-point network's classes, one entry per evaluation image.
+        top: How many of the best classes count.
     """
 
-    metric = "top-1 agreement"
-
-    def __init__(self, reference: Sequence[TaskResult]) -> None:
+    def __init__(self, reference: Sequence[TaskResult], top: int = 1) -> None:
+        self.metric = f"top-{top} agreement"
         self._reference = [_best(each, 1) for each in reference]
+        self._top = top
 
     def _score(self, index: int, result: TaskResult) -> float:
-        return float(_best(result, 1) == self._reference[index])
+        expected, found = self._reference[index], _best(result, self._top)
+        return float(set(expected) <= set(found))
 
 
 class TensorAgreement(_MeanAccuracy):

@@ -180,6 +180,10 @@ def request_of(spec: ProposalSpec, present: Manifest, rows: list[LatencyRow]) ->
         adapt_steps=spec.adapt_steps,
         runtime=spec.runtime,
         video=search.video,
+        iou_threshold=search.iou_threshold,
+        max_detections=search.max_detections,
+        classes=search.classes,
+        top=search.top,
         tables=spec.tables,
         cache=spec.cache,
     )

@@ -122,6 +122,7 @@ class _Ranking:
             cache=prepared.cache,
             origin=prepared.origin,
             settings=request.settings(prepared.task),
+            top=request.top,
         )
         self._feasibility = Feasibility(request.constraints, self._evaluator, self._predict)
         self._latency = MeasuredLatency(

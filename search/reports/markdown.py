@@ -11,8 +11,8 @@ from search.constraints import find, stored
 from search.constraints import in_words as limits_in_words
 from search.constraints.feasibility import admits
 from search.constraints.max_drop import MaxDrop, more_pictures
-from search.measure.accuracy_evaluator import KEEP_LEVEL
 from search.measure.held_out import judged_in_words, overlap_in_words
+from search.measure.intervals import KEEP_LEVEL
 from search.prediction.candidates import RankedCandidate
 from search.reports import time_sources as origins
 from search.reports.crossover import fastest

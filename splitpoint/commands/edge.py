@@ -39,14 +39,26 @@ class _Played:
 
 @dataclass(frozen=True)
 class _Reported:
-    """Settings of what is reported, with the names of the only classes, if any."""
+    """Settings of what is reported, with the names of the only classes, if any.
+
+    Attributes:
+        settings: The settings, but for classes.
+        classes: Names of the only classes; all, if empty.
+        usual_iou: Whether the IoU threshold is that of the bundle.
+    """
 
     settings: "ResultSettings"
     classes: tuple[str, ...]
+    usual_iou: bool
 
     def of(self, detector: "Detector") -> "ResultSettings":
-        """The settings for a bundle's task, which knows its classes."""
-        return replace(self.settings, classes=detector.task.class_indices(self.classes))
+        """The settings for a bundle, which knows its classes and its IoU threshold."""
+        usual = detector.bundle.manifest.settings if self.usual_iou else self.settings
+        return replace(
+            self.settings,
+            iou_threshold=usual.iou_threshold,
+            classes=detector.task.class_indices(self.classes),
+        )
 
 
 def run(
@@ -94,10 +106,7 @@ def run(
         ),
     ] = None,
     score_threshold: Annotated[float, typer.Option(help="Lowest score of a detection.")] = 0.25,
-    iou_threshold: Annotated[
-        float,
-        typer.Option(help="Drop detections that overlap a better one of their class by more."),
-    ] = 0.45,
+    iou_threshold: options.IouThreshold = None,
     max_detections: Annotated[
         int, typer.Option(help="The most detections of a picture, best first.")
     ] = 100,
@@ -167,15 +176,17 @@ def run(
         ("--score-threshold", score_threshold),
         ("--iou-threshold", iou_threshold),
     ):
-        if not 0 < value <= 1:
+        if value is not None and not 0 < value <= 1:
             raise SettingsError(f"{option} {value}: expected a number in (0, 1]")
     from common.link.trace import link_or_trace
     from common.rpc.tls import ClientTls
     from common.tasks.base import ResultSettings
     from edge.app import EdgeSettings, open_edge, own_name
 
-    wanted = ResultSettings(score_threshold, iou_threshold, max_detections)
-    reported = _Reported(wanted, tuple(classes or ()))
+    wanted = ResultSettings(score_threshold, max_detections=max_detections)
+    if iou_threshold is not None:
+        wanted = replace(wanted, iou_threshold=iou_threshold)
+    reported = _Reported(wanted, tuple(classes or ()), iou_threshold is None)
     settings = EdgeSettings(
         cloud=cloud,
         link=None if link is None else link_or_trace(link),

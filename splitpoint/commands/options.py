@@ -81,12 +81,22 @@ HeadThreads = Annotated[
 TailThreads = Annotated[
     int, typer.Option(min=1, max=MAX_THREADS, help="Threads within one inference.")
 ]
+Threads = Annotated[
+    int, typer.Option(min=1, max=MAX_THREADS, help="Threads within one run of a model.")
+]
 Workers = Annotated[int, typer.Option(min=1, max=MAX_THREADS, help="Frames served at once.")]
 Runtime = Annotated[
     str,
     typer.Option(
         metavar=f"[{'|'.join(RUNTIMES)}]",
         help="Runtime of the models; others than the first are extras of the same name.",
+    ),
+]
+IouThreshold = Annotated[
+    float | None,
+    typer.Option(
+        help="Drop detections that overlap a better one of their class by more; default: as the "
+        "bundle's search did."
     ),
 ]
 RefinedCuts = Annotated[

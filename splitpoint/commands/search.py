@@ -32,7 +32,9 @@ def run(
     annotations: options.Annotations = None,
     iou_threshold: Annotated[
         float,
-        typer.Option(help="Overlap at which detections are duplicates, to measure accuracy."),
+        typer.Option(
+            help="Overlap at which detections are duplicates: the default of the bundle's results."
+        ),
     ] = 0.45,
     max_detections: Annotated[
         int, typer.Option(help="The most detections of a picture that count.")
@@ -41,6 +43,9 @@ def run(
         list[str] | None,
         typer.Option("--class", metavar="NAME", help="Count only this class; may be repeated."),
     ] = None,
+    top: Annotated[
+        int, typer.Option(min=1, help="A classifier is right if the label is among so many.")
+    ] = 1,
     no_raw_image: Annotated[
         bool, typer.Option("--no-raw-image", help="Exclude plans that send pixels off the edge.")
     ] = False,
@@ -106,6 +111,7 @@ def run(
             iou_threshold=iou_threshold,
             max_detections=max_detections,
             classes=tuple(classes or ()),
+            top=top,
             quantizer=quantizer,
             max_drop=max_drop,
             no_raw_image=no_raw_image,

@@ -1,6 +1,7 @@
 """A real search, its bundle deployed: two processes, real images, boxes that hold up."""
 
 import csv
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from bench.processes import Service
 from common.bundle.bundle import Bundle
-from common.errors import NoFeasiblePlanError
+from common.errors import NoFeasiblePlanError, SettingsError
 from common.link.link import parse_link
 from common.progress import Progress
 from common.tasks.base import Agreement, Task
@@ -22,6 +23,7 @@ from search.source import NetworkSource
 from search.strategies import known_strategy
 from splitpoint.cli import main
 from splitpoint.demo.ways import infer
+from splitpoint.evaluating import evaluate
 from tests import zoo
 
 # The first test makes the bundle, in two minutes of a processor that it may have to share.
@@ -113,6 +115,33 @@ def test_two_processes_find_what_the_whole_network_finds(
         assert found[name].extra <= (1 - share) * expected
 
 
+def test_the_bundle_is_evaluated_on_annotated_images(
+    bundle: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    out, images = tmp_path / "found.json", 24
+    folder = data_dir / "coco_val"
+    with pytest.raises(SystemExit) as ended:
+        main(
+            [
+                *("evaluate", "--bundle", str(bundle), "--images", str(folder / "images")),
+                *("--annotations", str(folder / "instances_val.json")),
+                *("--max-images", str(images), "--threads", "2", "--json", str(out)),
+            ]
+        )
+    assert not ended.value.code
+    found = json.loads(out.read_text())
+    assert (found["images"], found["warnings"]) == (images, [])
+    whole = {(each["preset"], each["metric"]): each["accuracy"] for each in found["reference"]}
+    assert 15 < whole["evaluation", "COCO AP"] < whole["evaluation", "COCO AP50"] < 70
+    assert whole["serving", "COCO AP"] < whole["evaluation", "COCO AP"]
+    for plan in found["plans"]:
+        score = plan["scores"][0]
+        assert (score["preset"], score["metric"]) == ("evaluation", "COCO AP")
+        assert score["lost"] <= score["lost_at_most"]
+        assert score["lost"] < 12  # of few pictures, and of tails that were hardly trained
+        assert plan["kind"] == "edge-only" or 0 < plan["uplink_bytes"] < 120_000
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Request]:
     """A search of a small network for an edge that holds a part of it."""
@@ -126,6 +155,36 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Request]:
             calibration=folder / "pictures",
             constraints=constraints(edge_memory=40_000, max_drop=30.0),
         )
+
+
+def test_a_bundle_is_evaluated_as_its_search_judged_it(small: Request, tmp_path: Path) -> None:
+    """What the search measured of its candidates is what edge and cloud do with their files."""
+    zoo.pictures(tmp_path / "judging", 24)
+    request = replace(
+        small,
+        evaluation=tmp_path / "judging",
+        iou_threshold=0.6,
+        format_trials=1,
+        adapt_steps=2,
+        context_steps=20,
+    )
+    search_to(tmp_path / "bundle", request, Silent())
+    found = evaluate(tmp_path / "bundle", tmp_path / "judging")
+    with Bundle.open(tmp_path / "bundle") as opened:
+        manifest = opened.manifest
+    assert manifest.search.iou_threshold == found.presets["serving"].iou_threshold == 0.6
+    assert len({plan.kind for plan in found.plans}) > 1
+    for plan, evaluated in zip(manifest.plans, found.plans, strict=True):
+        score, predicted = evaluated.scores[0], plan.predicted
+        assert (score.preset, score.metric) == ("evaluation", manifest.search.accuracy_metric)
+        assert score.accuracy == pytest.approx(predicted.accuracy)
+        assert score.lost == pytest.approx(predicted.accuracy_drop)
+        assert score.lost_at_most == pytest.approx(predicted.accuracy_drop_upper)
+
+
+def test_a_detector_has_no_best_five(small: Request, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="--top is for classifiers"):
+        search_to(tmp_path / "bundle", replace(small, top=5), Silent())
 
 
 @pytest.mark.parametrize("strategy", ["dads", "auto-split-v2"])
@@ -156,7 +215,7 @@ def test_a_baseline_that_knows_no_memory_limit_is_told_what_it_would_need(
 
 def test_stages_run_on_their_own(small: Request, tmp_path: Path) -> None:
     common = [
-        *("--model", small.model, "--weights", str(small.network.weights)),
+        *("--model", small.model, "--weights", str(small.source.weights)),
         *("--calibration", str(small.calibration)),
         *("--cache", str(tmp_path / "cache")),
     ]

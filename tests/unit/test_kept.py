@@ -98,6 +98,7 @@ OTHERS: dict[str, Any] = {
     "iou_threshold": 0.6,
     "max_detections": 7,
     "classes": ("cat",),
+    "top": 5,
 }
 PATHS = {"calibration", "evaluation", "annotations", "tables"}
 

@@ -212,6 +212,14 @@ def test_pixels_stay_where_no_plan_sends_them(asked: ProposalSpec, tmp_path: Pat
     )
 
 
+def test_plans_are_judged_as_the_bundles_were(asked: ProposalSpec) -> None:
+    judged = {"iou_threshold": 0.6, "max_detections": 7, "classes": ["cat"], "top": 1}
+    rewrite(asked.bundle, lambda m: m["search"].update(judged))
+    request = request_of(asked, manifest_of(asked.bundle), read_tables(asked.tables))
+    assert (request.iou_threshold, request.max_detections) == (0.6, 7)
+    assert (request.classes, request.top) == (("cat",), 1)
+
+
 def test_weights_of_seven_bits_stay_so(asked: ProposalSpec) -> None:
     rewrite(asked.bundle, lambda m: m["search"].update(device="this-machine-no-vnni"))
     other = replace(asked, device="test")

@@ -11,7 +11,7 @@ import pytest
 import splitpoint
 from common import errors
 from common.bundle.bundle import zip_bundle
-from splitpoint import cloud_server, edge_detector
+from splitpoint import cloud_server, edge_detector, evaluating
 from splitpoint.cloud_server import CloudServer
 from splitpoint.edge_detector import EdgeDetector
 from tests import tiny
@@ -29,6 +29,7 @@ NAMES = [
     "CloudUnavailableError",
     "Detections",
     "EdgeDetector",
+    "Evaluation",
     "ImageError",
     "ImageTooLargeError",
     "ModelError",
@@ -47,6 +48,7 @@ NAMES = [
     "WeightsError",
     "WrongTaskError",
     "__version__",
+    "evaluate",
     "open_bundle",
     "search",
 ]
@@ -83,9 +85,10 @@ def bundle(tmp_path: Path) -> Path:
     return tmp_path / "bundle"
 
 
-@pytest.mark.parametrize("module", [edge_detector, cloud_server])
-def test_examples_of_docstrings_run(module: object, bundle: Path) -> None:
+@pytest.mark.parametrize("module", [edge_detector, cloud_server, evaluating])
+def test_examples_of_docstrings_run(module: object, bundle: Path, tmp_path: Path) -> None:
     names = {"bundle": bundle, "EdgeDetector": EdgeDetector, "CloudServer": CloudServer}
+    names["images"] = tiny.pictures(tmp_path / "images", range(4))
     failed, tried = doctest.testmod(module, extraglobs=names)  # type: ignore[arg-type]
     assert tried > 0
     assert failed == 0

@@ -9,13 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from common.errors import CalibrationError
+from common.errors import CalibrationError, SettingsError
 from common.tasks.base import ImageInput, TaskResult
 from common.tasks.classification import Classes
 from common.tasks.decoders.yolov8 import YoloV8
 from common.tasks.detections import Detections, DetectionTask
 from common.tasks.tensors import Tensors
-from search.measure.accuracy import CocoAccuracy
+from search.measure.accuracy import AccuracySource, CocoAccuracy
 from search.measure.frames import load_frames
 from search.measure.intervals import mean_bound, mean_interval
 from search.measure.mean_accuracy import (
@@ -24,7 +24,7 @@ from search.measure.mean_accuracy import (
     TensorAgreement,
     class_labels,
 )
-from search.measure.sources import SOURCES, accuracy_source
+from search.measure.sources import SOURCES, Basis, accuracy_metrics
 from search.network.losses import LOSSES, distillation_loss, feature_loss, relative_loss
 from tests import tiny
 
@@ -37,6 +37,11 @@ def classes(*indices: int) -> Classes:
 
 def tensors(*values: Any) -> Tensors:
     return Tensors(tuple(np.array(each, np.float32) for each in values))
+
+
+def accuracy_source(basis: Basis) -> AccuracySource:
+    """The metric that decides a search."""
+    return accuracy_metrics(basis).sources[0]
 
 
 def test_every_task_has_a_loss_and_a_source() -> None:
@@ -136,10 +141,42 @@ class TestSources:
         path = tmp_path / "labels.csv"
         path.write_text("".join(f"{name},1\n" for name in NAMES))
         reference = [classes(1)] * 4
-        assert accuracy_source(tiny.CLASSES, reference, NAMES, None).metric == "top-1 agreement"
-        assert accuracy_source(tiny.CLASSES, reference, NAMES, path).metric == "top-1 accuracy"
+        agreed = Basis(tiny.CLASSES, NAMES, None, reference)
+        assert accuracy_source(agreed).metric == "top-1 agreement"
+        labelled = Basis(tiny.CLASSES, NAMES, path, reference)
+        assert accuracy_source(labelled).metric == "top-1 accuracy"
         with pytest.raises(CalibrationError, match="without annotations"):
-            accuracy_source(tiny.TENSORS, [tensors([1])], NAMES, path)
+            accuracy_source(Basis(tiny.TENSORS, NAMES, path, [tensors([1])]))
+
+    @pytest.mark.parametrize(
+        ("top", "tops", "metrics"),
+        [
+            (5, None, ["top-1 accuracy", "top-5 accuracy"]),
+            (3, None, ["top-1 accuracy"]),  # no more than three are reported
+            (5, (4,), ["top-4 accuracy"]),
+        ],
+    )
+    def test_a_classifier_is_judged_by_its_best_few(
+        self, tmp_path: Path, top: int, tops: tuple[int, ...] | None, metrics: list[str]
+    ) -> None:
+        path = tmp_path / "labels.csv"
+        path.write_text("".join(f"{name},1\n" for name in NAMES))
+        task = tiny.CLASSES.model_copy(update={"top": top})
+        found = accuracy_metrics(Basis(task, NAMES, path, tops=tops))
+        assert [source.metric for source in found.sources] == metrics
+
+    def test_without_labels_the_best_class_is_to_be_among_the_best(self) -> None:
+        reference = [classes(1), classes(2), classes(3), classes(4)]
+        basis = Basis(tiny.CLASSES, NAMES, None, reference, tops=(3,))
+        source = accuracy_source(basis)
+        assert source.metric == "top-3 agreement"
+        assert source.accuracy([classes(0, 1), classes(9, 8, 2), classes(0), classes(4)]) == 75
+
+    def test_what_no_network_can_be_judged_by(self) -> None:
+        with pytest.raises(SettingsError, match=r"--top 5: the network reports 3 classes .*1 to 3"):
+            accuracy_source(Basis(tiny.CLASSES, NAMES, None, [classes(1)] * 4, tops=(5,)))
+        with pytest.raises(SettingsError, match=r"--top is for classifiers.* detection"):
+            accuracy_source(Basis(tiny.DETECTOR, NAMES, None, [], tops=(5,)))
 
     def test_categories_go_by_their_names(self, tmp_path: Path) -> None:
         """A detector of faces, whose class 0 is the category 7 of the annotations."""
