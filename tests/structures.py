@@ -87,7 +87,7 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         batch, channels, height, width = x.shape
         qkv = self.qkv(x).view(batch, self.heads, 2 * self.wide, height * width)
-        query, key, value = qkv.split([self.wide // 2, self.wide // 2, self.wide], 2)
+        query, key, value = torch.split(qkv, [self.wide // 2, self.wide // 2, self.wide], 2)
         weights = (query.transpose(-2, -1) @ key * (self.wide // 2) ** -0.5).softmax(-1)
         seen = (value @ weights.transpose(-2, -1)).view(batch, channels, height, width)
         attended: torch.Tensor = x + self.project(seen)
@@ -144,7 +144,7 @@ class YoloV8(nn.Module):
     def _boxes(self, maps: list[torch.Tensor]) -> torch.Tensor:
         centres, strides = _cells()
         flat = torch.cat([each.flatten(2) for each in maps], 2)
-        sides, scores = flat.split([4 * BINS, CLASSES], 1)
+        sides, scores = torch.split(flat, [4 * BINS, CLASSES], 1)
         weights = sides.view(1, 4, BINS, -1).transpose(2, 1).softmax(1)
         ltrb = nn.functional.conv2d(weights, torch.arange(BINS).float().view(1, BINS, 1, 1))[:, 0]
         before, after = ltrb.chunk(2, 1)

@@ -153,8 +153,8 @@ class EfficientNetLite0(nn.Module):
             Stage(6, 320, 1, 1),
         )
         layers = Layers(SamePadding, partial(nn.BatchNorm2d, eps=1e-3))
-        names = ("_expand_conv", "_bn0", "_act0", "_depthwise_conv", "_bn1", "_act1")
-        names += ("_project_conv", "_bn2")
+        expand = "_expand_conv", "_bn0", "_act0"
+        names = (*expand, "_depthwise_conv", "_bn1", "_act1", "_project_conv", "_bn2")
         blocks = []
         for _, groups, adds in _blocks(32, stages, layers):
             parts = [layer for group in groups for layer in group]

@@ -15,7 +15,6 @@ from common.runtime.registry import DEFAULT_RUNTIME
 from search.cache import Cache
 from search.measure.latency import MeasuredLatency
 from search.network.cuts import prefix_cuts
-from search.prepare import prepare
 from search.quantization.calibration import observe
 from search.quantization.recipe import rounded
 from search.software import code_digest, function_digest, library_versions, software_digest
@@ -126,9 +125,7 @@ def test_a_function_is_its_code_and_not_its_place() -> None:
 
 
 def test_methods_and_partial_functions_are_what_they_call() -> None:
-    assert function_digest(functools.partial(prepare, NetworkSource("model"))) == function_digest(
-        prepare
-    )
+    assert function_digest(functools.partial(observe, branched_graph())) == function_digest(observe)
     assert function_digest(Cache().arrays) == function_digest(Cache.arrays)
     assert function_digest(Cache().json) != function_digest(Cache().arrays)
 
