@@ -22,6 +22,11 @@ from search.quantization.export import SharedWeights, head_model, tail_model, wr
 from search.quantization.network import QuantizedGraph
 
 _GROUP = 8
+_GROUP_BYTES = 1 << 30
+"""Weights of the models that are open at a time."""
+_ROUNDS, _FEWEST_ROUNDS = 9, 3
+_ROUND_MACS = 1e11
+"""Multiplications of all rounds of one cut: a network of 11 GMACs has nine rounds, none under 3."""
 
 
 class MeasuredLatency:
@@ -35,7 +40,7 @@ class MeasuredLatency:
         head_threads: Threads of the edge's runtime.
         tail_threads: Threads of the cloud's runtime.
         runtime: Name of the runtime of both.
-        rounds: Runs of each model.
+        rounds: Runs of each model; fewer of a network that takes seconds, if None.
     """
 
     def __init__(
@@ -48,8 +53,14 @@ class MeasuredLatency:
         head_threads: int = 1,
         tail_threads: int = 1,
         runtime: str = DEFAULT_RUNTIME,
-        rounds: int = 9,
+        rounds: int | None = None,
     ) -> None:
+        graph = network.graph
+        macs = max(sum(node.macs for node in graph.nodes), 1)
+        usual = max(_FEWEST_ROUNDS, min(_ROUNDS, int(_ROUND_MACS / macs)))
+        rounds = usual if rounds is None else rounds
+        stored = 5 * sum(node.parameters for node in graph.nodes)  # a head and a tail
+        self._group = max(1, min(_GROUP, _GROUP_BYTES // max(stored, 1)))
         self._network = network
         self._folder = folder
         self._cache = cache
@@ -67,8 +78,8 @@ class MeasuredLatency:
         weights = SharedWeights.of(self._network.graph.nodes)
         write_weights(self._folder, weights)
         table: dict[str, CutTimes] = {}
-        for start in range(0, len(cuts), _GROUP):
-            group = cuts[start : start + _GROUP]
+        for start in range(0, len(cuts), self._group):
+            group = cuts[start : start + self._group]
             rows = self._cache.json(
                 "latency",
                 [self._inputs, [cut.name for cut in group]],

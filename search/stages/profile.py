@@ -23,7 +23,7 @@ from search.prediction.cut_times import CutTimes
 from search.prepare import Prepared
 from search.quantization.heads import Heads
 from search.quantization.layer_table import layer_table, to_csv, to_json
-from search.wire.formats import MAX_TIMED_CUTS
+from search.wire.formats import most_timed
 from search.wire.sampling import sample_values
 
 _HEAD_THREADS = 1
@@ -64,12 +64,12 @@ def time_cuts(
     reporter: Reporter,
     runtime: str = DEFAULT_RUNTIME,
 ) -> list[TimedCut]:
-    """Time every cut, fewest elements to send first; at most `MAX_TIMED_CUTS`."""
+    """Time every cut, fewest elements to send first; as many as `most_timed` says."""
     heads = Heads(prepared.rounder().nearest({}))
     cuts = enumerate_cuts(prepared.graph)
     cuts = [c for c in cuts if not any(n.name in heads.network.refused for n in c.head)]
     sent = {c.name: sum(prepared.graph[name].elements for name in c.tensors) for c in cuts}
-    cuts = sorted(cuts, key=lambda cut: sent[cut.name])[:MAX_TIMED_CUTS]
+    cuts = sorted(cuts, key=lambda cut: sent[cut.name])[: most_timed(prepared.graph)]
     with tempfile.TemporaryDirectory(prefix="splitpoint-") as scratch:
         source = MeasuredLatency(
             heads.network,

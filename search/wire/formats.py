@@ -25,8 +25,17 @@ from search.wire.quantizers import (
 )
 from search.wire.sampling import Coded, Samples, code
 
-# Cuts that are timed; of more, those with the best rough estimate.
 MAX_TIMED_CUTS = 40
+"""Cuts that are timed; of more, those with the best rough estimate."""
+_FEWEST_TIMED = 12
+_TIMED_MACS = 4e11
+"""Multiplications of all cuts that are timed: a network of 33 GMACs has twelve of them."""
+
+
+def most_timed(graph: Graph) -> int:
+    """Number of cuts of a network that are timed at the most; fewer of a large one."""
+    macs = max(sum(node.macs for node in graph.nodes), 1)
+    return max(_FEWEST_TIMED, min(MAX_TIMED_CUTS, int(_TIMED_MACS / macs)))
 
 
 def promising_cuts(graph: Graph, cuts: Sequence[Cut], link: Link) -> list[Cut]:
@@ -34,7 +43,7 @@ def promising_cuts(graph: Graph, cuts: Sequence[Cut], link: Link) -> list[Cut]:
     ends = [cut for cut in cuts if cut.kind != "split"]
     splits = [cut for cut in cuts if cut.kind == "split"]
     splits.sort(key=lambda cut: _rough_ms(graph, cut, link))
-    return ends + splits[: MAX_TIMED_CUTS - len(ends)]
+    return ends + splits[: most_timed(graph) - len(ends)]
 
 
 def runnable_cuts(heads: Heads, cuts: Sequence[Cut]) -> list[Cut]:
