@@ -1,10 +1,10 @@
 """Graph optimisation: the same function with fewer nodes.
 
 Element-wise functions of one tensor become one activation, however many nodes they have; a scaling
-by channel folds into the convolution before it, zeros around an image into the convolution behind
-them, and an activation into the operator that makes its argument. Only a node whose output has no
-other reader can take another in. Of routes, joins of joins become one, and a slice that takes one
-part of a join reads that part.
+by channel folds into the convolution before it, its gain alone into those behind it, zeros around
+an image into the convolution behind them, and an activation into the operator that makes its
+argument. Only a node whose output has no other reader can take another in. Of routes, joins of
+joins become one, and a slice that takes one part of a join reads that part.
 """
 
 from collections.abc import Callable
@@ -31,6 +31,7 @@ def optimise(graph: Graph) -> Graph:
     """Fold, fuse, drop what no output needs, and name nodes by operator and rank."""
     graph = _alive(_fuse_functions(graph))
     graph = _merge_into_producer(graph, "scale", _folds_scale, _fold_scale)
+    graph = _fold_gains(graph)
     graph = _alive(_fold_padding(_fuse_orders(graph)))
     graph = _merge_into_producer(graph, "activation", _takes_activation, _fuse_activation)
     graph = _fuse_routes(graph)
@@ -101,6 +102,34 @@ def _fold_scale(producer: Node, scale: Node) -> Node:
         weight=(producer.weight * by_channel).astype(np.float32),
         bias=(bias * gain + scale.bias).astype(np.float32),
     )
+
+
+def _fold_gains(graph: Graph) -> Graph:
+    """Let convolutions take the gain of a scaling in front of them: it commutes with padding."""
+    made = dict(graph.by_name)
+    for node in graph.nodes:
+        if not _is_gain(node) or node.name in graph.outputs:
+            continue
+        readers = [made[name] for name in graph.consumers[node.name]]
+        if all(reader.op == "conv" for reader in readers):
+            made |= {reader.name: _with_gain(reader, node) for reader in readers}
+            del made[node.name]
+    return replace(graph, nodes=tuple(made.values()))
+
+
+def _is_gain(node: Node) -> bool:
+    zero = node.bias is not None and not node.bias.any()
+    return node.op == "scale" and zero and node.activation is None
+
+
+def _with_gain(conv: Node, gain: Node) -> Node:
+    if conv.weight is None or gain.weight is None:
+        raise ModelError(f"{conv.name}: a convolution or scaling without weights")
+    groups = conv.attributes["groups"]
+    weight = conv.weight.astype(np.float64)
+    grouped = weight.reshape(groups, -1, *weight.shape[1:])
+    grouped *= gain.weight.astype(np.float64).reshape(groups, 1, -1, 1, 1)
+    return replace(conv, inputs=gain.inputs, weight=weight.astype(np.float32))
 
 
 def _fuse_orders(graph: Graph) -> Graph:

@@ -72,7 +72,7 @@ def inspect(
     weights: options.Weights = None,
     card: options.Card = None,
     image_size: options.ImageSize = None,
-    network_input: options.Input = None,
+    input: options.Input = None,  # noqa: A002 - the option's name
     write_card: Annotated[
         bool,
         typer.Option(
@@ -89,7 +89,7 @@ def inspect(
     from search.source import NetworkSource
 
     source = NetworkSource.parse(
-        model, weights=weights, card=card, image_size=image_size, input=network_input
+        model, weights=weights, card=card, image_size=image_size, input=input
     )
     found = inspect_network(source)
     Console().print(Markdown(f"# {model}\n\n{markdown(found)}"))

@@ -270,3 +270,22 @@ def test_weights_outside_lie_in_the_folder_of_the_file(tmp_path: Path) -> None:
     path.write_bytes(model.SerializeToString())
     with pytest.raises(ModelError, match="lie outside of its folder"):
         read_onnx(path)
+
+
+def test_a_gain_of_the_image_folds_into_the_convolutions_that_read_it(tmp_path: Path) -> None:
+    nodes = [
+        conv("x", "w", "a", pads=[1, 1, 1, 1]),
+        conv("x", "v", "b", pads=[1, 1, 1, 1], group=3),
+        helper.make_node("Concat", ["a", "b"], ["y"], axis=1),
+    ]
+    path = saved(tmp_path / "m.onnx", nodes, {"w": weights(4, 3, 3, 3), "v": weights(3, 1, 3, 3)})
+    network = read_onnx(path)
+    gain = InputScaling(std=(0.5, 0.25, 0.2), blue_first=True)
+    shifted = InputScaling((0.1, 0.2, 0.3), (0.5, 0.25, 0.2), blue_first=True)
+    assert "scale" not in {node.op for node in optimise(import_onnx(network, gain)).nodes}
+    assert "scale" in {node.op for node in optimise(import_onnx(network, shifted)).nodes}
+    graph = optimise(import_onnx(network, gain))
+    std = np.array(gain.std, np.float32).reshape(1, 3, 1, 1)
+    (expected,) = open_model(path).run({"x": np.ascontiguousarray(IMAGE[:, ::-1] / std)})
+    found = execute.run(graph, {"image": torch.from_numpy(IMAGE)}, graph.outputs)
+    np.testing.assert_allclose(found[graph.outputs[0]].numpy(), expected, atol=2e-5)
