@@ -69,9 +69,9 @@ class _Convolution:
 
 @dataclass(frozen=True)
 class _Grid:
-    """Scale and zero point of codes, 0 to 255."""
+    """Scales, (1,) or one for each channel, and zero point of codes, 0 to 255."""
 
-    scale: np.float32
+    scale: _Float32
     zero: np.float32
 
 
@@ -127,7 +127,7 @@ def quantize_linear(context: Any) -> list[Output]:
     """Read one QuantizeLinear; OpenVINO's reader calls this with the operator's inputs.
 
     Raises:
-        RuntimeError: If it does not make uint8 on one grid.
+        RuntimeError: If it does not make uint8 on one grid, or behind an activation by channel.
     """
     values, grid = context.get_input(0), _grid(context)
     convolution = _convolution(values)
@@ -136,7 +136,12 @@ def quantize_linear(context: Any) -> list[Output]:
     codes = _activated(values)
     table = None if codes is None else _table(values, codes, grid)
     if codes is None or table is None:
+        if grid.scale.size != 1:
+            raise RuntimeError("QuantizeLinear: scales by channel behind other than an activation")
         return [_fake_quantized(values, grid)]
+    if len(table) > 1:
+        return [_looked_up_by_channel(codes.codes, table)]
+    table = table[0]
     lines = _Lines.of(table, codes.zero, grid.zero)
     return [_looked_up(codes.codes, table) if lines is None else lines.codes_of(codes.codes)]
 
@@ -148,7 +153,7 @@ def mark_quantized(model: Any) -> None:
             continue
         readers = parameter.output(0).get_target_inputs()
         real = ops.convert(parameter, "f32").output(0)
-        codes = _fake_quantized(real, _Grid(np.float32(1), np.float32(0)))
+        codes = _fake_quantized(real, _Grid(np.ones(1, np.float32), np.float32(0)))
         for reader in readers:
             reader.replace_source_output(codes)
 
@@ -158,9 +163,9 @@ def _grid(context: Any) -> _Grid:
     zero: NDArray[Any] | None = np.zeros(1, np.uint8)
     if context.get_input_size() > 2:
         zero = _constant(context.get_input(2))
-    if scale is None or scale.size != 1 or zero is None or zero.dtype != np.uint8:
-        raise RuntimeError("QuantizeLinear: expected one scale and a zero point of type uint8")
-    return _Grid(np.float32(scale.item()), np.float32(zero.item()))
+    if scale is None or zero is None or zero.dtype != np.uint8 or np.unique(zero).size != 1:
+        raise RuntimeError("QuantizeLinear: expected scales and one zero point of type uint8")
+    return _Grid(scale.reshape(-1).astype(np.float32), np.float32(zero.flat[0]))
 
 
 def _convolution_codes(convolution: _Convolution, grid: _Grid) -> Output:
@@ -198,23 +203,30 @@ def _convolved(node: Node, values: Node, weight: _Dequantized) -> Node:
 
 def _fake_quantized(values: Output, grid: _Grid) -> Output:
     """Codes of values by OpenVINO's own operator."""
-    low, high = -grid.zero * grid.scale, (_TOP - grid.zero) * grid.scale
+    scale = np.float32(grid.scale.item())
+    low, high = -grid.zero * scale, (_TOP - grid.zero) * scale
     codes = ops.fake_quantize(values, low, high, np.float32(0), np.float32(_TOP), _TOP + 1)
     return ops.convert(codes, "u8").output(0)
 
 
 def _table(values: Output, codes: _Dequantized, grid: _Grid) -> NDArray[np.uint8] | None:
-    """(256,) codes after an activation, by the code before it; None if it differs by channel."""
-    parameter, entry = ops.parameter(_TABLE, np.uint8), codes.cast.input(0)
+    """Codes after an activation by the code before it: (1, 256), or (C, 256) for scales by channel.
+
+    None if the activation itself differs by channel.
+    """
+    count = max(codes.scale.size, grid.scale.size)
+    shape = (1, count, *_TABLE[2:])
+    parameter, entry = ops.parameter(shape, np.uint8), codes.cast.input(0)
     entry.replace_source_output(parameter.output(0))
     try:
         model = openvino.Model([values], [parameter], "activation")
         model.validate_nodes_and_infer_types()
         after = openvino.Tensor(openvino.Type.f32, openvino.Shape(values.get_shape()))
-        before = openvino.Tensor(np.arange(_TOP + 1, dtype=np.uint8).reshape(_TABLE))
-        if after.data.shape != _TABLE or not model.evaluate([after], [before]):
+        every = np.arange(_TOP + 1, dtype=np.uint8).reshape(_TABLE)
+        before = openvino.Tensor(np.ascontiguousarray(np.broadcast_to(every, shape)))
+        if after.data.shape != shape or not model.evaluate([after], [before]):
             return None
-        steps = np.rint(after.data.reshape(-1) / grid.scale) + grid.zero
+        steps = np.rint(after.data.reshape(count, -1) / grid.scale[:, None]) + grid.zero
         table: NDArray[np.uint8] = np.clip(steps, 0, _TOP).astype(np.uint8)
     except RuntimeError:
         return None
@@ -237,6 +249,12 @@ def _looked_up(codes: Output, table: NDArray[np.uint8]) -> Output:
     """Codes after an activation, by its table."""
     index = ops.convert(codes, "i32")
     return ops.gather(ops.constant(table), index, ops.constant(0, np.int32)).output(0)
+
+
+def _looked_up_by_channel(codes: Output, table: NDArray[np.uint8]) -> Output:
+    """Codes after an activation, by the table of each channel."""
+    first = (_TOP + 1) * np.arange(len(table), dtype=np.int32).reshape(1, -1, 1, 1)
+    return _looked_up(ops.add(ops.convert(codes, "i32"), first).output(0), table.reshape(-1))
 
 
 def _infer_shapes(values: Output, codes: _Dequantized) -> None:
@@ -272,7 +290,7 @@ def _activated(values: Output) -> _Dequantized | None:
             waiting += node.input_values()
         elif constant is None or constant.size != 1:
             return None
-    if len(found) != 1 or found[0].scale.size != 1 or not _is(found[0].codes, openvino.Type.u8):
+    if len(found) != 1 or not _is(found[0].codes, openvino.Type.u8):
         return None
     return found[0]
 

@@ -105,11 +105,12 @@ def test_codes_lose_less(graph: Graph) -> None:
     assert error(balance(graph, FRAMES)) < error(graph) / 4
 
 
-def test_the_runtime_reproduces_heads_with_gains(graph: Graph) -> None:
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_runtimes_reproduce_heads_with_gains(graph: Graph, runtime: str) -> None:
     balanced = balance(graph, FRAMES)
     network = rounded(balanced, observe(balanced, FRAMES), reduced_range=True)
     names = [node.name for node in balanced.nodes[1:]]
-    session = open_model(head_model(network, names))
+    session = open_model(head_model(network, names), runtime=runtime)
     for frame in FRAMES:
         made = session.run({IMAGE: frame[None]})
         check_parity(made, integer.run(network, frame[None], names), what="balanced")
