@@ -10,7 +10,7 @@ tails.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class SharedWeights:
         """Lay out the weights of every convolution."""
         block = bytearray()
         locations = {}
-        for node in nodes:
+        for node in map(_with_plain_sums, nodes):
             for suffix, array in (("weight", node.weight), ("bias", node.bias)):
                 if array is not None:
                     block.extend(bytes(-len(block) % _ALIGNMENT))
@@ -163,9 +163,19 @@ def _pools_first(
 
 def _float_node(builder: OnnxBuilder, node: Node) -> None:
     linear = node.name if node.activation is None else f"{node.name}.linear"
+    node = _with_plain_sums(node)
     made = operator_of(node).write(builder, node, node.inputs, linear)
     if node.activation is not None:
         _write_activation(builder, node, node.activation, made)
+
+
+def _with_plain_sums(node: Node) -> Node:
+    """A node with gains, its sums without them: g f(x) takes one product, g f(g x / g) two."""
+    if node.gains is None or node.weight is None:
+        return node
+    weight = node.weight / node.gains.reshape(-1, *(1,) * (node.weight.ndim - 1))
+    bias = None if node.bias is None else node.bias / node.gains
+    return replace(node, weight=weight, bias=bias)
 
 
 def _write_activation(
@@ -174,9 +184,8 @@ def _write_activation(
     if node.gains is None:
         activation.write(builder, linear, node.name)
         return
+    activation.write(builder, linear, f"{node.name}.activated")
     gains = builder.constant(f"{node.name}.gains", node.gains.reshape(-1, 1, 1))
-    small = builder.add("Div", (linear, gains), f"{node.name}.small")
-    activation.write(builder, small, f"{node.name}.activated")
     builder.add("Mul", (f"{node.name}.activated", gains), node.name)
 
 

@@ -1,5 +1,7 @@
 """Balance: the function stays, channels that depthwise convolutions read get equal reach."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,13 +10,14 @@ from torch import nn
 from common.runtime.parity import check_parity
 from common.runtime.registry import open_model
 from search.network import execute
+from search.network.cuts import enumerate_cuts
 from search.network.graph import IMAGE, Graph
 from search.network.importers.torch_module import import_module
 from search.network.passes import optimise
 from search.quantization import integer
 from search.quantization.balance import balance
 from search.quantization.calibration import observe
-from search.quantization.export import head_model
+from search.quantization.export import SharedWeights, head_model, tail_model, write_weights
 from search.quantization.recipe import rounded
 from tests.networks import SIZE, branched_graph, pictures
 
@@ -126,3 +129,15 @@ def test_a_convolution_that_others_read_too_is_left_as_it_is() -> None:
 def test_a_network_without_depthwise_convolutions_is_left_as_it_is() -> None:
     graph = branched_graph()
     assert balance(graph, FRAMES) is graph
+
+
+def test_tails_compute_what_torch_does(graph: Graph, tmp_path: Path) -> None:
+    balanced = balance(graph, FRAMES)
+    weights = SharedWeights.of(balanced.nodes)
+    write_weights(tmp_path, weights)
+    for cut in enumerate_cuts(balanced)[:-1]:
+        (tmp_path / "tail.onnx").write_bytes(tail_model(balanced, cut, weights))
+        sent = values_of(balanced, [*cut.tensors, *balanced.outputs])
+        feeds = {name: sent[name].numpy() for name in cut.tensors}
+        (found,) = open_model(tmp_path / "tail.onnx").run(feeds)
+        np.testing.assert_allclose(found, sent[balanced.outputs[0]].numpy(), rtol=1e-3, atol=1e-4)
