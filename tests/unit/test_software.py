@@ -15,9 +15,11 @@ from common.runtime.registry import DEFAULT_RUNTIME
 from search.cache import Cache
 from search.measure.latency import MeasuredLatency
 from search.network.cuts import prefix_cuts
+from search.prepare import prepare
 from search.quantization.calibration import observe
 from search.quantization.recipe import rounded
 from search.software import code_digest, function_digest, library_versions, software_digest
+from search.source import NetworkSource
 from tests.affinity import one_core
 from tests.conftest import REPOSITORY
 from tests.networks import branched_graph, pictures
@@ -27,7 +29,6 @@ import sys
 from pathlib import Path
 from search.cache import Cache
 from search.probe import value
-from search.source import NetworkSource
 print(Cache(Path(sys.argv[1])).json("probe", ["the same"], value))
 """
 
@@ -125,7 +126,9 @@ def test_a_function_is_its_code_and_not_its_place() -> None:
 
 
 def test_methods_and_partial_functions_are_what_they_call() -> None:
-    assert function_digest(functools.partial(observe, branched_graph())) == function_digest(observe)
+    assert function_digest(functools.partial(prepare, NetworkSource("model"))) == function_digest(
+        prepare
+    )
     assert function_digest(Cache().arrays) == function_digest(Cache.arrays)
     assert function_digest(Cache().json) != function_digest(Cache().arrays)
 

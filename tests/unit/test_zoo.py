@@ -81,8 +81,13 @@ def digest_of(state: Iterable[tuple[str, torch.Tensor]]) -> str:
 @pytest.mark.parametrize(
     ("name", "count", "digest"),
     [
-        # of mobilenet_v2-b0353104.pth
+        # of mobilenet_v2-b0353104.pth and efficientnet-lite0-57934424.pth
         ("mobilenet-v2", 314, "2a196dc04125b8ce696f40d01e523bf91e7c3f4cfaf09ca3f4cdce41e0302d59"),
+        (
+            "efficientnet-lite0",
+            296,
+            "49e2faab8cee1d848675d1a4050d96c5aeb076088f25ee34353cc3e8eb168030",
+        ),
     ],
 )
 def test_names_of_weights_are_those_of_the_published_file(
