@@ -238,7 +238,7 @@ def _resized(
     shape[start : start + 2] = size
     if wanted is None and min(present) > 0 and present != size:
         found = "x".join(map(str, declared))
-        asked = "x".join(map(str, (shape[0] or 1, *shape[1:])))
+        asked = "x".join(map(str, (1, *shape[1:])))
         raise ModelError(
             f"{path}: its input {name} is {found}, and no other size: export it with a dynamic "
             f"one, or give --input {name}={asked} if what it declares is wrong"
