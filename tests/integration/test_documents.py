@@ -104,10 +104,11 @@ def prepared(environment: Path) -> Path:
     shutil.copytree(folder / "PICTURES", folder / "images")
     shutil.copy(folder / "PICTURES" / "000.jpg", folder / "picture.jpg")
     video(folder / "street.mp4", 25)
-    as_onnx(folder)
     scene = Scene(folder, {})
     with chdir(folder):
-        for start in ("splitpoint models fetch", "splitpoint search", "splitpoint allocate"):
+        _in_process(_documented("splitpoint models fetch"), scene)
+        as_onnx(folder)
+        for start in ("splitpoint search", "splitpoint allocate"):
             _in_process(_documented(start), scene)
         _serve_some(folder)
         _in_process(_documented("splitpoint search", "feedback"), scene)
