@@ -115,7 +115,7 @@ def test_every_plan_of_a_search_runs(file: Path, tmp_path: Path) -> None:
         link="3mbit/20ms",
         out=tmp_path / "bundle",
         max_drop=100,
-        refined_cuts=1,
+        refined_cuts=int(file.stem == "attention"),  # a tail that torch does not compute to its end
         format_trials=1,
         adapt_steps=2,
         context_steps=4,
