@@ -41,9 +41,9 @@ def apply(
     Args:
         node: The node.
         inputs: What it reads, (N, C, H, W) each.
-        parameters: Weights ("conv_8.weight") and biases of convolutions in place of the node's own.
+        parameters: Weights ("conv_8.weight") and biases in place of the node's own, by name.
     """
-    weights = weights_of(node, inputs[0]) if parameters is None else _own(node, parameters)
+    weights = {**weights_of(node, inputs[0]), **_own(node, parameters or {})}
     output = operator_of(node).run(node, inputs, weights)
     return node.activate(output)
 
