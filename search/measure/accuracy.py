@@ -19,7 +19,7 @@ from common.tasks.labels import CLASS_NAMES
 from search.measure.coco_truth import MatchedTruth, agreed_truth, read_truth
 from search.measure.intervals import drop_bound, drop_interval
 
-# Average precision integrates over all scores; lower ones do not change it any more.
+# Average precision integrates over all scores; lower ones change it by less than 0.1 points.
 EVALUATION_SCORE = 0.01
 
 
