@@ -27,7 +27,7 @@ from common.link.link import transfer_ms
 from common.progress import Reporter
 from common.tables.rows import head_to, tail_from
 from search.allocate.auto_split import Configuration, auto_split, below_uniform
-from search.allocate.table import FusedLayer, Table, random_errors, with_errors
+from search.allocate.table import Table, fused_layers, random_errors, with_errors
 from search.network.cuts import Cut, cut_of_head, prefix_cuts
 from search.network.graph import Graph
 from search.network.operators.registry import maker_of, makes_values
@@ -243,21 +243,9 @@ class AutoSplit:
         }
 
     def _layers(self, version: Literal[1, 2]) -> Table:
-        body = self._graph.nodes[1:]
-        layers = tuple(
-            FusedLayer(
-                rank=rank,
-                name=node.name,
-                predecessors=node.inputs,
-                volume_in=sum(self._graph[name].elements for name in node.inputs),
-                volume_out=node.elements,
-                weight_volume=0 if node.weight is None else node.weight.size,
-                macs=node.macs,
-            )
-            for rank, node in enumerate(body)
-        )
+        layers = fused_layers(self._graph)
         image = self._graph.nodes[0].elements
         if version == 1:
             return Table(random_errors(layers, _SEED), image)
-        weights = {node.name: node.weight for node in body if node.weight is not None}
+        weights = {n.name: n.weight for n in self._graph.nodes if n.weight is not None}
         return Table(with_errors(layers, weights, sample_values(self._graph, self._frames)), image)
