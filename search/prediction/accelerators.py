@@ -60,17 +60,16 @@ class Accelerator:
     dma_cycles_per_byte: float
     utilisation: float = 1.0
 
-    def array_cycles(self, node: Node) -> int:
-        """Cycles of the array at full utilisation; 0 of a node without products."""
-        product = matrix_product(node)
-        if product is None:
-            return 0
+    def product_cycles(self, product: MatrixProduct) -> int:
+        """Cycles of the array at full utilisation."""
         folds = math.ceil(product.taps / self.rows) * math.ceil(product.channels / self.columns)
         return product.groups * folds * (2 * self.rows + self.columns + product.pixels - 2)
 
     def array_ms(self, node: Node) -> float:
-        """Time of the array alone, which does not depend on widths."""
-        return 1e3 * self.array_cycles(node) / self.utilisation / self.clock_hz
+        """Time of the array alone, whatever the widths; 0 of a node without products."""
+        product = matrix_product(node)
+        cycles = 0 if product is None else self.product_cycles(product)
+        return 1e3 * cycles / self.utilisation / self.clock_hz
 
     def moving_ms(self, bits: float) -> float:
         """Time to move a number of bits."""

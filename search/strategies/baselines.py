@@ -141,6 +141,29 @@ def edge_only(
     return found
 
 
+def head_widths(
+    graph: Graph, cut: Cut, weights: Mapping[str, int], activations: Mapping[str, int]
+) -> dict[str, Widths]:
+    """Widths of the layers that make values; nodes that only move values have their input's.
+
+    Args:
+        graph: The network.
+        cut: Where it is divided.
+        weights: Width of each layer's weights, by name.
+        activations: Width of each node's output, by name.
+    """
+    made = dict(activations)
+    for name in cut.tensors:
+        maker = maker_of(graph, name)
+        if maker in made:
+            made[maker] = min(made[maker], made[name])
+    return {
+        node.name: Widths(weight=weights.get(node.name, 8), activation=made[node.name])
+        for node in cut.head
+        if makes_values(node)
+    }
+
+
 class AutoSplit:
     """The original Auto-Split's search on this network.
 
@@ -227,20 +250,8 @@ class AutoSplit:
         narrowed = self._heads.narrowed(cut, network, name)
         return table.packed(narrowed)
 
-    def _widths(self, cut: Cut, configuration: Configuration) -> dict[str, Widths]:
-        """Widths of the layers that make values; nodes that only move values have their input's."""
-        activations = dict(configuration.activations)
-        for name in cut.tensors:
-            made = maker_of(self._graph, name)
-            if made in activations:
-                activations[made] = min(activations[made], activations[name])
-        return {
-            node.name: Widths(
-                weight=configuration.weights.get(node.name, 8), activation=activations[node.name]
-            )
-            for node in cut.head
-            if makes_values(node)
-        }
+    def _widths(self, cut: Cut, each: Configuration) -> dict[str, Widths]:
+        return head_widths(self._graph, cut, each.weights, each.activations)
 
     def _layers(self, version: Literal[1, 2]) -> Table:
         layers = fused_layers(self._graph)

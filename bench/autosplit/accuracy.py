@@ -1,0 +1,88 @@
+"""Accuracy of simulated plans of networks whose weights are at hand: quantized, run and judged."""
+
+import argparse
+import tempfile
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+from bench.autosplit.networks import OriginalNetwork, has_weights
+from common.errors import SettingsError
+from common.link.link import parse_link
+from common.progress import Stages
+from search.cache import Cache
+from search.measure.held_out import fit_all, set_aside
+from search.network.cuts import cut_of_head
+from search.prediction.devices import device_profile
+from search.prepare import Prepared, prepare
+from search.stages.quantize_all import Setting, collect
+from search.strategies.baselines import head_widths
+from search.strategies.simulated import SimulatedPlan
+
+_LINK, _DEVICE = "3mbit/20ms", "this-machine"  # collected with the accuracies, and not used here
+
+
+class PlanJudge:
+    """Judge of plans in integers, each measured once.
+
+    Args:
+        arguments: Names `calibration`, `images`, `annotations` and `max_images`; without
+            `calibration` nothing is judged, without `images` on calibration images set aside.
+        stages: Reports progress.
+    """
+
+    def __init__(self, arguments: argparse.Namespace, stages: Stages) -> None:
+        if arguments.annotations and not arguments.images:
+            raise SettingsError("--annotations needs --images, the folder of the annotated images")
+        self._arguments = arguments
+        self._stages = stages
+        self._prepared = cache(self._prepare)
+        self._known: dict[tuple[object, ...], float] = {}
+
+    def accuracies(
+        self, network: OriginalNetwork, plans: Mapping[str, SimulatedPlan]
+    ) -> dict[str, float]:
+        """Accuracy of each plan with a head in integers, by its name; none without weights."""
+        if self._arguments.calibration is None or not has_weights(network):
+            return {}
+        keys = {name: _key(network, plan) for name, plan in plans.items() if _is_integer(plan)}
+        new = {key: plans[name] for name, key in keys.items() if key not in self._known}
+        if new:
+            self._known |= dict(zip(new, self._measured(network, list(new.values())), strict=True))
+        return {name: self._known[key] for name, key in keys.items()}
+
+    def _measured(self, network: OriginalNetwork, plans: list[SimulatedPlan]) -> list[float]:
+        prepared, arguments = self._prepared(network), self._arguments
+        configurations = []
+        for number, plan in enumerate(plans):
+            cut = cut_of_head(prepared.graph, plan.head)
+            widths = head_widths(prepared.graph, cut, plan.weights, plan.activations)
+            configurations.append((str(number), cut, widths))
+        judging = prepared.judging(arguments.images, self._stages, arguments.max_images)
+        link, device = parse_link(_LINK), device_profile(_DEVICE)
+        setting = Setting(judging, arguments.annotations, link, device)
+        with tempfile.TemporaryDirectory(prefix="splitpoint-") as folder:
+            rounder = prepared.rounder()
+            heads = Path(folder)
+            found = collect(prepared, rounder, configurations, setting, heads, self._stages)
+        accuracies = {row.name: row.accuracy for row in found.rows}
+        return [accuracies[name] for name, _, _ in configurations]
+
+    def _prepare(self, network: OriginalNetwork) -> Prepared:
+        arguments = self._arguments
+        return prepare(
+            network.model,
+            arguments.calibration,
+            Cache(),
+            self._stages,
+            max_images=arguments.max_images,
+            divide=fit_all if arguments.images else set_aside,
+        )
+
+
+def _is_integer(plan: SimulatedPlan) -> bool:
+    return bool(plan.head) and max(plan.activations.values()) <= 8
+
+
+def _key(network: OriginalNetwork, plan: SimulatedPlan) -> tuple[object, ...]:
+    return network, plan.head, tuple(plan.weights.items()), tuple(plan.activations.items())
