@@ -197,7 +197,7 @@ class Simulation:
         return best
 
     def _choices(self, head: tuple[str, ...]) -> "_Choices":
-        """What is free in a head: a width for each of its tensors."""
+        """Widths that are free in a head, one for each of its tensors."""
         graph, pair, inside = self._graph, self._pair, set(head)
         moves = dict.fromkeys((self._image, *head), 0)
         for name in head:
