@@ -26,7 +26,7 @@ from common.tasks.base import Shapes, in_words
 from common.tasks.decoders.registry import guess, presets, read_decoder
 from common.tasks.labels import CLASS_NAMES
 from common.tasks.registry import AnyTask, read_task
-from search.network.importers.onnx_file import InputScaling
+from search.network.importers.scaling import InputScaling
 
 _MOST_BYTES = 1 << 20
 _Three = Annotated[tuple[float, ...], Field(min_length=3, max_length=3)]
@@ -55,6 +55,14 @@ class InputCard(Record):
     padding: int = Field(default=PADDING, ge=0, le=255)
 
     @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) of the image; None if `shape` is left out."""
+        if self.shape is None:
+            return None
+        height, width = self.shape[1:3] if self.layout == "nhwc" else self.shape[2:]
+        return height, width
+
+    @property
     def scaling(self) -> InputScaling:
         """Scaling and order, of an image in [0, 1]."""
         mean, std = ([value / 255 for value in values] for values in (self.mean, self.std))
@@ -79,6 +87,12 @@ class ModelCard(Record):
     input: InputCard = InputCard()
     labels: tuple[str, ...] | str = ()
     task: dict[str, Any] = Field(default_factory=lambda: {"kind": "detection"})
+
+    def over(self, other: "ModelCard") -> "ModelCard":
+        """Return this card, with what it leaves out as another one says it."""
+        said = {name: getattr(self, name) for name in self.model_fields_set - {"input"}}
+        of_input = {name: getattr(self.input, name) for name in self.input.model_fields_set}
+        return other.model_copy(update={**said, "input": other.input.model_copy(update=of_input)})
 
     def task_for(
         self, size: tuple[int, int], shapes: Shapes, names: Sequence[str], folder: Path

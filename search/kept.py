@@ -23,9 +23,11 @@ from common.tables.store_file import read_tables
 from search.cache import digest
 from search.constraints import stored
 from search.measure.latency import timing_place
+from search.network.importers.factory import is_factory
 from search.pipeline import search
 from search.request import Request
 from search.software import software_digest
+from search.source import NetworkSource
 
 _ELSEWHERE = {"cache", "constraints"}
 """Fields of a request that the bundle does not depend on, or that enter in another form."""
@@ -76,7 +78,12 @@ def search_unless_kept(
 
 
 def kept(request: Request, bundle: Path) -> Manifest | None:
-    """Manifest of a bundle that is whole and that the same search would make now, or None."""
+    """Manifest of a bundle that is whole and that the same search would make now, or None.
+
+    None of a torch module's, too: what its code computes cannot be told before it is run.
+    """
+    if is_factory(request.model):
+        return None
     try:
         key, _, digest_of_bundle = _key_file(bundle).read_text().strip().partition(" ")
         with Bundle.open(bundle) as opened:
@@ -110,6 +117,10 @@ def search_key(request: Request) -> str:
 
 def _content(value: object) -> object:
     """Content of a field: its value, or the digests of the file or pictures at a path."""
+    if isinstance(value, NetworkSource):
+        parts = {each.name: getattr(value, each.name) for each in fields(value)}
+        parts |= {"card": value.card_file, "file": value.model_file}
+        return {name: _content(part) for name, part in parts.items()}
     if not isinstance(value, Path):
         return value
     if value.is_dir():

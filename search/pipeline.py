@@ -44,11 +44,10 @@ def search(request: Request, out: Path, reporter: Reporter) -> tuple[Manifest, S
     require_bundle_place(out)
     cache = Cache(request.cache, __version__)
     prepared = prepare(
-        request.model,
+        request.source,
         request.calibration,
         cache,
         reporter,
-        weights=request.weights,
         max_images=request.max_images,
         divide=partial(_divide, request),
     )

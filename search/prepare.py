@@ -25,7 +25,7 @@ from search.quantization.equalise import equalise
 from search.quantization.recipes import DEFAULT, Recipe
 from search.quantization.rounding import Rounder
 from search.quantization.sensitivity import How, Sensitivity, weigh
-from search.source import open_network
+from search.source import NetworkSource, open_network
 
 _SENSITIVITY_FRAMES = 16
 
@@ -121,12 +121,11 @@ class Prepared:
 
 
 def prepare(
-    model: str,
+    network: NetworkSource,
     calibration: Path,
     cache: Cache,
     reporter: Reporter,
     *,
-    weights: Path | None = None,
     max_images: int = 128,
     equalised: bool = False,
     divide: Callable[[Frames], Division] = fit_all,
@@ -134,11 +133,10 @@ def prepare(
     """Load a network and observe it.
 
     Args:
-        model: Name in the zoo, or path of an ONNX file.
+        network: Place that the network comes from.
         calibration: Folder of images.
         cache: For the statistics.
         reporter: Reports progress.
-        weights: A weights file, if not the cached one.
         max_images: Images used at the most.
         equalised: Whether channels are rescaled between convolutions first.
         divide: Which images, each of them given once, fit and which judge.
@@ -147,15 +145,15 @@ def prepare(
         SplitpointError: A model, weights or images that cannot be worked with.
     """
     progress = reporter.stage("reading the model")
-    source = open_network(model, weights)
+    source = open_network(network)
     graph, task = source.graph, source.task
     if equalised:
         graph = equalise(graph)
-    progress(1, 1)
+    progress(1, 1, source.note)
     progress = reporter.stage("reading calibration images")
     wrong = task.misfit([graph[name].shape for name in graph.outputs])
     if wrong is not None:
-        raise ModelError(f"{model}: {wrong}")
+        raise ModelError(f"{network.model}: {wrong}")
     loaded = load_frames(calibration, task.image, max_images, progress)
     division = divide(without_copies(loaded))
     frames = division.fitting

@@ -16,6 +16,7 @@ from search.constraints.max_drop import MaxDrop
 from search.prediction.candidates import CostModel, RankedCandidate
 from search.prediction.cut_times import CutTimes
 from search.prediction.devices import DeviceProfile
+from search.source import NetworkSource
 from search.wire.rate_curve import RatePoint
 
 
@@ -24,12 +25,11 @@ class Request:
     """Settings of a search.
 
     Attributes:
-        model: Name in the zoo, or path of an ONNX file.
+        source: Place that the network comes from.
         link: Between edge and cloud.
         device: The edge.
         calibration: Folder of images for ranges, sizes, contexts and tails. Without `evaluation` a
             part of them is set aside to measure accuracy on (held_out.py).
-        weights: A weights file, if not the cached one.
         evaluation: Folder of images to measure accuracy on.
         annotations: The truth about the evaluation images, as of `search.measure.sources`; without,
             accuracy is agreement with the floating-point network.
@@ -54,11 +54,10 @@ class Request:
         classes: Names of the only classes that count; all, if empty.
     """
 
-    model: str
+    source: NetworkSource
     link: Link
     device: DeviceProfile
     calibration: Path
-    weights: Path | None = None
     evaluation: Path | None = None
     annotations: Path | None = None
     constraints: tuple[Constraint, ...] = constraints()
@@ -89,6 +88,11 @@ class Request:
         return ResultSettings(
             DEFAULTS.score_threshold, self.iou_threshold, self.max_detections, wanted
         )
+
+    @property
+    def model(self) -> str:
+        """Name of the network, as it was given."""
+        return self.source.model
 
     @property
     def max_drop(self) -> float:

@@ -11,13 +11,23 @@ from search.constraints import CONSTRAINTS, Limits, constraints
 from search.prediction.devices import device_profile
 from search.prediction.table_calibration import calibrated_device
 from search.request import Request, SearchResult
+from search.source import NetworkSource
 from search.strategies import known_strategy
+
+_OF_SOURCE = frozenset({"weights", "card", "image_size", "input"})
+"""Options that say where the network comes from."""
 
 
 class SearchOptions(Limits, total=False):
-    """Limits, and further options of a search; `search.request.Request` says what each means."""
+    """Limits, and further options of a search.
+
+    `search.request.Request` says what each means, and `search.source.NetworkSource`.
+    """
 
     weights: Path | None
+    card: Path | None
+    image_size: str | None
+    input: str | None
     evaluation: Path | None
     annotations: Path | None
     quantizer: str | None
@@ -51,7 +61,7 @@ def search(
     """Search the plans for a model, an edge and a link, and write them as a bundle.
 
     Args:
-        model: Name in the zoo, or path of an ONNX file.
+        model: Name in the zoo, path of an ONNX file, or a torch module's "package.module:factory".
         calibration: Folder of images like those to come; at least 32.
         link: Between edge and cloud, such as "3mbit/20ms".
         out: The bundle to write: a folder, or a zip file if its name ends so.
@@ -88,9 +98,11 @@ def request_of(
         device_profile(device) if tables is None else calibrated_device(device, read_tables(tables))
     )
     limits = {name: each for name, each in options.items() if name in CONSTRAINTS}
-    others: dict[str, Any] = {n: each for n, each in options.items() if n not in CONSTRAINTS}
+    named = {name: each for name, each in options.items() if name in _OF_SOURCE}
+    left = options.keys() - limits.keys() - named.keys()
+    others: dict[str, Any] = {name: each for name, each in options.items() if name in left}
     return Request(
-        model=model,
+        source=NetworkSource.parse(model, **cast("dict[str, Any]", named)),
         link=parse_link(link) if isinstance(link, str) else link,
         device=edge,
         calibration=Path(calibration),

@@ -19,7 +19,7 @@ from PIL import Image
 
 from search.zoo.darknet import Convolution, DarknetModule
 from search.zoo.download import FileSource, WeightsEntry
-from search.zoo.registry import ZooModel
+from search.zoo.registry import DarknetModel
 
 NAME = "yolov3-tiny"
 HEADER = struct.pack("<iiiQ", 0, 2, 0, 0)
@@ -44,7 +44,7 @@ CFG = (
 
 
 @dataclass(frozen=True)
-class _Small(ZooModel):
+class _Small(DarknetModel):
     @property
     def cfg(self) -> str:
         return CFG
@@ -116,7 +116,7 @@ def small_zoo(folder: Path) -> Iterator[Path]:
     """Have `yolov3-tiny` mean the small network inside the block; yields a file of its weights."""
     weights = folder / "published.weights"
     weights.write_bytes(_weights())
-    model = _Small(NAME, "", published(weights, f"{NAME}.weights"))
+    model = _Small(name=NAME, weights=published(weights, f"{NAME}.weights"), image_size=(64, 64))
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("search.zoo.registry.MODELS", {NAME: model})
         yield weights

@@ -38,6 +38,7 @@ from search.quantization.heads import Heads
 from search.quantization.recipes import recipe
 from search.ranking.search_run import Network, rank
 from search.request import Request
+from search.source import NetworkSource
 from search.strategies.baselines import AutoSplit, cost_graph, in_eight_bits
 from search.strategies.min_cut import dads
 from search.strategies.neurosurgeon import neurosurgeon
@@ -99,7 +100,7 @@ def build(
     """
     first = Cell(0.25, 3.0)
     request = Request(
-        model="yolov3-tiny",
+        source=NetworkSource("yolov3-tiny"),
         link=link_of(first.mbit),
         device=_device(first),
         calibration=calibration,
@@ -112,7 +113,7 @@ def build(
         cache=cache,
     )
     prepared = prepare(
-        request.model, calibration, Cache(cache, __version__), reporter, max_images=max_images
+        request.source, calibration, Cache(cache, __version__), reporter, max_images=max_images
     )
     judging = prepared.judging(evaluation, reporter, max_images)
     cuts = undominated(prepared.graph, enumerate_cuts(prepared.graph))

@@ -16,6 +16,7 @@ from search.prepare import Prepared, prepare
 from search.quantization.heads import Heads
 from search.quantization.network import QuantizedGraph
 from search.refine.refine import Refiner
+from search.source import NetworkSource
 from search.wire.training_data import collect, collect_pairs, copies_of
 
 MODEL = "yolov3-tiny"
@@ -38,7 +39,11 @@ class CutSetup:
     def __init__(self, arguments: argparse.Namespace, folder: Path, stages: Stages) -> None:
         self._folder, self._stages = folder, stages
         self.prepared = prepare(
-            MODEL, arguments.calibration, Cache(), stages, max_images=arguments.max_images
+            NetworkSource(MODEL),
+            arguments.calibration,
+            Cache(),
+            stages,
+            max_images=arguments.max_images,
         )
         self.network = self.prepared.rounder().nearest({})
         self.heads = Heads(self.network)

@@ -18,9 +18,12 @@ from common.errors import ImageError
 from common.imaging.images import RESIZED_BYTES, give_back
 
 PADDING: Final = 128
-Fit = Literal["letterbox", "letterbox-top-left", "stretch", "centre-crop"]
+Fit = Literal["letterbox", "letterbox-top-left", "stretch", "centre-crop", "imagenet-crop"]
 """Ways to fit an image: scaled to fit and centred on padding; the same in the top left corner;
-scaled to the input's size whatever its shape; scaled to cover the input, the middle cut out."""
+scaled to the input's size whatever its shape; scaled to cover the input, the middle cut out; the
+same, scaled to cover 8/7 of the input's sides, as classifiers are evaluated on ImageNet (256 for
+224)."""
+_CROPS = ("centre-crop", "imagenet-crop")
 
 
 @dataclass(frozen=True)
@@ -66,18 +69,20 @@ class Placement:
             ImageError: If a side is not positive.
         """
         height, width = size
+        scaled_height, scaled_width = (
+            (side * 8 // 7 for side in size) if fit == "imagenet-crop" else size
+        )
         if min(image_width, image_height, height, width) < 1:
             raise ImageError(
                 f"expected an image and an input of at least 1x1 pixels, "
                 f"got {image_width}x{image_height} and {width}x{height}"
             )
-        resized_width, resized_height = width, height
-        is_wider = width * image_height < height * image_width
-        if fit != "stretch" and is_wider == (fit == "centre-crop"):
-            resized_width = max(1, image_width * height // image_height)
+        resized_width, resized_height = scaled_width, scaled_height
+        is_wider = scaled_width * image_height < scaled_height * image_width
+        if fit != "stretch" and is_wider == (fit in _CROPS):
+            resized_width = max(1, image_width * scaled_height // image_height)
         elif fit != "stretch":
-            resized_height = max(1, image_height * width // image_width)
-        centred = fit != "letterbox-top-left"
+            resized_height = max(1, image_height * scaled_width // image_width)
         return cls(
             image_width=image_width,
             image_height=image_height,
@@ -85,8 +90,8 @@ class Placement:
             width=width,
             resized_width=resized_width,
             resized_height=resized_height,
-            left=(width - resized_width) // 2 if centred else 0,
-            top=(height - resized_height) // 2 if centred else 0,
+            left=_before(width - resized_width, fit),
+            top=_before(height - resized_height, fit),
         )
 
     def to_image(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -111,6 +116,13 @@ class Placement:
         right = left + min(self.width, self.resized_width)
         bottom = top + min(self.height, self.resized_height)
         return left * across, top * down, right * across, bottom * down
+
+
+def _before(free: int, fit: Fit) -> int:
+    """Share of free pixels that is left of an image or above it; negative where it is cropped."""
+    if fit == "letterbox-top-left":
+        return 0
+    return round(free / 2) if fit == "imagenet-crop" else free // 2  # as torchvision rounds
 
 
 def fit_image(
@@ -141,7 +153,7 @@ def fit_image(
     place = Placement.fit(image.shape[1], image.shape[0], size, fit)
     inside = min(place.resized_width, place.width), min(place.resized_height, place.height)
     resized = Image.fromarray(image).resize(
-        inside, Image.Resampling.BILINEAR, box=None if fit != "centre-crop" else place.crop()
+        inside, Image.Resampling.BILINEAR, box=place.crop() if fit in _CROPS else None
     )
     give_back(image.shape[0] * image.shape[1] * RESIZED_BYTES)
     left, top = max(0, place.left), max(0, place.top)

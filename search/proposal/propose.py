@@ -36,6 +36,7 @@ from search.prediction.table_calibration import calibrated_device, require_devic
 from search.proposal.difference import Difference, compare, markdown
 from search.proposal.exchange import check_exchange, exchange
 from search.request import Request, SearchResult
+from search.source import NamedShape, NetworkSource
 
 DIFFERENCE = "difference.md"
 
@@ -56,7 +57,10 @@ class ProposalSpec:
         device: Device name in the tables, if it is not the one of the bundle.
         threshold: Least share of latency that is worth a new bundle.
         deploy: Whether it takes the place of the served one.
-        weights: A weights file, if not the cached one.
+        weights: As `NetworkSource`.
+        card: As `NetworkSource`.
+        image_size: As `NetworkSource`; the bundle's, if it is None.
+        input: As `NetworkSource`.
         evaluation: Folder of images to measure accuracy on.
         annotations: COCO instances file of them.
         max_images: Images used at the most, of each folder.
@@ -76,6 +80,9 @@ class ProposalSpec:
     threshold: float = 0.05
     deploy: bool = False
     weights: Path | None = None
+    card: Path | None = None
+    image_size: tuple[int, int] | None = None
+    input: NamedShape | None = None
     evaluation: Path | None = None
     annotations: Path | None = None
     max_images: int = 128
@@ -157,12 +164,12 @@ def request_of(spec: ProposalSpec, present: Manifest, rows: list[LatencyRow]) ->
     limits = restored(search.limits)
     if find(NoRawImage, limits) is None and all(plan.head is not None for plan in present.plans):
         limits = (*limits, NoRawImage())
+    size = spec.image_size or present.task.image.size
     return Request(
-        model=search.model,
+        source=NetworkSource(search.model, spec.weights, spec.card, size, spec.input),
         link=spec.link or Link(search.uplink_bps, search.uplink_bps, search.rtt_ms),
         device=calibrated_device(name, rows, reduced_range=reduced_range),
         calibration=spec.calibration,
-        weights=spec.weights,
         evaluation=spec.evaluation,
         annotations=spec.annotations,
         constraints=limits,

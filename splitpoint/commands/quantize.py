@@ -31,6 +31,9 @@ def run(
     evaluation: options.Evaluation = None,
     annotations: options.Annotations = None,
     weights: options.Weights = None,
+    card: options.Card = None,
+    image_size: options.ImageSize = None,
+    input: options.Input = None,  # noqa: A002 - the option's name
     max_images: options.MaxImages = 128,
     cloud_threads: options.CloudThreads = 1,
     cache: options.Cache = None,
@@ -50,6 +53,7 @@ def run(
     from search.prediction.devices import device_profile
     from search.prepare import prepare
     from search.quantization.recipes import recipe
+    from search.source import NetworkSource
     from search.stages.bit_configurations import read
     from search.stages.quantize_all import Setting, as_markdown, collect, write_summary
 
@@ -57,14 +61,16 @@ def run(
     if annotations is not None and evaluation is None:
         raise SettingsError("--annotations needs --evaluation, the folder of the annotated images")
     require_folder(out)
+    source = NetworkSource.parse(
+        model, weights=weights, card=card, image_size=image_size, input=input
+    )
     kept = Cache(options.cache_of(cache, no_cache), __version__)
     with Stages() as stages:
         prepared = prepare(
-            model,
+            source,
             calibration,
             kept,
             stages,
-            weights=weights,
             max_images=max_images,
             equalised=equalise,
             divide=set_aside if evaluation is None else fit_all,

@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from common.imaging.images import read_image
 from common.imaging.placement import fit_image
-from search.zoo.darknet import DarknetModule
-from search.zoo.registry import MODELS, load_model
+from search.zoo.registry import DarknetModel, load_model, zoo_model
 
-TINY = MODELS["yolov3-tiny"]
 MAPS = ["conv_15", "conv_22"]  # OpenCV's names of the layers before the two [yolo]
 Maps = list[NDArray[np.float32]]
 
@@ -32,7 +31,9 @@ def theirs(
 ) -> Maps:
     """OpenCV's maps of the images, one array per [yolo] layer."""
     cfg = tmp_path_factory.mktemp("opencv") / "net.cfg"
-    cfg.write_text(TINY.cfg)
+    model = zoo_model("yolov3-tiny")
+    assert isinstance(model, DarknetModel)
+    cfg.write_text(model.cfg)
     network = cv2.dnn.readNetFromDarknet(str(cfg), str(tiny_weights))
     # Winograd's transforms alone cost 1e-4 here; the comparison is of what is computed.
     network.enableWinograd(False)
@@ -40,7 +41,7 @@ def theirs(
     return [np.asarray(one, np.float32) for one in network.forward(MAPS)]
 
 
-def _largest_difference(module: DarknetModule, images: NDArray[np.float32], theirs: Maps) -> float:
+def _largest_difference(module: nn.Module, images: NDArray[np.float32], theirs: Maps) -> float:
     with torch.inference_mode():
         ours = [one.numpy() for one in module(torch.from_numpy(images))]
     assert [one.shape for one in ours] == [one.shape for one in theirs]
@@ -50,14 +51,14 @@ def _largest_difference(module: DarknetModule, images: NDArray[np.float32], thei
 def test_raw_maps_are_those_of_opencv(
     tiny_weights: Path, images: NDArray[np.float32], theirs: Maps
 ) -> None:
-    module = load_model("yolov3-tiny", weights=tiny_weights)
+    module = load_model("yolov3-tiny", weights=tiny_weights).module
     assert _largest_difference(module, images, theirs) <= 1e-4
 
 
 def test_the_epsilon_of_later_forks_would_not_agree(
     tiny_weights: Path, images: NDArray[np.float32], theirs: Maps
 ) -> None:
-    module = load_model("yolov3-tiny", weights=tiny_weights)
+    module = load_model("yolov3-tiny", weights=tiny_weights).module
     for layer in module.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.eps = 1e-5

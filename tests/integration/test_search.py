@@ -18,6 +18,7 @@ from search.bundling import search_to
 from search.constraints import constraints
 from search.prediction.devices import device_profile
 from search.request import Request
+from search.source import NetworkSource
 from search.strategies import known_strategy
 from splitpoint.cli import main
 from splitpoint.demo.ways import infer
@@ -39,8 +40,7 @@ def bundle(data_dir: Path, tiny_weights: Path, tmp_path_factory: pytest.TempPath
     """A zipped bundle of YOLOv3-tiny for 5 MiB of edge memory."""
     out = tmp_path_factory.mktemp("search") / "bundle.zip"
     request = Request(
-        model="yolov3-tiny",
-        weights=tiny_weights,
+        source=NetworkSource("yolov3-tiny", tiny_weights),
         link=parse_link("500kbit/20ms"),  # so thin that the fewest bytes win
         device=device_profile("this-machine"),
         calibration=data_dir / "coco_train" / "images",
@@ -120,8 +120,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Request]:
     zoo.pictures(folder / "pictures", 32)
     with zoo.small_zoo(folder) as weights:
         yield Request(
-            model=zoo.NAME,
-            weights=weights,
+            source=NetworkSource(zoo.NAME, weights),
             link=parse_link("500kbit/20ms"),  # so thin that the fewest bytes win
             device=device_profile("tenth-core"),
             calibration=folder / "pictures",

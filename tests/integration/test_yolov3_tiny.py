@@ -20,20 +20,19 @@ from search.quantization import integer
 from search.quantization.calibration import observe
 from search.quantization.export import head_model
 from search.quantization.recipe import rounded
-from search.zoo.darknet import DarknetModule
-from search.zoo.registry import load_model
+from search.zoo.registry import TrainedModule, load_model
 
 
 @pytest.fixture(scope="module")
-def module(tiny_weights: Path) -> DarknetModule:
+def trained(tiny_weights: Path) -> TrainedModule:
     """The network."""
     return load_model("yolov3-tiny", weights=tiny_weights)
 
 
 @pytest.fixture(scope="module")
-def graph(module: DarknetModule) -> Graph:
+def graph(trained: TrainedModule) -> Graph:
     """Its graph."""
-    return optimise(import_module(module, module.input_size))
+    return optimise(import_module(trained.module, trained.image_size))
 
 
 @pytest.fixture(scope="module")

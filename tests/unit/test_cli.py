@@ -9,6 +9,7 @@ import pytest
 
 from common.tasks.registry import AnyTask
 from edge.app import own_name
+from search.zoo.registry import MODELS
 from splitpoint import __version__
 from splitpoint.cli import main
 from splitpoint.commands.edge import file_names, image_ids
@@ -59,6 +60,18 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert _run("--help") == 0
     for command in ("cloud", "demo", "edge", "models", "search"):
         assert command in capsys.readouterr().out or _run(command, "--help") == 0
+
+
+def test_the_zoo_is_listed_in_a_narrow_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SPLITPOINT_CACHE", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "80")
+    assert _run("models", "list") == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    rows = {cells[0]: cells[1:] for cells in lines if cells}
+    assert rows["mobilenet-v2"] == ["classification", "224x224", "14.2", "MB", "b03531047f", "no"]
+    assert MODELS.keys() < rows.keys()
 
 
 @pytest.mark.parametrize(
@@ -172,7 +185,7 @@ def test_edge_only_runs_without_a_cloud(
         (["edge", "--bundle", "{bundle}", "--source", "x", "{picture}"], 64, "one of them"),
         (["edge", "--bundle", "{bundle}", "--tls-ca", "{none}", "{picture}"], 64, "cannot be read"),
         (["cloud", "--bundle", "{bundle}", "--tls-cert", "{none}"], 64, "--tls-key"),
-        (["models", "fetch", "resnet"], 65, "yolov3-tiny"),
+        (["models", "fetch", "resnet"], 65, "resnet-18"),
         (
             [
                 "edge",

@@ -31,6 +31,7 @@ from search.refine.format_search import FormatSearch
 from search.refine.refine import cheapest
 from search.reports.markdown import as_json, markdown
 from search.request import Request
+from search.source import NetworkSource
 from search.wire.rate_curve import RateCurve, RatePoint
 from tests.searched import small_network
 from tests.tiny import PREDICTION
@@ -245,7 +246,7 @@ def test_formats_over_the_budget_get_no_tail(
     formats.limit = budget
     monkeypatch.setattr(format_search, "CachedRefiner", lambda *_arguments: formats)
     monkeypatch.setattr(format_search, "ADAPTATION_GAIN", 16.0)
-    request = Request("m", parse_link("1mbit/1ms"), DeviceProfile("d", 1.0), Path())
+    request = Request(NetworkSource("m"), parse_link("1mbit/1ms"), DeviceProfile("d", 1.0), Path())
     prepared = SimpleNamespace(cache=None, origin="")
     parts: list[Any] = [request, prepared, None, formats, formats, Silent(), Path()]
     FormatSearch(*parts).search([plan(5000).candidate], [plan(5000).candidate.cut])
@@ -265,7 +266,7 @@ def small_request(folder: Path, **limits: Any) -> Request:
     Accuracy is no limit: what is tested is the budget.
     """
     return Request(
-        "small",
+        NetworkSource("small"),
         parse_link("100gbit/1ms"),
         DeviceProfile("slow", 1e6, reduced_range=True),
         folder,

@@ -20,6 +20,7 @@ from search.quantization.calibration import observe
 from search.quantization.heads import Heads
 from search.quantization.recipe import rounded
 from search.request import Request, SearchResult
+from search.source import NetworkSource
 from search.wire.quantizers import wire_tensor
 from tests.networks import SIZE, branched_graph, pictures
 from tests.tasks import yolo_task
@@ -67,7 +68,7 @@ def test_plans_of_one_name_keep_their_own_tails(tmp_path: Path) -> None:
     )
     limits = constraints(edge_memory="1MiB", no_raw_image=True, max_bytes="4KB")
     found = SearchResult(
-        request=Request("tiny", link, device, tmp_path, constraints=limits),
+        request=Request(NetworkSource("tiny"), link, device, tmp_path, constraints=limits),
         metric="AP50",
         reference_accuracy=99.0,
         cuts=9,

@@ -18,6 +18,7 @@ from search.prediction.devices import DeviceProfile
 from search.reports.html import Bits, html
 from search.reports.markdown import as_json, markdown, sure
 from search.request import Request, SearchResult
+from search.source import NetworkSource
 from search.wire.rate_curve import RatePoint
 
 COST_MODEL = CostModel(parse_link("3mbit/20ms"), DeviceProfile("slow", 4.0), 2.0, 1.0)
@@ -57,7 +58,9 @@ def _found(split: str = "conv_8", cut: str = "conv_8") -> SearchResult:
         for step, sent, error in ((5.0, 1800, 2.5), (2.5, 5300, 0.7), (0.25, 30_600, 0.01))
     )
     return SearchResult(
-        request=Request("tiny", COST_MODEL.link, COST_MODEL.device, Path("calibration")),
+        request=Request(
+            NetworkSource("tiny"), COST_MODEL.link, COST_MODEL.device, Path("calibration")
+        ),
         metric="AP50",
         reference_accuracy=45.0,
         cuts=9,

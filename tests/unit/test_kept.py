@@ -17,6 +17,7 @@ from search.constraints import constraints
 from search.kept import keep, kept, search_key, search_unless_kept
 from search.prediction.devices import device_profile
 from search.request import Request
+from search.source import NetworkSource
 from tests import tiny
 from tests.affinity import one_core
 
@@ -60,11 +61,10 @@ def request_(tmp_path: Path) -> Request:
     (tmp_path / "truth.json").write_text("{}")
     (tmp_path / "tables.json").write_text(to_json([ROW]))
     return Request(
-        model="yolov3-tiny",
+        source=NetworkSource("yolov3-tiny", tmp_path / "network.weights"),
         link=parse_link("3mbit/20ms"),
         device=device_profile("this-machine"),
         calibration=tmp_path / "calibration",
-        weights=tmp_path / "network.weights",
         evaluation=tmp_path / "evaluation",
         annotations=tmp_path / "truth.json",
         tables=tmp_path / "tables.json",
@@ -80,7 +80,7 @@ def bundle(tmp_path: Path, request_: Request) -> Path:
 
 
 OTHERS: dict[str, Any] = {
-    "model": "other",
+    "source": NetworkSource("other"),
     "link": parse_link("3mbit/30ms"),
     "device": device_profile("half-core"),
     "constraints": constraints(max_drop=1.0),
@@ -99,7 +99,7 @@ OTHERS: dict[str, Any] = {
     "max_detections": 7,
     "classes": ("cat",),
 }
-PATHS = {"calibration", "weights", "evaluation", "annotations", "tables"}
+PATHS = {"calibration", "evaluation", "annotations", "tables"}
 
 
 def test_the_same_request_keeps_the_bundle(request_: Request, bundle: Path) -> None:
@@ -118,6 +118,28 @@ def test_where_things_lie_does_not_matter(request_: Request, bundle: Path, tmp_p
 @pytest.mark.parametrize("name", OTHERS)
 def test_another_setting_does_not(request_: Request, bundle: Path, name: str) -> None:
     assert kept(replace(request_, **{name: OTHERS[name]}), bundle) is None
+
+
+def test_a_network_counts_by_the_content_of_its_files(
+    request_: Request, bundle: Path, tmp_path: Path
+) -> None:
+    model, card = tmp_path / "m.onnx", tmp_path / "m.toml"
+    model.write_bytes(b"model")
+    of_file = replace(request_, source=NetworkSource(str(model)))
+    keep(of_file, bundle)
+    assert kept(of_file, bundle) is not None
+    card.write_text("labels = 'coco'")
+    assert kept(of_file, bundle) is None
+    keep(of_file, bundle)
+    model.write_bytes(b"another")
+    assert kept(of_file, bundle) is None
+    assert kept(replace(request_, source=NetworkSource("yolov3-tiny")), bundle) is None
+
+
+def test_a_torch_module_is_always_searched_anew(request_: Request, bundle: Path) -> None:
+    of_code = replace(request_, source=NetworkSource("tests.classifiers:ColourClassifier"))
+    keep(of_code, bundle)
+    assert kept(of_code, bundle) is None
 
 
 def test_the_same_number_may_limit_something_else(request_: Request, bundle: Path) -> None:
@@ -194,7 +216,9 @@ def test_the_key_is_no_part_of_the_bundle(request_: Request, bundle: Path) -> No
 def test_a_search_that_fails_leaves_the_bundle_as_it_was(request_: Request, bundle: Path) -> None:
     before = Bundle.open(bundle).digest
     with pytest.raises(ModelError, match="unknown model 'none'"):
-        search_unless_kept(replace(request_, model="none", tables=None), bundle, Stages())
+        search_unless_kept(
+            replace(request_, source=NetworkSource("none"), tables=None), bundle, Stages()
+        )
     assert Bundle.open(bundle).digest == before
     assert kept(request_, bundle) is not None
 

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from common.errors import SettingsError
 from common.tasks.labels import CLASS_NAMES
 from search.card import read_card
-from search.source import open_network
+from search.source import NetworkSource, open_network
 
 
 def model(path: Path, channels: int, *tail: onnx.NodeProto, **constants: np.ndarray) -> Path:
@@ -40,7 +40,7 @@ def test_a_card_names_task_labels_and_input(tmp_path: Path) -> None:
         'labels = ["cat", "dog"]\n[input]\nmean = [127.5, 127.5, 127.5]\nstd = [255, 255, 255]\n'
         'fit = "stretch"\nchannels = "bgr"\n[task]\nkind = "classification"\n'
     )
-    source = open_network(str(path))
+    source = open_network(NetworkSource(str(path)))
     assert source.task.kind == "classification"
     assert source.task.class_names == ("cat", "dog")
     assert source.task.image.fit == "stretch"
@@ -57,9 +57,9 @@ def test_an_output_without_a_doubt_needs_no_card(tmp_path: Path) -> None:
         shape=np.array([1, 84, -1], np.int64),
     )
     with pytest.raises(SettingsError, match=r"do not say which decoder.*\[task\.decoder\]"):
-        open_network(str(path))
+        open_network(NetworkSource(str(path)))
     (tmp_path / "m.toml").write_text('[task]\nkind = "tensors"\n')
-    assert open_network(str(path)).task.kind == "tensors"
+    assert open_network(NetworkSource(str(path))).task.kind == "tensors"
 
 
 def test_classes_have_coco_s_names_if_there_are_eighty(tmp_path: Path) -> None:
@@ -70,11 +70,11 @@ def test_classes_have_coco_s_names_if_there_are_eighty(tmp_path: Path) -> None:
         helper.make_node("Flatten", ["b"], ["y"]),
     )
     (tmp_path / "m.toml").write_text('[task]\nkind = "classification"\n')
-    assert open_network(str(path)).task.class_names == CLASS_NAMES
+    assert open_network(NetworkSource(str(path))).task.class_names == CLASS_NAMES
     (tmp_path / "labels.txt").write_text("one\ntwo\n")
     (tmp_path / "m.toml").write_text('labels = "labels.txt"\n[task]\nkind = "classification"\n')
     with pytest.raises(SettingsError, match=r"expected one output \(2\)"):
-        open_network(str(path))
+        open_network(NetworkSource(str(path)))
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_a_wrong_card_is_one_line(text: str, message: str, tmp_path: Path) -> No
     path = model(tmp_path / "m.onnx", 4)
     (tmp_path / "m.toml").write_text(text)
     with pytest.raises(SettingsError, match=message) as caught:
-        open_network(str(path))
+        open_network(NetworkSource(str(path)))
     assert "\n" not in str(caught.value)
 
 
@@ -102,5 +102,5 @@ def test_a_card_that_is_not_there_or_too_large_is_refused(tmp_path: Path) -> Non
     large.write_text("#" * (1 << 20) + "\n")
     with pytest.raises(SettingsError, match="over 1 MiB"):
         read_card(large)
-    with pytest.raises(SettingsError, match="--weights is for models of the zoo"):
-        open_network("m.onnx", weights=tmp_path / "w.pt")
+    with pytest.raises(SettingsError, match="--weights is for the zoo and for"):
+        open_network(NetworkSource("m.onnx", weights=tmp_path / "w.pt"))

@@ -16,7 +16,8 @@ from common.runtime.registry import open_model
 from search.network import execute
 from search.network.cuts import cut_of_head, find_cuts
 from search.network.graph import Graph
-from search.network.importers.onnx_file import InputScaling, import_onnx, read_onnx
+from search.network.importers.onnx_file import import_onnx, read_onnx
+from search.network.importers.scaling import InputScaling
 from search.network.passes import optimise
 from search.quantization.export import SharedWeights, tail_model, write_weights
 
@@ -157,6 +158,41 @@ def test_a_declared_size_can_be_replaced(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"a batch of 10: give --input x=1x3x416x416"):
         read_onnx(path)
     assert imported(path, SHAPE).nodes[0].shape == SHAPE[1:]
+
+
+def test_a_size_is_for_files_that_leave_it_open(tmp_path: Path) -> None:
+    nodes, constants = [conv("x", "w", "y")], {"w": weights(4, 3, 1, 1)}
+    path = saved(tmp_path / "any.onnx", nodes, constants, shape=("N", 3, "H", "W"))
+    assert read_onnx(path, size=(8, 12)).input_shape == (1, 3, 8, 12)
+    path = saved(tmp_path / "fixed.onnx", nodes, constants)
+    assert read_onnx(path, size=(16, 24)).input_shape == SHAPE  # as it is declared
+    with pytest.raises(
+        ModelError, match=r"x is 1x3x16x24, and no other size: .*, or give --input x=1x3x8x12 if"
+    ):
+        read_onnx(path, size=(8, 12))
+    assert read_onnx(path, SHAPE, (8, 12)).input_shape == (1, 3, 8, 12)  # a card's shape
+
+
+def test_sizes_that_would_fit_are_named(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("MaxPool", ["x"], ["s"], kernel_shape=[8, 8], strides=[8, 8]),
+        helper.make_node("Resize", ["s", "", "scales"], ["u"], mode="nearest"),
+        helper.make_node("Add", ["x", "u"], ["y"]),
+    ]
+    scales = {"scales": np.array([1, 1, 8, 8], np.float32)}
+    path = saved(tmp_path / "m.onnx", nodes, scales, shape=("N", 3, "H", "W"))
+    with pytest.raises(ModelError, match=r"20x64 does not fit .*, 24x64 would: .* multiples of 8"):
+        read_onnx(path, size=(20, 64))
+    assert read_onnx(path, size=(24, 64)).input_shape == (1, 3, 24, 64)
+
+
+def test_a_size_is_of_the_right_axes(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["t"], perm=[0, 3, 1, 2]),
+        conv("t", "w", "y"),
+    ]
+    path = saved(tmp_path / "m.onnx", nodes, {"w": weights(4, 3, 1, 1)}, shape=(1, "H", "W", 3))
+    assert read_onnx(path, size=(8, 12)).input_shape == (1, 8, 12, 3)
 
 
 @pytest.mark.parametrize(

@@ -241,7 +241,7 @@ def _trickle(listener: socket.socket) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        ((), 64, "give one of --model NAME (of the zoo), --bundle DIR"),
+        ((), 64, "give one of --model NAME, --bundle DIR"),
         (("--stats",), 64, "give one of"),
         (("--bundle", "b", "--model", "m"), 64, "got --model and --bundle"),
         (("--bundle", "b", "--stats"), 64, "--stats belongs to --model, not to --bundle"),

@@ -36,8 +36,10 @@ from search.proposal.difference import compare, markdown, predict_again, verdict
 from search.proposal.exchange import exchange, previous_of
 from search.proposal.propose import DIFFERENCE, ProposalSpec, propose, repeat, request_of
 from search.request import Request, SearchResult
+from search.source import NamedShape, NetworkSource
 from tests import tiny
 
+INPUT = NamedShape("x", (1, 3, 32, 64))
 OWN = {"cut": CutTimes(Timing(2.0, 2.0, 9), Timing(3.0, 3.0, 9))}
 
 
@@ -174,12 +176,24 @@ def test_the_same_is_searched_for_as_the_bundle_was(asked: ProposalSpec) -> None
         ),
     )
     search = Searching(1.0)
+    present = manifest_of(asked.bundle)
     propose(asked, Silent(), search)
     (request,) = search.requests
     assert (request.model, str(request.link), request.device.name) == ("tiny", "3mbit/20ms", "test")
     assert request.constraints == (MaxDrop(1.0), EdgeMemory(5 << 20), MaxBytes(4000))
     assert request.video
     assert request.tables == asked.tables
+    assert request.source == NetworkSource("tiny", image_size=present.task.image.size)
+
+
+def test_a_network_is_described_as_for_a_search(asked: ProposalSpec, tmp_path: Path) -> None:
+    of_file = replace(
+        asked, weights=tmp_path / "w", card=tmp_path / "c.toml", image_size=(32, 64), input=INPUT
+    )
+    request = request_of(of_file, manifest_of(asked.bundle), read_tables(asked.tables))
+    assert request.source == NetworkSource(
+        "tiny", tmp_path / "w", tmp_path / "c.toml", (32, 64), INPUT
+    )
 
 
 def test_link_and_device_can_be_others(asked: ProposalSpec) -> None:

@@ -22,7 +22,10 @@ from search.prediction.devices import device_profile
 from search.prepare import Prepared, prepare
 from search.quantization.export import head_model
 from search.request import Request
-from search.zoo.darknet import DarknetModule, load_darknet
+from search.source import NetworkSource
+from search.zoo.darknet import DarknetModule
+from search.zoo.download import WeightsEntry
+from search.zoo.registry import DarknetModel
 
 SIZE = 32
 OUTPUTS = 170  # two anchors of a box, its objectness and 80 classes
@@ -46,7 +49,13 @@ class Silent:
         return lambda _done, _total, _note="", /: None
 
 
-def network() -> DarknetModule:
+class Small(DarknetModel):
+    @property
+    def cfg(self) -> str:
+        return CFG
+
+
+def weights() -> bytes:
     """Random weights; few positions hold an object, as in a trained network."""
     rng = np.random.default_rng(0)
     module = DarknetModule(CFG)
@@ -59,7 +68,7 @@ def network() -> DarknetModule:
         else:
             values.append(rng.normal(0, 3 / np.sqrt(tensor[0].numel()), tensor.numel()))
     header = struct.pack("<iiiQ", 0, 2, 0, 0)
-    return load_darknet(CFG, header + np.concatenate(values).astype("<f4").tobytes())
+    return header + np.concatenate(values).astype("<f4").tobytes()
 
 
 def picture(rng: np.random.Generator) -> Image.Image:
@@ -74,7 +83,7 @@ def as_seen(image: Image.Image) -> NDArray[np.uint8]:
 def request_of(calibration: Path, cache: Path) -> Request:
     """A search that no plan passes, so that whatever can be fitted is fitted."""
     return Request(
-        model="small",
+        source=NetworkSource("small"),
         link=parse_link("10kbit/20ms"),
         device=device_profile("this-machine-no-vnni"),
         calibration=calibration,
@@ -91,7 +100,13 @@ def fit(calibration: Path, cache: Path) -> tuple[Prepared, bytes]:
     """Search; then the pictures on both sides, and the model of the whole network in integers."""
     with pytest.raises(NoFeasiblePlanError):
         run_search(request_of(calibration, cache), cache.with_name("bundle"), Silent())
-    prepared = prepare("small", calibration, Cache(cache, __version__), Silent(), divide=set_aside)
+    prepared = prepare(
+        NetworkSource("small"),
+        calibration,
+        Cache(cache, __version__),
+        Silent(),
+        divide=set_aside,
+    )
     quantized = prepared.rounder(reduced_range=True).nearest({})
     return prepared, head_model(quantized, quantized.graph.outputs)
 
@@ -109,8 +124,10 @@ def fitted(cache: Path) -> dict[str, dict[str, NDArray[Any]]]:
 def test_other_judging_pictures_leave_what_is_fitted_bit_for_bit_alike(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = network()
-    monkeypatch.setattr(search.source, "load_model", lambda *_args, **_kwargs: module)
+    (tmp_path / "weights").write_bytes(weights())
+    small = Small(name="small", weights=WeightsEntry("", None, None), image_size=(SIZE, SIZE))
+    trained = small.load(tmp_path / "weights", small.image_size)
+    monkeypatch.setattr(search.source, "load_model", lambda *_args, **_kwargs: trained)
     folder, rng = tmp_path / "pictures", np.random.default_rng(0)
     folder.mkdir()
     for number in range(32):

@@ -48,6 +48,7 @@ from search.reports import time_sources as origins
 from search.reports.html import html
 from search.reports.markdown import as_json, markdown
 from search.request import Request, SearchResult
+from search.source import NetworkSource
 from search.strategies.baselines import cost_graph
 from search.wire.formats import FormatTable
 from search.wire.sampling import sample
@@ -282,7 +283,7 @@ def test_cuts_that_tables_tell_of_are_found() -> None:
 
 def test_a_file_that_is_no_table_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     (tmp_path / "tables").write_text("no table")
-    request = Request("tiny", LINK, PI, tmp_path, tables=tmp_path / "tables")
+    request = Request(NetworkSource("tiny"), LINK, PI, tmp_path, tables=tmp_path / "tables")
     with pytest.raises(StoreError):
         search(request, tmp_path / "out", Silent())
     (tmp_path / "tables").write_text(to_json([row("head to a", 1.0)]))
@@ -330,7 +331,7 @@ def test_a_search_predicts_what_is_known_and_scales_the_rest(tmp_path: Path) -> 
     foreign = row(head_to(known.name), 7.0, network="f" * 64)
     (tmp_path / "tables").write_text(to_json([foreign, mine, foreign]))
     request = Request(
-        "small",
+        NetworkSource("small"),
         LINK,
         PI,
         tmp_path,
@@ -357,7 +358,12 @@ def test_a_bundle_names_its_segments_as_its_search_did(tmp_path: Path) -> None:
     network = Network(prepared, heads, enumerate_cuts(prepared.graph))
     device = DeviceProfile("pi", 1.0, reduced_range=True)
     request = Request(
-        "small", LINK, device, tmp_path, constraints=constraints(max_drop=100.0), refined_cuts=0
+        NetworkSource("small"),
+        LINK,
+        device,
+        tmp_path,
+        constraints=constraints(max_drop=100.0),
+        refined_cuts=0,
     )
     judging = Judging(prepared.calibration, "evaluation")
     found = rank(request, network, judging, Silent())
@@ -391,7 +397,7 @@ def test_reports_say_where_times_come_from() -> None:
     assert ignored.endswith("wider than their median: 1")
     (judged,) = rank_candidates([candidate("a")], TIMES, cost_model)
     found = SearchResult(
-        request=Request("tiny", LINK, PI, Path("calibration")),
+        request=Request(NetworkSource("tiny"), LINK, PI, Path("calibration")),
         metric="AP50",
         reference_accuracy=45.0,
         cuts=4,

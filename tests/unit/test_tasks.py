@@ -451,7 +451,26 @@ class TestFit:
         boxes = geometry.place(80, 40).to_image(np.array([[0, 0, 40, 40]], np.float32))
         assert boxes.tolist() == [[20, 0, 60, 40]]
 
-    @pytest.mark.parametrize("fit", ["letterbox", "letterbox-top-left", "stretch", "centre-crop"])
+    @pytest.mark.parametrize("size", [(640, 427), (375, 500), (512, 512), (640, 480)])
+    def test_imagenet_crop_is_torchvision_s(self, size: tuple[int, int]) -> None:
+        """Resize(256) and CenterCrop(224), but for the border, where a crop sees less."""
+        rng = np.random.default_rng(0)
+        noise = Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8))
+        image = noise.resize(size, Image.Resampling.BICUBIC)
+        width, height = (256 * side // min(size) for side in size)
+        left, top = (round((side - 224) / 2) for side in (width, height))
+        scaled = image.resize((width, height), Image.Resampling.BILINEAR)
+        expected = np.asarray(scaled.crop((left, top, left + 224, top + 224)))
+        geometry = ImageInput(height=224, width=224, fit="imagenet-crop")
+        found = geometry.pixels(np.asarray(image)).transpose(1, 2, 0)
+        off = np.abs(found.astype(int) - expected)[2:-2, 2:-2]
+        place = geometry.place(*size)
+        assert (-place.left, -place.top) == (left, top)
+        assert off.max() <= 1
+
+    @pytest.mark.parametrize(
+        "fit", ["letterbox", "letterbox-top-left", "stretch", "centre-crop", "imagenet-crop"]
+    )
     @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1), (33, 32), (640, 427)])
     def test_any_image_fits(self, fit: Any, size: tuple[int, int]) -> None:
         geometry = ImageInput(height=32, width=48, fit=fit)

@@ -25,6 +25,7 @@ from common.runtime.registry import open_model
 from search.network.graph import Graph
 from search.network.importers.calls import Call, GraphBuilder, UnsupportedCallError
 from search.network.importers.onnx_operators import read_call
+from search.network.importers.scaling import InputScaling, scale_image, size_advice
 from search.network.onnx_builder import OPSET
 
 MAX_BYTES = 2**31 - 1
@@ -33,23 +34,6 @@ MAX_BYTES = 2**31 - 1
 _CONTROL_FLOW = ("If", "Loop", "Scan", "SequenceMap")
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 _TOLERANCE = 1e-3
-
-
-@dataclass(frozen=True)
-class InputScaling:
-    """Scaling and order that make the network's input of an image in [0, 1], red first.
-
-    Attributes:
-        mean: By channel of the network's input, in units of the image.
-        std: By channel: input = (image - mean) / std.
-        blue_first: Whether the network's channels are blue, green, red.
-        channels_last: Whether the input is (N, H, W, C).
-    """
-
-    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
-    std: tuple[float, ...] = (1.0, 1.0, 1.0)
-    blue_first: bool = False
-    channels_last: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,12 +55,15 @@ class OnnxNetwork:
     opset: int
 
 
-def read_onnx(path: Path, shape: Sequence[int] | None = None) -> OnnxNetwork:
+def read_onnx(
+    path: Path, shape: Sequence[int] | None = None, size: tuple[int, int] | None = None
+) -> OnnxNetwork:
     """Read, check and simplify a model.
 
     Args:
         path: The file; weights outside of it lie in its folder.
         shape: Shape of the input, with the batch, in place of the declared one.
+        size: (height, width) of the image, where neither is fixed by what is declared alone.
 
     Raises:
         ModelError: If it is no model that can be worked with; the message says what to do.
@@ -84,9 +71,12 @@ def read_onnx(path: Path, shape: Sequence[int] | None = None) -> OnnxNetwork:
     model = _load(path)
     image = _image_of(path, model)
     declared = _declared(image)
-    chosen = _checked_shape(path, image.name, declared, shape)
+    wanted = shape if size is None else _resized(path, image.name, declared, shape, size)
+    chosen = _checked_shape(path, image.name, declared, wanted)
     _set_shape(model, image.name, chosen)
     _check_operators(path, model)
+    if size is not None:
+        _check_size(path, model, image.name, chosen)
     plain = _converted(path, model)
     slimmed = _simplified(path, plain)
     _check_operators(path, slimmed)
@@ -108,7 +98,7 @@ def import_onnx(network: OnnxNetwork, scaling: InputScaling) -> Graph:
     _, *size = network.input_shape
     height, width = size[:2] if scaling.channels_last else size[1:]
     builder = GraphBuilder("image", (3, height, width), constants, declared)
-    _scale_image(builder, network.input, scaling)
+    scale_image(builder, network.input, scaling)
     for index, node in enumerate(network.model.graph.node):
         call = _call(node, index)
         try:
@@ -116,28 +106,6 @@ def import_onnx(network: OnnxNetwork, scaling: InputScaling) -> Graph:
         except UnsupportedCallError as reason:
             builder.add_opaque(call, reason)
     return builder.graph(network.outputs, max(network.opset, OPSET))
-
-
-def _scale_image(builder: GraphBuilder, name: str, scaling: InputScaling) -> None:
-    """Nodes that make the network's input of the image."""
-    made = "image"
-    if scaling.blue_first:
-        order = {"order": (2, 1, 0)}
-        made = builder.append(f"{name}/ordered", "gather", (made,), attributes=order)
-    if scaling.mean != (0.0, 0.0, 0.0) or scaling.std != (1.0, 1.0, 1.0):
-        gain = 1 / np.array(scaling.std, np.float64)
-        offset = -np.array(scaling.mean) * gain
-        made = builder.append(
-            f"{name}/scaled",
-            "scale",
-            (made,),
-            weight=gain.astype(np.float32),
-            bias=offset.astype(np.float32),
-        )
-    if scaling.channels_last:
-        last = {"order": (0, 2, 3, 1)}
-        made = builder.append(f"{name}/moved", "transpose", (made,), attributes=last)
-    builder.rename(made, name)
 
 
 def _call(node: onnx.NodeProto, index: int) -> Call:
@@ -239,6 +207,30 @@ def _declared(image: onnx.ValueInfoProto) -> tuple[int, ...]:
     )
 
 
+def _resized(
+    path: Path,
+    name: str,
+    declared: Sequence[int],
+    wanted: Sequence[int] | None,
+    size: tuple[int, int],
+) -> tuple[int, ...]:
+    """The wanted or declared shape with another height and width."""
+    shape = list(declared if wanted is None else wanted)
+    if len(shape) != 4:
+        return tuple(shape)
+    start = 1 if shape[1] != 3 and shape[3] == 3 else 2
+    present = tuple(shape[start : start + 2])
+    shape[start : start + 2] = size
+    if wanted is None and min(present) > 0 and present != size:
+        found = "x".join(map(str, declared))
+        asked = "x".join(map(str, (shape[0] or 1, *shape[1:])))
+        raise ModelError(
+            f"{path}: its input {name} is {found}, and no other size: export it with a dynamic "
+            f"one, or give --input {name}={asked} if what it declares is wrong"
+        )
+    return (shape[0] or 1, *shape[1:])
+
+
 def _checked_shape(
     path: Path, name: str, declared: Sequence[int], wanted: Sequence[int] | None
 ) -> tuple[int, ...]:
@@ -271,6 +263,25 @@ def _set_shape(model: onnx.ModelProto, name: str, shape: Sequence[int]) -> None:
     del model.graph.value_info[:]
     for output in model.graph.output:
         output.type.tensor_type.ClearField("shape")
+
+
+def _check_size(path: Path, model: onnx.ModelProto, name: str, shape: tuple[int, ...]) -> None:
+    """Require a model to take an image of the shape that is set; says which one it would take."""
+    start = 1 if shape[1] != 3 else 2
+
+    def fits(size: tuple[int, int]) -> bool:
+        other = (*shape[:start], *size, *shape[start + 2 :])
+        _set_shape(model, name, other)
+        try:
+            _run(path, model, name, np.zeros(other, np.float32))
+        except ModelError:
+            return False
+        return True
+
+    size = (shape[start], shape[start + 1])
+    if not fits(size) and (advice := size_advice(size, fits)):
+        raise ModelError(f"{path}: {advice}")
+    _set_shape(model, name, shape)
 
 
 def _check_operators(path: Path, model: onnx.ModelProto) -> None:

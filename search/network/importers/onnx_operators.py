@@ -93,7 +93,7 @@ def _gemm(call: Call, graph: GraphBuilder) -> None:
     weight = weight * np.float32(call.attributes.get("alpha", 1.0))
     if bias is not None:
         gain = np.float32(call.attributes.get("beta", 1.0))
-        bias = np.broadcast_to(_float(bias).reshape(-1) * gain, (len(weight),))
+        bias = np.broadcast_to(_float(bias).reshape(-1) * gain, (len(weight),)).copy()
     _fully_connected(call, graph, source, weight, bias)
 
 

@@ -21,20 +21,25 @@ from torch import fx
 from torch.export.graph_signature import InputKind
 
 from common.errors import ModelError
-from search.network.graph import Graph, Shape
+from search.network.graph import IMAGE, Graph, Shape
 from search.network.importers.calls import Array, Call, GraphBuilder, UnsupportedCallError, as_pair
 from search.network.importers.onnx_operators import read_call
+from search.network.importers.scaling import InputScaling, scale_image, size_advice
 from search.network.onnx_builder import OPSET
 
+_AS_IT_IS = InputScaling()
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in [^\n]+\n\s*([^\n]+)')
 
 
-def import_module(module: torch.nn.Module, input_size: tuple[int, int]) -> Graph:
-    """Export `module`, which maps one (N, 3, H, W) image to one or several (N, C, h, w) tensors.
+def import_module(
+    module: torch.nn.Module, input_size: tuple[int, int], scaling: InputScaling = _AS_IT_IS
+) -> Graph:
+    """Export `module`, which maps an image to one or several tensors, each with the batch first.
 
     Args:
         module: In eval mode.
         input_size: (H, W).
+        scaling: How the module's input is made of an image (N, 3, H, W) in [0, 1].
 
     Raises:
         ModelError: If the module cannot be exported or holds an operator that the graph does not
@@ -43,16 +48,19 @@ def import_module(module: torch.nn.Module, input_size: tuple[int, int]) -> Graph
     if module.training:
         raise ModelError("the module is in training mode: call .eval() first")
     example = torch.zeros(1, 3, *input_size)
+    if scaling.channels_last:
+        example = example.permute(0, 2, 3, 1).contiguous()
     try:
         with _quiet():
             program = torch.export.export(module, (example,))
-    except (torch._dynamo.exc.TorchDynamoException, RuntimeError, ValueError) as error:
+    except Exception as error:  # of torch, or of the module's own code
         reason = " ".join(str(error).split())[:300]
         raise ModelError(
-            f"the module cannot be exported{_line_of_error(error)}: control flow that depends on "
-            f"the image has no graph; torch.export says: {reason}"
+            f"the module cannot be exported{_line_of_error(error)}: "
+            f"{_advice(module, error, example)}; "
+            f"torch.export says: {reason}"
         ) from error
-    return _ExportedModule(program).graph()
+    return _ExportedModule(program).graph(input_size, scaling)
 
 
 @contextlib.contextmanager
@@ -87,6 +95,33 @@ def _line_of_error(error: BaseException) -> str:
     return _made_by((frame.filename, frame.lineno or 0, frame.line or "") for frame in inner[1:])
 
 
+def _advice(module: torch.nn.Module, error: Exception, example: torch.Tensor) -> str:
+    """Say what may be wrong, as far as the error tells."""
+    if isinstance(error, torch.fx.experimental.symbolic_shapes.GuardOnDataDependentSymNode):
+        return "control flow that depends on the image has no graph"
+    last = example.shape[3] == 3
+    height, width = example.shape[1:3] if last else example.shape[2:]
+
+    def fits(size: tuple[int, int]) -> bool:
+        shape = (1, *size, 3) if last else (1, 3, *size)
+        try:
+            with torch.inference_mode():
+                module(torch.zeros(shape))
+        except Exception:  # noqa: BLE001 - the module's own code may raise anything
+            return False
+        return True
+
+    called = f"it is called with one float32 image of {height}x{width} pixels"
+    return size_advice((height, width), fits) or called
+
+
+def _output(value: Any) -> str:
+    """Name of an output."""
+    if not isinstance(value, fx.Node):
+        raise ModelError(f"the module gives {value!r} among its outputs: only tensors can be sent")
+    return value.name
+
+
 class _ExportedModule:
     """Walks an exported program once, and writes its operators as calls."""
 
@@ -96,7 +131,7 @@ class _ExportedModule:
         self._calls: list[Call] = []
         self._place = ""
 
-    def graph(self) -> Graph:
+    def graph(self, size: tuple[int, int], scaling: InputScaling) -> Graph:
         state = {**self._program.state_dict, **self._program.constants}
         image = ""
         for spec in self._program.graph_signature.input_specs:
@@ -111,15 +146,13 @@ class _ExportedModule:
                 floating = np.issubdtype(array.dtype, np.floating)
                 self._constants[name] = array.astype(np.float32) if floating else array
         outputs: tuple[str, ...] = ()
-        shape: Shape = ()
         for node in self._program.graph.nodes:
-            if node.op == "placeholder" and node.name == image:
-                shape = _shape(node)
-            elif node.op == "call_function":
+            if node.op == "call_function":
                 self._convert(node)
             elif node.op == "output":
-                outputs = tuple(arg.name for arg in node.args[0])
-        builder = GraphBuilder(image, shape, self._constants)
+                outputs = tuple(_output(arg) for arg in node.args[0])
+        builder = GraphBuilder(IMAGE, (3, *size), self._constants)
+        scale_image(builder, image, scaling)
         for call in self._calls:
             read_call(call, builder)
         for node in self._program.graph.nodes:
