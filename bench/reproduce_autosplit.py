@@ -31,7 +31,7 @@ from search.network.graph import Graph
 from search.prediction.accelerators import EYERISS_LIKE, TPU_LIKE, Accelerator, weight_volume
 from search.strategies.min_cut import dads, qdmp
 from search.strategies.neurosurgeon import neurosurgeon
-from search.strategies.simulated import SimulatedPair, SimulatedPlan, Simulation, heads_of
+from search.strategies.simulated import SimulatedPair, SimulatedPlan, Simulation, cuts_of
 
 UPLINKS_MBIT = (1, 3, 20)
 WIDTHS = (8, 6, 4, 2)
@@ -92,7 +92,7 @@ class SimulatedNetwork:
         self._error_limit = uniform_error(self._errors, error_bits)
         self._memory_bits = network.memory_kib * _KIB
         self._configurations = auto_split(self._errors, self._memory_bits)
-        self._heads = heads_of(self.graph)
+        self._cuts = cuts_of(self.graph)
 
     def plans(self, mbit: float) -> Iterator[tuple[str, SimulatedPlan]]:
         """The plan of each strategy, by its name."""
@@ -106,7 +106,7 @@ class SimulatedNetwork:
         yield "Auto-Split", simulated.auto_split(self._configurations, self._error_limit)
         yield (
             "Splitpoint",
-            simulated.fastest(self._heads, self._memory_bits, self._error_limit),
+            simulated.fastest(self._cuts, self._memory_bits, self._error_limit),
         )
 
     def row(

@@ -71,7 +71,7 @@ class PlanJudge:
     def _prepare(self, network: OriginalNetwork) -> Prepared:
         arguments = self._arguments
         return prepare(
-            network.model,
+            network.source,
             arguments.calibration,
             Cache(),
             self._stages,

@@ -4,14 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from common.choices import one_of
 from search.network.graph import Graph
+from search.network.importers.factory import build_module
 from search.network.importers.torch_module import import_module
 from search.network.passes import optimise
+from search.source import NetworkSource, open_network
 from search.zoo.darknet import DarknetModule
 from search.zoo.download import cached
-from search.zoo.registry import zoo_model
+from search.zoo.registry import DarknetModel, zoo_model
 
 _SEED = 0
 
@@ -35,13 +38,18 @@ class OriginalNetwork:
         """Model and size of the input."""
         return f"{self.model} {self.size}"
 
+    @property
+    def source(self) -> NetworkSource:
+        """Place that the trained network comes from."""
+        return NetworkSource(self.model, image_size=(self.size, self.size))
+
 
 NETWORKS = (
     OriginalNetwork("resnet-18", 224, 2**10),
     OriginalNetwork("resnet-50", 224, 2**12),
     OriginalNetwork("resnext-50", 224, 2**12),
     OriginalNetwork("googlenet", 224, 2**13),
-    OriginalNetwork("mnasnet-1.0", 224, 2**12),
+    OriginalNetwork("mnasnet", 224, 2**12),
     OriginalNetwork("mobilenet-v2", 224, 2**10),
     *(OriginalNetwork("yolov3-tiny", size, 2**15) for size in (416, 512, 608)),
     *(
@@ -70,7 +78,13 @@ def has_weights(network: OriginalNetwork) -> bool:
 
 
 def graph_of(network: OriginalNetwork) -> Graph:
-    """The optimised graph of a network, with seeded weights: times depend on shapes alone."""
+    """The graph of a network, with seeded weights if it has no others: times need only shapes."""
+    if has_weights(network):
+        return open_network(network.source).graph
+    model, size = zoo_model(network.model), (network.size, network.size)
     torch.manual_seed(_SEED)
-    module = DarknetModule(zoo_model(network.model).cfg, input_size=network.size)
-    return optimise(import_module(module.eval(), module.input_size))
+    if isinstance(model, DarknetModel):
+        module: nn.Module = DarknetModule(model.cfg, input_size=size).eval()
+    else:
+        module = build_module(model.factory)
+    return optimise(import_module(module, size))

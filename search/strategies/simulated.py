@@ -9,6 +9,7 @@ widths (the raw image at 8 bits), and of the cloud's layers at 16 bits. In place
 which needs trained weights, a limit on Auto-Split's own error says what a plan may lose.
 """
 
+import heapq
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +21,7 @@ from search.allocate.auto_split import Configuration
 from search.allocate.exact import solve_exact
 from search.allocate.problem import Problem, TensorChoice
 from search.allocate.table import IMAGE_WIDTH, WIDTHS, FusedLayer, Table
-from search.network.cuts import find_cuts, prefix_cuts
+from search.network.cuts import Cut, find_cuts, prefix_cuts
 from search.network.graph import Graph
 from search.prediction.accelerators import Accelerator, moved, weight_volume
 from search.strategies.costs import CostGraph
@@ -70,10 +71,10 @@ class SimulatedPlan:
     error: float
 
 
-def heads_of(graph: Graph) -> list[tuple[str, ...]]:
-    """Names of the nodes of heads: all prefixes, and those that send at most four tensors."""
-    cuts = (*prefix_cuts(graph), *find_cuts(graph, beam=_BEAM).cuts)
-    return list(dict.fromkeys(tuple(node.name for node in cut.head) for cut in cuts if cut.head))
+def cuts_of(graph: Graph) -> list[Cut]:
+    """Cuts with a head: all prefixes, and heads that send at most four tensors."""
+    cuts = (*prefix_cuts(graph)[1:], *find_cuts(graph, beam=_BEAM).cuts[1:])
+    return list({tuple(node.name for node in cut.head): cut for cut in cuts}.values())
 
 
 class Simulation:
@@ -169,32 +170,48 @@ class Simulation:
         )
         return min(plans, key=lambda plan: (plan.latency_ms, plan.error))
 
-    def fastest(
-        self, heads: Iterable[tuple[str, ...]], memory_bits: int, error_limit: float
-    ) -> SimulatedPlan:
-        """The fastest of some heads, at any widths within a memory and an error, or cloud-only.
+    def fastest(self, cuts: Iterable[Cut], memory_bits: int, error_limit: float) -> SimulatedPlan:
+        """The fastest of some cuts, at any widths within a memory and an error, or cloud-only.
 
-        Heads are taken by a lower bound of their latency, until no other head's bound is below the
-        best latency found.
+        Best first: a cut is taken up by its latency at the least widths, then by a closer bound of
+        it, then solved, until no other one's bound is below the best latency found.
 
         Args:
-            heads: Names of the nodes of each, such as `heads_of` lists them.
+            cuts: With heads, such as `cuts_of` lists them.
             memory_bits: Limit on `SimulatedPlan.edge_bits`.
             error_limit: Largest error allowed.
         """
         best = self.cloud_only()
-        bounded = []
-        for head in heads:
-            choices = self._choices(head)
-            if choices.narrowest_ms < best.latency_ms:
-                bounded.append((choices.bound_ms(error_limit), head, choices))
-        for bound, head, choices in sorted(bounded, key=lambda each: each[0]):
-            if bound >= best.latency_ms:
-                break
-            widths = choices.fastest(memory_bits, error_limit)
-            if widths is not None:
-                best = min(best, self.plan(head, *widths), key=lambda plan: plan.latency_ms)
+        queue: list[tuple[float, int, Cut | _Choices]]
+        queue = [(self._narrowest_ms(cut), rank, cut) for rank, cut in enumerate(cuts)]
+        heapq.heapify(queue)
+        while queue and queue[0][0] < best.latency_ms:
+            _, rank, found = heapq.heappop(queue)
+            if isinstance(found, Cut):
+                choices = self._choices(tuple(node.name for node in found.head))
+                heapq.heappush(queue, (choices.bound_ms(error_limit), rank, choices))
+            elif (widths := found.fastest(memory_bits, error_limit)) is not None:
+                plan = self.plan(found.head, *widths)
+                best = min(best, plan, key=lambda plan: plan.latency_ms)
         return best
+
+    def _narrowest_ms(self, cut: Cut) -> float:
+        """Latency of a cut with every tensor of its head at the least width."""
+        edge_ms = sum(self._least_ms[node.name] for node in cut.head)
+        cloud_ms = sum(self.costs.cloud_ms[node.name] for node in cut.tail)
+        sent = [name for name in cut.tensors if cut.tail]
+        bits = sum(
+            self._graph[name].elements * (IMAGE_WIDTH if name == self._image else min(WIDTHS))
+            for name in sent
+        )
+        return edge_ms + self._pair.sending_ms(bits) + cloud_ms
+
+    @cached_property
+    def _least_ms(self) -> dict[str, float]:
+        """Time of each node on the edge at the least width, by name."""
+        edge, graph, least = self._pair.edge, self._graph, min(WIDTHS)
+        widths = dict.fromkeys(graph.by_name, least) | {self._image: IMAGE_WIDTH}
+        return {n.name: edge.layer_ms(graph, n, least, widths) for n in graph.nodes[1:]}
 
     def _choices(self, head: tuple[str, ...]) -> "_Choices":
         """Widths that are free in a head, one for each of its tensors."""
@@ -213,6 +230,7 @@ class Simulation:
 
         layers = [self._layers[name] for name in head]
         return _Choices(
+            head=head,
             fixed_ms=sum(pair.edge.array_ms(graph[name]) for name in head)
             + sum(ms for name, ms in self.costs.cloud_ms.items() if name not in inside)
             + IMAGE_WIDTH * tensor_ms(self._image),
@@ -239,22 +257,18 @@ class _Choices:
     times are minimised and errors limited, so the two change places in every `TensorChoice`.
 
     Attributes:
+        head: Names of its nodes.
         fixed_ms: Time that depends on no width.
         image_elements: Of the image, which lies in memory at 8 bits.
         weights: Of the head's weights.
         activations: Of the head's outputs.
     """
 
+    head: tuple[str, ...]
     fixed_ms: float
     image_elements: int
     weights: tuple[TensorChoice, ...]
     activations: tuple[TensorChoice, ...]
-
-    @property
-    def narrowest_ms(self) -> float:
-        """Latency with every tensor at its least width."""
-        choices = (*self.weights, *self.activations)
-        return self.fixed_ms + sum(choice.errors[0] for choice in choices)
 
     def bound_ms(self, error_limit: float) -> float:
         """A latency that no widths within the error are below: the best of Lagrangian bounds."""

@@ -36,6 +36,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
     arguments.json = tmp_path_factory.mktemp("results") / "autosplit.json"
     with pytest.MonkeyPatch.context() as patched, Stages() as stages:
         patched.setattr(networks, "NETWORKS", (SMALL,))
+        patched.setattr(networks, "has_weights", lambda _: False)
         return {"table": arguments.json.with_suffix(".md"), **measure(arguments, stages)}
 
 

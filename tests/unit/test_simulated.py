@@ -15,7 +15,7 @@ from search.prediction.accelerators import Accelerator
 from search.strategies.costs import CostGraph
 from search.strategies.min_cut import dads, qdmp
 from search.strategies.neurosurgeon import neurosurgeon
-from search.strategies.simulated import SimulatedPair, SimulatedPlan, Simulation, heads_of
+from search.strategies.simulated import SimulatedPair, SimulatedPlan, Simulation, cuts_of
 
 EDGE = Accelerator("edge", 4, 4, 1e6, 0.5)
 CLOUD = Accelerator("cloud", 16, 16, 1e8, 0.1)
@@ -134,12 +134,12 @@ def test_the_fastest_head_and_widths_are_the_best_of_all(
         for plan in every_plan(uplink_bps)
         if plan.error <= limit * (1 + 1e-9) and plan.edge_bits <= memory_bits
     ]
-    found = simulated.fastest(heads_of(GRAPH), memory_bits, limit)
+    found = simulated.fastest(cuts_of(GRAPH), memory_bits, limit)
     assert found.latency_ms == pytest.approx(min(plan.latency_ms for plan in allowed), rel=1e-6)
     assert found.error <= limit * (1 + 1e-6)
     assert found.edge_bits <= memory_bits
 
 
 def test_nothing_within_the_limits_leaves_cloud_only() -> None:
-    assert simulation(1e3).fastest(heads_of(GRAPH), memory_bits=1, error_limit=1e9).head == ()
-    assert simulation(1e3).fastest(heads_of(GRAPH), 10**6, error_limit=1e-12).head == ()
+    assert simulation(1e3).fastest(cuts_of(GRAPH), memory_bits=1, error_limit=1e9).head == ()
+    assert simulation(1e3).fastest(cuts_of(GRAPH), 10**6, error_limit=1e-12).head == ()
