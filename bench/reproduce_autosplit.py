@@ -14,7 +14,7 @@ networks; `--scale-sim` compares the arrays' cycles with SCALE-Sim (extra `sim`)
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from bench.autosplit import published, steps
@@ -45,12 +45,13 @@ def measure(arguments: argparse.Namespace, stages: Stages) -> Result:
     if arguments.all and arguments.calibration is None:
         raise SettingsError("--all needs --calibration, a folder of pictures")
     chosen = chosen_networks(arguments.networks)
+    edge = replace(EYERISS_LIKE, utilisation=arguments.utilisation)
     judge = PlanJudge(arguments, stages)
     progress = stages.stage("simulating")
     rows: list[Result] = []
     chart, graphs = None, []
     for count, network in enumerate(chosen):
-        simulated = SimulatedNetwork(network, arguments.error_bits)
+        simulated = SimulatedNetwork(network, edge, arguments.error_bits)
         graphs.append(simulated.graph)
         for mbit in UPLINKS_MBIT:
             plans = dict(simulated.plans(mbit))
@@ -63,7 +64,7 @@ def measure(arguments: argparse.Namespace, stages: Stages) -> Result:
             chart = published.compared(simulated.published_case())
         progress(count + 1, len(chosen))
     result = record(
-        edge=asdict(EYERISS_LIKE),
+        edge=asdict(edge),
         cloud=asdict(TPU_LIKE),
         error_bits=arguments.error_bits,
         rows=rows,
@@ -81,11 +82,13 @@ class SimulatedNetwork:
 
     Args:
         network: The network.
+        edge: The edge.
         error_bits: Width of the whole network whose error is the largest allowed.
     """
 
-    def __init__(self, network: OriginalNetwork, error_bits: int) -> None:
+    def __init__(self, network: OriginalNetwork, edge: Accelerator, error_bits: int) -> None:
         self.network = network
+        self._edge = edge
         self.graph: Graph = graph_of(network)
         layers = random_errors(fused_layers(self.graph), _SEED)
         self._errors = Table(layers, self.graph.nodes[0].elements)
@@ -96,7 +99,7 @@ class SimulatedNetwork:
 
     def plans(self, mbit: float) -> Iterator[tuple[str, SimulatedPlan]]:
         """The plan of each strategy, by its name."""
-        simulated = Simulation(self.graph, self._errors, pair(mbit))
+        simulated = Simulation(self.graph, self._errors, pair(mbit, self._edge))
         yield "cloud-only", simulated.cloud_only()
         for bits in WIDTHS:
             yield f"U{bits}", simulated.edge_only(bits)
@@ -141,11 +144,10 @@ class SimulatedNetwork:
 
     def published_case(self) -> published.PublishedCase:
         """The network on the uplink of the published chart."""
-        on_chart = pair(published.MBIT)
-        return published.PublishedCase(self.graph, self._errors, self._configurations, on_chart)
+        return published.PublishedCase(self.graph, self._errors, pair(published.MBIT, self._edge))
 
 
-def pair(mbit: float, edge: Accelerator = EYERISS_LIKE) -> SimulatedPair:
+def pair(mbit: float, edge: Accelerator) -> SimulatedPair:
     """The accelerators of the experiment at an uplink in units of 2^20 bit/s, as the original's."""
     return SimulatedPair(edge, TPU_LIKE, mbit * _MBIT)
 
@@ -158,7 +160,9 @@ def _mean(widths: dict[str, int], volumes: dict[str, int]) -> float | None:
 
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--networks", type=listed(str), default=(), help="their names in the zoo")
-    parser.add_argument("--error-bits", type=int, choices=WIDTHS, default=4, help="error allowed")
+    parser.add_argument("--error-bits", type=int, choices=WIDTHS, default=6, help="error allowed")
+    usual = EYERISS_LIKE.utilisation
+    parser.add_argument("--utilisation", type=float, default=usual, help="of the edge's array")
     parser.add_argument("--scale-sim", action="store_true", help="compare with SCALE-Sim")
     parser.add_argument("--calibration", type=Path, help="pictures to calibrate on")
     parser.add_argument("--images", type=Path, help="pictures to evaluate on")

@@ -23,7 +23,7 @@ from search.allocate.problem import Problem, TensorChoice
 from search.allocate.table import IMAGE_WIDTH, WIDTHS, FusedLayer, Table
 from search.network.cuts import Cut, find_cuts, prefix_cuts
 from search.network.graph import Graph
-from search.prediction.accelerators import Accelerator, moved, weight_volume
+from search.prediction.accelerators import Accelerator, weight_volume
 from search.strategies.costs import CostGraph
 
 FLOAT_BITS = 16
@@ -218,7 +218,7 @@ class Simulation:
         graph, pair, inside = self._graph, self._pair, set(head)
         moves = dict.fromkeys((self._image, *head), 0)
         for name in head:
-            for tensor in moved(graph[name]):
+            for tensor in pair.edge.moved(graph[name]):
                 moves[tensor] += 1
         crossing = set(self.costs.crossing(head))
 

@@ -1,5 +1,7 @@
 """Simulated accelerators, on layers whose cycles and bytes can be worked out by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,6 @@ from search.prediction.accelerators import (
     Accelerator,
     MatrixProduct,
     matrix_product,
-    moved,
 )
 
 SMALL = Accelerator("small", rows=4, columns=4, clock_hz=1e6, dma_cycles_per_byte=0.5)
@@ -74,15 +75,22 @@ def test_the_dma_moves_weights_inputs_and_output_at_their_widths() -> None:
 
 
 def test_joins_and_reshapes_take_no_time() -> None:
-    assert [list(moved(node)) for node in GRAPH.nodes[3:6]] == [["a", "b", "c"], [], []]
+    assert [SMALL.moved(node) for node in GRAPH.nodes[3:6]] == [("a", "b", "c"), (), ()]
     assert ms("d") == ms("e") == 0.0
 
 
 def test_a_stalling_schedule_slows_the_array_and_not_the_dma() -> None:
-    half = Accelerator("half", 4, 4, 1e6, 0.5, utilisation=0.5)
+    half = replace(SMALL, utilisation=0.5)
     node = GRAPH["a"]
     assert half.array_ms(node) == 2 * SMALL.array_ms(node)
     assert half.moving_ms(80) == SMALL.moving_ms(80) == pytest.approx(5e-3)
+
+
+def test_a_chip_that_keeps_its_tensors_moves_weights_alone() -> None:
+    keeping = replace(SMALL, keeps_tensors=True)
+    assert [keeping.moved(node) for node in GRAPH.nodes] == [()] * len(GRAPH.nodes)
+    array_ms = keeping.array_ms(GRAPH["a"])
+    assert keeping.layer_ms(GRAPH, GRAPH["a"], 4, BYTES) == pytest.approx(array_ms + 0.5 * 0.108)
 
 
 def test_the_designs_are_those_of_the_original() -> None:
