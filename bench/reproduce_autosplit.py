@@ -28,7 +28,14 @@ from common.progress import Stages
 from search.allocate.auto_split import auto_split
 from search.allocate.table import Table, fused_layers, random_errors, uniform_error
 from search.network.graph import Graph
-from search.prediction.accelerators import EYERISS_LIKE, TPU_LIKE, Accelerator, weight_volume
+from search.prediction.accelerators import (
+    EYERISS_LIKE,
+    TPU_LIKE,
+    Accelerator,
+    MatrixProduct,
+    matrix_product,
+    weight_volume,
+)
 from search.strategies.min_cut import dads, qdmp
 from search.strategies.neurosurgeon import neurosurgeon
 from search.strategies.simulated import SimulatedPair, SimulatedPlan, Simulation, cuts_of
@@ -49,10 +56,11 @@ def measure(arguments: argparse.Namespace, stages: Stages) -> Result:
     judge = PlanJudge(arguments, stages)
     progress = stages.stage("simulating")
     rows: list[Result] = []
-    chart, graphs = None, []
+    chart: Result | None = None
+    products: set[MatrixProduct] = set()
     for count, network in enumerate(chosen):
         simulated = SimulatedNetwork(network, edge, arguments.error_bits)
-        graphs.append(simulated.graph)
+        products |= {product for node in simulated.graph.nodes if (product := matrix_product(node))}
         for mbit in UPLINKS_MBIT:
             plans = dict(simulated.plans(mbit))
             accuracies = judge.accuracies(network, plans)
@@ -68,8 +76,9 @@ def measure(arguments: argparse.Namespace, stages: Stages) -> Result:
         cloud=asdict(TPU_LIKE),
         error_bits=arguments.error_bits,
         rows=rows,
+        accuracy=judge.metrics,
         published=chart,
-        scale_sim=compared_cycles(graphs, stages) if arguments.scale_sim else None,
+        scale_sim=compared_cycles(products, stages) if arguments.scale_sim else None,
     )
     arguments.json.with_suffix(".md").write_text("\n".join(whole_table(result)) + "\n")
     if arguments.all:

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from bench.autosplit.networks import OriginalNetwork, has_weights
+from bench.harness import Result
 from common.errors import SettingsError
 from common.link.link import parse_link
 from common.progress import Stages
@@ -29,6 +30,9 @@ class PlanJudge:
         arguments: Names `calibration`, `images`, `annotations` and `max_images`; without
             `calibration` nothing is judged, without `images` on calibration images set aside.
         stages: Reports progress.
+
+    Attributes:
+        metrics: What accuracies are measured in, by network, and that of floating point.
     """
 
     def __init__(self, arguments: argparse.Namespace, stages: Stages) -> None:
@@ -38,6 +42,7 @@ class PlanJudge:
         self._stages = stages
         self._prepared = cache(self._prepare)
         self._known: dict[tuple[object, ...], float] = {}
+        self.metrics: dict[str, Result] = {}
 
     def accuracies(
         self, network: OriginalNetwork, plans: Mapping[str, SimulatedPlan]
@@ -59,12 +64,18 @@ class PlanJudge:
             widths = head_widths(prepared.graph, cut, plan.weights, plan.activations)
             configurations.append((str(number), cut, widths))
         judging = prepared.judging(arguments.images, self._stages, arguments.max_images)
-        link, device = parse_link(_LINK), device_profile(_DEVICE)
-        setting = Setting(judging, arguments.annotations, link, device)
+        # The annotations are of a detector's pictures; of others the agreement is judged.
+        truth = arguments.annotations if prepared.task.kind == "detection" else None
+        setting = Setting(judging, truth, parse_link(_LINK), device_profile(_DEVICE))
         with tempfile.TemporaryDirectory(prefix="splitpoint-") as folder:
             rounder = prepared.rounder()
             heads = Path(folder)
             found = collect(prepared, rounder, configurations, setting, heads, self._stages)
+        self.metrics[network.name] = {
+            "metric": found.metric,
+            "reference": found.reference,
+            "images": found.images,
+        }
         accuracies = {row.name: row.accuracy for row in found.rows}
         return [accuracies[name] for name, _, _ in configurations]
 

@@ -14,13 +14,11 @@ import numpy as np
 from bench.harness import Result
 from common.errors import SettingsError
 from common.progress import Reporter
-from search.network.graph import Graph
 from search.prediction.accelerators import (
     EYERISS_LIKE,
     TPU_LIKE,
     Accelerator,
     MatrixProduct,
-    matrix_product,
 )
 
 MOST_BYTES = 1 << 30
@@ -28,20 +26,17 @@ MOST_BYTES = 1 << 30
 _DOUBLE = 8
 
 
-def compared_cycles(graphs: Iterable[Graph], reporter: Reporter) -> list[Result]:
-    """Our cycles over SCALE-Sim's, for every shape of a layer in some networks.
+def compared_cycles(products: Iterable[MatrixProduct], reporter: Reporter) -> list[Result]:
+    """Our cycles over SCALE-Sim's, for every shape of a layer.
 
     Args:
-        graphs: The networks.
+        products: The layers; of groups, which SCALE-Sim does not know, one stands for all.
         reporter: Reports progress.
 
     Raises:
         SettingsError: If SCALE-Sim is not installed.
     """
-    found = {matrix_product(node) for graph in graphs for node in graph.nodes}
-    # SCALE-Sim knows no groups: one of them stands for all.
-    shapes = list({replace(product, groups=1): None for product in found if product is not None})
-    shapes.sort(key=lambda shape: shape.pixels * shape.taps * shape.channels)
+    shapes = {replace(product, groups=1) for product in products}
     progress = reporter.stage("comparing with SCALE-Sim")
     designs = (EYERISS_LIKE, TPU_LIKE)
     results = []

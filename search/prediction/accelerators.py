@@ -26,6 +26,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from common.errors import SettingsError
 from search.network.graph import Graph, Node
 
 _ADDRESSES_ONLY = frozenset({"concat", "input", "reshape", "slice"})
@@ -55,6 +56,9 @@ class Accelerator:
             say, such as a schedule that stalls.
         keeps_tensors: Whether what layers read and make stays on the chip, so that the DMA moves
             weights alone.
+
+    Raises:
+        SettingsError: If a number is not positive, or the utilisation exceeds 1.
     """
 
     name: str
@@ -64,6 +68,14 @@ class Accelerator:
     dma_cycles_per_byte: float
     utilisation: float = 1.0
     keeps_tensors: bool = False
+
+    def __post_init__(self) -> None:
+        numbers = (self.rows, self.columns, self.clock_hz, self.dma_cycles_per_byte)
+        if min(numbers) <= 0 or not 0 < self.utilisation <= 1:
+            raise SettingsError(
+                f"{self.name}: rows, columns, clock and DMA have to be positive, and the "
+                f"utilisation at most 1; got {numbers} and {self.utilisation}"
+            )
 
     def product_cycles(self, product: MatrixProduct) -> int:
         """Cycles of the array at full utilisation."""

@@ -1,10 +1,12 @@
 """Simulated accelerators, on layers whose cycles and bytes can be worked out by hand."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from common.errors import SettingsError
 from search.network.graph import Graph, Node, Shape
 from search.prediction.accelerators import (
     EYERISS_LIKE,
@@ -99,3 +101,11 @@ def test_the_designs_are_those_of_the_original() -> None:
     # a byte takes a nanosecond, and a thirteenth of one
     assert EYERISS_LIKE.moving_ms(8e6) == pytest.approx(1.0, rel=0.01)
     assert TPU_LIKE.moving_ms(8e6) == pytest.approx(1 / 13, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"rows": 0}, {"clock_hz": -1.0}, {"utilisation": 0.0}, {"utilisation": 1.5}]
+)
+def test_impossible_designs_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match="small: rows, columns, clock and DMA"):
+        replace(SMALL, **wrong)

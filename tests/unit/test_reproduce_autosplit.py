@@ -103,15 +103,13 @@ class ListedArray:
 def test_cycles_are_compared_layer_by_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     config = SimpleNamespace(set_arr_dims=max, set_dataflow=str, force_valid=int)
     monkeypatch.setattr(scale_sim, "_scale_sim", lambda: (config, ListedArray()))
-    assert scale_sim.simulated_cycles(EYERISS_LIKE, MatrixProduct(7, 9, 5)) == 7
     monkeypatch.setattr(scale_sim, "MOST_BYTES", 10**8)
+    whole, part = MatrixProduct(100, 9, 5, groups=8), MatrixProduct(100, 9, 5)
     with Stages() as stages:
-        edge, cloud = scale_sim.compared_cycles(
-            [SimulatedNetwork(SMALL, EYERISS_LIKE, 6).graph], stages
-        )
-    assert edge["layers"] + edge["left_out"] == cloud["layers"] + cloud["left_out"] == 12
-    assert edge["left_out"] > 0
-    assert edge["least"] <= edge["median"] <= edge["most"]
+        edge, cloud = scale_sim.compared_cycles([whole, part, replace(part, pixels=10**6)], stages)
+    assert (edge["layers"], edge["left_out"]) == (cloud["layers"], cloud["left_out"]) == (1, 1)
+    assert edge["least"] == edge["median"] == edge["most"] == (2 * 28 + 12 + 100 - 2) / 100
+    assert cloud["median"] == (2 * 42 + 128 + 100 - 2) / 100
 
 
 def test_without_scale_sim_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
