@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from bench.autosplit.networks import OriginalNetwork, has_weights
+from bench.autosplit.networks import OriginalNetwork, is_trained
 from bench.harness import Result
 from common.errors import SettingsError
 from common.link.link import parse_link
@@ -47,8 +47,8 @@ class PlanJudge:
     def accuracies(
         self, network: OriginalNetwork, plans: Mapping[str, SimulatedPlan]
     ) -> dict[str, float]:
-        """Accuracy of each plan with a head in integers, by its name; none without weights."""
-        if self._arguments.calibration is None or not has_weights(network):
+        """Accuracy of each plan with a head in integers, by its name; none if it is not trained."""
+        if self._arguments.calibration is None or not is_trained(network):
             return {}
         keys = {name: _key(network, plan) for name, plan in plans.items() if _is_integer(plan)}
         new = {key: plans[name] for name, key in keys.items() if key not in self._known}

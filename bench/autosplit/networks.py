@@ -77,6 +77,12 @@ def has_weights(network: OriginalNetwork) -> bool:
     return cached(zoo_model(network.model).weights) is not None
 
 
+def is_trained(network: OriginalNetwork) -> bool:
+    """Whether its weights are at hand, and were trained for its size."""
+    trained_for = zoo_model(network.model).image_size
+    return has_weights(network) and trained_for == network.source.image_size
+
+
 def graph_of(network: OriginalNetwork) -> Graph:
     """The graph of a network, with seeded weights if it has no others: times need only shapes."""
     if has_weights(network):

@@ -13,7 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 from bench.autosplit import networks, published, scale_sim, steps
-from bench.autosplit.networks import NETWORKS, OriginalNetwork, chosen_networks
+from bench.autosplit.accuracy import PlanJudge
+from bench.autosplit.networks import NETWORKS, OriginalNetwork, chosen_networks, has_weights
 from bench.autosplit.published import PUBLISHED, compared
 from bench.autosplit.report import plot, section, whole_table
 from bench.harness import Result
@@ -22,7 +23,10 @@ from bench.reproduce_autosplit import BENCH, UPLINKS_MBIT, SimulatedNetwork, mea
 from common.errors import SettingsError
 from common.progress import Stages
 from search.prediction.accelerators import EYERISS_LIKE, MatrixProduct
+from search.zoo.download import fetch
+from search.zoo.registry import zoo_model
 from tests.conftest import REPOSITORY
+from tests.zoo import pictures, small_zoo
 
 SMALL = OriginalNetwork("yolov3-tiny", 64, 2**15)
 
@@ -56,6 +60,26 @@ def test_every_strategy_has_a_row_on_every_uplink(result: Result) -> None:
         for own in ("Auto-Split", "Splitpoint"):
             assert of[own]["fits"]
             assert of[own]["allowed"]
+
+
+def test_plans_of_a_trained_network_are_judged_in_integers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SPLITPOINT_CACHE", str(tmp_path / "cache"))
+    pictures(tmp_path / "pictures", 32)
+    given = {"calibration": tmp_path / "pictures", "images": None, "annotations": None}
+    with small_zoo(tmp_path), Stages() as stages:
+        monkeypatch.setattr("bench.autosplit.accuracy.is_trained", has_weights)
+        judge = PlanJudge(argparse.Namespace(**given, max_images=32), stages)
+        assert judge.accuracies(SMALL, {}) == {}
+        fetch(zoo_model(SMALL.model).weights)
+        plans = dict(SimulatedNetwork(SMALL, EYERISS_LIKE, 6).plans(3))
+        some = {name: plans[name] for name in ("cloud-only", "U8", "U2", "DADS", "Splitpoint")}
+        accuracies = judge.accuracies(SMALL, some)
+        assert judge.accuracies(SMALL, some) == accuracies
+    assert sorted(accuracies) == ["Splitpoint", "U2", "U8"]
+    assert accuracies["U8"] > accuracies["U2"]
+    assert judge.metrics[SMALL.name]["images"] == 16
 
 
 def test_the_table_has_a_line_for_each_uplink_and_the_plot_is_drawn(
