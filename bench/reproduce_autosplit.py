@@ -13,7 +13,7 @@ networks; `--scale-sim` compares the arrays' cycles with SCALE-Sim (extra `sim`)
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -161,7 +161,7 @@ def pair(mbit: float, edge: Accelerator) -> SimulatedPair:
     return SimulatedPair(edge, TPU_LIKE, mbit * _MBIT)
 
 
-def _mean(widths: dict[str, int], volumes: dict[str, int]) -> float | None:
+def _mean(widths: Mapping[str, int], volumes: Mapping[str, int]) -> float | None:
     """Mean width of all elements; None if there are none."""
     total = sum(volumes.values())
     return round(sum(widths[n] * volumes[n] for n in volumes) / total, 2) if total else None

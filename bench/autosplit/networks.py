@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from common.choices import one_of
 from search.network.graph import Graph
@@ -14,7 +13,7 @@ from search.network.passes import optimise
 from search.source import NetworkSource, open_network
 from search.zoo.darknet import DarknetModule
 from search.zoo.download import cached
-from search.zoo.registry import DarknetModel, zoo_model
+from search.zoo.registry import DarknetModel, TorchModel, zoo_model
 
 _SEED = 0
 
@@ -89,8 +88,10 @@ def graph_of(network: OriginalNetwork) -> Graph:
         return open_network(network.source).graph
     model, size = zoo_model(network.model), (network.size, network.size)
     torch.manual_seed(_SEED)
-    if isinstance(model, DarknetModel):
-        module: nn.Module = DarknetModule(model.cfg, input_size=size).eval()
-    else:
+    if isinstance(model, TorchModel):
         module = build_module(model.factory)
+    elif isinstance(model, DarknetModel):
+        module = DarknetModule(model.cfg, input_size=size).eval()
+    else:
+        raise TypeError(f"{network.model} is of a kind that cannot be built without weights")
     return optimise(import_module(module, size))
