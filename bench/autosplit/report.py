@@ -99,7 +99,7 @@ def _wins(cells: list[Result]) -> Iterator[str]:
         f"Of {len(cells)} cells, Splitpoint splits in {splits}, stays on the edge in "
         f"{kinds.count('edge-only')} and sends the image in {kinds.count('cloud-only')}. Its "
         f"latency is {min(ratios):.2f} to {max(ratios):.2f} of Auto-Split's, within the same "
-        "memory and error."
+        "memory and error. Every plan: [autosplit.md](../bench/results/autosplit.md)."
     )
     yield ""
 
