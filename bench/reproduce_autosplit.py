@@ -63,7 +63,7 @@ def measure(arguments: argparse.Namespace, stages: Stages) -> Result:
         products |= {product for node in simulated.graph.nodes if (product := matrix_product(node))}
         for mbit in UPLINKS_MBIT:
             plans = dict(simulated.plans(mbit))
-            accuracies = judge.accuracies(network, plans)
+            accuracies = judge.accuracies(network, simulated.graph, plans)
             rows += [
                 simulated.row(mbit, name, plan, plans["cloud-only"], accuracies.get(name))
                 for name, plan in plans.items()

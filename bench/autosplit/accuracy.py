@@ -14,6 +14,7 @@ from common.progress import Stages
 from search.cache import Cache
 from search.measure.held_out import fit_all, set_aside
 from search.network.cuts import cut_of_head
+from search.network.graph import Graph
 from search.prediction.devices import device_profile
 from search.prepare import Prepared, prepare
 from search.stages.quantize_all import Setting, collect
@@ -45,23 +46,39 @@ class PlanJudge:
         self.metrics: dict[str, Result] = {}
 
     def accuracies(
-        self, network: OriginalNetwork, plans: Mapping[str, SimulatedPlan]
+        self, network: OriginalNetwork, graph: Graph, plans: Mapping[str, SimulatedPlan]
     ) -> dict[str, float]:
-        """Accuracy of each plan with a head in integers, by its name; none if it is not trained."""
+        """Accuracy of each plan with a head in integers, by its name; none if it is not trained.
+
+        Args:
+            network: The network.
+            graph: As it was simulated.
+            plans: Of that graph, by name.
+        """
         if self._arguments.calibration is None or not is_trained(network):
             return {}
         keys = {name: _key(network, plan) for name, plan in plans.items() if _is_integer(plan)}
         new = {key: plans[name] for name, key in keys.items() if key not in self._known}
         if new:
-            self._known |= dict(zip(new, self._measured(network, list(new.values())), strict=True))
+            self._known |= dict(
+                zip(new, self._measured(network, graph, list(new.values())), strict=True)
+            )
         return {name: self._known[key] for name, key in keys.items()}
 
-    def _measured(self, network: OriginalNetwork, plans: list[SimulatedPlan]) -> list[float]:
+    def _measured(
+        self, network: OriginalNetwork, graph: Graph, plans: list[SimulatedPlan]
+    ) -> list[float]:
         prepared, arguments = self._prepared(network), self._arguments
         configurations = []
         for number, plan in enumerate(plans):
-            cut = cut_of_head(prepared.graph, plan.head)
-            widths = head_widths(prepared.graph, cut, plan.weights, plan.activations)
+            trained = _in_trained(plan, graph, prepared.graph)
+            cut = cut_of_head(prepared.graph, trained)
+            weights, activations = (
+                {theirs: widths[ours] for theirs, ours in trained.items() if ours in widths}
+                for widths in (plan.weights, plan.activations)
+            )
+            full = dict.fromkeys(trained, 8)
+            widths = head_widths(prepared.graph, cut, weights, full | activations)
             configurations.append((str(number), cut, widths))
         judging = prepared.judging(arguments.images, self._stages, arguments.max_images)
         # The annotations are of a detector's pictures; of others the agreement is judged.
@@ -97,3 +114,15 @@ def _is_integer(plan: SimulatedPlan) -> bool:
 
 def _key(network: OriginalNetwork, plan: SimulatedPlan) -> tuple[object, ...]:
     return network, plan.head, tuple(plan.weights.items()), tuple(plan.activations.items())
+
+
+def _in_trained(plan: SimulatedPlan, graph: Graph, trained: Graph) -> dict[str, str]:
+    """Nodes of a plan's head in the trained graph, by name, each with that of the simulated one.
+
+    The trained graph has the same nodes, and may scale the image before them.
+    """
+    scaled = len(trained.nodes) - len(graph.nodes)
+    first, rest = trained.nodes[1 : 1 + scaled], trained.nodes[1 + scaled :]
+    same = {theirs.name: ours.name for theirs, ours in zip(rest, graph.nodes[1:], strict=True)}
+    head = set(plan.head)
+    return {node.name: "" for node in first} | {t: o for t, o in same.items() if o in head}

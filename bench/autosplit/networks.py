@@ -10,7 +10,7 @@ from search.network.graph import Graph
 from search.network.importers.factory import build_module
 from search.network.importers.torch_module import import_module
 from search.network.passes import optimise
-from search.source import NetworkSource, open_network
+from search.source import NetworkSource
 from search.zoo.darknet import DarknetModule
 from search.zoo.download import cached
 from search.zoo.registry import DarknetModel, TorchModel, zoo_model
@@ -83,9 +83,7 @@ def is_trained(network: OriginalNetwork) -> bool:
 
 
 def graph_of(network: OriginalNetwork) -> Graph:
-    """The graph of a network, with seeded weights if it has no others: times need only shapes."""
-    if has_weights(network):
-        return open_network(network.source).graph
+    """The graph of a network, with seeded weights: simulated times and errors need only shapes."""
     model, size = zoo_model(network.model), (network.size, network.size)
     torch.manual_seed(_SEED)
     if isinstance(model, TorchModel):

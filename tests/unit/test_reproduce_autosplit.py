@@ -71,12 +71,13 @@ def test_plans_of_a_trained_network_are_judged_in_integers(
     with small_zoo(tmp_path), Stages() as stages:
         monkeypatch.setattr("bench.autosplit.accuracy.is_trained", has_weights)
         judge = PlanJudge(argparse.Namespace(**given, max_images=32), stages)
-        assert judge.accuracies(SMALL, {}) == {}
-        fetch(zoo_model(SMALL.model).weights)
-        plans = dict(SimulatedNetwork(SMALL, EYERISS_LIKE, 6).plans(3))
+        simulated = SimulatedNetwork(SMALL, EYERISS_LIKE, 6)
+        plans = dict(simulated.plans(3))
         some = {name: plans[name] for name in ("cloud-only", "U8", "U2", "DADS", "Splitpoint")}
-        accuracies = judge.accuracies(SMALL, some)
-        assert judge.accuracies(SMALL, some) == accuracies
+        assert judge.accuracies(SMALL, simulated.graph, some) == {}
+        fetch(zoo_model(SMALL.model).weights)
+        accuracies = judge.accuracies(SMALL, simulated.graph, some)
+        assert judge.accuracies(SMALL, simulated.graph, some) == accuracies
     assert sorted(accuracies) == ["Splitpoint", "U2", "U8"]
     assert accuracies["U8"] > accuracies["U2"]
     assert judge.metrics[SMALL.name]["images"] == 16
