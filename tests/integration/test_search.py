@@ -156,7 +156,7 @@ def test_a_baseline_that_knows_no_memory_limit_is_told_what_it_would_need(
 
 def test_stages_run_on_their_own(small: Request, tmp_path: Path) -> None:
     common = [
-        *("--model", small.model, "--weights", str(small.weights)),
+        *("--model", small.model, "--weights", str(small.source.weights)),
         *("--calibration", str(small.calibration)),
         *("--cache", str(tmp_path / "cache")),
     ]

@@ -19,6 +19,7 @@ from search.prepare import prepare
 from search.quantization.calibration import observe
 from search.quantization.recipe import rounded
 from search.software import code_digest, function_digest, library_versions, software_digest
+from search.source import NetworkSource
 from tests.affinity import one_core
 from tests.conftest import REPOSITORY
 from tests.networks import branched_graph, pictures
@@ -125,7 +126,9 @@ def test_a_function_is_its_code_and_not_its_place() -> None:
 
 
 def test_methods_and_partial_functions_are_what_they_call() -> None:
-    assert function_digest(functools.partial(prepare, "model")) == function_digest(prepare)
+    assert function_digest(functools.partial(prepare, NetworkSource("model"))) == function_digest(
+        prepare
+    )
     assert function_digest(Cache().arrays) == function_digest(Cache.arrays)
     assert function_digest(Cache().json) != function_digest(Cache().arrays)
 
