@@ -71,14 +71,9 @@ class PlanJudge:
         prepared, arguments = self._prepared(network), self._arguments
         configurations = []
         for number, plan in enumerate(plans):
-            trained = _in_trained(plan, graph, prepared.graph)
-            cut = cut_of_head(prepared.graph, trained)
-            weights, activations = (
-                {theirs: widths[ours] for theirs, ours in trained.items() if ours in widths}
-                for widths in (plan.weights, plan.activations)
-            )
-            full = dict.fromkeys(trained, 8)
-            widths = head_widths(prepared.graph, cut, weights, full | activations)
+            weights, activations = trained_widths(plan, graph, prepared.graph)
+            cut = cut_of_head(prepared.graph, activations)
+            widths = head_widths(prepared.graph, cut, weights, activations)
             configurations.append((str(number), cut, widths))
         judging = prepared.judging(arguments.images, self._stages, arguments.max_images)
         # The annotations are of a detector's pictures; of others the agreement is judged.
@@ -116,13 +111,16 @@ def _key(network: OriginalNetwork, plan: SimulatedPlan) -> tuple[object, ...]:
     return network, plan.head, tuple(plan.weights.items()), tuple(plan.activations.items())
 
 
-def _in_trained(plan: SimulatedPlan, graph: Graph, trained: Graph) -> dict[str, str]:
-    """Nodes of a plan's head in the trained graph, by name, each with that of the simulated one.
+def trained_widths(
+    plan: SimulatedPlan, graph: Graph, trained: Graph
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Widths of a plan's weights and activations in the trained graph, by name.
 
-    The trained graph has the same nodes, and may scale the image before them.
+    It has the nodes of the simulated graph, and may scale the image before them, in 8 bits.
     """
-    scaled = len(trained.nodes) - len(graph.nodes)
-    first, rest = trained.nodes[1 : 1 + scaled], trained.nodes[1 + scaled :]
-    same = {theirs.name: ours.name for theirs, ours in zip(rest, graph.nodes[1:], strict=True)}
-    head = set(plan.head)
-    return {node.name: "" for node in first} | {t: o for t, o in same.items() if o in head}
+    first = 1 + len(trained.nodes) - len(graph.nodes)
+    names = zip(trained.nodes[first:], graph.nodes[1:], strict=True)
+    same = {ours.name: theirs.name for theirs, ours in names}
+    activations = {node.name: 8 for node in trained.nodes[1:first]}
+    activations |= {same[name]: bits for name, bits in plan.activations.items()}
+    return {same[name]: bits for name, bits in plan.weights.items()}, activations

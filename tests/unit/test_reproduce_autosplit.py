@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from bench.autosplit import networks, published, scale_sim, steps
-from bench.autosplit.accuracy import PlanJudge
+from bench.autosplit.accuracy import PlanJudge, trained_widths
 from bench.autosplit.networks import NETWORKS, OriginalNetwork, chosen_networks, has_weights
 from bench.autosplit.published import PUBLISHED, compared
 from bench.autosplit.report import plot, section, whole_table
@@ -22,7 +22,9 @@ from bench.processes import ProcessError
 from bench.reproduce_autosplit import BENCH, UPLINKS_MBIT, SimulatedNetwork, measure
 from common.errors import SettingsError
 from common.progress import Stages
+from search.network.graph import Graph, Node
 from search.prediction.accelerators import EYERISS_LIKE, MatrixProduct
+from search.strategies.simulated import SimulatedPlan
 from search.zoo.download import fetch
 from search.zoo.registry import zoo_model
 from tests.conftest import REPOSITORY
@@ -81,6 +83,20 @@ def test_plans_of_a_trained_network_are_judged_in_integers(
     assert sorted(accuracies) == ["Splitpoint", "U2", "U8"]
     assert accuracies["U8"] > accuracies["U2"]
     assert judge.metrics[SMALL.name]["images"] == 16
+
+
+def test_a_plan_is_found_again_behind_the_scaling_of_a_trained_network() -> None:
+    image = Node("image", "input", (), (3, 8, 8))
+    simulated = Graph((image, node("a_0", "image"), node("b_1", "a_0")), ("b_1",))
+    scaled = (node("s_0", "image"), node("a_1", "s_0"), node("b_2", "a_1"))
+    plan = SimulatedPlan(("a_0",), ("a_0",), {"a_0": 4}, {"a_0": 2}, 1.0, 1, 1, 0.0)
+    assert trained_widths(plan, simulated, simulated) == ({"a_0": 4}, {"a_0": 2})
+    found = trained_widths(plan, simulated, Graph((image, *scaled), ("b_2",)))
+    assert found == ({"a_1": 4}, {"s_0": 8, "a_1": 2})
+
+
+def node(name: str, source: str) -> Node:
+    return Node(name, "activation", (source,), (3, 8, 8))
 
 
 def test_the_table_has_a_line_for_each_uplink_and_the_plot_is_drawn(
