@@ -42,8 +42,7 @@ class SamePadding(nn.Conv2d):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) to (N, filters, H / stride, W / stride)."""
         padded = x if self._pads is None else F.pad(x, self._pads)
-        made: torch.Tensor = super().forward(padded)  # type: ignore[no-untyped-call]
-        return made
+        return super().forward(padded)
 
 
 class InvertedResidual(nn.Sequential):
@@ -62,5 +61,5 @@ class InvertedResidual(nn.Sequential):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) to (N, filters, H / stride, W / stride)."""
-        made: torch.Tensor = super().forward(x)
+        made: torch.Tensor = super().forward(x)  # type: ignore[no-untyped-call]
         return x + made if self._adds else made
