@@ -53,7 +53,7 @@ def _judged(result: Result) -> Iterator[str]:
             f"Behind a comma {of['metric']} of {network} as run in integers, on {of['images']} "
             f"pictures, {of['reference']:.1f} in floating point."
         )
-    yield "Networks without an accuracy have seeded weights."
+    yield "No accuracy: of networks whose weights are seeded, or without pictures to judge on."
 
 
 def _cells(result: Result) -> list[Result]:
