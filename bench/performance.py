@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 
 from bench.adaptation import report as adaptation
+from bench.autosplit import report as autosplit
 from bench.harness import RESULTS, Lines, Result
 from bench.latency import report as latency
 from bench.rate import video_rate, wire_rate
@@ -78,6 +79,12 @@ _SECTIONS = (
         "video_rate",
         "python -m bench.rate.video_rate --calibration IMAGES --videos VIDEO ...",
         video_rate.section,
+    ),
+    (
+        "The original's experiment, simulated",
+        "autosplit",
+        f"python -m bench.reproduce_autosplit --scale-sim {_COCO} --plot docs/autosplit.svg",
+        autosplit.section,
     ),
     (
         "More edges",

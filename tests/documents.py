@@ -1,7 +1,8 @@
 """Commands and programs in the documents.
 
 An indented block, or one fenced as sh, is commands; a python fence is a program. What is neither
-(a picture, a file, an output) is fenced by a name of its own, such as text.
+(a picture, a file, an output) is fenced by a name of its own, such as text. In a table, a last cell
+that is code and nothing else is a command.
 """
 
 import re
@@ -19,6 +20,7 @@ _BLOCK = re.compile(
     r"^```(?P<language>\w*)\n(?P<fenced>.*?)^```$|(?:^|(?<=\n\n))(?P<indented>(?: {4}[^\n]*\n)+)",
     re.DOTALL | re.MULTILINE,
 )
+_CELL = re.compile(r"^\|.*\| `(?P<command>(?:splitpoint|python) [^`]+)` \|$", re.MULTILINE)
 _INDENTED_LINE = re.compile(r"^ {4}", re.MULTILINE)
 _SHELL, _PYTHON = {"sh", "bash", "console"}, "python"
 _COMMENT = re.compile(r"(?:^|\s+)# .*$")
@@ -40,7 +42,7 @@ class Snippet:
 
 
 def snippets(name: str, document: str) -> list[Snippet]:
-    """Commands and programs of a document's text, in its order."""
+    """Commands and programs of a document's text, those of its tables last."""
     found: list[Snippet] = []
     for language, line, text in _blocks(document):
         if language == _PYTHON:
@@ -48,6 +50,9 @@ def snippets(name: str, document: str) -> list[Snippet]:
         elif language in _SHELL:
             commands = _commands(text)
             found += [Snippet(f"{name}:{line + k}", each, is_program=False) for k, each in commands]
+    for cell in _CELL.finditer(document):
+        place = f"{name}:{document.count(chr(10), 0, cell.start()) + 1}"
+        found.append(Snippet(place, cell["command"], is_program=False))
     return found
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import ModelError
+from search.network.graph import Graph
 
 IMAGE = "image"
 """Predecessor of the layers that read the image."""
@@ -94,6 +95,22 @@ class Table:
         """Activation memory as the original has it: the larger of the image and any output."""
         outputs = (c.volume_out * activations[c.name] for c in self.layers if c.name in activations)
         return max((self.image_bits, *outputs))
+
+
+def fused_layers(graph: Graph) -> tuple[FusedLayer, ...]:
+    """The layers of a network: every node but the image, without errors."""
+    return tuple(
+        FusedLayer(
+            rank=rank,
+            name=node.name,
+            predecessors=node.inputs,
+            volume_in=sum(graph[name].elements for name in node.inputs),
+            volume_out=node.elements,
+            weight_volume=0 if node.weight is None else node.weight.size,
+            macs=node.macs,
+        )
+        for rank, node in enumerate(graph.nodes[1:])
+    )
 
 
 def total_error(

@@ -27,7 +27,7 @@ from common.link.link import transfer_ms
 from common.progress import Reporter
 from common.tables.rows import head_to, tail_from
 from search.allocate.auto_split import Configuration, auto_split, below_uniform
-from search.allocate.table import FusedLayer, Table, random_errors, with_errors
+from search.allocate.table import Table, fused_layers, random_errors, with_errors
 from search.network.cuts import Cut, cut_of_head, prefix_cuts
 from search.network.graph import Graph
 from search.network.operators.registry import maker_of, makes_values
@@ -141,6 +141,29 @@ def edge_only(
     return found
 
 
+def head_widths(
+    graph: Graph, cut: Cut, weights: Mapping[str, int], activations: Mapping[str, int]
+) -> dict[str, Widths]:
+    """Widths of the layers that make values; nodes that only move values have their input's.
+
+    Args:
+        graph: The network.
+        cut: Where it is divided.
+        weights: Width of each layer's weights, by name.
+        activations: Width of each node's output, by name.
+    """
+    made = dict(activations)
+    for name in cut.codes:
+        maker = maker_of(graph, name)
+        if maker in made:
+            made[maker] = min(made[maker], made[name])
+    return {
+        node.name: Widths(weight=weights.get(node.name, 8), activation=made[node.name])
+        for node in cut.head
+        if makes_values(node)
+    }
+
+
 class AutoSplit:
     """The original Auto-Split's search on this network.
 
@@ -227,37 +250,13 @@ class AutoSplit:
         narrowed = self._heads.narrowed(cut, network, name)
         return table.packed(narrowed)
 
-    def _widths(self, cut: Cut, configuration: Configuration) -> dict[str, Widths]:
-        """Widths of the layers that make values; nodes that only move values have their input's."""
-        activations = dict(configuration.activations)
-        for name in cut.codes:
-            made = maker_of(self._graph, name)
-            if made in activations:
-                activations[made] = min(activations[made], activations[name])
-        return {
-            node.name: Widths(
-                weight=configuration.weights.get(node.name, 8), activation=activations[node.name]
-            )
-            for node in cut.head
-            if makes_values(node)
-        }
+    def _widths(self, cut: Cut, each: Configuration) -> dict[str, Widths]:
+        return head_widths(self._graph, cut, each.weights, each.activations)
 
     def _layers(self, version: Literal[1, 2]) -> Table:
-        body = self._graph.nodes[1:]
-        layers = tuple(
-            FusedLayer(
-                rank=rank,
-                name=node.name,
-                predecessors=node.inputs,
-                volume_in=sum(self._graph[name].elements for name in node.inputs),
-                volume_out=node.elements,
-                weight_volume=0 if node.weight is None else node.weight.size,
-                macs=node.macs,
-            )
-            for rank, node in enumerate(body)
-        )
+        layers = fused_layers(self._graph)
         image = self._graph.nodes[0].elements
         if version == 1:
             return Table(random_errors(layers, _SEED), image)
-        weights = {node.name: node.weight for node in body if node.weight is not None}
+        weights = {n.name: n.weight for n in self._graph.nodes if n.weight is not None}
         return Table(with_errors(layers, weights, sample_values(self._graph, self._frames)), image)

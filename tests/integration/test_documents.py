@@ -52,6 +52,9 @@ REWRITTEN = [
     (r"(?:HOST|127\.0\.0\.1):50051", "127.0.0.1:{grpc}"),
     (r"(?:cloud|127\.0\.0\.1):8080", "127.0.0.1:{cloud}"),
     (r"127\.0\.0\.1:8081", "127.0.0.1:{edge}"),
+    # Configurations of the tests' own network.
+    (r"--widths v2/ONE\.yaml", "--widths widths/conv_0.yaml"),
+    (r"--widths v2/", "--widths widths/"),
     # The rest.
     (r"\bNAME\b", DEVICE),
     (r"^curl", "curl --fail --silent --show-error"),
@@ -315,6 +318,11 @@ x = 1
 ```sh
 three
 ```
+
+| step | command |
+|---|---|
+| four | `splitpoint four` |
+| not `splitpoint five`, but more | `splitpoint five` and `six` |
 """
 
 
@@ -324,4 +332,5 @@ def test_commands_and_programs_are_found() -> None:
         Snippet("page.md:5", "two lines", is_program=False),
         Snippet("page.md:9", "x = 1\n", is_program=True),
         Snippet("page.md:17", "three", is_program=False),
+        Snippet("page.md:22", "splitpoint four", is_program=False),
     ]
