@@ -11,7 +11,7 @@ from search.network.operators.base import Operator, Weights
 from search.network.quant_params import Codes, Quantized
 
 
-class MatrixProduct(Operator):
+class ProductOfTensors(Operator):
     """The product of the last two axes, for every index of those before.
 
     In integers sums are exact, as of a convolution, and scaled once.

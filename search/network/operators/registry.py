@@ -29,7 +29,7 @@ from search.network.operators.movement import (
 from search.network.operators.normalisation import LocalResponse
 from search.network.operators.opaque import OPAQUE, OPAQUE_OUTPUT, Opaque, OpaqueOutput
 from search.network.operators.pooling import AveragePooling, MaxPooling
-from search.network.operators.products import MatrixProduct
+from search.network.operators.products import ProductOfTensors
 
 OPERATORS: Mapping[str, Operator] = MappingProxyType(
     {
@@ -43,7 +43,7 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
         "divide": Binary("Div"),
         "gather": Gather(),
         "local_response": LocalResponse(),
-        "matrix_product": MatrixProduct(),
+        "matrix_product": ProductOfTensors(),
         "max_pool": MaxPooling(),
         "maximum": Binary("Max"),
         "minimum": Binary("Min"),
