@@ -48,7 +48,7 @@ class OperatorUse:
 
 @dataclass(frozen=True)
 class CutFacts:
-    """What a cut costs, in a head of 8 bits.
+    """Costs of a cut whose head has 8 bits.
 
     Attributes:
         name: The tensors that travel.

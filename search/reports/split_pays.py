@@ -125,7 +125,7 @@ def _split_is_fastest(lines: Sequence[EdgeLine], factor: float) -> bool:
 
 
 def _distance(span: tuple[float, float]) -> float:
-    """How far a range of factors is from 1, as a ratio."""
+    """Distance of a range of factors from 1, as a ratio."""
     low, high = span
     return low if low > 1 else 1 / high if high < 1 else 1.0
 
