@@ -126,7 +126,7 @@ def inspect_network(source: NetworkSource) -> Inspection:
 
 
 def place_of(node: Node) -> Place:
-    """Where a node can run."""
+    """Place that a node can run at."""
     if not may_be_in_head(node):
         return "tail only"
     return "integer head" if operator_of(node).has_integer_kernel(node) else "float head"
