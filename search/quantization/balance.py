@@ -102,8 +102,7 @@ class _Uses:
         count = node.shape[0] if node.shape else 0
         if node.op == "conv":
             self.read[node.name] = sources[0]
-            able = node.activation is None or _takes_gains(node)
-            return [(node.name, index) if able else None for index in range(count)]
+            return [(node.name, index) for index in range(count)]
         plain = node.activation is None or node.activation.is_homogeneous
         if plain and node.op in _PASSED:
             return sources[0]
@@ -129,12 +128,6 @@ class _Uses:
 
     def _fix(self, channels: Iterable[Channel | None]) -> None:
         self.fixed.update(channel[0] for channel in channels if channel is not None)
-
-
-def _takes_gains(node: Node) -> bool:
-    """Whether a gain may pass an activation: not one that only cuts off at other than zero."""
-    activation = node.activation
-    return activation is None or activation.is_homogeneous or not activation.only_cuts_off
 
 
 def _reaches(graph: Graph, names: Sequence[str], frames: NDArray[np.uint8]) -> Mapping[str, Floats]:

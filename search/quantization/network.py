@@ -224,8 +224,9 @@ def is_depthwise(node: Node) -> bool:
 
 def has_table(node: Node) -> bool:
     """Whether the codes of a node's sums pass a table to become its output."""
-    activated = node.activation is not None and not node.activation.only_cuts_off
-    return activated and operator_of(node).has_sums
+    if node.activation is None or not operator_of(node).has_sums:
+        return False
+    return node.gains is not None or not node.activation.only_cuts_off
 
 
 def _below(node: Node, clips: Clips) -> QuantParams:

@@ -61,6 +61,7 @@ def graph_of(module: nn.Module) -> Graph:
 
 
 ACTIVATIONS = {
+    "relu6": nn.ReLU6(),
     "relu": nn.ReLU(),
     "silu": nn.SiLU(),
     "hard swish": nn.Hardswish(),
