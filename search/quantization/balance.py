@@ -145,7 +145,8 @@ def _reaches(graph: Graph, names: Sequence[str], frames: NDArray[np.uint8]) -> M
 
 def _reach(node: Node, read: torch.Tensor, made: torch.Tensor) -> Floats:
     reach = made.abs().amax((0, 2, 3))
-    if node.activation is not None and not node.activation.is_homogeneous:
+    activation = node.activation
+    if activation and not (activation.is_homogeneous or activation.only_cuts_off):
         sums = execute.apply(replace(node, activation=None), [read])
         reach = torch.maximum(reach, sums.abs().amax((0, 2, 3)).clamp(max=_BEND))
     return np.asarray(reach.numpy(), np.float32)
