@@ -76,6 +76,7 @@ def measure(arguments: argparse.Namespace, stages: Stages) -> Result:
         cloud=asdict(TPU_LIKE),
         error_bits=arguments.error_bits,
         rows=rows,
+        quantizer=arguments.quantizer,
         accuracy=judge.metrics,
         published=chart,
         scale_sim=compared_cycles(products, stages) if arguments.scale_sim else None,
@@ -177,6 +178,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=Path, help="pictures to evaluate on")
     parser.add_argument("--annotations", type=Path, help="their COCO instances file")
     parser.add_argument("--max-images", type=int, default=128, help="most of each folder")
+    parser.add_argument("--quantizer", default="default", help="recipe of those that are judged")
     parser.add_argument("--all", action="store_true", help="run every step of the original, too")
     parser.add_argument("--out", type=Path, default=Path("reproduced"), help="folder of the steps")
 

@@ -17,6 +17,7 @@ from search.network.cuts import cut_of_head
 from search.network.graph import Graph
 from search.prediction.devices import device_profile
 from search.prepare import Prepared, prepare
+from search.quantization.recipes import recipe
 from search.stages.quantize_all import Setting, collect
 from search.strategies.baselines import head_widths
 from search.strategies.simulated import SimulatedPlan
@@ -28,8 +29,8 @@ class PlanJudge:
     """Judge of plans in integers, each measured once.
 
     Args:
-        arguments: Names `calibration`, `images`, `annotations` and `max_images`; without
-            `calibration` nothing is judged, without `images` on calibration images set aside.
+        arguments: Names `calibration`, `images`, `annotations`, `max_images` and `quantizer`;
+            without `calibration` nothing is judged, without `images` on some set aside of it.
         stages: Reports progress.
 
     Attributes:
@@ -80,7 +81,7 @@ class PlanJudge:
         truth = arguments.annotations if prepared.task.kind == "detection" else None
         setting = Setting(judging, truth, parse_link(_LINK), device_profile(_DEVICE))
         with tempfile.TemporaryDirectory(prefix="splitpoint-") as folder:
-            rounder = prepared.rounder()
+            rounder = prepared.rounder(recipe(arguments.quantizer))
             heads = Path(folder)
             found = collect(prepared, rounder, configurations, setting, heads, self._stages)
         self.metrics[network.name] = {

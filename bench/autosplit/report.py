@@ -50,8 +50,9 @@ def _judged(result: Result) -> Iterator[str]:
     """Sentences on accuracies: behind the latencies of networks whose weights are trained."""
     for network, of in result["accuracy"].items():
         yield (
-            f"Behind a comma {of['metric']} of {network} as run in integers, on {of['images']} "
-            f"pictures, {of['reference']:.1f} in floating point."
+            f"Behind a comma {of['metric']} of {network} as run in integers (--quantizer "
+            f"{result['quantizer']}) on {of['images']} pictures, {of['reference']:.1f} in floating "
+            "point."
         )
     yield "No accuracy: of networks whose weights are seeded, or without pictures to judge on."
 

@@ -72,7 +72,7 @@ def test_plans_of_a_trained_network_are_judged_in_integers(
     given = {"calibration": tmp_path / "pictures", "images": None, "annotations": None}
     with small_zoo(tmp_path), Stages() as stages:
         monkeypatch.setattr("bench.autosplit.accuracy.is_trained", has_weights)
-        judge = PlanJudge(argparse.Namespace(**given, max_images=32), stages)
+        judge = PlanJudge(argparse.Namespace(**given, max_images=32, quantizer="nearest"), stages)
         simulated = SimulatedNetwork(SMALL, EYERISS_LIKE, 6)
         plans = dict(simulated.plans(3))
         some = {name: plans[name] for name in ("cloud-only", "U8", "U2", "DADS", "Splitpoint")}
