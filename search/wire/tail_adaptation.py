@@ -94,6 +94,8 @@ def adapt_tail(
         now = neighbour.held_out_loss(examples, loss)
         if now < best:
             tail, best, kept = neighbour, now, neighbour.snapshot()
+    if not tail.parameters:  # a tail that only reshapes, behind a classifier's last layer
+        return Adapted(cut, before, before, 0)
     optimizer = torch.optim.Adam(tail.parameters.values(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=LEARNING_RATE, total_steps=max(steps, _LEAST_STEPS), pct_start=_WARM_UP

@@ -109,7 +109,7 @@ class DarknetModel(ZooModel):
         module = load_darknet(self.cfg, weights, input_size=image_size)
         heads = [{"stride": h.stride, "anchors": h.anchors} for h in module.heads]
         task = {"kind": "detection", "decoder": {"kind": "yolov3", "heads": heads}}
-        card = {"labels": "coco", "task": task, "input": {"std": [255.0] * 3}}
+        card = {"labels": "coco", "input": {"std": (255.0,) * 3}, "task": task}
         return TrainedModule(module, card, image_size, module.digest)
 
 

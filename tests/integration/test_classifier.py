@@ -36,8 +36,10 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     arguments = ["search", "--model", "tests.classifiers:ColourClassifier"]
     arguments += ["--weights", str(folder / "weights.pth"), "--card", str(folder / "card.toml")]
     arguments += ["--image-size", "32x48", "--calibration", str(folder / "pictures")]
-    arguments += ["--link", "100kbit/20ms", "--max-drop", "30", "--adapt-steps", "5", "--no-cache"]
-    assert main([*arguments, "--out", str(folder / "bundle")]) == 0
+    arguments += ["--link", "100kbit/20ms", "--max-drop", "30", "--refined-cuts", "0", "--no-cache"]
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--out", str(folder / "bundle")])
+    assert ended.value.code == 0
     return folder / "bundle"
 
 
@@ -49,7 +51,9 @@ def plans(bundle: Path) -> tuple[Plan, ...]:
         assert (task.class_names, task.image.size, task.top) == (NAMES, (32, 48), 3)
         assert opened.manifest.search.model == "tests.classifiers:ColourClassifier"
         assert opened.manifest.search.accuracy_metric == "top-1 agreement"
-        return opened.manifest.plans
+        plans = opened.manifest.plans
+    assert {plan.kind for plan in plans} == {"cloud-only", "split", "edge-only"}
+    return plans
 
 
 def test_every_plan_answers_with_the_best_classes(

@@ -11,12 +11,17 @@ import torch
 from torch import nn
 
 from common.errors import ModelError, SettingsError, SplitpointError, WeightsError
+from common.tasks.base import ImageInput
+from common.tasks.decoders.yolov3 import AnchorMap, YoloV3
+from common.tasks.detections import DetectionTask
+from common.tasks.labels import CLASS_NAMES
 from search.network.importers.factory import build_module, is_factory
 from search.network.importers.state_dict import load_state_dict
 from search.source import NetworkSource, open_network, parse_image_size, parse_input
 from search.zoo.download import WeightsEntry
 from search.zoo.registry import MODELS, TorchModel
 from splitpoint.cli import main
+from tests import zoo
 from tests.classifiers import ColourClassifier
 
 FACTORY = "tests.classifiers:ColourClassifier"
@@ -340,6 +345,20 @@ def test_a_classifier_of_the_zoo_has_a_card(small_zoo: Path) -> None:
     assert found.task.image.size == (32, 32)
     assert found.graph.nodes[1].op == "scale"
     assert found.note == "does without 1 tensors of its weights (aux)"
+
+
+def test_a_detector_of_the_zoo_takes_images_in_zero_to_one(tmp_path: Path) -> None:
+    with zoo.small_zoo(tmp_path) as weights:
+        found = open_network(NetworkSource("yolov3-tiny", weights))
+        larger = open_network(NetworkSource("yolov3-tiny", weights, image_size=(96, 128)))
+    assert found.graph.nodes[1].op == "conv"
+    assert isinstance(found.task, DetectionTask)
+    assert found.task.class_names == CLASS_NAMES
+    assert found.task.image == ImageInput(height=64, width=64)
+    head = AnchorMap(stride=4, anchors=((12.0, 16.0), (24.0, 20.0)))
+    assert found.task.decoder == YoloV3(heads=(head,))
+    assert larger.task.image.size == (96, 128)
+    assert larger.sha256 == found.sha256
 
 
 def test_a_card_says_only_what_is_another(small_zoo: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Searched wire formats: quantizers, context models, adapted tails, and the curve they lie on."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -248,6 +249,18 @@ class TestAdaptation:
         )
         assert again.before == first.before
         assert again.after == pytest.approx(first.after)
+
+    def test_a_tail_without_weights_stays(
+        self, network: QuantizedGraph, cut: Cut, examples: Examples
+    ) -> None:
+        wire, bare = coarse(network, cut, examples), replace(cut, tail=())
+
+        def loss(maps: Sequence[torch.Tensor], _teacher: Sequence[torch.Tensor]) -> torch.Tensor:
+            return maps[0].abs().mean()
+
+        adapted = adapt_tail(cut.tensors, bare, wire, examples, loss, steps=5, adapted_to="it")
+        assert adapted.cut is bare
+        assert not adapted.is_better
 
     @LOSSES
     def test_the_teacher_itself_has_no_loss(self, loss: Loss) -> None:
