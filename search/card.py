@@ -100,7 +100,7 @@ _BYTES = InputCard(std=(1.0, 1.0, 1.0))
 USUAL_INPUTS: Mapping[str, InputCard] = MappingProxyType(
     {
         "centernet": _BYTES.model_copy(update={"fit": "stretch"}),
-        "classification": _IMAGENET.model_copy(update={"fit": "centre-crop"}),
+        "classification": _IMAGENET.model_copy(update={"fit": "imagenet-crop"}),
         "detr": _IMAGENET.model_copy(update={"fit": "stretch"}),
         "picodet": _IMAGENET.model_copy(update={"fit": "stretch"}),
         "ssd": InputCard(mean=(127.5,) * 3, std=(127.5,) * 3, fit="stretch"),

@@ -51,8 +51,8 @@ def _judged(result: Result) -> Iterator[str]:
     for network, of in result["accuracy"].items():
         yield (
             f"Behind a comma {of['metric']} of {network} as run in integers (--quantizer "
-            f"{result['quantizer']}), on {of['images']} pictures, {of['reference']:.1f} in "
-            "floating point."
+            f"{result['quantizer']}) on {of['images']} pictures, {of['reference']:.1f} in floating "
+            "point."
         )
     yield "No accuracy: of networks whose weights are seeded, or without pictures to judge on."
 

@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, get_args
 
+from common.imaging.placement import Fit
 from common.tasks.base import in_words
 from common.tasks.decoders.base import Decoder
 from common.tasks.labels import CLASS_NAMES
@@ -89,7 +90,7 @@ def first_card(found: Inspection) -> str:
         f"mean = {list(image.mean)}",
         f"std = {list(image.std)}",
         f'channels = "{image.channels}"  # "rgb" or "bgr"',
-        f'fit = "{image.fit}"  # "letterbox", "letterbox-top-left", "stretch" or "centre-crop"',
+        f'fit = "{image.fit}"  # one of: {", ".join(get_args(Fit))}',
         f"padding = {image.padding}  # value of pixels around a letterbox",
         "",
         "[task]",

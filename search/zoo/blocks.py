@@ -42,7 +42,8 @@ class SamePadding(nn.Conv2d):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) to (N, filters, H / stride, W / stride)."""
         padded = x if self._pads is None else F.pad(x, self._pads)
-        return super().forward(padded)
+        made: torch.Tensor = super().forward(padded)
+        return made
 
 
 class InvertedResidual(nn.Sequential):
