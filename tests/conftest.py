@@ -20,10 +20,13 @@ settings.load_profile("splitpoint")
 
 # Unit tests that search, fit or wait; `make check` leaves them out, and all integration tests.
 SLOW = {
+    "test_balance",
+    "test_coco_agreement",
     "test_constraints",
     "test_fit_context",
     "test_lapq",
     "test_low_bit",
+    "test_performance",
     "test_public_api",
     "test_refine",
     "test_rest_load",
@@ -34,6 +37,7 @@ SLOW = {
     "test_stages",
     "test_strategies",
     "test_table_calibration",
+    "test_zoo",
 }
 
 REPOSITORY = Path(__file__).resolve().parent.parent
