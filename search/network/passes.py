@@ -15,6 +15,7 @@ import numpy as np
 from common.errors import ModelError
 from search.network.activations import IDENTITY, Activation, combined, simplified
 from search.network.graph import Graph, Node
+from search.network.operators.convolution import by_input
 from search.network.operators.registry import operator_of
 
 _TWO_TENSORS = {
@@ -127,7 +128,7 @@ def _with_gain(conv: Node, gain: Node) -> Node:
         raise ModelError(f"{conv.name}: a convolution or scaling without weights")
     groups = conv.attributes["groups"]
     weight = conv.weight.astype(np.float64)
-    grouped = weight.reshape(groups, -1, *weight.shape[1:])
+    grouped = by_input(weight, groups)
     grouped *= gain.weight.astype(np.float64).reshape(groups, 1, -1, 1, 1)
     return replace(conv, inputs=gain.inputs, weight=weight.astype(np.float32))
 

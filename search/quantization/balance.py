@@ -29,6 +29,7 @@ from common.errors import ModelError
 from common.imaging.images import unit_range
 from search.network import execute
 from search.network.graph import IMAGE, Graph, Node
+from search.network.operators.convolution import by_input
 from search.quantization.network import is_depthwise
 
 Channel = tuple[str, int]
@@ -165,7 +166,7 @@ def _rescaled(
     if node.op != "conv" or read is None or node.weight is None:
         return node
     weight = node.weight.astype(np.float64)
-    grouped = weight.reshape(node.attributes["groups"], -1, *weight.shape[1:])
+    grouped = by_input(weight, node.attributes["groups"])
     taken = np.array([1.0 if c is None or c[0] not in gains else gains[c[0]][c[1]] for c in read])
     if taken.size != grouped.shape[0] * grouped.shape[2]:
         raise ModelError(f"{node.name}: {taken.size} channels for weights {weight.shape}")

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from common.errors import ModelError
 from search.network.activations import Activation
 from search.network.graph import Graph, Node
+from search.network.operators.convolution import by_input
 
 _Doubles = NDArray[np.float64]
 
@@ -113,10 +114,7 @@ class _Conv:
         return replace(self._node, weight=self._weight.astype(np.float32), bias=bias)
 
     def _by_input(self) -> _Doubles:
-        """A view (groups, C_out / groups, C_in / groups, kH, kW) of the weights."""
-        groups, shape = self._node.attributes["groups"], self._weight.shape
-        view: _Doubles = self._weight.reshape(groups, shape[0] // groups, *shape[1:])
-        return view
+        return by_input(self._weight, self._node.attributes["groups"])
 
 
 def _balance(first: _Conv, second: _Conv) -> float:

@@ -287,6 +287,12 @@ def write_table(
     builder.quantize(f"{output}.after", grid, output, saturates=beyond)
 
 
+def by_input(weight: NDArray[np.float64], groups: int) -> NDArray[np.float64]:
+    """A view (groups, C_out / groups, C_in / groups, kH, kW) of a convolution's weights."""
+    view: NDArray[np.float64] = weight.reshape(groups, len(weight) // groups, *weight.shape[1:])
+    return view
+
+
 def by_other_channels(weight: torch.Tensor, groups: int) -> torch.Tensor:
     """Weights by output channels, (A, B / groups, ...), as weights by input channels, or back."""
     first, second, *kernel = weight.shape
