@@ -23,7 +23,7 @@ from pydantic import Field, ValidationError
 
 from common.errors import SettingsError
 from common.imaging.placement import PADDING, Fit
-from common.records import Record
+from common.records import Record, first_problem
 from common.tasks.base import Shapes, in_words
 from common.tasks.decoders.base import Decoder
 from common.tasks.decoders.registry import guess, presets, read_decoder
@@ -201,9 +201,7 @@ def read_card(path: Path) -> ModelCard:
     try:
         return ModelCard.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise SettingsError(f"{path}: {where}: {first['msg']}") from error
+        raise SettingsError(f"{path}: {first_problem(error)}") from error
 
 
 def _family(settings: Mapping[str, Any]) -> str:

@@ -42,6 +42,7 @@ from common.codec import Codec, ContextModel, make_codec
 from common.codec.context import FAST
 from common.codec.spec import WireTensor
 from common.errors import BundleError, BundleVersionError, UnknownPlanError
+from common.records import first_problem
 from common.tasks.registry import AnyTask
 
 MANIFEST = "manifest.json"
@@ -336,9 +337,7 @@ def parse_manifest(data: bytes) -> Manifest:
     try:
         return Manifest.model_validate_json(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{MANIFEST}: {where}: {first['msg']}; {_AGAIN}") from error
+        raise BundleError(f"{MANIFEST}: {first_problem(error)}; {_AGAIN}") from error
 
 
 def _check_files(root: Path, manifest: Manifest) -> None:

@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter, ValidationError
 
 from common.errors import SettingsError
+from common.records import first_problem
 from common.tasks.classification import ClassificationTask
 from common.tasks.detections import DetectionTask
 from common.tasks.tensors import TensorsTask
@@ -27,6 +28,4 @@ def read_task(data: object) -> AnyTask:
     try:
         return _ADAPTER.validate_python(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise SettingsError(f"task: {where}: {first['msg']}") from error
+        raise SettingsError(f"task: {first_problem(error)}") from error

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from common.errors import SettingsError
+from common.records import first_problem
 from search.network.graph import Graph
 from search.network.operators.registry import makes_values
 
@@ -85,7 +86,5 @@ def _flow(widths: dict[str, int]) -> str:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        return f"{where}: {first['msg']}" if where else first["msg"]
+        return first_problem(error)
     return " ".join(str(error).split())[:200]

@@ -6,6 +6,7 @@ from typing import Annotated, get_args
 from pydantic import Field, TypeAdapter, ValidationError
 
 from common.errors import SettingsError
+from common.records import first_problem
 from common.tasks.base import Shapes
 from common.tasks.decoders.base import Decoder, Size
 from common.tasks.decoders.boxes import Boxes
@@ -37,9 +38,7 @@ def read_decoder(data: object) -> Decoder:
     try:
         return _ADAPTER.validate_python(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise SettingsError(f"decoder: {where}: {first['msg']}") from error
+        raise SettingsError(f"decoder: {first_problem(error)}") from error
 
 
 def presets(shapes: Shapes, names: Sequence[str], size: Size) -> list[Decoder]:
