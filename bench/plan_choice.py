@@ -17,8 +17,8 @@ def cheapest_split(plans: Mapping[bytes, Plan], codecs: Collection[str]) -> byte
     able = {digest: plan for digest, plan in plans.items() if _is(plan, "split", codecs)}
     if not able:
         return None
-    least = max(plan.predicted.accuracy for plan in able.values()) - _WITHIN
-    kept = [digest for digest, plan in able.items() if plan.predicted.accuracy >= least]
+    least = max(plan.predicted.known_accuracy for plan in able.values()) - _WITHIN
+    kept = [digest for digest, plan in able.items() if plan.predicted.known_accuracy >= least]
     return min(kept, key=lambda digest: able[digest].predicted.uplink_bytes)
 
 

@@ -257,12 +257,12 @@ def _plan(
 ) -> Plan:
     candidate = ranked.candidate
     edge_only = candidate.codec is None
-    accuracy = ranked.accuracy or 0.0
+    drop = result.drop(ranked)
     certain = math.isfinite(ranked.most_lost)
     prediction = ranked.predicted.model_copy(
         update={
-            "accuracy": accuracy,
-            "accuracy_drop": result.reference_accuracy - accuracy,
+            "accuracy": ranked.accuracy,
+            "accuracy_drop": drop,
             "accuracy_drop_upper": ranked.most_lost if certain else None,
             "judged_images": ranked.judged_on,
             "judged_by": result.judged_by,

@@ -3,7 +3,8 @@
     prepare (prepare.py) -> 8-bit network -> cuts -> ranking (search_run.py) -> bundle
 
 Plans are judged on pictures that nothing was fitted to (held_out.py): those of an evaluation
-folder, or else a part of the calibration pictures. Every stage reports its progress.
+folder, or else a part of the calibration pictures; or not at all, if the request says so. Every
+stage reports its progress.
 """
 
 from dataclasses import replace
@@ -18,6 +19,8 @@ from common.runtime.registry import runtime_named
 from common.tables.store_file import read_tables
 from common.version import __version__
 from search.cache import Cache
+from search.constraints import find
+from search.constraints.max_drop import MaxDrop
 from search.export import write_plans
 from search.measure.frames import MIN_IMAGES, Frames
 from search.measure.held_out import Division, fit_all, set_aside
@@ -52,7 +55,9 @@ def search(request: Request, out: Path, reporter: Reporter) -> tuple[Manifest, S
         max_images=request.max_images,
         divide=partial(_divide, request),
     )
-    judging = prepared.judging(request.evaluation, reporter, request.max_images)
+    judging = None
+    if request.accuracy:
+        judging = prepared.judging(request.evaluation, reporter, request.max_images)
     rounder = prepared.rounder(reduced_range=request.device.reduced_range)
     found = find_cuts(prepared.graph)
     cuts = undominated(prepared.graph, found.cuts)
@@ -69,11 +74,12 @@ def search(request: Request, out: Path, reporter: Reporter) -> tuple[Manifest, S
 
 def _divide(request: Request, frames: Frames) -> Division:
     """Divide the calibration pictures into fitting and judging ones, before any fitting."""
-    refined = request.refined_cuts and request.strategy == "splitpoint"
+    if not request.accuracy:
+        return fit_all(frames)
     if request.evaluation is None:
-        least = MIN_FRAMES if refined else MIN_IMAGES
+        least = MIN_FRAMES if request.refines else MIN_IMAGES
         return set_aside(frames, least_fitting=least, video=request.video)
-    if refined:
+    if request.refines:
         require_enough(len(frames.names))
     return fit_all(frames)
 
@@ -82,6 +88,10 @@ def _check(request: Request) -> None:
     """Refuse options that contradict each other, before anything is read."""
     if request.annotations is not None and request.evaluation is None:
         raise SettingsError("--annotations needs --evaluation, the folder of the annotated images")
+    if not request.accuracy and (request.evaluation or find(MaxDrop, request.constraints)):
+        raise SettingsError(
+            "--no-accuracy measures none: leave out --evaluation, --annotations and --max-drop"
+        )
     for constraint in request.constraints:
         conflict = constraint.conflict(request.strategy)
         if conflict is not None:

@@ -39,6 +39,8 @@ class Request:
             one of the strategy.
         cloud_threads: Threads of the cloud's runtime.
         runtime: Name of the runtime of heads and tails, which they are timed in.
+        accuracy: Whether accuracy is measured. Without, tensors travel as heads compute them,
+            uploads have the usual quality, nothing is refined, and no plan says what it loses.
         max_images: Images used at the most, of each folder.
         narrow_cuts: How many cuts that do not fit at 8 bits get weights of fewer.
         refined_cuts: How many cuts get searched quantizers, context models and adapted tails.
@@ -67,6 +69,7 @@ class Request:
     quantizer: str | None = None
     cloud_threads: int = 1
     runtime: str = DEFAULT_RUNTIME
+    accuracy: bool = True
     max_images: int = 128
     narrow_cuts: int = 2
     refined_cuts: int = 1
@@ -95,6 +98,11 @@ class Request:
         return settings
 
     @property
+    def refines(self) -> bool:
+        """Whether wire formats of some cuts are searched and tails fine-tuned to them."""
+        return self.accuracy and bool(self.refined_cuts) and self.strategy == "splitpoint"
+
+    @property
     def model(self) -> str:
         """Name of the network, as it was given."""
         return self.source.model
@@ -118,8 +126,8 @@ class SearchResult:
 
     Attributes:
         request: The request.
-        metric: What accuracies are measured in.
-        reference_accuracy: Of the floating-point network.
+        metric: What accuracies are measured in; None if none was measured.
+        reference_accuracy: Of the floating-point network; None likewise.
         cuts: How many the network has.
         every_cut: Whether these are all; else heads that send much were left out.
         tuned_to: The last tensors that torch can compute, which tails are fine-tuned up to; empty
@@ -127,7 +135,7 @@ class SearchResult:
         sees_nothing: Whether the floating-point network detects nothing on the pictures that judge.
         calibration_images: How many everything was fitted to.
         evaluation_images: Names of those that accuracy was measured on.
-        judged_by: Where these come from.
+        judged_by: Where these come from; None if no accuracy was measured.
         also_fitted: Names of those that everything was fitted to as well.
         cost_model: Times that all plans share, device and link.
         ranked: All candidates, fastest first.
@@ -138,8 +146,8 @@ class SearchResult:
     """
 
     request: Request
-    metric: str
-    reference_accuracy: float
+    metric: str | None
+    reference_accuracy: float | None
     cuts: int
     calibration_images: int
     evaluation_images: tuple[str, ...]
@@ -149,8 +157,14 @@ class SearchResult:
     kept: tuple[RankedCandidate, ...]
     curves: dict[str, tuple[RatePoint, ...]]
     times: Mapping[str, CutTimes] = field(default_factory=dict)
-    judged_by: JudgedBy = "held-out"
+    judged_by: JudgedBy | None = "held-out"
     also_fitted: tuple[str, ...] = ()
     every_cut: bool = True
     tuned_to: tuple[str, ...] = ()
     sees_nothing: bool = False
+
+    def drop(self, ranked: RankedCandidate) -> float | None:
+        """Points of accuracy that a candidate loses; None if its accuracy was not measured."""
+        if self.reference_accuracy is None or ranked.accuracy is None:
+            return None
+        return self.reference_accuracy - ranked.accuracy

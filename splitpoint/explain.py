@@ -62,7 +62,7 @@ def _chosen(
     if deadline_ms is not None:
         meeting = [cost for cost in costs if latency_ms(cost) <= deadline_ms]
         if meeting:
-            return min(meeting, key=lambda c: (-c.plan.predicted.accuracy, latency_ms(c)))
+            return min(meeting, key=lambda c: (-c.plan.predicted.known_accuracy, latency_ms(c)))
     return min(costs, key=latency_ms)
 
 
@@ -83,10 +83,13 @@ def _reason(
     within = f"within {deadline_ms:g} ms over {link}"
     if not meeting:
         return f"no plan answers {within}; this is the fastest: {took}"
+    accuracy = chosen.plan.predicted.accuracy
     which = "the only plan that answers"
     if meeting > 1:
-        which = f"the most accurate of {meeting} plans that answer"
-    return f"{which} {within}: {took}, accuracy {chosen.plan.predicted.accuracy:.1f}"
+        best = "the fastest" if accuracy is None else "the most accurate"
+        which = f"{best} of {meeting} plans that answer"
+    known = "" if accuracy is None else f", accuracy {accuracy:.1f}"
+    return f"{which} {within}: {took}{known}"
 
 
 def _stretches(

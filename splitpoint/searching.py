@@ -33,6 +33,7 @@ class SearchOptions(Limits, total=False):
     quantizer: str | None
     cloud_threads: int
     runtime: str
+    accuracy: bool
     max_images: int
     narrow_cuts: int
     refined_cuts: int
@@ -100,6 +101,8 @@ def request_of(
     )
     limits = {name: each for name, each in options.items() if name in CONSTRAINTS}
     named = {name: each for name, each in options.items() if name in _OF_SOURCE}
+    if not options.get("accuracy", True):
+        limits.setdefault("max_drop", None)
     left = options.keys() - limits.keys() - named.keys()
     others: dict[str, Any] = {name: each for name, each in options.items() if name in left}
     return Request(

@@ -144,7 +144,9 @@ def runs_of(stage: BenchStage, cell: Cell) -> tuple[list[StrategyRun], list[dict
     def deploys(strategy: str, settings: str, plan: str) -> None:
         ask = partial(edge.detect, plan=stage.digests[plan])
         lost = stage.bundle.plan(stage.digests[plan]).predicted.accuracy_drop
-        made = StrategyRun({}, ask, plan, accurate=lost <= MAX_DROP, pid=stage.cloud_pid)
+        made = StrategyRun(
+            {}, ask, plan, accurate=lost is not None and lost <= MAX_DROP, pid=stage.cloud_pid
+        )
         run = by_plan.setdefault(plan, made)
         run.roles[strategy] = run.roles.get(strategy, "") + settings
 
@@ -195,7 +197,7 @@ def rows_of(stage: BenchStage, run: StrategyRun) -> list[dict[str, Any]]:
 def reference_accuracy(bundle: Bundle) -> float:
     """Accuracy of the floating-point network: a plan's accuracy plus its drop."""
     predicted = next(iter(bundle.plans.values())).predicted
-    return predicted.accuracy + predicted.accuracy_drop
+    return predicted.known_accuracy + (predicted.accuracy_drop or 0.0)
 
 
 def _summary(stage: BenchStage, run: StrategyRun) -> dict[str, Any]:
@@ -220,7 +222,7 @@ def _accuracy(stage: BenchStage, run: StrategyRun, plans: dict[str, int]) -> flo
         return reference_accuracy(stage.bundle)
     if PLAIN in run.roles:
         plans = {stage.strategies["uploads"]["JPEG q75"]: 1}
-    each = {n: stage.bundle.plans[stage.digests[n]].predicted.accuracy for n in plans}
+    each = {n: stage.bundle.plans[stage.digests[n]].predicted.known_accuracy for n in plans}
     return sum(each[name] * count for name, count in plans.items()) / sum(plans.values())
 
 

@@ -30,7 +30,7 @@ from common.records import Record
 from common.tasks.base import DEFAULTS, MOST_SETTING, ResultSettings, Task
 from common.tasks.registry import AnyTask
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 UNSEALED = "0" * 64
 """Placeholder for a manifest's own digest while that is computed."""
 
@@ -112,8 +112,9 @@ class Prediction(Record):
     """Predictions of the search for a plan on its device and link; times are medians.
 
     Attributes:
-        accuracy: In percent of the search's metric, on the pictures that judge.
-        accuracy_drop: Against the network in floating point, in points.
+        accuracy: In percent of the search's metric, on the pictures that judge; None if the search
+            measured no accuracy.
+        accuracy_drop: Against the network in floating point, in points; None likewise.
         accuracy_drop_upper: Upper end of the one-sided 90 % interval of that drop; None if it was
             not judged on all pictures.
         judged_images: How many pictures judged.
@@ -131,11 +132,16 @@ class Prediction(Record):
     postprocess_ms: float = Field(ge=0)
     uplink_bytes: float = Field(ge=0)
     edge_memory_bytes: int = Field(ge=0)
-    accuracy: float = Field(ge=0, le=100)
-    accuracy_drop: float = Field(ge=-100, le=100)
+    accuracy: float | None = Field(default=None, ge=0, le=100)
+    accuracy_drop: float | None = Field(default=None, ge=-100, le=100)
     accuracy_drop_upper: float | None = Field(default=None, ge=-100, le=100)
     judged_images: int = Field(default=0, ge=0)
     judged_by: JudgedBy | None = None
+
+    @property
+    def known_accuracy(self) -> float:
+        """The accuracy to rank plans by: 0 for all plans of a bundle that knows none."""
+        return self.accuracy or 0.0
 
 
 class Plan(Record):
@@ -207,7 +213,7 @@ class Search(Record):
         rtt_ms: Of the link.
         limits: Limits of the search, by the name of the constraint.
         calibration_images: How many everything was fitted to.
-        accuracy_metric: What accuracies are measured in.
+        accuracy_metric: What accuracies are measured in; None if none was measured.
         software_version: That ran the search.
         edge_slowdown: Time on the device over time where the search ran, as predictions have it.
         cloud_slowdown: The same of the cloud.
@@ -228,7 +234,7 @@ class Search(Record):
     rtt_ms: float = Field(ge=0)
     limits: dict[Annotated[str, Field(max_length=64)], Limit] = Field(max_length=64)
     calibration_images: int = Field(ge=1)
-    accuracy_metric: str
+    accuracy_metric: str | None
     software_version: str
     edge_slowdown: float | None = Field(default=None, gt=0)
     cloud_slowdown: float = Field(default=1.0, gt=0)

@@ -380,7 +380,7 @@ def _in_ms(deadline_ms: float) -> str:
 
 def _by_accuracy(expected: Expected) -> tuple[float, float]:
     """Sort key of plans that meet a deadline: most accurate first, then fastest."""
-    return -expected.cost.plan.predicted.accuracy, expected.latency_ms
+    return -expected.cost.plan.predicted.known_accuracy, expected.latency_ms
 
 
 def _might_change(able: Sequence[Expected], choice: PlanChoice, deadline_ms: float) -> bool:

@@ -28,7 +28,7 @@ class Limits(TypedDict, total=False):
         max_bytes: Limit on the bytes of a frame on the uplink, a number or a size such as "4KB".
     """
 
-    max_drop: float
+    max_drop: float | None
     edge_memory: str | int | None
     no_raw_image: bool
     max_bytes: str | int | None

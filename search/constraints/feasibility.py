@@ -7,7 +7,7 @@ keep every constraint that does without it.
 from collections.abc import Callable, Sequence
 
 from search.constraints.base import Constraint
-from search.measure.accuracy_evaluator import AccuracyEvaluator
+from search.measure.accuracy_evaluator import AccuracyEvaluator, UnmeasuredCandidates
 from search.prediction.candidates import Candidate, RankedCandidate
 
 
@@ -23,7 +23,7 @@ class Feasibility:
     def __init__(
         self,
         constraints: Sequence[Constraint],
-        evaluator: AccuracyEvaluator,
+        evaluator: AccuracyEvaluator | UnmeasuredCandidates,
         predict: Callable[[Candidate], RankedCandidate],
     ) -> None:
         self._before = [each for each in constraints if not each.needs_accuracy]

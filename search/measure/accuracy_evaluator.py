@@ -37,6 +37,7 @@ FIRST_LOOK = 32
 """Images before the first interval; the next looks are at twice as many each."""
 GIVE_UP_LEVEL = 0.99
 """Level of the interval by whose lower end a candidate is given up."""
+_LOOKS = 4
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,66 @@ class AccuracyEvaluator:
         found += self._evaluator.detections(candidate, range(len(found), count))
         most_lost = self._source.most_lost(self._reference, found, KEEP_LEVEL)
         return self._source.accuracy(found), count, most_lost
+
+
+class UnmeasuredCandidates:
+    """Candidates of a search that measures no accuracy; has what a ranking asks of an evaluator.
+
+    Args:
+        evaluator: Tells candidates apart; it runs none of them.
+    """
+
+    best: None = None
+    metric: None = None
+    sees_nothing = False
+
+    def __init__(self, evaluator: Evaluator) -> None:
+        self._evaluator = evaluator
+        self._known: dict[str, Candidate] = {}
+
+    def __contains__(self, candidate: Candidate) -> bool:
+        return self.digest(candidate) in self._known
+
+    def digest(self, candidate: Candidate) -> str:
+        """Digest of what a candidate finds and of how it is coded."""
+        return self._evaluator.digest(candidate)
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        """Candidates noted so far."""
+        return list(self._known.values())
+
+    def of(self, cut: Cut) -> list[Candidate]:
+        """Noted candidates of a cut with its widths."""
+        return [c for c in self.candidates if c.cut.label == cut.label]
+
+    def with_accuracy(self, ranked: RankedCandidate) -> RankedCandidate:
+        """Note a candidate; its accuracy stays unknown."""
+        found = self.digest(ranked.candidate)
+        self._known.setdefault(found, ranked.candidate)
+        return replace(ranked, digest=found)
+
+    def measure(self, candidates: Sequence[Candidate], progress: Progress) -> None:
+        """Note several candidates."""
+        self._known |= {self.digest(each): each for each in candidates}
+        progress(1, 1)
+
+
+def note_candidates(
+    heads: Heads, task: Task, frames: Frames, folder: Path
+) -> tuple[UnmeasuredCandidates, float]:
+    """Note candidates instead of measuring them; also the median postprocessing time in ms.
+
+    Args:
+        heads: The integer networks.
+        task: What the network is for.
+        frames: Images, of which a few are looked at for that time.
+        folder: For tails.
+    """
+    few = frames.pixels[:_LOOKS], frames.letterboxes[:_LOOKS]
+    evaluator = Evaluator(heads, task, *few, folder, workers=1)
+    _, postprocess_ms = evaluator.reference(prefix_cuts(heads.network.graph)[0])
+    return UnmeasuredCandidates(evaluator), postprocess_ms
 
 
 def open_evaluator(

@@ -88,6 +88,8 @@ class Activation:
 
     def run(self, tensor: torch.Tensor) -> torch.Tensor:
         """Compute the function in floating point."""
+        if self == SILU:  # as one operation: training keeps one tensor of it instead of three
+            return F.silu(tensor)
         values = [tensor]
         for step in self.steps:
             arguments = [

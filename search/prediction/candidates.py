@@ -221,7 +221,7 @@ class RankedCandidate:
 
 
 def predict(candidate: Candidate, times: CutTimes, cost_model: CostModel) -> Prediction:
-    """Latency by stage on the device and link of `cost_model`; accuracy is left at zero."""
+    """Latency by stage on the device and link of `cost_model`; accuracy is left out."""
     return predicted(
         OwnCosts(
             coding=candidate.coding,
@@ -239,7 +239,7 @@ def predict(candidate: Candidate, times: CutTimes, cost_model: CostModel) -> Pre
 
 
 def predicted(costs: OwnCosts, cost_model: CostModel) -> Prediction:
-    """Latency by stage from a plan's own costs; accuracy is left at zero."""
+    """Latency by stage from a plan's own costs; accuracy is left out."""
     edge, cloud = cost_model.edge, cost_model.cloud
     codec, edge_only = "" if costs.codec is None else costs.codec.name, costs.codec is None
     stages = {
@@ -257,8 +257,6 @@ def predicted(costs: OwnCosts, cost_model: CostModel) -> Prediction:
             "latency_ms": sum(stages.values()),
             "uplink_bytes": costs.sent_bytes,
             "edge_memory_bytes": costs.edge_memory_bytes,
-            "accuracy": 0.0,
-            "accuracy_drop": 0.0,
             **stages,
         }
     )

@@ -173,6 +173,7 @@ def request_of(spec: ProposalSpec, present: Manifest, rows: list[LatencyRow]) ->
         evaluation=spec.evaluation,
         annotations=spec.annotations,
         constraints=limits,
+        accuracy=search.accuracy_metric is not None,
         cloud_threads=search.cloud_threads,
         max_images=spec.max_images,
         refined_cuts=spec.refined_cuts,

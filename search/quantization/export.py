@@ -23,8 +23,9 @@ from search.network.activations import Activation
 from search.network.cuts import Cut
 from search.network.graph import IMAGE, Graph, Node
 from search.network.onnx_builder import Location, OnnxBuilder
-from search.network.operators.convolution import activation_table, write_sums, write_table
+from search.network.operators.convolution import write_sums
 from search.network.operators.registry import operator_of
+from search.network.operators.tables import activation_table, write_table
 from search.quantization.network import QuantizedGraph
 
 WEIGHTS_FILE = "weights.bin"

@@ -21,7 +21,12 @@ from search.constraints import find
 from search.constraints.base import SearchFacts
 from search.constraints.edge_memory import EdgeMemory, smallest_head
 from search.constraints.feasibility import Feasibility, admits
-from search.measure.accuracy_evaluator import open_evaluator
+from search.measure.accuracy_evaluator import (
+    AccuracyEvaluator,
+    UnmeasuredCandidates,
+    note_candidates,
+    open_evaluator,
+)
 from search.measure.held_out import Judging
 from search.measure.latency import MeasuredLatency
 from search.network.cuts import Cut, prefix_cuts
@@ -49,7 +54,7 @@ from search.request import Request, SearchResult
 from search.strategies import BASELINES, baseline
 from search.strategies.base import StrategyInputs
 from search.wire.formats import FormatTable, promising_cuts, runnable_cuts
-from search.wire.quantizers import LOSSY_IMAGE_CODECS, QUALITIES
+from search.wire.quantizers import LOSSLESS, LOSSY_IMAGE_CODECS, QUALITIES, WIDTHS
 from search.wire.rate_curve import RatePoint
 from search.wire.sampling import sample
 
@@ -71,13 +76,15 @@ class Network:
     cuts: Sequence[Cut]
 
 
-def rank(request: Request, network: Network, judging: Judging, reporter: Reporter) -> SearchResult:
+def rank(
+    request: Request, network: Network, judging: Judging | None, reporter: Reporter
+) -> SearchResult:
     """Measure what the limits allow and keep the plans worth it.
 
     Args:
         request: The limits.
         network: The network.
-        judging: The pictures that accuracy is measured on.
+        judging: The pictures that accuracy is measured on; None if it is not measured.
         reporter: Receives progress.
 
     Raises:
@@ -94,7 +101,7 @@ class _Ranking:
         self,
         request: Request,
         network: Network,
-        judging: Judging,
+        judging: Judging | None,
         reporter: Reporter,
         folder: Path,
     ) -> None:
@@ -112,18 +119,7 @@ class _Ranking:
             rows = read_tables(request.tables)
             self._rows = rows_of(prepared.network, rows, request.device, request.runtime)
         self._cuts, self._low_bit_cuts = self._allowed()
-        self._evaluator, postprocess_ms = open_evaluator(
-            network.heads,
-            prepared.task,
-            judging.frames,
-            request.annotations,
-            folder,
-            max_drop=request.max_drop,
-            cache=prepared.cache,
-            origin=prepared.origin,
-            settings=request.settings(prepared.task),
-            top=request.top,
-        )
+        self._evaluator, postprocess_ms = self._judge(network.heads)
         self._feasibility = Feasibility(request.constraints, self._evaluator, self._predict)
         self._latency = MeasuredLatency(
             network.heads.network,
@@ -135,6 +131,24 @@ class _Ranking:
         )
         self._cost_model = CostModel(
             request.link, request.device, prepared.calibration.letterbox_ms, postprocess_ms
+        )
+
+    def _judge(self, heads: Heads) -> tuple[AccuracyEvaluator | UnmeasuredCandidates, float]:
+        """Open what judges candidates; returns it with the postprocessing time in ms."""
+        request, prepared, judging = self._request, self._prepared, self._judging
+        if judging is None:
+            return note_candidates(heads, prepared.task, prepared.calibration, self._folder)
+        return open_evaluator(
+            heads,
+            prepared.task,
+            judging.frames,
+            request.annotations,
+            self._folder,
+            max_drop=request.max_drop,
+            cache=prepared.cache,
+            origin=prepared.origin,
+            settings=request.settings(prepared.task),
+            top=request.top,
         )
 
     def run(self) -> SearchResult:
@@ -159,12 +173,16 @@ class _Ranking:
         )
         self._promote(table)
         sends_images = not all(cut.head for cut in cuts)
-        if sends_images:
+        if sends_images and self._request.accuracy:
             self._search_qualities(table, self._feasibility.is_affordable)
         measured = self._evaluator.candidates
         promising = [c for c in measured if self._feasibility.is_promising(c)] or measured
         curves = self._refine(promising, table)
-        if sends_images and not any(map(self._feasibility.is_feasible, self._evaluator.candidates)):
+        if (
+            sends_images
+            and self._request.accuracy
+            and not any(map(self._feasibility.is_feasible, self._evaluator.candidates))
+        ):
             self._search_qualities(table, lambda _upload: True)  # to say what the least would take
         return self._result([*candidates, *self._evaluator.candidates], curves)
 
@@ -184,7 +202,7 @@ class _Ranking:
         self, promising: Sequence[Candidate], table: FormatTable
     ) -> dict[str, tuple[RatePoint, ...]]:
         """Search wire formats of the most promising cuts; returns their rate curves by label."""
-        if not self._request.refined_cuts:
+        if not self._request.refines or isinstance(self._evaluator, UnmeasuredCandidates):
             return {}
         prepared, reporter = self._prepared, self._reporter
         progress = reporter.stage("screening cuts")
@@ -247,7 +265,8 @@ class _Ranking:
         self._times = self._latency.times(cuts, self._reporter.stage("timing heads and tails"))
         self._calibrate(self._times)
         affordable = self._feasibility.is_affordable
-        return FormatTable(self._heads, samples, self._times, self._cost_model, affordable)
+        widths = WIDTHS if self._request.accuracy else LOSSLESS
+        return FormatTable(self._heads, samples, self._times, self._cost_model, affordable, widths)
 
     def _calibrate(self, times: dict[str, CutTimes]) -> None:
         """Calibrate the latency tables against this machine's times, for each cut they name."""
@@ -368,6 +387,7 @@ class _Ranking:
         candidates: Sequence[Candidate],
         curves: dict[str, tuple[RatePoint, ...]],
     ) -> SearchResult:
+        judging = self._judging
         digests = {each: self._evaluator.digest(each) for each in candidates}
         alone: dict[str, Candidate] = {}
         for each in candidates:
@@ -388,11 +408,11 @@ class _Ranking:
         kept = worth_keeping([each for each in with_accuracy if admits(limits, each)])
         if not kept:
             facts = SearchFacts(
-                self._evaluator.best,
+                self._evaluator.best or 0.0,
                 self._heads,
                 self._every_cut,
                 self._request.strategy,
-                self._judging.judged_by,
+                judging.judged_by if judging else "held-out",
             )
             raise NoFeasiblePlanError(nothing_fits(with_accuracy, limits, facts))
         return SearchResult(
@@ -401,9 +421,9 @@ class _Ranking:
             reference_accuracy=self._evaluator.best,
             cuts=len(self._every_cut),
             calibration_images=len(self._prepared.calibration.names),
-            evaluation_images=self._judging.frames.names,
-            judged_by=self._judging.judged_by,
-            also_fitted=self._judging.also_fitted,
+            evaluation_images=judging.frames.names if judging else (),
+            judged_by=judging.judged_by if judging else None,
+            also_fitted=judging.also_fitted if judging else (),
             cost_model=self._cost_model,
             ranked=tuple(ranked),
             measured=tuple(with_accuracy),

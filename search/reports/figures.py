@@ -72,7 +72,7 @@ def page_style() -> Iterator[None]:
         yield
 
 
-def front_figure(result: SearchResult) -> Figure:
+def front_figure(result: SearchResult, metric: str, reference: float) -> Figure:
     sent = [j.axes[1] for j in result.measured if j.axes[1]]
     nothing = min(sent, default=1.0) / 4
     figure = Figure(figsize=(10, 3.6), layout="constrained")
@@ -80,7 +80,9 @@ def front_figure(result: SearchResult) -> Figure:
     _scatter(by_latency, result, lambda j: j.latency_ms, "latency (ms)")
     _scatter(by_bytes, result, lambda j: j.axes[1] or nothing, "bytes a frame")
     _scatter(by_memory, result, lambda j: j.axes[2] / 2**20, "edge memory (MiB)")
-    by_latency.set_ylabel(result.metric)
+    for axes in (by_latency, by_bytes, by_memory):
+        axes.axhline(reference, color=_INK, linestyle=":", linewidth=1)
+    by_latency.set_ylabel(metric)
     ticks = {tick: f"{tick:,.10g}" for tick in _log_ticks(sent or [nothing])}
     if any(not j.axes[1] for j in result.measured):
         ticks = {nothing: "none"} | {t: words for t, words in ticks.items() if t > nothing * 1.5}
@@ -104,7 +106,6 @@ def _scatter(
             axes.scatter(*points, s=36, c=colour, marker=marker, label=name, zorder=3)
     best = result.kept[0]
     axes.scatter(cost(best), best.accuracy or 0.0, s=140, facecolors="none", edgecolors=_INK)
-    axes.axhline(result.reference_accuracy, color=_INK, linestyle=":", linewidth=1)
     axes.set_xlabel(label)
     axes.grid(visible=True)
 

@@ -22,7 +22,14 @@ from search.reports.figures import (
     rates_figure,
     stages_figure,
 )
-from search.reports.markdown import at_most, judgement, summary, warnings, why
+from search.reports.markdown import (
+    accuracy_cells,
+    accuracy_heads,
+    judgement,
+    summary,
+    warnings,
+    why,
+)
 from search.reports.split_pays import split_pays
 from search.request import SearchResult
 
@@ -96,7 +103,7 @@ def html(result: SearchResult, bits: Bits = _NO_BITS) -> str:
 
 def _plans_section(result: SearchResult) -> Iterable[str]:
     costs = "latency ms", "bytes", "edge memory MiB"
-    heads = "plan", "kind", *costs, result.metric, "drop", "at most (90 %)"
+    heads = "plan", "kind", *costs, *accuracy_heads(result)
     yield "<h2>Plans</h2>"
     yield (
         "<p>What no other plan beats in everything; the fastest of each kind; "
@@ -113,7 +120,7 @@ def _plans_section(result: SearchResult) -> Iterable[str]:
 
 
 def _plan_row(result: SearchResult, ranked: RankedCandidate) -> str:
-    candidate, accuracy = ranked.candidate, ranked.accuracy or 0.0
+    candidate = ranked.candidate
     chosen = ranked is result.kept[0]
     cells = (
         f"{candidate.name} (chosen)" if chosen else candidate.name,
@@ -121,15 +128,15 @@ def _plan_row(result: SearchResult, ranked: RankedCandidate) -> str:
         f"{ranked.latency_ms:.1f}",
         f"{ranked.axes[1]:,.0f}",
         f"{candidate.edge_memory_bytes / 2**20:.2f}",
-        f"{accuracy:.1f}",
-        f"{result.reference_accuracy - accuracy:.1f}",
-        at_most(ranked),
+        *accuracy_cells(result, ranked),
     )
     row = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
     return f'<tr class="chosen">{row}</tr>' if chosen else f"<tr>{row}</tr>"
 
 
 def _front_section(result: SearchResult) -> Iterable[str]:
+    if result.metric is None or result.reference_accuracy is None:
+        return
     caption = (
         f"{result.metric} against latency, bytes and edge memory. Grey: measured, but not kept. "
         "Ring: the chosen plan. Dotted line: floating point."
@@ -137,7 +144,8 @@ def _front_section(result: SearchResult) -> Iterable[str]:
     if any(not j.axes[1] for j in result.measured):
         caption += ' Plans that send nothing before they answer stand at "none".'
     yield "<h2>Accuracy and cost</h2>"
-    yield from drawn("front", front_figure(result), "Accuracy and cost of all plans", caption)
+    figure = front_figure(result, result.metric, result.reference_accuracy)
+    yield from drawn("front", figure, "Accuracy and cost of all plans", caption)
 
 
 def _stages_section(result: SearchResult) -> Iterable[str]:

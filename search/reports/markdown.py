@@ -21,6 +21,10 @@ from search.request import SearchResult
 
 _JUDGED = {"accuracy", "accuracy_drop", "accuracy_drop_upper", "judged_images", "judged_by"}
 _MORE_CUTS = " (there are more, of heads that send much)"
+_TELL = "`splitpoint evaluate` and a search without --no-accuracy tell what plans lose"
+_UNMEASURED = (
+    f"Tensors travel as heads compute them, at 8 bits, and uploads have the usual quality; {_TELL}."
+)
 _KEPT = (
     "Not beaten by another one in latency, bytes, edge memory and accuracy at once; "
     "the fastest of each kind; and the usual upload."
@@ -144,7 +148,7 @@ def _accuracy(result: SearchResult, ranked: RankedCandidate | None) -> dict[str,
     return {
         "digest": ranked.digest,
         "accuracy": ranked.accuracy,
-        "accuracy_drop": _drop(result, ranked),
+        "accuracy_drop": result.drop(ranked),
         "accuracy_drop_upper": ranked.most_lost if math.isfinite(ranked.most_lost) else None,
         "judged_on": ranked.judged_on,
     }
@@ -158,15 +162,29 @@ def summary(result: SearchResult) -> str:
     who = "" if request.strategy == "splitpoint" else f"Chosen by {request.strategy}. "
     return (
         f"{who}Link {result.cost_model.link}, device {request.device.name}. Limits: {limits}. "
-        f"Accuracy is {result.metric}, {result.reference_accuracy:.1f} in floating point. "
+        f"{_in_floating_point(result)}"
         f"{result.cuts} cuts{'' if result.every_cut else _MORE_CUTS}, {timed} timed, "
-        f"{len(result.ranked)} candidates, {len(result.measured)} with measured accuracy, "
-        f"{len(result.kept)} plans kept."
+        f"{len(result.ranked)} candidates, {_judged(result)}{len(result.kept)} plans kept."
     )
+
+
+def _in_floating_point(result: SearchResult) -> str:
+    if result.reference_accuracy is None:
+        return ""
+    return f"Accuracy is {result.metric}, {result.reference_accuracy:.1f} in floating point. "
+
+
+def _judged(result: SearchResult) -> str:
+    return f"{len(result.measured)} with measured accuracy, " if result.metric else ""
 
 
 def judgement(result: SearchResult) -> str:
     """Describe the pictures and the interval by which accuracy was judged."""
+    if result.judged_by is None:
+        return (
+            f"Accuracy was not measured. {_UNMEASURED} Everything is fitted to "
+            f"{result.calibration_images} calibration pictures, over which bytes are means."
+        )
     max_drop, images = result.request.max_drop, len(result.evaluation_images)
     apart = "" if result.also_fitted else ", none of them among these"
     lines = [
@@ -184,9 +202,11 @@ def judgement(result: SearchResult) -> str:
 
 def sure(result: SearchResult) -> str:
     """One line on the chosen plan: its loss, the bound of it, and the evaluation pictures."""
-    best = result.kept[0]
+    best, drop = result.kept[0], result.drop(result.kept[0])
+    if result.judged_by is None or drop is None:
+        return f"accuracy was not measured: {_TELL}"
     line = (
-        f"{best.candidate.name} loses {_drop(result, best):.1f} points of {result.metric}, at most "
+        f"{best.candidate.name} loses {drop:.1f} points of {result.metric}, at most "
         f"{best.most_lost:.1f} (90 %), on {judged_in_words(result.judged_by, best.judged_on)}"
     )
     if result.judged_by == "held-out":
@@ -217,7 +237,7 @@ def _warnings(result: SearchResult) -> Iterable[str]:
 def _undecided(result: SearchResult) -> Iterable[str]:
     """Note on plans that too few pictures leave undecided."""
     limit = find(MaxDrop, result.request.constraints)
-    if limit is None:
+    if limit is None or result.judged_by is None or result.reference_accuracy is None:
         return
     others = [each for each in result.request.constraints if each is not limit]
     needs = [
@@ -320,32 +340,41 @@ def _curve_tables(result: SearchResult) -> Iterable[str]:
         yield ""
 
 
-def _drop(result: SearchResult, ranked: RankedCandidate) -> float:
-    return result.reference_accuracy - (ranked.accuracy or 0.0)
-
-
 def _table(result: SearchResult, rows: Sequence[RankedCandidate]) -> Iterable[str]:
-    yield (
-        f"| plan | latency ms | bytes | edge memory MiB | {result.metric} | drop | at most (90 %) |"
-    )
-    yield "|---|--:|--:|--:|--:|--:|--:|"
+    heads = "plan", "latency ms", "bytes", "edge memory MiB", *accuracy_heads(result)
+    yield f"| {' | '.join(heads)} |"
+    yield f"|---{'|--:' * (len(heads) - 1)}|"
     for ranked in rows:
         candidate = ranked.candidate
-        yield (
-            f"| {candidate.name} | {ranked.latency_ms:.1f} | {candidate.payload_bytes:,.0f} "
-            f"| {candidate.edge_memory_bytes / 2**20:.2f} | {ranked.accuracy or 0.0:.1f} "
-            f"| {_drop(result, ranked):.1f} | {at_most(ranked)} |"
+        cells = (
+            candidate.name,
+            f"{ranked.latency_ms:.1f}",
+            f"{candidate.payload_bytes:,.0f}",
+            f"{candidate.edge_memory_bytes / 2**20:.2f}",
+            *accuracy_cells(result, ranked),
         )
+        yield f"| {' | '.join(cells)} |"
 
 
-def at_most(ranked: RankedCandidate) -> str:
-    """Upper bound of a drop; a dash for a plan that was given up."""
-    return f"{ranked.most_lost:.1f}" if math.isfinite(ranked.most_lost) else "-"
+def accuracy_heads(result: SearchResult) -> tuple[str, ...]:
+    """Column heads of `accuracy_cells`; none if no accuracy was measured."""
+    return (result.metric, "drop", "at most (90 %)") if result.metric else ()
+
+
+def accuracy_cells(result: SearchResult, ranked: RankedCandidate) -> tuple[str, ...]:
+    """Accuracy of a plan, its drop and the upper bound of that, a dash if the plan was given up."""
+    drop = result.drop(ranked)
+    if drop is None or ranked.accuracy is None:
+        return ()
+    at_most = f"{ranked.most_lost:.1f}" if math.isfinite(ranked.most_lost) else "-"
+    return f"{ranked.accuracy:.1f}", f"{drop:.1f}", at_most
 
 
 def _given_up(result: SearchResult) -> Iterable[str]:
     """Note on plans that were not judged on all images."""
-    few = [j for j in result.measured if j.judged_on < len(result.evaluation_images)]
+    few = [
+        j for j in result.measured if result.metric and j.judged_on < len(result.evaluation_images)
+    ]
     if few:
         yield (
             f"{len(few)} of those below lost too much after few images "

@@ -33,7 +33,13 @@ def check_format(path: Path) -> None:
 
 
 def plot_result(result: SearchResult, path: Path) -> None:
-    """Plot every candidate of a search whose accuracy was measured."""
+    """Plot every candidate of a search whose accuracy was measured.
+
+    Raises:
+        SettingsError: If the search measured none.
+    """
+    if result.metric is None or result.reference_accuracy is None:
+        raise SettingsError("the search measured no accuracy to plot")
     grouped: dict[str, list[RankedCandidate]] = {}
     for ranked in result.measured:
         if ranked.candidate.codec is not None:

@@ -69,6 +69,7 @@ class FormatTable:
         cost_model: The device and link for which a codec is chosen.
         is_affordable: Whether a candidate keeps the limits that need no accuracy: a codec is
             chosen among those that do, if there are any.
+        widths: Bits of the symbols of tensors that travel.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class FormatTable:
         times: dict[str, CutTimes],
         cost_model: CostModel,
         is_affordable: Callable[[Candidate], bool] = lambda _candidate: True,
+        widths: Sequence[int] = WIDTHS,
     ) -> None:
         self._heads = heads
         self._network = heads.network
@@ -85,6 +87,7 @@ class FormatTable:
         self._times = times
         self._cost_model = cost_model
         self._is_affordable = is_affordable
+        self._widths = widths
         self._coded: dict[tuple[WireTensor, CodecSpec], Coded] = {}
 
     def at(self, cost_model: CostModel) -> "FormatTable":
@@ -100,7 +103,7 @@ class FormatTable:
         if cut.kind == "cloud-only":
             return [self.upload(cut, spec) for spec in IMAGE_CODECS]
         found = []
-        for bits in WIDTHS:
+        for bits in self._widths:
             wires = tuple(self._quantizer(name, bits) for name in cut.tensors)
             options = [self._candidate(cut, wires, spec) for spec in tensor_codecs(wires)]
             fastest = [j.candidate for j in rank_candidates(options, self._times, self._cost_model)]

@@ -17,6 +17,8 @@ from search.network.graph import Node
 from search.network.quant_params import QuantParams
 
 WIDTHS = (2, 3, 4, 6, 8)
+LOSSLESS = WIDTHS[-1:]
+"""The width that keeps every code of a head."""
 IMAGE_CODECS = (*LOSSLESS_UPLOADS, USUAL_UPLOAD)
 LOSSY_IMAGE_CODECS = tuple(kind.name for kind in KINDS.values() if kind.has_quality)
 QUALITIES = tuple(range(10, 100, 5))

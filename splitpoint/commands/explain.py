@@ -101,7 +101,7 @@ def _document(
     link: "Link",
     device: str | None,
     deadline_ms: float | None,
-    metric: str,
+    metric: str | None,
 ) -> dict[str, Any]:
     from common.link.crossover import in_words
 
@@ -141,7 +141,7 @@ def _document(
     }
 
 
-def _show(found: "LinkExplanation", link: "Link", metric: str) -> None:
+def _show(found: "LinkExplanation", link: "Link", metric: str | None) -> None:
     from rich.console import Console
 
     from common.link.crossover import in_words
@@ -150,7 +150,8 @@ def _show(found: "LinkExplanation", link: "Link", metric: str) -> None:
     console = console if console.is_terminal else Console(width=_WIDTH)
     console.print(f"{found.chosen.plan.name}: {found.reason}.\n", highlight=False)
     _show_plans(console, found, link, metric)
-    console.print(f"Lost at most, in points of {metric}: {_judged(found)}.\n", highlight=False)
+    if metric is not None:
+        console.print(f"Lost at most, in points of {metric}: {_judged(found)}.\n", highlight=False)
     seen = {stage.source for cost in found.fastest for stage in cost.stages}
     legend = "; ".join(words for source, words in _LEGEND.items() if source in seen)
     console.print(f"Times in ms; {legend}.\n", highlight=False)
@@ -159,23 +160,26 @@ def _show(found: "LinkExplanation", link: "Link", metric: str) -> None:
         console.print(f"  {words}", highlight=False)
 
 
-def _show_plans(console: "Console", found: "LinkExplanation", link: "Link", metric: str) -> None:
+def _show_plans(
+    console: "Console", found: "LinkExplanation", link: "Link", metric: str | None
+) -> None:
     from rich.table import Table
 
     table = Table("plan", title=f"Plans over {link}, fastest first", title_justify="left")
-    for column in (*PREDICTED, "latency", "bytes", metric, "lost at most"):
+    heads = () if metric is None else (metric, "lost at most")
+    for column in (*PREDICTED, "latency", "bytes", *heads):
         table.add_column(column, justify="right")
     for cost in found.fastest:
         marks = {stage.stage: _MARKS[stage.source] for stage in cost.stages}
         times = _stages_ms(cost, link)
         cells = [f"{times[s]:.1f}{marks.get(s, '')}" if s in times else "" for s in PREDICTED]
         latency = f"{cost.latency_ms(link):.1f}"
-        accuracy = f"{cost.plan.predicted.accuracy:.1f}"
-        upper = cost.plan.predicted.accuracy_drop_upper
-        lost = "" if upper is None else f"{upper:.1f}"
+        predicted = cost.plan.predicted
+        known = predicted.accuracy, predicted.accuracy_drop_upper
+        judged = () if metric is None else tuple("" if x is None else f"{x:.1f}" for x in known)
         sent = f"{cost.uplink_bytes:,.0f}"
         style = "bold" if cost is found.chosen else None
-        table.add_row(cost.plan.name, *cells, latency, sent, accuracy, lost, style=style)
+        table.add_row(cost.plan.name, *cells, latency, sent, *judged, style=style)
     console.print(table)
 
 

@@ -1,12 +1,16 @@
 """`splitpoint search`: find the plans for a model, a device, a link and limits."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from common.errors import SettingsError
 from common.runtime.registry import DEFAULT_RUNTIME
 from splitpoint.commands import options, search_options
+
+if TYPE_CHECKING:
+    from search.constraints import Limits
 
 
 def run(
@@ -23,11 +27,21 @@ def run(
     strategy: search_options.Strategy = "splitpoint",
     quantizer: search_options.Quantizer = None,
     max_drop: Annotated[
-        float,
+        float | None,
         typer.Option(
-            min=0, help="Most accuracy a plan may lose, in points, with 90 % confidence per plan."
+            min=0,
+            show_default="3",
+            help="Most accuracy a plan may lose, in points, with 90 % confidence per plan.",
         ),
-    ] = 3.0,
+    ] = None,
+    no_accuracy: Annotated[
+        bool,
+        typer.Option(
+            "--no-accuracy",
+            help="Measure no accuracy: a quick search of where to cut. Tensors travel as heads "
+            "compute them, uploads have the usual quality, and no tail is fine-tuned.",
+        ),
+    ] = False,
     evaluation: options.Evaluation = None,
     annotations: options.Annotations = None,
     iou_threshold: Annotated[
@@ -89,7 +103,16 @@ def run(
     from search.reports.plot import check_format, plot_result
     from splitpoint.searching import search  # heavy: brings torch
 
+    limits: Limits = {
+        "edge_memory": edge_memory,
+        "no_raw_image": no_raw_image,
+        "max_bytes": max_bytes,
+    }
+    if max_drop is not None:
+        limits["max_drop"] = max_drop
     if explain is not None:
+        if no_accuracy:
+            raise SettingsError("--explain plots accuracy, and --no-accuracy measures none")
         check_format(explain)
         require_file_place(explain)
     with Stages() as stages:
@@ -99,7 +122,6 @@ def run(
             link=link,
             out=out,
             device=device,
-            edge_memory=edge_memory,
             strategy=strategy,
             reporter=stages,
             weights=weights,
@@ -113,9 +135,7 @@ def run(
             classes=tuple(classes or ()),
             top=top,
             quantizer=quantizer,
-            max_drop=max_drop,
-            no_raw_image=no_raw_image,
-            max_bytes=max_bytes,
+            accuracy=not no_accuracy,
             cloud_threads=cloud_threads,
             runtime=runtime,
             max_images=max_images,
@@ -126,6 +146,7 @@ def run(
             video=video,
             tables=tables,
             cache=options.cache_of(cache, no_cache),
+            **limits,
         )
     Console().print(Markdown(markdown(result)))
     for warning in warnings(result):

@@ -67,7 +67,7 @@ def test_the_bundle_keeps_the_limits(bundle: Path) -> None:
             assert plan.predicted.edge_memory_bytes <= 5 << 20
             upper = plan.predicted.accuracy_drop_upper
             assert upper is not None
-            assert plan.predicted.accuracy_drop <= upper <= 20.0
+            assert (plan.predicted.accuracy_drop or 0.0) <= upper <= 20.0
             assert (plan.predicted.judged_images, plan.predicted.judged_by) == (16, "held-out")
         refined = [p for p in plans if p.codec is not None and p.codec.name == "context"]
         assert refined
@@ -82,7 +82,7 @@ def test_two_processes_find_what_the_whole_network_finds(
 ) -> None:
     with Bundle.open(bundle) as opened:
         splits = [plan for plan in opened.manifest.plans if plan.kind == "split"]
-    truest = min(splits, key=lambda plan: plan.predicted.accuracy_drop)
+    truest = min(splits, key=lambda plan: plan.predicted.accuracy_drop or 0.0)
     refined = next(plan for plan in splits if plan.looks_back)
     # Of 25 steps on 16 images nothing more is asked than that the adapted tail belongs to its head.
     least = {truest.name: 0.8, refined.name: 0.8 if refined == truest else 0.5}
@@ -201,7 +201,7 @@ def test_a_baseline_is_deployed_as_our_own_plans_are(
     with Bundle.open(tmp_path / "bundle") as opened:
         plans = opened.manifest.plans
         assert [plan.name for plan in plans] == [j.candidate.name for j in found.kept]
-        assert all(plan.predicted.accuracy_drop <= 30.0 for plan in plans)
+        assert all((plan.predicted.accuracy_drop or 0.0) <= 30.0 for plan in plans)
 
 
 def test_a_baseline_that_knows_no_memory_limit_is_told_what_it_would_need(

@@ -265,6 +265,17 @@ def test_weights_that_are_missing_name_the_command(
     assert "splitpoint models fetch yolov3" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "option", [("--max-drop", "1"), ("--evaluation", "."), ("--explain", "x.svg")]
+)
+def test_a_search_without_accuracy_takes_no_option_about_it(
+    option: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--model", "yolov3-tiny", "--link", "3mbit", "--calibration", tmp_path]
+    assert _run("search", *arguments, "--out", tmp_path / "out", "--no-accuracy", *option) == 64
+    assert "--no-accuracy measures none" in _one_line(capsys)
+
+
 def test_a_missing_extra_names_what_to_install(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -202,3 +202,28 @@ def test_one_plan_is_enough(kind: str) -> None:
     )
     assert page.count("figure") == 3
     assert page.texts("li")[0].startswith("at any bandwidth: ")
+
+
+def test_a_search_that_measured_no_accuracy_says_so_and_shows_none() -> None:
+    found = found_by_search()
+    unmeasured = replace(
+        found,
+        metric=None,
+        reference_accuracy=None,
+        judged_by=None,
+        evaluation_images=(),
+        curves={},
+        ranked=tuple(replace(each, accuracy=None) for each in found.ranked),
+        measured=tuple(replace(each, accuracy=None) for each in found.measured),
+        kept=tuple(replace(each, accuracy=None) for each in found.kept),
+    )
+    page, text = html(unmeasured), markdown(unmeasured)
+    for each in (page, text):
+        assert "Accuracy was not measured." in each
+        assert "AP50" not in each
+        assert "None" not in each
+    assert "Accuracy and cost" not in page
+    assert "not measured" in sure(unmeasured)
+    document = as_json(unmeasured)
+    assert document["accuracy_metric"] is None
+    assert {each["accuracy"] for each in document["candidates"]} == {None}

@@ -8,7 +8,7 @@ A call is one operator with names of what it reads and makes. Constants are know
 and are no tensors of the graph. Batches are the first axis everywhere, and are no part of a shape.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -210,3 +210,7 @@ def as_pair(values: Any) -> tuple[int, int]:
     """Two integers, of one or two."""
     numbers = [int(value) for value in np.atleast_1d(values)]
     return (numbers[0], numbers[0]) if len(numbers) == 1 else (numbers[0], numbers[1])
+
+
+Reader = Callable[[Call, GraphBuilder], None]
+"""Reads a call into the graph; raises `UnsupportedCallError` if the graph has no entry for it."""

@@ -17,6 +17,7 @@ from search.network.operators.base import (
     only,
     write_weights,
 )
+from search.network.operators.tables import activation_table, write_table
 from search.network.quant_params import Codes, Quantized, QuantParams
 
 
@@ -217,22 +218,6 @@ class Scale(Operator):
         return builder.add("Add", (scaled, offset), output)
 
 
-def activation_table(network: Quantized, node: Node) -> Codes:
-    """(256,) codes after the activation, indexed by the code before it; (C, 256) with gains."""
-    if node.activation is None:
-        raise ModelError(f"{node.name}: no activation")
-    below, above = network.before[node.name], network.grids[node.name]
-    codes = np.arange(256, dtype=np.uint8)
-    if node.gains is None:
-        values = node.activation.run(torch.from_numpy(below.dequantize(codes))).numpy()
-        return above.quantize(values)
-    steps = codes.astype(np.float32) - np.float32(below.zero_point)
-    linear = steps * (np.float32(below.scale) / node.gains)[:, None]
-    values = node.activation.run(torch.from_numpy(linear)).numpy()
-    made = np.rint(values / (np.float32(above.scale) / node.gains)[:, None]) + above.zero_point
-    return np.asarray(np.clip(made, 0, above.top), np.uint8)
-
-
 def write_sums(builder: OnnxBuilder, network: Quantized, node: Node, output: str) -> str:
     """Input codes -> convolution -> codes on the grid of its sums; returns their name."""
     target = network.before.get(node.name, network.grids[node.name])
@@ -268,23 +253,6 @@ def write_real_inputs(builder: OnnxBuilder, network: Quantized, node: Node) -> t
         axis=0,
     )
     return real, weight, bias
-
-
-def write_table(
-    builder: OnnxBuilder, network: Quantized, node: Node, codes: str, output: str
-) -> None:
-    """Codes of a node's sums -> activation -> codes of its output."""
-    if node.activation is None:
-        raise ModelError(f"{node.name}: no activation")
-    below, grid = network.before[node.name], network.grids[node.name]
-    real = builder.dequantize(codes, below, f"{output}.before", node.gains)
-    node.activation.write(builder, real, f"{output}.after")
-    if node.gains is not None:
-        builder.quantize(f"{output}.after", grid, output, gains=node.gains)
-        return
-    highest = float(below.dequantize(np.array(255, np.uint8)))
-    beyond = highest / grid.scale + grid.zero_point > grid.top + 0.5
-    builder.quantize(f"{output}.after", grid, output, saturates=beyond)
 
 
 def by_input(weight: NDArray[np.float64], groups: int) -> NDArray[np.float64]:
