@@ -11,6 +11,7 @@ import json
 import re
 from pathlib import Path
 
+from bench import networks
 from bench.adaptation import report as adaptation
 from bench.autosplit import report as autosplit
 from bench.harness import RESULTS, Lines, Result
@@ -79,6 +80,12 @@ _SECTIONS = (
         "video_rate",
         "python -m bench.rate.video_rate --calibration IMAGES --videos VIDEO ...",
         video_rate.section,
+    ),
+    (
+        "Networks of others",
+        "networks",
+        f"python -m bench.networks --models MODELS {_COCO}",
+        networks.BENCH.section,
     ),
     (
         "The original's experiment, simulated",

@@ -25,6 +25,8 @@ from search.zoo.cfg import Section, parse_cfg, sources
 # variance. The published YOLOv3-tiny weights hold variances near zero: there 1e-5 moves the maps by
 # 1e-3 from OpenCV's, and 1e-6 keeps them within 1e-4.
 BATCH_NORM_EPS = 1e-6
+_HEADER = (0, 2, 0, 0, 0)
+"""Version 0.2.0 of a weights file, and a count of pictures in 64 bits."""
 _ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
     "linear": nn.Identity,
     "leaky": lambda: nn.LeakyReLU(0.1),
@@ -196,6 +198,11 @@ class DarknetModule(nn.Module):
                 tensor.copy_(torch.from_numpy(part.copy()).view_as(tensor))
                 start += tensor.numel()
         self.digest = hashlib.sha256(data).hexdigest()
+
+    def to_weights(self) -> bytes:
+        """The weights as a Darknet file, which `load_weights` reads."""
+        values = [tensor.detach().numpy().astype("<f4").tobytes() for tensor in self._file_order()]
+        return b"".join([np.array(_HEADER, "<i4").tobytes(), *values])
 
     def _file_order(self) -> list[torch.Tensor]:
         """Tensors as Darknet writes them: offset, scale, mean, variance or bias, then kernel."""

@@ -92,6 +92,14 @@ def test_shipped_cfgs_need_exactly_the_published_files(name: str) -> None:
     assert CFGS[name].image_size == module.input_size
 
 
+def test_weights_are_written_as_they_are_read() -> None:
+    module = _with_weights(EVERYTHING)
+    assert module.to_weights() == _random_weights(EVERYTHING)
+    again = DarknetModule(EVERYTHING)
+    again.load_weights(module.to_weights())
+    assert again.digest == module.digest
+
+
 def test_tiny_has_the_anchors_that_its_weights_were_trained_with() -> None:
     coarse, fine = DarknetModule(CFGS["yolov3-tiny"].cfg).heads
     assert (coarse.stride, coarse.anchors) == (32, ((81, 82), (135, 169), (344, 319)))
