@@ -67,6 +67,22 @@ class QuantizedConv:
         return np.asarray(self.weight * self.scale[:, None, None, None], np.float32)
 
 
+def multiplied(
+    left: Codes, left_grid: QuantParams, right: Codes, right_grid: QuantParams, target: QuantParams
+) -> Codes:
+    """Codes of the products of two tensors' values, as ONNX Runtime's kernel computes them.
+
+    It scales the product once, and adds the zero point before it rounds, all in float32: near a tie
+    these decide.
+    """
+    product = (left.astype(np.float32) - np.float32(left_grid.zero_point)) * (
+        right.astype(np.float32) - np.float32(right_grid.zero_point)
+    )
+    scale = np.float32(left_grid.scale) * np.float32(right_grid.scale) / np.float32(target.scale)
+    made = np.rint(product * scale + np.float32(target.zero_point))
+    return np.asarray(np.clip(made, 0, target.top), np.uint8)
+
+
 class Quantized(Protocol):
     """The integers of a network, as its operators read them.
 

@@ -6,13 +6,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from common.errors import ModelError
 from search.network.graph import Node, Shape
 from search.network.onnx_builder import OnnxBuilder
 from search.network.operators.base import Operator, Weights, write_weights
-from search.network.quant_params import Codes, Quantized
+from search.network.quant_params import Codes, Quantized, multiplied
 
 _T = TypeVar("_T")
 
@@ -116,18 +115,12 @@ class Multiply(Binary):
         return not _is_activated(node)
 
     def run_codes(self, network: Quantized, node: Node, inputs: Sequence[Codes]) -> Codes:
-        """Multiply codes, and scale the product once, as the runtime's kernel does."""
+        """Multiply codes as the runtime's kernel does."""
         if _is_activated(node):
             return super().run_codes(network, node, inputs)
-        target = network.grids[node.name]
         first, second = (network.grids[name] for name in node.inputs)
-        left, right = (
-            q.astype(np.float32) - np.float32(network.grids[name].zero_point)
-            for name, q in zip(node.inputs, inputs, strict=True)
-        )
-        scale = np.float32(first.scale) * np.float32(second.scale) / np.float32(target.scale)
-        product: NDArray[np.float32] = left * right * scale
-        return np.asarray(np.clip(np.rint(product) + target.zero_point, 0, target.top), np.uint8)
+        left, right = inputs
+        return multiplied(left, first, right, second, network.grids[node.name])
 
 
 class WithConstant(Operator):

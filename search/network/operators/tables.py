@@ -23,7 +23,7 @@ from common.errors import ModelError
 from search.network.activations import HARD_SWISH, SILU, Activation
 from search.network.graph import Node
 from search.network.onnx_builder import OnnxBuilder
-from search.network.quant_params import Codes, Quantized, QuantParams
+from search.network.quant_params import Codes, Quantized, QuantParams, multiplied
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ def activation_table(network: Quantized, node: Node) -> Codes:
     steps = _CODES.astype(np.float32) - np.float32(below.zero_point)
     linear = steps * (np.float32(below.scale) / node.gains)[:, None]
     values = activation.run(torch.from_numpy(linear)).numpy()
-    return _clipped(values / (np.float32(above.scale) / node.gains)[:, None], above)
+    made = np.rint(values / (np.float32(above.scale) / node.gains)[:, None])
+    return np.asarray(np.clip(made + above.zero_point, 0, above.top), np.uint8)
 
 
 def write_table(
@@ -111,15 +112,8 @@ def _plain(activation: Activation, below: QuantParams, above: QuantParams) -> Co
 
 
 def _gated(gate: Gate, below: QuantParams, above: QuantParams) -> Codes:
-    """Table of an activation x g(x), as the kernel that multiplies codes computes it."""
-    steps = _CODES.astype(np.float32) - np.float32(below.zero_point)
-    product = steps * gate.codes(below.dequantize(_CODES))
-    unit = np.float32(below.scale) * np.float32(gate.read.scale) / np.float32(above.scale)
-    return _clipped(product * unit, above)
-
-
-def _clipped(steps: NDArray[np.float32], grid: QuantParams) -> Codes:
-    return np.asarray(np.clip(np.rint(steps) + grid.zero_point, 0, grid.top), np.uint8)
+    """Table of an activation x g(x)."""
+    return multiplied(_CODES, below, gate.codes(below.dequantize(_CODES)), gate.read, above)
 
 
 def _parts(network: Quantized, node: Node) -> tuple[Activation, QuantParams, QuantParams]:
