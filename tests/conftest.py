@@ -20,10 +20,16 @@ settings.load_profile("splitpoint")
 
 # Unit tests that search, fit or wait; `make check` leaves them out, and all integration tests.
 SLOW = {
+    "test_allocate",
     "test_balance",
+    "test_baselines",
+    "test_bench_networks",
     "test_coco_agreement",
+    "test_connections",
     "test_constraints",
+    "test_deadline_probes",
     "test_fit_context",
+    "test_image_costs",
     "test_lapq",
     "test_low_bit",
     "test_performance",
@@ -31,12 +37,14 @@ SLOW = {
     "test_refine",
     "test_rest_load",
     "test_rounding",
+    "test_runtimes",
     "test_screening",
     "test_search",
     "test_separation",
     "test_stages",
     "test_strategies",
     "test_table_calibration",
+    "test_weights",
     "test_zoo",
 }
 

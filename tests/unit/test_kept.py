@@ -80,6 +80,7 @@ def bundle(tmp_path: Path, request_: Request) -> Path:
 
 
 OTHERS: dict[str, Any] = {
+    "accuracy": False,
     "source": NetworkSource("other"),
     "link": parse_link("3mbit/30ms"),
     "device": device_profile("half-core"),

@@ -30,5 +30,5 @@ def test_a_result_that_is_missing_is_said_to_be(tmp_path: Path) -> None:
 
     text = page(tmp_path)
 
-    assert text.count("Not measured yet.") == 6
+    assert text.count("Not measured yet.") == 7
     assert "| 64 | JPEG |" in text
