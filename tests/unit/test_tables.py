@@ -1,4 +1,4 @@
-"""Activations of codes: the table of the integer reference is what every runtime computes."""
+"""Arithmetic of codes: the integer reference computes what every runtime does, ties included."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from common.runtime.registry import open_model
 from search.network.activations import HARD_SWISH, SILU, Activation
 from search.network.graph import Node
 from search.network.onnx_builder import OnnxBuilder
+from search.network.operators.registry import operator_of
 from search.network.operators.tables import GATES, activation_table, write_table
 from search.network.quant_params import Codes, QuantizedConv, QuantParams
 
@@ -106,3 +107,26 @@ def test_onnx_runtime_runs_gates_in_integers_where_they_are_fine_enough(
     kernels = {node.op_type for node in onnx.load(path).graph.node}
     assert ("QLinearMul" in kernels) == gated
     assert bool(kernels & {"DequantizeLinear", "QuantizeLinear", "Mul"}) != gated
+
+
+def test_a_sum_near_a_tie_is_rounded_once_as_the_kernel_does() -> None:
+    grids = {
+        "a": QuantParams(0.044283535331487656, 17),
+        "b": QuantParams(0.020587841048836708, 20),
+        "sum": QuantParams(0.04341452568769455, 20),
+    }
+    integers = _Integers({}, grids)
+    node = Node("sum", "add", ("a", "b"), (1, 256, 256))
+    builder = OnnxBuilder()
+    builder.add("Identity", ("x",), "a")
+    builder.add("Identity", ("y",), "b")
+    operator_of(node).write_codes(builder, integers, node)
+    ports = [
+        helper.make_tensor_value_info(name, TensorProto.UINT8, [1, 1, 256, 256])
+        for name in ("x", "y", "sum")
+    ]
+    session = open_model(builder.model("sum", ports[:2], ports[2:]))
+    left, right = (each[None, None].astype(np.uint8) for each in np.indices((256, 256)))
+    (found,) = session.run({"x": left, "y": right})
+    expected = operator_of(node).run_codes(integers, node, [left, right])
+    np.testing.assert_array_equal(found, expected)

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from common.errors import ModelError
 from search.network.graph import Node, Shape
@@ -91,18 +92,22 @@ class Add(Binary):
         return not _is_activated(node)
 
     def run_codes(self, network: Quantized, node: Node, inputs: Sequence[Codes]) -> Codes:
-        """Add codes in units of the target's step, as the runtime's kernel does."""
+        """Add codes in units of the target's step, as the runtime's kernel does.
+
+        It multiplies and adds in one instruction, which rounds once: near a tie that decides.
+        """
         if _is_activated(node):
             return super().run_codes(network, node, inputs)
         target = network.grids[node.name]
-        sources = [network.grids[name] for name in node.inputs]
-        ratios = [np.float32(source.scale) / np.float32(target.scale) for source in sources]
-        offset = np.float32(target.zero_point) - sum(
-            np.float32(source.zero_point) * ratio
-            for source, ratio in zip(sources, ratios, strict=True)
+        first, second = (network.grids[name] for name in node.inputs)
+        by_first, by_second = (
+            np.float32(source.scale) / np.float32(target.scale) for source in (first, second)
         )
-        left, right = (q.astype(np.float32) * r for q, r in zip(inputs, ratios, strict=True))
-        return np.asarray(np.clip(np.rint(left + (right + offset)), 0, target.top), np.uint8)
+        zeros = _fused(np.float32(first.zero_point), by_first, by_second * second.zero_point)
+        left, right = inputs
+        made = _fused(right, by_second, np.float32(target.zero_point) - zeros)
+        made = _fused(left, by_first, made)
+        return np.asarray(np.clip(np.rint(made), 0, target.top), np.uint8)
 
 
 class Multiply(Binary):
@@ -189,3 +194,11 @@ _BINARY: MappingProxyType[str, Callable[[torch.Tensor, torch.Tensor], torch.Tens
         }
     )
 )
+
+
+def _fused(
+    codes: Codes | np.float32, ratio: np.float32, more: NDArray[np.float32] | np.float32
+) -> NDArray[np.float32]:
+    """Product and sum in float32, rounded once."""
+    exact = np.asarray(codes, np.float64) * np.float64(ratio) + np.asarray(more, np.float64)
+    return exact.astype(np.float32)
