@@ -9,8 +9,7 @@ gate is itself a table of 256 codes:
     codes -> QLinearSigmoid -> codes of the gate
     codes x codes of the gate -> QLinearMul -> codes of the output
 
-which takes ONNX Runtime a third of the time for a SiLU and half for a HardSwish. Where the gate's
-256 steps would move a code by more than one, floating point stays.
+Where the gate's 256 steps would move a code by more than one, floating point stays.
 """
 
 from dataclasses import dataclass
